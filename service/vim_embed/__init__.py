@@ -1,0 +1,1 @@
+"""vim-embed service: native Vision Mamba and ViT proxies behind a batched HTTP API."""

@@ -1,0 +1,244 @@
+"""Vision Mamba (Vim), inference only, readable from top to bottom.
+
+The released models: bidirectional Mamba (v2), class token in the middle, the two
+directions averaged. Parameter names are those of the released checkpoints, so a state
+dict loads as it is. Source of the computation: hustvl/Vim, vim/models_mamba.py, and
+"Vision Mamba", Zhu et al. 2024 (arXiv:2401.09417).
+
+Knows nothing of files, devices, batching or HTTP. The operations that deserve a kernel
+(conv + SiLU, scan, add + norm) go through `MixerOps`; see kernels/.
+
+Shapes: B images, M patches, L = M + 1 tokens, D model width, E = 2 D inner width,
+N state size, R rank of the step-size projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vim_embed.kernels.ops import Direction, MixerOps
+from vim_embed.kernels.scan.reference import ReferenceOps
+
+
+@dataclass(frozen=True, kw_only=True)
+class VimConfig:
+    """Architecture of one Vim model; `weights.read_config` reads it off a state dict."""
+
+    dim: int
+    depth: int
+    image_size: int = 224
+    patch_size: int = 16
+    stride: int = 16
+    d_state: int = 16
+    d_conv: int = 4
+    dt_rank: int = 0  # 0: ceil(dim / 16)
+    expand: int = 2
+    eps: float = 1e-5
+
+    @property
+    def inner(self) -> int:
+        return self.expand * self.dim
+
+    @property
+    def rank(self) -> int:
+        return self.dt_rank or -(-self.dim // 16)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patch rows and columns of an image of `height` × `width` pixels."""
+        rows = (height - self.patch_size) // self.stride + 1
+        columns = (width - self.patch_size) // self.stride + 1
+        return rows, columns
+
+
+VIM_CONFIGS = {
+    "vim-tiny": VimConfig(dim=192, depth=24),
+    "vim-small": VimConfig(dim=384, depth=24),
+    "vim-base": VimConfig(dim=768, depth=24),
+    "vim-tiny-plus": VimConfig(dim=192, depth=24, stride=8),
+    "vim-small-plus": VimConfig(dim=384, depth=24, stride=8),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Image (B, 3, H, W) to patch vectors (B, M, D), row-major."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.dim, config.patch_size, config.stride)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches: Tensor = self.proj(pixel_values)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Holds the weight of the norm; the computation is `MixerOps.add_norm`."""
+
+    def __init__(self, dim: int, eps: float, ops: MixerOps) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+        self.ops = ops
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.ops.add_norm(hidden, residual, self.weight, self.eps)
+
+
+class BiMamba(nn.Module):
+    """The mixer: two selective scans, one per direction, gated and averaged.
+
+    (B, L, D) -> (B, L, D). Time order is never flipped in memory: the backward direction
+    walks the same tensors from the last token to the first.
+    """
+
+    def __init__(self, config: VimConfig, ops: MixerOps) -> None:
+        super().__init__()
+        inner, rank, state = config.inner, config.rank, config.d_state
+        self.inner, self.rank, self.state, self.ops = inner, rank, state, ops
+        self.in_proj = nn.Linear(config.dim, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, config.dim, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
+        self.conv1d_b = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
+        self.x_proj_b = nn.Linear(inner, rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.dt_proj_b = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.zeros(inner, state))
+        self.A_b_log = nn.Parameter(torch.zeros(inner, state))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.D_b = nn.Parameter(torch.ones(inner))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x, z = self.in_proj(hidden).split(self.inner, dim=-1)  # each (B, L, E)
+        forward = self._direction(
+            x, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, reverse=False
+        )
+        backward = self._direction(
+            x, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, reverse=True
+        )
+        averaged = self.ops.scan(forward, backward, z)  # (B, L, E)
+        out: Tensor = self.out_proj(averaged)
+        return out
+
+    def _direction(
+        self,
+        x: Tensor,
+        conv: nn.Conv1d,
+        x_proj: nn.Linear,
+        dt_proj: nn.Linear,
+        a_log: Tensor,
+        skip: Tensor,
+        *,
+        reverse: bool,
+    ) -> Direction:
+        assert conv.bias is not None
+        u = self.ops.conv_silu(x, conv.weight.squeeze(1), conv.bias, reverse=reverse)
+        step, b, c = x_proj(u).split([self.rank, self.state, self.state], dim=-1)
+        return Direction(
+            u=u,
+            delta=F.linear(step, dt_proj.weight),
+            delta_bias=dt_proj.bias,
+            A=-torch.exp(a_log.float()),
+            B=b,
+            C=c,
+            D=skip,
+        )
+
+
+class Block(nn.Module):
+    """Add, then norm, then mix: (hidden, residual) -> (hidden, residual).
+
+    The residual stream stays in float32; the stream after the block is their sum.
+    """
+
+    def __init__(self, config: VimConfig, ops: MixerOps) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.dim, config.eps, ops)
+        self.mixer = BiMamba(config, ops)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        normed, residual = self.norm(hidden, residual)
+        return self.mixer(normed), residual
+
+
+class Vim(nn.Module):
+    """Native Vision Mamba without its classifier: images to normalised tokens."""
+
+    def __init__(self, config: VimConfig, ops: MixerOps | None = None) -> None:
+        super().__init__()
+        ops = ops or ReferenceOps()
+        self.config = config
+        rows, columns = config.grid(config.image_size, config.image_size)
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns + 1, config.dim))
+        self.layers = nn.ModuleList(Block(config, ops) for _ in range(config.depth))
+        self.norm_f = RMSNorm(config.dim, config.eps, ops)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) to the final tokens (B, M + 1, D)."""
+        hidden = self.embed_patches(pixel_values)
+        residual: Tensor | None = None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual)
+        tokens, _ = self.norm_f(hidden, residual)
+        return tokens
+
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, M + 1, D): patches, middle class token, position embedding."""
+        patches = self.patch_embed(pixel_values)
+        middle = patches.shape[1] // 2
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)
+        tokens = torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1)
+        rows, columns = self.config.grid(*pixel_values.shape[-2:])
+        return tokens + self.position_embedding(rows, columns)
+
+    def position_embedding(self, rows: int, columns: int) -> Tensor:
+        """(1, rows · columns + 1, D): the stored one, or a bicubic resampling of its grid."""
+        native = self.config.grid(self.config.image_size, self.config.image_size)
+        if (rows, columns) == native:
+            return self.pos_embed
+        middle = native[0] * native[1] // 2
+        cls = self.pos_embed[:, middle : middle + 1]
+        patches = torch.cat([self.pos_embed[:, :middle], self.pos_embed[:, middle + 1 :]], dim=1)
+        grid = patches.reshape(1, *native, -1).permute(0, 3, 1, 2).float()
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+        patches = grid.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
+        middle = rows * columns // 2
+        return torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1)
+
+    def cls_index(self, tokens: int) -> int:
+        """Index of the class token among `tokens` = M + 1 final tokens."""
+        return (tokens - 1) // 2
+
+
+@torch.no_grad()
+def init_random(model: Vim, seed: int = 0) -> None:
+    """Fill the model with seeded weights whose activations stay in a trained model's range.
+
+    For demos, tests and benchmarks only. Mamba's own initialisation for the scan (S4D-real A,
+    step sizes log-uniform in [1e-3, 1e-1], Gu & Dao 2023, arXiv:2312.00752), truncated normals
+    elsewhere.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf in ("A_log", "A_b_log"):
+            states = torch.arange(1, parameter.shape[1] + 1, dtype=torch.float32)
+            jitter = torch.empty(parameter.shape).uniform_(-0.1, 0.1, generator=generator)
+            parameter.copy_(states.log() + jitter)
+        elif "dt_proj" in name and leaf == "bias":
+            low, high = torch.tensor([1e-3, 1e-1]).log()
+            step = torch.empty(parameter.shape).uniform_(float(low), float(high), generator=generator)
+            parameter.copy_(torch.log(torch.expm1(step.exp())))  # inverse softplus
+        elif parameter.ndim == 1:
+            centre = 1.0 if leaf in ("D", "D_b") or "norm" in name else 0.0
+            noise = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator)
+            parameter.copy_(centre + noise)
+        else:
+            spread = 0.02 if leaf in ("pos_embed", "cls_token") else parameter[0].numel() ** -0.5
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, spread, generator=generator))
