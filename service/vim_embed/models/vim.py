@@ -87,6 +87,11 @@ class RMSNorm(nn.Module):
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.ops.add_norm(hidden, residual, self.weight, self.eps)
 
+    @staticmethod
+    def observed(output: tuple[Tensor, Tensor]) -> Tensor:
+        """What layer-wise extraction sees: the normed tokens."""
+        return output[0]
+
 
 class BiMamba(nn.Module):
     """The mixer: two selective scans, one per direction, gated and averaged.
@@ -164,6 +169,11 @@ class Block(nn.Module):
         normed, residual = self.norm(hidden, residual)
         return self.mixer(normed), residual
 
+    @staticmethod
+    def observed(output: tuple[Tensor, Tensor]) -> Tensor:
+        """What layer-wise extraction sees: the residual stream after the block."""
+        return output[0].float() + output[1]
+
 
 class Vim(nn.Module):
     """Native Vision Mamba without its classifier: images to normalised tokens."""
@@ -214,6 +224,17 @@ class Vim(nn.Module):
     def cls_index(self, tokens: int) -> int:
         """Index of the class token among `tokens` = M + 1 final tokens."""
         return (tokens - 1) // 2
+
+    def token_count(self, height: int, width: int) -> int:
+        """Final tokens, M + 1, of an image of that many pixels."""
+        rows, columns = self.config.grid(height, width)
+        return rows * columns + 1
+
+    def use_ops(self, ops: MixerOps) -> None:
+        """Compute with another backend from now on."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm | BiMamba):
+                module.ops = ops
 
 
 @torch.no_grad()

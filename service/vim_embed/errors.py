@@ -1,0 +1,115 @@
+"""The errors of the service: one class per code of docs/http.md.
+
+ServiceError
+├── MalformedRequest      400
+├── UnknownModel          404
+├── NotFound              404
+├── MethodNotAllowed      405
+├── NotAcceptable         406
+├── RequestTimeout        408  retry
+├── PayloadTooLarge       413
+├── UnsupportedMediaType  415
+├── InvalidInput          422
+├── QueueFull             429  retry, with Retry-After
+├── InternalError         500  retry
+├── NotReady              503  retry
+├── Draining              503  retry
+└── DeadlineExceeded      504
+
+Raised by any layer from the batcher up; turned into an answer in one place (app.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """A refusal or failure that the caller is told about, with the fix in its message."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        detail: Mapping[str, object] | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.retry_after = retry_after
+
+    def body(self, request_id: str) -> dict[str, object]:
+        """The answer's JSON: `{"error": {"code", "message", "request_id", "detail"?}}`."""
+        error: dict[str, object] = {
+            "code": self.code,
+            "message": self.message,
+            "request_id": request_id,
+        }
+        if self.detail is not None:
+            error["detail"] = dict(self.detail)
+        return {"error": error}
+
+
+class MalformedRequest(ServiceError):
+    code, status, retryable = "malformed_request", 400, False
+
+
+class UnknownModel(ServiceError):
+    code, status, retryable = "unknown_model", 404, False
+
+
+class NotFound(ServiceError):
+    code, status, retryable = "not_found", 404, False
+
+
+class MethodNotAllowed(ServiceError):
+    code, status, retryable = "method_not_allowed", 405, False
+
+
+class NotAcceptable(ServiceError):
+    code, status, retryable = "not_acceptable", 406, False
+
+
+class RequestTimeout(ServiceError):
+    code, status, retryable = "request_timeout", 408, True
+
+
+class PayloadTooLarge(ServiceError):
+    code, status, retryable = "payload_too_large", 413, False
+
+
+class UnsupportedMediaType(ServiceError):
+    code, status, retryable = "unsupported_media_type", 415, False
+
+
+class InvalidInput(ServiceError):
+    code, status, retryable = "invalid_input", 422, False
+
+
+class QueueFull(ServiceError):
+    code, status, retryable = "queue_full", 429, True
+
+
+class InternalError(ServiceError):
+    code, status, retryable = "internal_error", 500, True
+
+
+class NotReady(ServiceError):
+    code, status, retryable = "not_ready", 503, True
+
+
+class Draining(ServiceError):
+    code, status, retryable = "draining", 503, True
+
+
+class DeadlineExceeded(ServiceError):
+    code, status, retryable = "deadline_exceeded", 504, False
+
+
+ERRORS: tuple[type[ServiceError], ...] = tuple(ServiceError.__subclasses__())

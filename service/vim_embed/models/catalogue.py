@@ -1,0 +1,106 @@
+"""The models that have a name, and how a `--model` argument is read.
+
+A user's own checkpoint is one more entry: `NAME=PATH` or `NAME=org/repo[@revision][:file]`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+_HUB = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<file>\S+))?$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+class ModelArgumentError(ValueError):
+    """A `--model` argument that cannot be read; the message names the forms that can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueEntry:
+    """A model to load: from `path` if given, else from `repo` at `revision` on the Hub.
+
+    kind: "vim", "vit", or None to find out from what is there. file: the file within the
+    repository. architecture: the catalogue name whose shapes the weights must have.
+    """
+
+    name: str
+    kind: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    file: str | None = None
+    path: Path | None = None
+    architecture: str | None = None
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names that requests may use: the Hub id, where it stands for this entry alone."""
+        known = CATALOGUE.get(self.name)
+        return (known.repo,) if known and known.repo and not self.name.endswith("-plus") else ()
+
+
+def _vim(name: str, repo: str, file: str) -> CatalogueEntry:
+    return CatalogueEntry(
+        name=name, kind="vim", repo=f"hustvl/{repo}", file=file, architecture=name
+    )
+
+
+def _vit(name: str, repo: str) -> CatalogueEntry:
+    return CatalogueEntry(name=name, kind="vit", repo=f"google/{repo}", architecture=name)
+
+
+CATALOGUE: dict[str, CatalogueEntry] = {
+    entry.name: entry
+    for entry in (
+        _vim("vim-tiny", "Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
+        _vim("vim-small", "Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
+        _vim("vim-base", "Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
+        _vim("vim-tiny-plus", "Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
+        _vim("vim-small-plus", "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
+        _vit("vim-tiny-proxy", "vit-base-patch16-224-in21k"),
+        _vit("vim-small-proxy", "vit-large-patch16-224-in21k"),
+        _vit("vim-base-proxy", "vit-huge-patch14-224-in21k"),
+    )
+}
+
+
+def parse_model(argument: str) -> CatalogueEntry:
+    """Read `NAME`, `HubId`, `NAME=PATH` or `NAME=HubId[@revision][:file]`.
+
+    Raises ModelArgumentError with the accepted forms.
+    """
+    name, separator, source = (part.strip() for part in argument.partition("="))
+    if not separator:
+        return _catalogued(name)
+    if not _NAME.match(name):
+        raise ModelArgumentError(
+            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-', no slash"
+        )
+    known = CATALOGUE.get(name, CatalogueEntry(name=name))
+    return _with_source(known, source)
+
+
+def _catalogued(name: str) -> CatalogueEntry:
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    for entry in CATALOGUE.values():
+        if name in entry.aliases:
+            return entry
+    raise ModelArgumentError(
+        f"unknown model {name!r}: use one of {', '.join(CATALOGUE)}, or name your own checkpoint "
+        f"with NAME=PATH or NAME=org/repo[@revision][:file]"
+    )
+
+
+def _with_source(entry: CatalogueEntry, source: str) -> CatalogueEntry:
+    path = Path(source).expanduser()
+    if path.exists():
+        return replace(entry, path=path, repo=None, revision=None, file=None)
+    match = _HUB.match(source)
+    if match is None or path.suffix in {".pth", ".pt", ".bin", ".safetensors"}:
+        raise ModelArgumentError(
+            f"{source!r} is neither an existing path nor a Hub id (org/repo[@revision][:file])"
+        )
+    file = match["file"] or (entry.file if match["repo"] == entry.repo else None)
+    return replace(entry, repo=match["repo"], revision=match["revision"], file=file)

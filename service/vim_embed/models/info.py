@@ -1,0 +1,63 @@
+"""What is known of a loaded model: plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vim_embed.preprocess import Preprocessing, Triple
+
+POOLINGS = ("mean", "cls", "patch-mean")
+GRANULARITIES = ("blocks", "residual", "leaves", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where a model's weights came from. `digest` is the file's sha256 (of the tensors, if random).
+
+    source: the local path, the Hub id, or "random". revision: the Hub commit, when known.
+    """
+
+    source: str
+    revision: str | None
+    file: str | None
+    digest: str
+    random: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A loaded model as `/models` shows it.
+
+    kind: "vim" or "vit". dim: width of an embedding. dtype: of the computation.
+    any_size: whether images of other sizes than the native one are taken.
+    """
+
+    name: str
+    kind: str
+    dim: int
+    dtype: str
+    device: str
+    backend: str
+    backend_reason: str
+    weights: Weights
+    preprocessing: Preprocessing
+    min_size: int
+    any_size: bool
+    aliases: tuple[str, ...] = ()
+    poolings: tuple[str, ...] = POOLINGS
+    granularities: tuple[str, ...] = GRANULARITIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """What an embedding depends on besides model and pixels.
+
+    layers: a granularity, or None for the final embedding alone. mean, std: replace the model's
+    normalisation of uint8 pixels. exact: fixed-shape execution, independent of batch mates.
+    """
+
+    pooling: str = "mean"
+    layers: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    exact: bool = False

@@ -1,0 +1,172 @@
+"""From a catalogue entry to an Embedder: locate, read, build, choose the backend, describe."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from vim_embed.kernels.select import select_backend
+from vim_embed.models.catalogue import CatalogueEntry, parse_model
+from vim_embed.models.embedder import Embedder
+from vim_embed.models.hub import Located, WeightsError, digest_files, locate
+from vim_embed.models.info import ModelInfo, Weights
+from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
+from vim_embed.models.vit import Vit, load_vit, random_vit, read_preprocessing
+from vim_embed.models.weights import build_vim, read_checkpoint
+from vim_embed.preprocess import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Built:
+    module: Vim | Vit
+    weights: Weights
+    preprocessing: Preprocessing
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    backend: str = "auto",
+    random_weights: bool = False,
+    seed: int = 0,
+) -> Embedder:
+    """Load a model for use in this process.
+
+    name: a catalogue name or its Hub id, or any name if `weights` is given: a path, or
+    org/repo[@revision][:file]. device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32",
+    "float16", "bfloat16". backend: see kernels/select.py. random_weights: seeded random weights,
+    for demos and tests only.
+
+    Raises ModelArgumentError, WeightsError, BackendUnavailable or ValueError, each naming the fix.
+    """
+    return load_entry(
+        parse_model(f"{name}={weights}" if weights is not None else name),
+        device=resolve_device(device),
+        dtype=resolve_dtype(dtype),
+        backend=backend,
+        random_weights=random_weights,
+        seed=seed,
+    )
+
+
+def load_entry(
+    entry: CatalogueEntry,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> Embedder:
+    """`load_model` for an entry that is already parsed."""
+    built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
+    module = built.module.to(device=device, dtype=dtype)
+    if isinstance(module, Vim):
+        chosen = select_backend(backend, device, dtype)
+        module.use_ops(chosen.ops)
+        backend_name, reason = chosen.name, chosen.reason
+        dim, min_size = module.config.dim, module.config.patch_size
+    else:
+        backend_name, reason = "sdpa", "ViT proxies run on torch's scaled dot-product attention"
+        dim, min_size = module.dim, built.preprocessing.image_size
+    info = ModelInfo(
+        name=entry.name,
+        aliases=entry.aliases,
+        kind="vim" if isinstance(module, Vim) else "vit",
+        dim=dim,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        backend=backend_name,
+        backend_reason=reason,
+        weights=built.weights,
+        preprocessing=built.preprocessing,
+        min_size=min_size,
+        any_size=isinstance(module, Vim),
+    )
+    return Embedder(info, module, device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """"auto" is the first CUDA device, or the CPU without one. Raises ValueError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
+            f"use --device cpu, or check the driver and that torch is a CUDA build"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Raises ValueError for a name that is not a compute dtype."""
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}: use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _read(entry: CatalogueEntry, found: Located) -> _Built:
+    weights = Weights(
+        source=found.source,
+        revision=found.revision,
+        file=found.path.name if found.path.is_file() else None,
+        digest=digest_files(found.files),
+    )
+    if found.kind == "vit":
+        vit = load_vit(found.path)
+        return _Built(vit, weights, read_preprocessing(found.path, vit.image_size))
+    vim = build_vim(read_checkpoint(found.path), found.path)
+    _check_architecture(entry, vim.config, found.path)
+    return _Built(vim, weights, replace(VIM_PREPROCESSING, image_size=vim.config.image_size))
+
+
+def _check_architecture(entry: CatalogueEntry, config: VimConfig, path: Path) -> None:
+    wanted = VIM_CONFIGS.get(entry.architecture or "")
+    if wanted is None:
+        return
+    for field in ("dim", "depth", "stride"):
+        have, want = getattr(config, field), getattr(wanted, field)
+        if have != want:
+            raise WeightsError(
+                f"{path} is not {entry.architecture}: its {field} is {have}, not {want}. "
+                f"Load it under a name of your own: --model my-vim={path}"
+            )
+
+
+def _random(entry: CatalogueEntry, seed: int) -> _Built:
+    if entry.architecture is None:
+        raise WeightsError(f"{entry.name!r} has no known architecture to fill with random weights")
+    if entry.kind == "vit":
+        vit = random_vit(entry.architecture, seed)
+        return _Built(vit, _random_weights(vit, seed), VIT_PREPROCESSING)
+    vim = Vim(VIM_CONFIGS[entry.architecture])
+    init_random(vim, seed)
+    return _Built(vim.requires_grad_(False).eval(), _random_weights(vim, seed), VIM_PREPROCESSING)
+
+
+def _random_weights(module: Vim | Vit, seed: int) -> Weights:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return Weights(
+        source=f"random weights, seed {seed}",
+        revision=None,
+        file=None,
+        digest=f"random-sha256:{digest.hexdigest()}",
+        random=True,
+    )

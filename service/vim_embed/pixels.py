@@ -1,0 +1,93 @@
+"""Checks pixel arrays before anything is computed; the same for Python and HTTP callers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vim_embed.models.info import GRANULARITIES, POOLINGS, EmbedOptions, ModelInfo
+
+PixelArray = NDArray[np.generic]
+
+WIRE_DTYPES = ("uint8", "float16", "float32")
+_MAX_STD_INVERSE = 1e-6
+
+
+class PixelError(ValueError):
+    """Pixels or options that no model could embed; the message names the fix."""
+
+
+def check_pixels(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelArray:
+    """Return `array` as native, C-ordered (B, 3, H, W) uint8, float16 or float32, without a copy
+    where it already is.
+
+    A single (3, H, W) image becomes a batch of one; float64 becomes float32.
+    Raises PixelError for a wrong rank, channel count, size, dtype, or a non-finite value.
+    """
+    array = _as_batch(array)
+    rows, channels, height, width = array.shape
+    if channels != 3:
+        hint = "; the channels are last: transpose(0, 3, 1, 2)" if width == 3 else ""
+        raise PixelError(f"expected 3 channels in (B, 3, H, W), got shape {array.shape}{hint}")
+    if rows == 0:
+        raise PixelError("the batch is empty: send at least one row")
+    _check_size(height, width, info, max_size)
+    return _check_values(_as_wire_dtype(array))
+
+
+def check_options(options: EmbedOptions) -> EmbedOptions:
+    """Raise PixelError for an unknown pooling, granularity, or unusable mean and std."""
+    if options.pooling not in POOLINGS:
+        raise PixelError(f"unknown pooling {options.pooling!r}: use one of {', '.join(POOLINGS)}")
+    if options.layers is not None and options.layers not in GRANULARITIES:
+        raise PixelError(
+            f"unknown layers {options.layers!r}: use one of {', '.join(GRANULARITIES)}"
+        )
+    for name, values in (("mean", options.mean), ("std", options.std)):
+        if values is not None and not np.isfinite(values).all():
+            raise PixelError(f"{name} must be three finite numbers, got {values}")
+    if options.std is not None and min(options.std) < _MAX_STD_INVERSE:
+        raise PixelError(f"std must be positive, got {options.std}")
+    return options
+
+
+def _as_batch(array: PixelArray) -> PixelArray:
+    if array.ndim == 3:
+        return array[None]
+    if array.ndim == 4:
+        return array
+    raise PixelError(f"expected a (B, 3, H, W) array, got {array.ndim} dimensions: {array.shape}")
+
+
+def _check_size(height: int, width: int, info: ModelInfo, max_size: int) -> None:
+    native = info.preprocessing.image_size
+    if not info.any_size and (height, width) != (native, native):
+        raise PixelError(
+            f"{info.name} takes {native}×{native} pixels, got {height}×{width}: resize first"
+        )
+    if min(height, width) < info.min_size or max(height, width) > max_size:
+        raise PixelError(
+            f"{info.name} takes sides from {info.min_size} to {max_size} pixels, "
+            f"got {height}×{width}: resize first ({native}×{native} is its native size)"
+        )
+
+
+def _as_wire_dtype(array: PixelArray) -> PixelArray:
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    if array.dtype.name not in WIRE_DTYPES:
+        raise PixelError(
+            f"dtype {array.dtype} is not taken: send uint8 for resized RGB, "
+            f"or float32 or float16 for normalised pixels"
+        )
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _check_values(array: PixelArray) -> PixelArray:
+    if array.dtype == np.uint8:
+        return array
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if not finite.all():
+        rows = np.flatnonzero(~finite)[:10].tolist()
+        raise PixelError(f"rows {rows} hold NaN or infinite pixels: mask or replace them first")
+    return array

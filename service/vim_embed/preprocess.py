@@ -1,0 +1,39 @@
+"""What a model expects of its pixels: the spec that every model publishes.
+
+Knows nothing of tensors; `models/embedder.py` applies it on the device, `images.py` to files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+HALF: Triple = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Resize to `image_size` pixels squared, scale to [0, 1], subtract mean, divide by std."""
+
+    image_size: int
+    interpolation: str
+    mean: Triple
+    std: Triple
+    channels: str = "RGB"
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the spec as sorted JSON: equal digests mean equal preprocessing."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+VIM_PREPROCESSING = Preprocessing(
+    image_size=224, interpolation="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD
+)
+VIT_PREPROCESSING = Preprocessing(image_size=224, interpolation="bilinear", mean=HALF, std=HALF)
