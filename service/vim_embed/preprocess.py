@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 Triple = tuple[float, float, float]
 
@@ -31,6 +31,10 @@ class Preprocessing:
         """sha256 over the spec as sorted JSON: equal digests mean equal preprocessing."""
         text = json.dumps(asdict(self), sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def normalised_with(self, mean: Triple | None, std: Triple | None) -> Preprocessing:
+        """The same spec with another mean or std, where given."""
+        return replace(self, mean=mean or self.mean, std=std or self.std)
 
 
 VIM_PREPROCESSING = Preprocessing(

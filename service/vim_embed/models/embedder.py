@@ -7,6 +7,7 @@ with tensors that are already on the device. Knows nothing of queues or HTTP.
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from vim_embed.kernels.scan.reference import ReferenceOps
-from vim_embed.models.info import EmbedOptions, ModelInfo
+from vim_embed.models.info import GRANULARITIES, EmbedOptions, ModelInfo
 from vim_embed.models.layers import LAST, capture, layer_modules
 from vim_embed.models.vim import Vim
 from vim_embed.pixels import check_options, check_pixels
@@ -61,6 +62,7 @@ class Embedder:
         self.dtype = next(module.parameters()).dtype
         self._backbone = cast(Backbone, module)
         self._constants: dict[Triple, Tensor] = {}
+        self._lock = threading.Lock()  # hooks see every forward of the module
 
     def embed(self, pixel_values: ArrayLike | Tensor, pooling: str = "mean") -> NDArray[np.float32]:
         """Embed (B, 3, H, W) uint8 RGB or normalised float pixels: (B, D) float32, not L2-normed.
@@ -75,7 +77,7 @@ class Embedder:
         granularity: str = "blocks",
         pooling: str = "mean",
     ) -> dict[str, NDArray[np.float32]]:
-        """Pooled output of every layer, name -> (B, D); the last, `last_hidden_state`, is `embed`'s.
+        """Pooled output of every layer, name -> (B, D); the last one is what `embed` gives.
 
         granularity: "blocks", "residual", "leaves" or "all". Raises PixelError.
         """
@@ -86,21 +88,26 @@ class Embedder:
         """(B, 3, H, W) on the device to named float32 (B, D): `embedding`, or one per layer."""
         images = self._normalised(pixel_values, options).to(self.dtype)
         if options.layers is None:
-            return {EMBEDDING: self._pool(self._backbone(images), options.pooling)}
+            with self._lock:
+                final = self._backbone(images)
+            return {EMBEDDING: self._pool(final, options.pooling)}
         tokens = self._backbone.token_count(*images.shape[-2:])
 
         def pool(output: Tensor) -> Tensor:
             return self._pool_layer(output, options.pooling, tokens)
 
-        with capture(layer_modules(self.module, options.layers), pool) as layers:
+        modules = layer_modules(self.module, options.layers)
+        with self._lock, capture(modules, pool) as layers:
             final = self._backbone(images)
         return {**layers, LAST: self._pool(final, options.pooling)}
 
-    def layer_names(self, granularity: str) -> list[str]:
-        """Names of the layers that `embed_layers` gives, from a forward of one blank image."""
+    def layer_names(self) -> dict[str, list[str]]:
+        """By granularity, the layers that `embed_layers` gives; from one blank image's forward."""
         size = self.info.preprocessing.image_size
         blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
-        return list(self.compute(blank, EmbedOptions(layers=granularity)))
+        names = list(self.compute(blank, EmbedOptions(layers="all")))
+        modules = {g: layer_modules(self.module, g) for g in GRANULARITIES}
+        return {g: [n for n in names if n in modules[g] or n == LAST] for g in GRANULARITIES}
 
     def self_check(self, seed: int = 0) -> CheckReport:
         """Embed one seeded image and compare with the float32 reference operations.
@@ -130,7 +137,9 @@ class Embedder:
             pixel_values = pixel_values.detach().cpu().numpy()
         pixels = check_pixels(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
         parts = [
-            self.compute(torch.from_numpy(np.require(part, requirements="W")).to(self.device), options)
+            self.compute(
+                torch.from_numpy(np.require(part, requirements="W")).to(self.device), options
+            )
             for part in np.array_split(pixels, -(-len(pixels) // _CHUNK_ROWS))
         ]
         return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in parts[0]}

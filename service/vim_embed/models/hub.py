@@ -117,9 +117,7 @@ def _snapshot(entry: CatalogueEntry, patterns: list[str]) -> Path:
     assert entry.repo is not None
     at = f" at revision {entry.revision}" if entry.revision else ""
     try:
-        return Path(
-            snapshot_download(entry.repo, revision=entry.revision, allow_patterns=patterns)
-        )
+        return Path(snapshot_download(entry.repo, revision=entry.revision, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         raise WeightsError(f"{entry.repo} is gated: accept its terms and set HF_TOKEN") from error
     except errors.RevisionNotFoundError as error:

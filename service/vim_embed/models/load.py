@@ -95,7 +95,7 @@ def load_entry(
 
 
 def resolve_device(name: str) -> torch.device:
-    """"auto" is the first CUDA device, or the CPU without one. Raises ValueError."""
+    """ "auto" is the first CUDA device, or the CPU without one. Raises ValueError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

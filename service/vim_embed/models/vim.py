@@ -195,6 +195,7 @@ class Vim(nn.Module):
         residual: Tensor | None = None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual)
+        tokens: Tensor
         tokens, _ = self.norm_f(hidden, residual)
         return tokens
 
@@ -254,7 +255,9 @@ def init_random(model: Vim, seed: int = 0) -> None:
             parameter.copy_(states.log() + jitter)
         elif "dt_proj" in name and leaf == "bias":
             low, high = torch.tensor([1e-3, 1e-1]).log()
-            step = torch.empty(parameter.shape).uniform_(float(low), float(high), generator=generator)
+            step = torch.empty(parameter.shape).uniform_(
+                float(low), float(high), generator=generator
+            )
             parameter.copy_(torch.log(torch.expm1(step.exp())))  # inverse softplus
         elif parameter.ndim == 1:
             centre = 1.0 if leaf in ("D", "D_b") or "norm" in name else 0.0

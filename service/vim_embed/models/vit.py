@@ -37,11 +37,13 @@ class Vit(nn.Module):
 
     @property
     def dim(self) -> int:
-        return int(self.model.config.hidden_size)
+        width: int = self.model.config.hidden_size
+        return width
 
     @property
     def image_size(self) -> int:
-        return int(self.model.config.image_size)
+        side: int = self.model.config.image_size
+        return side
 
     def cls_index(self, tokens: int) -> int:
         """Index of the class token."""
@@ -49,7 +51,7 @@ class Vit(nn.Module):
 
     def token_count(self, height: int, width: int) -> int:
         """Final tokens, 1 + M, of an image of that many pixels."""
-        patch = self.model.config.patch_size
+        patch: int = self.model.config.patch_size
         return (height // patch) * (width // patch) + 1
 
 
@@ -69,7 +71,9 @@ def load_vit(folder: Path) -> Vit:
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{folder} is not a loadable ViT: {error}") from error
     bad = {key: sorted(map(str, report[key])) for key in ("missing_keys", "mismatched_keys")}
-    problems = [f"{key.removesuffix('_keys')}: {', '.join(names)}" for key, names in bad.items() if names]
+    problems = [
+        f"{key.removesuffix('_keys')}: {', '.join(names)}" for key, names in bad.items() if names
+    ]
     if problems:
         raise WeightsError(f"{folder} does not fit ViTModel. " + "; ".join(problems))
     return Vit(model.requires_grad_(False).eval())

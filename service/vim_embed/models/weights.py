@@ -127,9 +127,9 @@ def _read_pickle(path: Path) -> object:
         ) from error
 
 
-def _plain_keys(state: Mapping[object, object]) -> dict[str, Tensor]:
+def _plain_keys(state: Mapping[str, object]) -> dict[str, Tensor]:
     return {
-        str(key).removeprefix("module."): value
+        key.removeprefix("module."): value
         for key, value in state.items()
         if isinstance(value, Tensor)
     }

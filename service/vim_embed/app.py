@@ -1,0 +1,201 @@
+"""The FastAPI application: routes, one error shape, request ids, access log.
+
+`create_app(settings)` builds the torch engine of the settings; tests pass their own engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vim_embed import __version__
+from vim_embed.engine import Engine
+from vim_embed.errors import (
+    ERRORS,
+    InternalError,
+    InvalidInput,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+)
+from vim_embed.routes import embed, state
+from vim_embed.service import Service
+from vim_embed.settings import Settings
+
+_LOG = logging.getLogger(__name__)
+_PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_QUIET = ("/health/live", "/health/ready", "/metrics")
+_BY_STATUS: dict[int, type[ServiceError]] = {
+    400: MalformedRequest,
+    404: NotFound,
+    405: MethodNotAllowed,
+}
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine | None = None,
+    *,
+    on_loaded: Callable[[bool], None] | None = None,
+) -> FastAPI:
+    """The application. Its lifespan loads the models in the background and drains at the end.
+
+    on_loaded: called from the loading thread with whether any model became ready.
+    """
+    service = Service(settings, engine or build_engine(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start(on_loaded)
+        yield
+        await anyio.to_thread.run_sync(service.stop)
+
+    app = FastAPIOffline(
+        title="vim-embed",
+        version=__version__,
+        description="Native Vision Mamba and ViT proxies: images in, embeddings out.",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.include_router(embed.router)
+    app.include_router(state.router)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _invalid_parameters)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_middleware(RequestContext, service=service)
+    return app
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The torch engine that the settings describe. Raises ValueError that names the fix."""
+    import torch
+
+    from vim_embed.models.catalogue import parse_model
+    from vim_embed.models.load import resolve_device, resolve_dtype
+    from vim_embed.torch_engine import EngineOptions, TorchEngine
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    entries = [parse_model(argument) for argument in settings.models]
+    names = [entry.name for entry in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"model {', '.join(twice)} is given twice: give each its own name")
+    options = EngineOptions(
+        device=resolve_device(settings.device),
+        dtype=resolve_dtype(settings.dtype),
+        backend=settings.backend,
+        random_weights=settings.random_weights,
+        batch_rows=settings.batch_rows,
+    )
+    return TorchEngine(entries, options)
+
+
+class RequestContext:
+    """Request id in and out, access log, request metrics, and the last resort for faults."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        begin, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                if self.service.draining:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            _LOG.exception("unexpected fault")
+            if status == 0:
+                error = InternalError("the service failed on this request: retry, then report it")
+                await _response(error, scope)(scope, receive, send_with_id)
+        self._record(scope, status, time.monotonic() - begin)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        code = scope["state"].get("error_code", "")
+        metrics = self.service.metrics
+        metrics.requests.labels(route, str(status), code).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+        fields: dict[str, object] = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+        }
+        if code:
+            fields["code"] = code
+        _LOG.log(level, "request", extra=fields)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _PLAIN_ID.match(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return uuid.uuid4().hex
+
+
+def _response(error: ServiceError, scope: Scope) -> JSONResponse:
+    state = scope["state"]
+    state["error_code"] = error.code
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return JSONResponse(error.body(state["request_id"]), status_code=error.status, headers=headers)
+
+
+async def _service_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return _response(error, request.scope)
+
+
+async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in error.errors())
+    return _response(InvalidInput(f"invalid parameters ({problems})"), request.scope)
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind = _BY_STATUS.get(error.status_code, InternalError)
+    method, path = request.method, request.url.path
+    message = {
+        NotFound: f"no route {path}: see /docs",
+        MethodNotAllowed: f"{path} does not take {method}: see /docs",
+    }.get(kind, str(error.detail))
+    return _response(kind(message), request.scope)
+
+
+def error_table() -> list[tuple[int, str, bool]]:
+    """(status, code, retryable) of every error; the documentation is checked against it."""
+    return [(error.status, error.code, error.retryable) for error in ERRORS]

@@ -1,0 +1,124 @@
+"""`vim-embed-server`: serve, models, check, bench."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from vim_embed import __version__
+from vim_embed.settings import Settings
+
+_FLAGS = {"models": "--model"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vim-embed-server")
+def main() -> None:
+    """Native Vision Mamba and ViT proxies behind a batched HTTP API."""
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One flag per setting; a flag that is not given leaves the environment in charge."""
+    for name, field in reversed(Settings.model_fields.items()):
+        command = _option(name, field)(command)
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+    env = f"VIM_EMBED_{name.upper()}"
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    help_text = f"{field.description}  [{env}; {default}]"
+    if field.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
+    return click.option(flag, name, multiple=name == "models", default=None, help=help_text)
+
+
+def read_settings(flags: dict[str, Any]) -> Settings:
+    """Settings from flags over environment over defaults. Raises click.UsageError."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{_FLAGS.get(str(p['loc'][0]), '--' + str(p['loc'][0]).replace('_', '-'))}: {p['msg']}"
+            for p in error.errors()
+        )
+        raise click.UsageError(problems) from error
+
+
+@main.command()
+@settings_options
+def serve(**flags: Any) -> None:
+    """Serve models over HTTP until SIGTERM or Ctrl-C."""
+    from vim_embed.logs import configure_logging
+    from vim_embed.server import serve as run
+
+    settings = read_settings(flags)
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        code = run(settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    sys.exit(code)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models(as_json: bool) -> None:
+    """List the models that have a name, and where their weights come from."""
+    from vim_embed.models.catalogue import CATALOGUE
+
+    rows = [
+        {"name": e.name, "kind": e.kind, "repo": e.repo, "file": e.file, "aliases": list(e.aliases)}
+        for e in CATALOGUE.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']:<16} {row['kind']:<4} {row['repo']:<36} {row['file'] or ''}")
+
+
+@main.command()
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(as_json: bool, **flags: Any) -> None:
+    """Load the models, run their self-checks, say what would answer; exit 1 if one cannot."""
+    from vim_embed.app import build_engine
+
+    try:
+        engine = build_engine(read_settings(flags))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    engine.load()
+    statuses = list(engine.status().values())
+    if as_json:
+        click.echo(json.dumps([asdict(status) for status in statuses], indent=2))
+    else:
+        for status in statuses:
+            click.echo(f"{status.name}: {status.state}{_summary(status)}")
+    sys.exit(0 if all(status.state == "ready" for status in statuses) else 1)
+
+
+def _summary(status: Any) -> str:
+    if status.info is None:
+        return f"; {status.reason}"
+    info = status.info
+    revision = f" at {info.weights.revision}" if info.weights.revision else ""
+    return (
+        f"\n  weights  {info.weights.source}{revision}\n           {info.weights.digest}"
+        f"\n  backend  {info.backend} on {info.device} in {info.dtype}: {info.backend_reason}"
+        f"\n  gives    {info.dim} numbers an image of {info.preprocessing.image_size} pixels"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Answers of `/embed`: format by `Accept`, provenance in headers and metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from starlette.responses import Response
+
+from vim_embed import __version__
+from vim_embed.engine import Outputs
+from vim_embed.errors import NotAcceptable
+from vim_embed.models.info import EmbedOptions, ModelInfo
+from vim_embed.routes.body import JSON, NPY, SAFETENSORS
+from vim_embed.wire import json_array, npy_bytes, safetensors_bytes
+
+_FORMATS = (NPY, JSON, SAFETENSORS)
+_HEADER_PREFIX = "X-Vim-Embed-"
+
+
+def choose_format(accept: str | None, body_type: str, *, layers: bool) -> str:
+    """The answer's media type. Raises NotAcceptable."""
+    default = body_type if body_type in _FORMATS else NPY
+    if layers and default == NPY:
+        default = SAFETENSORS
+    possible = [f for f in (default, *_FORMATS) if not (layers and f == NPY)]
+    for wanted in _by_preference(accept or "*/*"):
+        for offered in possible:
+            if wanted in (offered, "*/*", "application/*"):
+                return offered
+    raise NotAcceptable(
+        f"Accept {accept!r} admits none of {', '.join(sorted(set(possible)))}"
+        + ("; layers are several arrays, which npy cannot hold" if layers else "")
+    )
+
+
+def provenance(info: ModelInfo, options: EmbedOptions) -> dict[str, str]:
+    """What a scientist needs to know of an embedding, as strings."""
+    spec = info.preprocessing
+    if options.mean is not None or options.std is not None:
+        spec = spec.normalised_with(options.mean, options.std)
+    return {
+        "model": info.name,
+        "revision": info.weights.revision or "",
+        "weights_digest": info.weights.digest,
+        "preprocessing_digest": spec.digest,
+        "pooling": options.pooling,
+        "dtype": info.dtype,
+        "backend": info.backend,
+        "device": info.device,
+        "exact": str(options.exact).lower(),
+        "random_weights": str(info.weights.random).lower(),
+        "version": __version__,
+    }
+
+
+def render(
+    outputs: Outputs,
+    kind: str,
+    *,
+    origin: Mapping[str, str],
+    dtype: str,
+    encoding: str,
+    layers: bool,
+    timing: str,
+) -> Response:
+    """The answer itself. dtype: "float32" or "float16"; encoding: of JSON arrays."""
+    arrays = {name: array.astype(np.dtype(dtype), copy=False) for name, array in outputs.items()}
+    headers = {**provenance_headers(origin), "Server-Timing": timing}
+    if kind == NPY:
+        content = npy_bytes(next(iter(arrays.values())))
+    elif kind == SAFETENSORS:
+        content = safetensors_bytes(arrays, origin)
+    else:
+        named = {name: json_array(array, encoding) for name, array in arrays.items()}
+        body = {"layers": named} if layers else named
+        content = json.dumps({**body, "provenance": dict(origin)}, allow_nan=False).encode()
+    return Response(content, media_type=kind, headers=headers)
+
+
+def provenance_headers(origin: Mapping[str, str]) -> dict[str, str]:
+    """`weights_digest` becomes `X-Vim-Embed-Weights-Digest`, and so on."""
+    return {_HEADER_PREFIX + key.replace("_", "-").title(): value for key, value in origin.items()}
+
+
+def _by_preference(accept: str) -> list[str]:
+    ranked: list[tuple[float, int, str]] = []
+    for place, part in enumerate(accept.lower().split(",")):
+        kind, _, parameters = part.strip().partition(";")
+        quality = 1.0
+        for parameter in parameters.split(";"):
+            key, _, value = parameter.strip().partition("=")
+            if key == "q":
+                quality = _number(value)
+        if quality > 0:
+            ranked.append((-quality, place, kind.strip()))
+    return [kind for _, _, kind in sorted(ranked)]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,190 @@
+"""Request bodies: read into one buffer within the limits, then parsed by media type."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import numpy as np
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from vim_embed.errors import (
+    InvalidInput,
+    MalformedRequest,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from vim_embed.images import decode_image
+from vim_embed.models.info import ModelInfo
+from vim_embed.pixels import PixelArray
+from vim_embed.settings import Settings
+from vim_embed.wire import read_json, read_npy, read_safetensors
+
+NPY = "application/x-npy"
+JSON = "application/json"
+SAFETENSORS = "application/vnd.safetensors"
+MULTIPART = "multipart/form-data"
+_ARRAYS = {NPY: read_npy, JSON: read_json, SAFETENSORS: read_safetensors}
+_INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop
+_FORM_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a body may be."""
+
+    body_bytes: int
+    body_timeout: float
+    rows: int
+    image_pixels: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(
+            settings.max_body_bytes,
+            settings.body_timeout,
+            settings.max_rows,
+            settings.max_image_pixels,
+        )
+
+
+def media_type(request: Request) -> str:
+    """The request's media type, checked against those that are taken."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in _ARRAYS or kind == MULTIPART or kind.startswith("image/"):
+        return kind
+    raise UnsupportedMediaType(
+        f"Content-Type {kind or '(none)'!r} is not taken: send {NPY}, {JSON}, {SAFETENSORS}, "
+        f"{MULTIPART} or image/*"
+    )
+
+
+async def read_body(request: Request, limits: Limits) -> memoryview:
+    """The whole body in one buffer. Raises PayloadTooLarge, RequestTimeout or MalformedRequest."""
+    length = _content_length(request)
+    if length is not None and length > limits.body_bytes:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.body_timeout) as patience:
+            if length is None:
+                return await _read_unsized(request, limits, patience)
+            return await _read_sized(request, length, limits, patience)
+    except TimeoutError as error:
+        raise RequestTimeout(
+            f"no part of the body arrived within {limits.body_timeout:.0f} s"
+        ) from error
+
+
+async def parse_pixels(
+    request: Request, kind: str, body: memoryview, model: ModelInfo, limits: Limits
+) -> PixelArray:
+    """The pixel array of a body, encoded images included; checked for rows, not yet for values."""
+    if kind == MULTIPART:
+        files = await _form_files(request, body, limits)
+        return await asyncio.to_thread(_decode_all, files, model, limits)
+    if kind in _ARRAYS:
+        parse = _ARRAYS[kind]
+        inline = len(body) <= _INLINE_BYTES
+        array = parse(body) if inline else await asyncio.to_thread(parse, body)
+        if array.ndim == 4 and len(array) > limits.rows:
+            raise _too_many(len(array), limits)
+        return array
+    return await asyncio.to_thread(_decode_all, [("the image", body)], model, limits)
+
+
+def _content_length(request: Request) -> int | None:
+    value = request.headers.get("content-length")
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise MalformedRequest(f"Content-Length {value!r} is not a number")
+    return int(value)
+
+
+async def _read_sized(
+    request: Request, length: int, limits: Limits, patience: asyncio.Timeout
+) -> memoryview:
+    buffer = np.empty(length, dtype=np.uint8).data
+    filled = 0
+    async for chunk in request.stream():
+        _extend(patience, limits)
+        if filled + len(chunk) > length:
+            raise MalformedRequest("the body is longer than its Content-Length")
+        buffer[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    if filled != length:
+        raise MalformedRequest(f"the body ended after {filled} of {length} bytes")
+    return buffer
+
+
+async def _read_unsized(request: Request, limits: Limits, patience: asyncio.Timeout) -> memoryview:
+    buffer = bytearray()
+    async for chunk in request.stream():
+        _extend(patience, limits)
+        if len(buffer) + len(chunk) > limits.body_bytes:
+            raise _too_large(limits)
+        buffer += chunk
+    return memoryview(buffer)
+
+
+def _extend(patience: asyncio.Timeout, limits: Limits) -> None:
+    patience.reschedule(asyncio.get_running_loop().time() + limits.body_timeout)
+
+
+async def _form_files(
+    request: Request, body: memoryview, limits: Limits
+) -> list[tuple[str, memoryview]]:
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), _FORM_CHUNK):
+            yield bytes(body[start : start + _FORM_CHUNK])
+        yield b""
+
+    parser = MultiPartParser(request.headers, chunks(), max_files=limits.rows, max_fields=16)  # type: ignore[arg-type]
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        message = getattr(error, "message", str(error))
+        if "Too many files" in message:
+            raise PayloadTooLarge(
+                f"more than {limits.rows} images in one request: send fewer"
+            ) from error
+        raise MalformedRequest(f"the multipart body cannot be read ({message})") from error
+    try:
+        uploads = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if not uploads:
+            raise InvalidInput(
+                "the form holds no file: attach one image per part, with a file name"
+            )
+        return [
+            (f"image {row} ({part.filename})", memoryview(await part.read()))
+            for row, part in enumerate(uploads)
+        ]
+    finally:
+        await form.close()
+
+
+def _decode_all(
+    files: list[tuple[str, memoryview]], model: ModelInfo, limits: Limits
+) -> PixelArray:
+    return np.stack(
+        [
+            decode_image(data, model.preprocessing, max_pixels=limits.image_pixels, place=place)
+            for place, data in files
+        ]
+    )
+
+
+def _too_large(limits: Limits) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the body is over the limit of {limits.body_bytes} bytes: send fewer rows per request"
+    )
+
+
+def _too_many(rows: int, limits: Limits) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"{rows} rows are over the limit of {limits.rows}: send fewer per request"
+    )

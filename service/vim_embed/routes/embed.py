@@ -1,0 +1,177 @@
+"""`POST /embed`: pixels in, embeddings out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from vim_embed.batcher import Embedded, Ticket
+from vim_embed.errors import DeadlineExceeded, InvalidInput, MalformedRequest
+from vim_embed.models.info import EmbedOptions
+from vim_embed.pixels import PixelArray, PixelError, check_options, check_pixels
+from vim_embed.preprocess import Triple
+from vim_embed.routes.answer import choose_format, provenance, render
+from vim_embed.routes.body import Limits, media_type, parse_pixels, read_body
+from vim_embed.service import Service
+
+router = APIRouter()
+_INLINE_BYTES = 1024 * 1024
+_GONE = 499  # nobody reads this answer; the status is for the log
+
+
+class EmbedQuery(BaseModel):
+    """Query parameters of `/embed`; see docs/http.md."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="a loaded model's name or Hub id")
+    pooling: str = Field("mean", description="mean, cls or patch-mean")
+    layers: str | None = Field(None, description="blocks, residual, leaves or all")
+    dtype: Literal["float32", "float16"] = Field("float32", description="dtype of the answer")
+    encoding: Literal["float", "base64"] = Field("float", description="of arrays in JSON")
+    exact: bool | None = Field(None, description="the same bytes whatever shares the batch")
+    mean: str | None = Field(None, description="three numbers that replace the model's mean")
+    std: str | None = Field(None, description="three numbers that replace the model's std")
+
+    def options(self, *, exact_default: bool) -> EmbedOptions:
+        """What the engine needs to know. Raises InvalidInput."""
+        try:
+            return check_options(
+                EmbedOptions(
+                    pooling=self.pooling,
+                    layers=self.layers,
+                    mean=_triple("mean", self.mean),
+                    std=_triple("std", self.std),
+                    exact=exact_default if self.exact is None else self.exact,
+                )
+            )
+        except PixelError as error:
+            raise InvalidInput(str(error)) from error
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-npy": _BINARY,
+            "application/vnd.safetensors": _BINARY,
+            "image/png": _BINARY,
+            "image/jpeg": _BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "images": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                        }
+                    },
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {"inputs": {}, "dtype": {"type": "string"}},
+                }
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/embed",
+    summary="Embed images",
+    openapi_extra=_BODY,
+    response_class=Response,
+    responses={200: {"content": {"application/x-npy": {}, "application/json": {}}}},
+)
+async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Response:
+    """Embed a batch of images; formats, parameters and errors are described in docs/http.md."""
+    begin = time.monotonic()
+    service: Service = request.app.state.service
+    limits = Limits.of(service.settings)
+    info = service.ready_model(query.model)
+    options = query.options(exact_default=service.settings.exact)
+    kind = media_type(request)
+    answer_kind = choose_format(
+        request.headers.get("accept"), kind, layers=options.layers is not None
+    )
+    try:
+        body = await read_body(request, limits)
+    except ClientDisconnect:
+        return Response(status_code=_GONE)
+    pixels = await parse_pixels(request, kind, body, info, limits)
+    pixels = await _checked(pixels, service, info.name)
+    deadline = time.monotonic() + service.settings.request_timeout
+    ticket = service.batcher.submit(info.name, pixels, options, deadline=deadline)
+    done = await _answer_or_gone(request, ticket, service.settings.request_timeout)
+    if done is None:
+        return Response(status_code=_GONE)
+    service.metrics.queue_seconds.labels(info.name).observe(done.queue_seconds)
+    return render(
+        done.outputs,
+        answer_kind,
+        origin=provenance(info, options),
+        dtype=query.dtype,
+        encoding=query.encoding,
+        layers=options.layers is not None,
+        timing=_timing(done, begin),
+    )
+
+
+async def _checked(pixels: PixelArray, service: Service, model: str) -> PixelArray:
+    info, size = service.ready_model(model), service.settings.max_image_size
+    try:
+        if pixels.nbytes <= _INLINE_BYTES:
+            return check_pixels(pixels, info, max_size=size)
+        return await asyncio.to_thread(check_pixels, pixels, info, max_size=size)
+    except PixelError as error:
+        raise InvalidInput(str(error)) from error
+
+
+async def _answer_or_gone(request: Request, ticket: Ticket, timeout: float) -> Embedded | None:
+    """The answer, or None when the client left first. Raises what the request failed with."""
+    answer = asyncio.wrap_future(ticket.future)
+    left = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
+    pending: set[asyncio.Future[Any]] = {answer, left}
+    try:
+        await asyncio.wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")
+    finally:
+        left.cancel()
+        if not answer.done():
+            ticket.cancel()
+    if answer.done() and not answer.cancelled():
+        return ticket.future.result()
+    if left.done() and not left.cancelled():
+        return None
+    raise DeadlineExceeded(f"no answer within {timeout:.0f} s")
+
+
+def _timing(done: Embedded, begin: float) -> str:
+    parts = {
+        "queue": done.queue_seconds,
+        "forward": done.forward_seconds,
+        "total": time.monotonic() - begin,
+    }
+    return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items())
+
+
+def _triple(name: str, text: str | None) -> Triple | None:
+    if text is None:
+        return None
+    try:
+        first, second, third = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise MalformedRequest(
+            f"{name} must be three numbers with commas between, as 0.5,0.5,0.5; got {text!r}"
+        ) from error
+    return first, second, third

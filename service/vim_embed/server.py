@@ -1,0 +1,74 @@
+"""Runs the application under uvicorn and drains it on SIGTERM or SIGINT.
+
+The first signal makes the service refuse new work (503) while what is in flight finishes; then the
+process ends with code 0. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from types import FrameType
+
+import uvicorn
+
+from vim_embed.app import create_app
+from vim_embed.settings import Settings
+
+_LOG = logging.getLogger(__name__)
+NOTHING_LOADED = 1
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn that keeps listening while the service drains."""
+
+    def __init__(self, config: uvicorn.Config, begin_drain: threading.Event) -> None:
+        super().__init__(config)
+        self._begin_drain = begin_drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._begin_drain.is_set():
+            super().handle_exit(sig, frame)
+        self._begin_drain.set()
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; the process's exit code: 1 when no model could be loaded."""
+    stopping, failed = threading.Event(), threading.Event()
+
+    def on_loaded(any_ready: bool) -> None:
+        if not any_ready:
+            _LOG.error("no model could be loaded: stopping")
+            failed.set()
+            stopping.set()
+
+    app = create_app(settings, on_loaded=on_loaded)
+    service = app.state.service
+    server = DrainingServer(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
+        ),
+        stopping,
+    )
+
+    async def drain() -> None:
+        while not stopping.is_set():
+            await asyncio.sleep(0.05)
+        _LOG.info("draining", extra={"waiting_rows": service.batcher.waiting_rows})
+        await asyncio.to_thread(service.stop)
+        server.should_exit = True
+
+    async def run() -> None:
+        draining = asyncio.create_task(drain())
+        await server.serve()
+        draining.cancel()
+
+    asyncio.run(run())
+    return NOTHING_LOADED if failed.is_set() else 0

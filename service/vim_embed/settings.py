@@ -1,0 +1,74 @@
+"""The one table of settings: environment `VIM_EMBED_*`, mirrored by command-line flags (cli.py)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of `vim-embed-server serve`. Each field is `VIM_EMBED_<NAME>` and `--<name>`."""
+
+    model_config = SettingsConfigDict(env_prefix="VIM_EMBED_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("vim-tiny",),
+        description="models to load: NAME, NAME=PATH or NAME=org/repo[@revision][:file] "
+        "(commas in the environment; the flag is --model and repeats)",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="dtype of the computation"
+    )
+    backend: str = Field("auto", description="Vim's kernels: auto, or a name that `models` shows")
+    random_weights: bool = Field(
+        False, description="fill the models with seeded random weights (demos and tests only)"
+    )
+    exact: bool = Field(
+        False, description="make every request exact: the same bytes whatever shares the batch"
+    )
+    batch_rows: int = Field(
+        0, ge=0, description="rows of one batch at the native image size; 0: 8 on CPU, 64 on CUDA"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of the model; 0: torch's choice")
+    queue_rows: int = Field(4096, ge=1, description="rows that may wait before 429")
+    queue_bytes: int = Field(2 * 1024**3, ge=1, description="bytes of waiting requests before 429")
+    max_rows: int = Field(1024, ge=1, description="rows of one request")
+    max_body_bytes: int = Field(512 * 1024**2, ge=1, description="bytes of one request body")
+    max_image_size: int = Field(1344, ge=1, description="longest side of an image array, in pixels")
+    max_image_pixels: int = Field(
+        64_000_000, ge=1, description="pixels of one encoded image before decoding"
+    )
+    request_timeout: float = Field(
+        300.0, gt=0, description="seconds from the whole body to the answer before 504"
+    )
+    body_timeout: float = Field(60.0, gt=0, description="seconds between two parts of a body")
+    drain_timeout: float = Field(
+        30.0, ge=0, description="seconds that requests in flight get after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line"
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, else JSON lines"
+    )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = value.split(",")
+        if isinstance(value, list | tuple):
+            return tuple(part.strip() for part in value if part.strip())
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one model")
+        return value

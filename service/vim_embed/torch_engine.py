@@ -1,0 +1,154 @@
+"""The engine that runs models with torch on one device.
+
+On CUDA the rows go through a pinned buffer and are copied on a stream of their own while the
+previous batch computes. Running out of memory halves the batch and retries.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vim_embed.engine import ModelStatus, Outputs, Staged
+from vim_embed.kernels.select import BackendUnavailable
+from vim_embed.models.catalogue import CatalogueEntry
+from vim_embed.models.embedder import Embedder
+from vim_embed.models.hub import WeightsError
+from vim_embed.models.info import EmbedOptions
+from vim_embed.models.load import load_entry
+from vim_embed.pixels import PixelArray
+
+_LOG = logging.getLogger(__name__)
+_DEFAULT_BATCH_ROWS = {"cpu": 8, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How models are loaded and batched. batch_rows: at a model's native size; 0: by device."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    backend: str = "auto"
+    random_weights: bool = False
+    batch_rows: int = 0
+
+
+@dataclass(frozen=True)
+class TorchBatch:
+    """Rows on the device; `ready` waits for the copy where it is still under way."""
+
+    model: str
+    pixels: Tensor
+    options: EmbedOptions
+    copied: torch.cuda.Event | None
+
+    @property
+    def rows(self) -> int:
+        return self.pixels.shape[0]
+
+
+class TorchEngine:
+    """Loads and runs the models of `entries` on one device."""
+
+    def __init__(self, entries: Sequence[CatalogueEntry], options: EngineOptions) -> None:
+        self.options = options
+        self._entries = tuple(entries)
+        self._models: dict[str, Embedder] = {}
+        self._layers: dict[str, dict[str, list[str]]] = {}
+        self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
+        cuda = options.device.type == "cuda"
+        self._copies = torch.cuda.Stream(options.device) if cuda else None  # type: ignore[no-untyped-call]
+
+    def load(self) -> None:
+        """Load and self-check every model, one after the other."""
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        for entry in self._entries:
+            self._status[entry.name] = self._load_one(entry)
+
+    def status(self) -> Mapping[str, ModelStatus]:
+        return dict(self._status)
+
+    def layer_names(self, model: str, granularity: str) -> list[str]:
+        return self._layers[model][granularity]
+
+    def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
+        """The row budget, divided by how much larger than the native size the images are."""
+        rows = self.options.batch_rows or _DEFAULT_BATCH_ROWS[self.options.device.type]
+        native = self._models[model].info.preprocessing.image_size
+        return max(1, int(rows * native**2 / (shape[-1] * shape[-2])))
+
+    def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
+        rows = sum(len(part) for part in parts)
+        dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
+        shape = (rows, *parts[0].shape[1:])
+        buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
+        np.concatenate(parts, out=buffer.numpy())
+        if self._copies is None:
+            return TorchBatch(model, buffer, options, None)
+        with torch.cuda.stream(self._copies):
+            pixels = buffer.to(self.options.device, non_blocking=True)
+        pixels.record_stream(torch.cuda.default_stream(self.options.device))
+        return TorchBatch(model, pixels, options, self._copies.record_event())
+
+    def run(self, staged: Staged) -> Outputs:
+        assert isinstance(staged, TorchBatch)
+        if staged.copied is not None:
+            torch.cuda.default_stream(self.options.device).wait_event(staged.copied)
+        model = self._models[staged.model]
+
+        def compute(pixels: Tensor) -> dict[str, Tensor]:
+            return {k: v.cpu() for k, v in model.compute(pixels, staged.options).items()}
+
+        parts = [halving_on_oom(compute, piece) for piece in self._pieces(staged)]
+        return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
+
+    def _pieces(self, staged: TorchBatch) -> list[Tensor]:
+        """The whole batch; in exact mode row by row, each in a fresh, equally aligned tensor."""
+        if not staged.options.exact:
+            return [staged.pixels]
+        return [row.clone() for row in torch.split(staged.pixels, 1)]
+
+    def _load_one(self, entry: CatalogueEntry) -> ModelStatus:
+        opts, status = self.options, self._status[entry.name]
+        try:
+            model = load_entry(
+                entry,
+                device=opts.device,
+                dtype=opts.dtype,
+                backend=opts.backend,
+                random_weights=opts.random_weights,
+            )
+        except (WeightsError, BackendUnavailable) as error:
+            _LOG.error("model failed to load", extra={"model": entry.name, "reason": str(error)})
+            return replace(status, state="failed", reason=str(error))
+        report = model.self_check()
+        if not report.ok:
+            reason = f"self-check failed: error {report.error:.2e} over {report.tolerance:.0e}"
+            return replace(status, state="failed", reason=reason)
+        self._models[entry.name] = model
+        self._layers[entry.name] = model.layer_names()
+        return replace(status, state="ready", info=model.info)
+
+
+def halving_on_oom(
+    compute: Callable[[Tensor], dict[str, Tensor]], pixels: Tensor
+) -> dict[str, Tensor]:
+    """`compute(pixels)`, in halves (and their halves) where the device runs out of memory.
+
+    Raises torch.OutOfMemoryError when a single row does not fit.
+    """
+    try:
+        return compute(pixels)
+    except torch.OutOfMemoryError:
+        if len(pixels) == 1:
+            raise
+        _LOG.warning("out of memory: halving the batch", extra={"rows": len(pixels)})
+        if pixels.is_cuda:
+            torch.cuda.empty_cache()
+    parts = [halving_on_oom(compute, half) for half in pixels.chunk(2)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

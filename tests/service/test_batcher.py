@@ -1,0 +1,273 @@
+"""The batcher: order, bounds, cancellation, isolation, fairness, draining."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vim_embed.batcher import Batcher, Ticket, fair_shares
+from vim_embed.engine import EMBEDDING, ArithmeticEngine, Outputs, Staged
+from vim_embed.errors import (
+    DeadlineExceeded,
+    Draining,
+    InternalError,
+    PayloadTooLarge,
+    QueueFull,
+)
+from vim_embed.models.info import EmbedOptions
+from vim_embed.pixels import PixelArray
+
+MEAN = EmbedOptions()
+POISON = 251
+
+
+class GatedEngine(ArithmeticEngine):
+    """Records its batches, waits at a gate, and fails on poisoned rows."""
+
+    def __init__(self, names: Sequence[str] = ("arithmetic",)) -> None:
+        super().__init__(names)
+        self.gate = threading.Event()
+        self.batches: list[tuple[str, int]] = []
+        self.staged: list[tuple[str, int]] = []
+        self.entered = threading.Semaphore(0)
+        self.load()
+
+    def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
+        self.staged.append((model, sum(len(part) for part in parts)))
+        return super().stage(model, parts, options)
+
+    def run(self, staged: Staged) -> Outputs:
+        self.entered.release()
+        assert self.gate.wait(20)
+        self.batches.append((self.staged[len(self.batches)][0], staged.rows))
+        pixels = staged.pixels  # type: ignore[attr-defined]
+        if (pixels[:, 0, 0, 0] == POISON).any():
+            raise RuntimeError("poisoned row")
+        return super().run(staged)
+
+
+@contextmanager
+def batching(engine: ArithmeticEngine, **limits: int) -> Iterator[Batcher]:
+    batcher = Batcher(
+        engine,
+        queue_rows=limits.get("queue_rows", 10_000),
+        queue_bytes=limits.get("queue_bytes", 10**9),
+    )
+    batcher.start()
+    yield batcher
+    if isinstance(engine, GatedEngine):
+        engine.gate.set()
+    assert batcher.drain(20)
+    assert not batcher.alive
+
+
+def rows(count: int, seed: int = 0) -> PixelArray:
+    random = np.random.default_rng(seed)
+    return random.integers(0, 250, (count, 3, 8, 8), dtype=np.uint8)
+
+
+def expected(pixels: PixelArray) -> PixelArray:
+    engine = ArithmeticEngine()
+    return engine.run(engine.stage("arithmetic", [pixels], MEAN))[EMBEDDING]
+
+
+def result(ticket: Ticket) -> PixelArray:
+    return ticket.future.result(20).outputs[EMBEDDING]
+
+
+def wait_until_busy(engine: GatedEngine, batcher: Batcher) -> Ticket:
+    first = batcher.submit("arithmetic", rows(1, 99), MEAN)
+    assert engine.entered.acquire(timeout=20)
+    return first
+
+
+@given(st.lists(st.integers(0, 600), max_size=20), st.integers(0, 512))
+def test_fair_shares(wanted: list[int], budget: int) -> None:
+    shares = fair_shares(wanted, budget)
+    assert all(0 <= share <= want for share, want in zip(shares, wanted, strict=True))
+    assert sum(shares) == min(budget, sum(wanted))
+    cut = [share for share, want in zip(shares, wanted, strict=True) if share < want]
+    assert not cut or min(cut) >= max(shares) - 1
+
+
+def test_small_requests_are_not_stuck_behind_large_ones() -> None:
+    assert fair_shares([512, 1, 4], 32) == [27, 1, 4]
+
+
+def test_every_row_comes_back_to_its_own_request() -> None:
+    with batching(ArithmeticEngine()) as batcher:
+        sizes = np.random.default_rng(3).integers(1, 40, 200)
+        pixels = [rows(int(size), seed) for seed, size in enumerate(sizes)]
+        tickets = [batcher.submit("arithmetic", part, MEAN) for part in pixels]
+        for ticket, part in zip(tickets, pixels, strict=True):
+            np.testing.assert_array_equal(result(ticket), expected(part))
+
+
+def test_rows_that_wait_share_the_next_batch() -> None:
+    engine = GatedEngine()
+    with batching(engine) as batcher:
+        first = wait_until_busy(engine, batcher)
+        later = [batcher.submit("arithmetic", rows(2, seed), MEAN) for seed in range(5)]
+        engine.gate.set()
+        for ticket in [first, *later]:
+            result(ticket)
+    assert engine.batches == [("arithmetic", 1), ("arithmetic", 10)]
+
+
+def test_a_full_batch_is_staged_while_another_runs() -> None:
+    engine = GatedEngine()
+    with batching(engine) as batcher:
+        wait_until_busy(engine, batcher)
+        batcher.submit("arithmetic", rows(20), MEAN)
+        end = time.monotonic() + 20
+        while len(engine.staged) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert engine.staged == [("arithmetic", 1), ("arithmetic", 16)]
+
+
+def test_models_take_turns() -> None:
+    engine = GatedEngine(["a", "b"])
+    with batching(engine) as batcher:
+        tickets = [batcher.submit("a", rows(48), MEAN), batcher.submit("b", rows(48), MEAN)]
+        engine.gate.set()
+        for ticket in tickets:
+            result(ticket)
+    order = "".join(model for model, _ in engine.batches)
+    assert "aaa" not in order
+    assert "bbb" not in order
+    assert sum(count for _, count in engine.batches) == 96
+
+
+def test_options_and_shapes_do_not_mix() -> None:
+    engine = GatedEngine()
+    with batching(engine) as batcher:
+        wait_until_busy(engine, batcher)
+        cls = batcher.submit("arithmetic", rows(1), EmbedOptions(pooling="cls"))
+        mean = batcher.submit("arithmetic", rows(1), MEAN)
+        wide = batcher.submit("arithmetic", np.zeros((1, 3, 8, 9), np.uint8), MEAN)
+        engine.gate.set()
+        assert result(cls)[0, -1] == len("cls")
+        assert result(mean)[0, -1] == len("mean")
+        assert result(wide).shape == (1, 8)
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    engine = GatedEngine()
+    with batching(engine, queue_rows=10) as batcher:
+        wait_until_busy(engine, batcher)
+        batcher.submit("arithmetic", rows(8), MEAN)
+        with pytest.raises(QueueFull) as refusal:
+            batcher.submit("arithmetic", rows(3), MEAN)
+        assert 1 <= (refusal.value.retry_after or 0) <= 60
+        batcher.submit("arithmetic", rows(2), MEAN)
+        with pytest.raises(PayloadTooLarge, match="fewer rows"):
+            batcher.submit("arithmetic", rows(11), MEAN)
+
+
+def test_a_queue_full_of_bytes_refuses() -> None:
+    engine = GatedEngine()
+    with batching(engine, queue_bytes=rows(4).nbytes) as batcher:
+        wait_until_busy(engine, batcher)
+        batcher.submit("arithmetic", rows(3), MEAN)
+        with pytest.raises(QueueFull):
+            batcher.submit("arithmetic", rows(2), MEAN)
+
+
+def test_cancelled_rows_never_reach_the_engine() -> None:
+    engine = GatedEngine()
+    with batching(engine, queue_rows=10) as batcher:
+        wait_until_busy(engine, batcher)
+        gone = batcher.submit("arithmetic", rows(9), MEAN)
+        gone.cancel()
+        assert batcher.waiting_rows == 0
+        kept = batcher.submit("arithmetic", rows(10, 5), MEAN)
+        engine.gate.set()
+        np.testing.assert_array_equal(result(kept), expected(rows(10, 5)))
+        with pytest.raises(CancelledError):
+            gone.future.result(0)
+    assert engine.batches == [("arithmetic", 1), ("arithmetic", 10)]
+
+
+def test_rows_past_their_deadline_never_reach_the_engine() -> None:
+    engine = GatedEngine()
+    with batching(engine) as batcher:
+        wait_until_busy(engine, batcher)
+        late = batcher.submit("arithmetic", rows(4), MEAN, deadline=time.monotonic())
+        kept = batcher.submit("arithmetic", rows(2), MEAN, deadline=time.monotonic() + 60)
+        engine.gate.set()
+        result(kept)
+        with pytest.raises(DeadlineExceeded):
+            result(late)
+    assert engine.batches == [("arithmetic", 1), ("arithmetic", 2)]
+
+
+def test_one_failing_request_hurts_only_itself() -> None:
+    engine = GatedEngine()
+    with batching(engine) as batcher:
+        first = wait_until_busy(engine, batcher)
+        poisoned = rows(2, 1)
+        poisoned[1, 0, 0, 0] = POISON
+        bad = batcher.submit("arithmetic", poisoned, MEAN)
+        good = [batcher.submit("arithmetic", rows(2, seed), MEAN) for seed in (2, 3)]
+        engine.gate.set()
+        result(first)
+        with pytest.raises(InternalError, match="RuntimeError"):
+            result(bad)
+        for seed, ticket in zip((2, 3), good, strict=True):
+            np.testing.assert_array_equal(result(ticket), expected(rows(2, seed)))
+        assert batcher.alive
+        result(batcher.submit("arithmetic", rows(1), MEAN))
+
+
+@pytest.mark.parametrize("fault", ["short", "nan", "raise"])
+def test_an_engine_that_answers_nonsense(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: ArithmeticEngine, staged: Staged) -> Outputs:
+        if fault == "raise":
+            raise MemoryError
+        count = staged.rows - (fault == "short")
+        return {EMBEDDING: np.full((count, 8), np.nan, np.float32)}
+
+    engine = ArithmeticEngine()
+    with batching(engine) as batcher:
+        with monkeypatch.context() as patch:
+            patch.setattr(ArithmeticEngine, "run", run)
+            with pytest.raises(InternalError):
+                result(batcher.submit("arithmetic", rows(20), MEAN))
+        np.testing.assert_array_equal(
+            result(batcher.submit("arithmetic", rows(20), MEAN)), expected(rows(20))
+        )
+
+
+def test_draining_finishes_what_is_queued_and_refuses_the_rest() -> None:
+    engine = GatedEngine()
+    batcher = Batcher(engine, queue_rows=100, queue_bytes=10**9)
+    batcher.start()
+    wait_until_busy(engine, batcher)
+    queued = batcher.submit("arithmetic", rows(40), MEAN)
+    batcher.stop_accepting()
+    with pytest.raises(Draining):
+        batcher.submit("arithmetic", rows(1), MEAN)
+    engine.gate.set()
+    assert batcher.drain(20)
+    np.testing.assert_array_equal(result(queued), expected(rows(40)))
+    assert not batcher.alive
+
+
+def test_draining_gives_up_after_its_timeout() -> None:
+    engine = GatedEngine()
+    batcher = Batcher(engine, queue_rows=100, queue_bytes=10**9)
+    batcher.start()
+    wait_until_busy(engine, batcher)
+    queued = batcher.submit("arithmetic", rows(4), MEAN)
+    threading.Timer(0.5, engine.gate.set).start()
+    assert not batcher.drain(0.1)
+    with pytest.raises(Draining):
+        result(queued)

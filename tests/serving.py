@@ -1,0 +1,61 @@
+"""A real server over loopback for tests: uvicorn in a thread, on a free port."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from numpy.typing import NDArray
+
+NPY = {"Content-Type": "application/x-npy"}
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Serve `app`; gives the base URL once the models are loaded."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        _wait(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        _wait(lambda: "loading" not in _states(url))
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """The array as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def from_npy(content: bytes) -> NDArray[Any]:
+    """The array of a .npy file."""
+    array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+def _states(url: str) -> str:
+    models = httpx.get(f"{url}/models").json()["models"]
+    return " ".join(model["state"] for model in models)
+
+
+def _wait(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the server did not come up"
+        time.sleep(0.02)
