@@ -1,0 +1,82 @@
+"""vim-embed client: pixels or images in, embedding arrays out, over HTTP.
+
+`Client().embed(pixel_values).embeddings`; the service is found through VIM_EMBED_URL.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from vim_embed_client.async_client import AsyncClient
+from vim_embed_client.client import Client
+from vim_embed_client.errors import (
+    BadAnswerError,
+    ConfigurationError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    DeadlineExpiredError,
+    DrainingError,
+    InputError,
+    InternalServerError,
+    InvalidInputError,
+    LocalServerError,
+    MalformedRequestError,
+    MethodNotAllowedError,
+    NotAcceptableError,
+    NotFoundError,
+    NotReadyError,
+    PayloadTooLargeError,
+    ProvenanceChangedError,
+    QueueFullError,
+    RequestTimeoutError,
+    ServerUnreachableError,
+    ServiceNotInstalledError,
+    StatusError,
+    TimedOutError,
+    TransportError,
+    UnexpectedStatusError,
+    UnknownModelError,
+    UnsupportedMediaTypeError,
+    VimEmbedError,
+)
+from vim_embed_client.local_server import LocalServer
+from vim_embed_client.results import Embeddings, LayerEmbeddings, Provenance
+
+__all__ = [
+    "AsyncClient",
+    "BadAnswerError",
+    "Client",
+    "ConfigurationError",
+    "ConnectionLostError",
+    "DeadlineExceededError",
+    "DeadlineExpiredError",
+    "DrainingError",
+    "Embeddings",
+    "InputError",
+    "InternalServerError",
+    "InvalidInputError",
+    "LayerEmbeddings",
+    "LocalServer",
+    "LocalServerError",
+    "MalformedRequestError",
+    "MethodNotAllowedError",
+    "NotAcceptableError",
+    "NotFoundError",
+    "NotReadyError",
+    "PayloadTooLargeError",
+    "Provenance",
+    "ProvenanceChangedError",
+    "QueueFullError",
+    "RequestTimeoutError",
+    "ServerUnreachableError",
+    "ServiceNotInstalledError",
+    "StatusError",
+    "TimedOutError",
+    "TransportError",
+    "UnexpectedStatusError",
+    "UnknownModelError",
+    "UnsupportedMediaTypeError",
+    "VimEmbedError",
+    "__version__",
+]
+__version__ = version("vim-embed")

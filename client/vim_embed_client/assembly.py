@@ -1,0 +1,93 @@
+"""Puts the answers of one batch together, and refuses those that do not belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from vim_embed_client.calls import Answer, Piece, Plan
+from vim_embed_client.errors import BadAnswerError, ProvenanceChangedError
+from vim_embed_client.results import Embeddings, LayerEmbeddings
+from vim_embed_client.wire import Array
+
+Progress = Callable[[int, int], None]
+
+
+class Assembly:
+    """The answers to a plan, in any order; each is written once, into its rows of the result."""
+
+    def __init__(self, plan: Plan, on_progress: Progress | None = None) -> None:
+        self._plan = plan
+        self._on_progress = on_progress
+        self._answers: dict[int, Answer] = {}
+        self._arrays: dict[str, Array] = {}
+        self._done = 0
+
+    def add(self, piece: Piece, answer: Answer) -> None:
+        """Raises BadAnswerError where the answer does not fit its rows or the other answers."""
+        rows = piece.stop - piece.start
+        _check_shapes(answer, rows)
+        if self._answers:
+            self._check_like_first(answer)
+        else:
+            self._allocate(answer)
+        for name, array in answer.arrays.items():
+            self._arrays[name][piece.start : piece.stop] = array
+        self._answers[piece.start] = answer
+        self._done += rows
+        if self._on_progress:
+            self._on_progress(self._done, self._plan.rows)
+
+    def _allocate(self, answer: Answer) -> None:
+        self._first = answer
+        for name, array in answer.arrays.items():
+            self._arrays[name] = np.empty((self._plan.rows, array.shape[1]), self._plan.dtype)
+
+    def _check_like_first(self, answer: Answer) -> None:
+        changed = self._first.provenance.differences(answer.provenance)
+        if changed:
+            raise ProvenanceChangedError(
+                f"the service changed during the batch ({', '.join(changed)}): was it restarted "
+                "with other weights or settings? Nothing was mixed; embed the batch again",
+                request_id=answer.request_id,
+            )
+        if _widths(answer) != _widths(self._first):
+            raise BadAnswerError(
+                "the requests of one batch were answered with different layers or widths",
+                request_id=answer.request_id,
+            )
+
+    def _in_order(self) -> list[Answer]:
+        return [self._answers[start] for start in sorted(self._answers)]
+
+    def embeddings(self) -> Embeddings:
+        """The result of a plan without layers."""
+        return Embeddings(
+            embeddings=self._arrays["embedding"],
+            provenance=self._first.provenance,
+            request_ids=tuple(answer.request_id for answer in self._in_order()),
+            server_timing=tuple(answer.timing for answer in self._in_order()),
+        )
+
+    def layers(self) -> LayerEmbeddings:
+        """The result of a plan with layers."""
+        return LayerEmbeddings(
+            layers=self._arrays,
+            provenance=self._first.provenance,
+            request_ids=tuple(answer.request_id for answer in self._in_order()),
+            server_timing=tuple(answer.timing for answer in self._in_order()),
+        )
+
+
+def _widths(answer: Answer) -> dict[str, int]:
+    return {name: array.shape[1] for name, array in answer.arrays.items()}
+
+
+def _check_shapes(answer: Answer, rows: int) -> None:
+    for name, array in answer.arrays.items():
+        if array.ndim != 2 or len(array) != rows:
+            raise BadAnswerError(
+                f"{rows} rows were sent, but {name} came back with shape {array.shape}",
+                request_id=answer.request_id,
+            )

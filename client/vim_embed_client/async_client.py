@@ -1,0 +1,237 @@
+"""`AsyncClient`: the service from asyncio code, with several requests in flight.
+
+The same methods with the same signatures as Client, which documents them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
+
+import httpx
+from numpy.typing import ArrayLike
+
+from vim_embed_client.assembly import Assembly, Progress
+from vim_embed_client.base import HTTPX_ERRORS, BaseClient
+from vim_embed_client.calls import (
+    Call,
+    Plan,
+    embed_params,
+    model_path,
+    plan_images,
+    plan_pixels,
+    read_answer,
+    read_json,
+)
+from vim_embed_client.errors import deadline_expired, error_from_response
+from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
+from vim_embed_client.pixels import Images
+from vim_embed_client.results import (
+    Embeddings,
+    LayerEmbeddings,
+    Liveness,
+    ModelEntry,
+    ModelList,
+    Readiness,
+)
+
+
+class AsyncClient(BaseClient):
+    """An asynchronous client for asyncio. Close it, or use it in an `async with`.
+
+    The arguments are those of Client; in_flight counts tasks, transport is an asynchronous one.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        max_retries: int = 2,
+        deadline: float | None = None,
+        rows_per_request: int = 64,
+        in_flight: int = 4,
+        backoff: float = 0.5,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._options = Options.resolve(
+            base_url,
+            api_key,
+            timeout=timeout,
+            max_retries=max_retries,
+            deadline=deadline,
+            rows_per_request=rows_per_request,
+            in_flight=in_flight,
+            backoff=backoff,
+        )
+        self._http = httpx.AsyncClient(
+            limits=self._options.limits(),
+            trust_env=self._options.trust_env(),
+            transport=transport,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._owns_connections:
+            await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def embed(
+        self,
+        pixel_values: ArrayLike,
+        *,
+        model: str | None = None,
+        pooling: str = "mean",
+        dtype: str = "float32",
+        exact: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        wire: str = "auto",
+        on_progress: Progress | None = None,
+    ) -> Embeddings:
+        """See Client.embed."""
+        params = embed_params(
+            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
+        )
+        plan = await asyncio.to_thread(
+            plan_pixels, pixel_values, wire_name=wire, params=params, options=self._options
+        )
+        return (await self._run(plan, on_progress)).embeddings()
+
+    async def embed_layers(
+        self,
+        pixel_values: ArrayLike,
+        *,
+        granularity: str = "blocks",
+        model: str | None = None,
+        pooling: str = "mean",
+        dtype: str = "float32",
+        exact: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        wire: str = "auto",
+        on_progress: Progress | None = None,
+    ) -> LayerEmbeddings:
+        """See Client.embed_layers."""
+        params = embed_params(
+            model=model,
+            pooling=pooling,
+            dtype=dtype,
+            exact=exact,
+            mean=mean,
+            std=std,
+            layers=granularity,
+        )
+        plan = await asyncio.to_thread(
+            plan_pixels, pixel_values, wire_name=wire, params=params, options=self._options
+        )
+        return (await self._run(plan, on_progress)).layers()
+
+    async def embed_images(
+        self,
+        images: Images,
+        *,
+        model: str | None = None,
+        pooling: str = "mean",
+        dtype: str = "float32",
+        exact: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Embeddings:
+        """See Client.embed_images."""
+        params = embed_params(
+            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
+        )
+        plan = await asyncio.to_thread(plan_images, images, params=params, options=self._options)
+        return (await self._run(plan, on_progress)).embeddings()
+
+    async def models(self) -> ModelList:
+        """See Client.models."""
+        models: ModelList = await self._get(Call(path="/models"))
+        return models
+
+    async def model(self, name: str) -> ModelEntry:
+        """See Client.model."""
+        entry: ModelEntry = await self._get(Call(path=model_path(name)))
+        return entry
+
+    async def layers(self, name: str, granularity: str = "blocks") -> list[str]:
+        """See Client.layers."""
+        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
+        layers: list[str] = (await self._get(call))["layers"]
+        return layers
+
+    async def live(self) -> Liveness:
+        """See Client.live."""
+        liveness: Liveness = await self._get(Call(path="/health/live", may_retry=False))
+        return liveness
+
+    async def ready(self) -> Readiness:
+        """See Client.ready."""
+        readiness: Readiness = await self._get(Call(path="/health/ready", may_retry=False))
+        return readiness
+
+    async def _get(self, call: Call) -> Any:
+        async with self._deadline():
+            return read_json(await self._send(call))
+
+    async def _run(self, plan: Plan, on_progress: Progress | None) -> Assembly:
+        assembly = Assembly(plan, on_progress)
+        pieces = iter(plan.pieces)
+
+        async def work() -> None:
+            for piece in pieces:
+                assembly.add(piece, read_answer(await self._send(piece.call)))
+
+        async with self._deadline():
+            with _first_error():
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._options.in_flight, len(plan.pieces))):
+                        group.create_task(work())
+        return assembly
+
+    async def _send(self, call: Call) -> httpx.Response:
+        attempt = 0
+        while True:
+            try:
+                response = await self._http.send(await self._request(call))
+            except HTTPX_ERRORS as exc:
+                error = self._failure(exc, call)
+            else:
+                answered = error_from_response(response)
+                if answered is None:
+                    return response
+                error = answered
+            await asyncio.sleep(self._delay(error, call, attempt))
+            attempt += 1
+
+    async def _request(self, call: Call) -> httpx.Request:
+        request = await asyncio.to_thread(call.request, self._options)
+        request.extensions["timeout"] = httpx.Timeout(self._options.timeout).as_dict()
+        return request
+
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._options.deadline):
+                yield
+        except TimeoutError:
+            raise deadline_expired(self._options.deadline) from None
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Let the first failure of a task group through in place of the group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -1,0 +1,218 @@
+"""Requests to the service and readings of its answers, as plain data: no input or output here.
+
+Both clients are thin drivers of these functions. The interface itself is docs/http.md.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vim_embed_client import pixels, wire
+from vim_embed_client.errors import BadAnswerError, InputError
+from vim_embed_client.options import Options
+from vim_embed_client.results import Provenance
+from vim_embed_client.wire import Array
+
+MAX_PIECE_BYTES = 64 << 20
+ANSWER_DTYPES = ("float32", "float16")
+
+Params = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request, ready to be built as often as it is tried.
+
+    body: an array to send. images: encoded images to send, read when the request is built.
+    """
+
+    path: str
+    params: Params = field(default_factory=dict)
+    accept: str = "application/json"
+    body: wire.NpyBody | None = None
+    images: Sequence[Any] = ()
+    may_retry: bool = True
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def request(self, options: Options) -> httpx.Request:
+        """A fresh request. Raises InputError for an image file that cannot be read."""
+        content: dict[str, Any] = {}
+        headers = options.headers() | {"Accept": self.accept, "X-Request-ID": self.request_id}
+        if self.body is not None:
+            content["stream"] = self.body
+            headers |= self.body.headers | {"Host": httpx.URL(options.base_url).netloc.decode()}
+        if self.images:
+            content["files"] = pixels.image_parts(self.images)
+        method = "POST" if content else "GET"
+        url = options.base_url + self.path
+        return httpx.Request(method, url, params=self.params, headers=headers, **content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The rows [start, stop) of a batch and the request that embeds them."""
+
+    start: int
+    stop: int
+    call: Call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A batch as requests. dtype: of the arrays to return."""
+
+    pieces: Sequence[Piece]
+    dtype: np.dtype[Any]
+
+    @property
+    def rows(self) -> int:
+        return self.pieces[-1].stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back for one piece: named (rows, D) arrays."""
+
+    arrays: dict[str, Array]
+    provenance: Provenance
+    request_id: str
+    timing: dict[str, float]
+
+
+def embed_params(
+    *,
+    model: str | None,
+    pooling: str,
+    dtype: str,
+    exact: bool | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    layers: str | None = None,
+) -> Params:
+    """Query parameters of /embed. Raises InputError for an unusable dtype, mean or std."""
+    if dtype not in ANSWER_DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: use one of {', '.join(ANSWER_DTYPES)}")
+    given = {
+        "model": model,
+        "pooling": pooling,
+        "layers": layers,
+        "dtype": dtype,
+        "exact": None if exact is None else str(bool(exact)).lower(),
+        "mean": _triple("mean", mean),
+        "std": _triple("std", std),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _triple(name: str, values: Sequence[float] | None) -> str | None:
+    if values is None:
+        return None
+    numbers = [float(value) for value in values]
+    if len(numbers) != 3 or not np.isfinite(numbers).all():
+        raise InputError(f"{name} must be three finite numbers, got {list(values)}")
+    if name == "std" and min(numbers) <= 0:
+        raise InputError(f"std must be positive, got {list(values)}")
+    return ",".join(map(repr, numbers))
+
+
+def plan_pixels(values: ArrayLike, *, wire_name: str, params: Params, options: Options) -> Plan:
+    """Check pixels and cut them into pieces that share their memory."""
+    array = pixels.as_pixels(values)
+    dtype = pixels.wire_dtype(array, wire_name)
+    accept = wire.SAFETENSORS if "layers" in params else wire.NPY
+    row_bytes = array[0].size * dtype.itemsize
+    most = max(1, min(options.rows_per_request, MAX_PIECE_BYTES // row_bytes))
+
+    def piece(start: int, stop: int) -> Piece:
+        body = wire.NpyBody(array[start:stop], dtype=dtype)
+        call = Call(path="/embed", params=params, accept=accept, body=body)
+        return Piece(start=start, stop=stop, call=call)
+
+    starts = range(0, len(array), most)
+    pieces = [piece(start, min(start + most, len(array))) for start in starts]
+    return Plan(pieces=pieces, dtype=np.dtype(params["dtype"]))
+
+
+def plan_images(images: Any, *, params: Params, options: Options) -> Plan:
+    """Check images and group them into pieces; files are read when their piece is sent."""
+    listed = pixels.as_images(images)
+    sizes = [pixels.image_bytes(image) for image in listed]
+    pieces = []
+    for start, stop in cut(sizes, rows=options.rows_per_request):
+        call = Call(path="/embed", params=params, accept=wire.NPY, images=listed[start:stop])
+        pieces.append(Piece(start=start, stop=stop, call=call))
+    return Plan(pieces=pieces, dtype=np.dtype(params["dtype"]))
+
+
+def cut(sizes: Iterable[int], *, rows: int) -> list[tuple[int, int]]:
+    """Ranges of consecutive items: at most `rows`, and MAX_PIECE_BYTES unless one item has more."""
+    ranges: list[tuple[int, int]] = []
+    start = total = stop = 0
+    for stop, size in enumerate(sizes):
+        if stop > start and (stop - start == rows or total + size > MAX_PIECE_BYTES):
+            ranges.append((start, stop))
+            start, total = stop, 0
+        total += size
+    ranges.append((start, stop + 1))
+    return ranges
+
+
+def model_path(name: str) -> str:
+    """The route of one model."""
+    return f"/models/{quote(name)}"
+
+
+def read_answer(response: httpx.Response) -> Answer:
+    """The arrays of a successful answer of /embed. Raises BadAnswerError."""
+    kind = response.headers.get("content-type", "").split(";")[0].strip()
+    if kind == wire.NPY:
+        arrays = {"embedding": wire.parse_npy(response.content)}
+    elif kind == wire.SAFETENSORS:
+        arrays = _in_order(*wire.parse_safetensors(response.content))
+    else:
+        raise BadAnswerError(f"the answer of {response.url} is {kind or 'untyped'}, not an array")
+    return Answer(
+        arrays=arrays,
+        provenance=Provenance.from_headers(response.headers),
+        request_id=response.headers.get("x-request-id", ""),
+        timing=parse_server_timing(response.headers.get("server-timing", "")),
+    )
+
+
+def _in_order(tensors: dict[str, Array], metadata: Mapping[str, str]) -> dict[str, Array]:
+    try:
+        names = json.loads(metadata["layers"])
+        return {name: tensors[name] for name in names}
+    except (KeyError, ValueError, TypeError):
+        raise BadAnswerError("the answer does not name its layers") from None
+
+
+def read_json(response: httpx.Response) -> Any:
+    """The JSON of a successful answer. Raises BadAnswerError."""
+    try:
+        return response.json()
+    except ValueError:
+        raise BadAnswerError(
+            f"the answer of {response.url} is not JSON: is this the URL of a vim-embed service?"
+        ) from None
+
+
+def parse_server_timing(header: str) -> dict[str, float]:
+    """Milliseconds by name: `queue;dur=1.5, forward;dur=20` gives {"queue": 1.5, "forward": 20}."""
+    timing = {}
+    for entry in header.split(","):
+        name, _, parameters = entry.strip().partition(";")
+        for parameter in parameters.split(";"):
+            key, _, value = parameter.strip().partition("=")
+            if key == "dur":
+                timing[name] = float(value)
+    return timing

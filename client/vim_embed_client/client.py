@@ -1,0 +1,253 @@
+"""`Client`: the service from synchronous code, with several requests in flight.
+
+What is sent and how answers are read is in calls.py; when to try again is in options.py.
+AsyncClient has the same methods with the same signatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self, cast
+
+import httpx
+from numpy.typing import ArrayLike
+
+from vim_embed_client.assembly import Assembly, Progress
+from vim_embed_client.base import HTTPX_ERRORS, BaseClient
+from vim_embed_client.calls import (
+    Call,
+    Piece,
+    Plan,
+    embed_params,
+    model_path,
+    plan_images,
+    plan_pixels,
+    read_answer,
+    read_json,
+)
+from vim_embed_client.errors import error_from_response
+from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
+from vim_embed_client.pixels import Images
+from vim_embed_client.results import (
+    Embeddings,
+    LayerEmbeddings,
+    Liveness,
+    ModelEntry,
+    ModelList,
+    Readiness,
+)
+from vim_embed_client.threads import GuardedStream, Scope, run_each
+
+
+class Client(BaseClient):
+    """A synchronous client; safe to share among threads. Close it, or use it in a `with`.
+
+    base_url: of the service; default VIM_EMBED_URL, else http://127.0.0.1:8000.
+    api_key: sent as a bearer token; default VIM_EMBED_API_KEY.
+    timeout: seconds, or an httpx.Timeout, for each step of a request: connecting (5 s), sending
+        (60 s), and waiting for the answer (120 s).
+    max_retries: further attempts after connection errors, 408, 429 and 5xx (not 501 and 504).
+    deadline: seconds for a whole method call with all its requests and retries; None for no limit.
+    rows_per_request: a larger batch is split; also by size, at 64 MiB a request.
+    in_flight: requests of one batch under way at once.
+    backoff: seconds before the first retry; doubled for each further one, with jitter, unless the
+        service says how long to wait (Retry-After).
+    transport: an httpx transport to use in place of the network.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        max_retries: int = 2,
+        deadline: float | None = None,
+        rows_per_request: int = 64,
+        in_flight: int = 4,
+        backoff: float = 0.5,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._options = Options.resolve(
+            base_url,
+            api_key,
+            timeout=timeout,
+            max_retries=max_retries,
+            deadline=deadline,
+            rows_per_request=rows_per_request,
+            in_flight=in_flight,
+            backoff=backoff,
+        )
+        self._http = httpx.Client(
+            limits=self._options.limits(),
+            trust_env=self._options.trust_env(),
+            transport=transport,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._owns_connections:
+            self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def embed(
+        self,
+        pixel_values: ArrayLike,
+        *,
+        model: str | None = None,
+        pooling: str = "mean",
+        dtype: str = "float32",
+        exact: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        wire: str = "auto",
+        on_progress: Progress | None = None,
+    ) -> Embeddings:
+        """Embed pixels: (B, 3, H, W) or (3, H, W), a numpy array or a torch tensor.
+
+        pixel_values: uint8 is resized RGB, which the service normalises; floats are taken as
+            already normalised. Views and memory maps are sent without being copied whole.
+        model: a served model's name or Hub id; None is the service's default.
+        pooling: `mean` (all final tokens), `cls` or `patch-mean`.
+        dtype: of the returned array: `float32`, or `float16` for half the bytes.
+        exact: True for the same bytes whatever shares the batch; None is the service's setting.
+        mean, std: three numbers that replace the model's normalisation of uint8 pixels.
+        wire: dtype in which pixels travel; `auto` keeps theirs (float64 goes as float32),
+            `float16` halves the bytes of floats at a loss.
+        on_progress: called with (rows done, all rows), in the calling thread.
+
+        Returns a (B, D) array in the order of the rows, with its provenance.
+        Raises InputError before anything is sent, later any other VimEmbedError; a failed piece
+        cancels the rest.
+        """
+        params = embed_params(
+            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
+        )
+        plan = plan_pixels(pixel_values, wire_name=wire, params=params, options=self._options)
+        return self._run(plan, on_progress).embeddings()
+
+    def embed_layers(
+        self,
+        pixel_values: ArrayLike,
+        *,
+        granularity: str = "blocks",
+        model: str | None = None,
+        pooling: str = "mean",
+        dtype: str = "float32",
+        exact: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        wire: str = "auto",
+        on_progress: Progress | None = None,
+    ) -> LayerEmbeddings:
+        """Embed pixels once per layer: a mapping of layer name to (B, D), in the model's order.
+
+        granularity: `blocks`, `residual`, `leaves` or `all`. The last layer,
+        `last_hidden_state`, is what `embed` returns. For the rest see `embed`.
+        """
+        params = embed_params(
+            model=model,
+            pooling=pooling,
+            dtype=dtype,
+            exact=exact,
+            mean=mean,
+            std=std,
+            layers=granularity,
+        )
+        plan = plan_pixels(pixel_values, wire_name=wire, params=params, options=self._options)
+        return self._run(plan, on_progress).layers()
+
+    def embed_images(
+        self,
+        images: Images,
+        *,
+        model: str | None = None,
+        pooling: str = "mean",
+        dtype: str = "float32",
+        exact: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Embeddings:
+        """Embed encoded images: paths, bytes or Pillow images, one or many; one row each.
+
+        Files and bytes are sent as they are (PNG, JPEG, WebP, TIFF, ...); the service decodes,
+        resizes and normalises them. For the rest see `embed`.
+        """
+        params = embed_params(
+            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
+        )
+        plan = plan_images(images, params=params, options=self._options)
+        return self._run(plan, on_progress).embeddings()
+
+    def models(self) -> ModelList:
+        """The served models and the name of the default one."""
+        models: ModelList = self._get(Call(path="/models"))
+        return models
+
+    def model(self, name: str) -> ModelEntry:
+        """One served model by its name: state, dim, preprocessing, limits, weights."""
+        entry: ModelEntry = self._get(Call(path=model_path(name)))
+        return entry
+
+    def layers(self, name: str, granularity: str = "blocks") -> list[str]:
+        """Names of a model's layers, in the order of `embed_layers`."""
+        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
+        layers: list[str] = self._get(call)["layers"]
+        return layers
+
+    def live(self) -> Liveness:
+        """Ask once whether the process answers; raises TransportError where it does not."""
+        liveness: Liveness = self._get(Call(path="/health/live", may_retry=False))
+        return liveness
+
+    def ready(self) -> Readiness:
+        """Ask once whether requests are taken; raises NotReadyError with the reasons if not."""
+        readiness: Readiness = self._get(Call(path="/health/ready", may_retry=False))
+        return readiness
+
+    def _get(self, call: Call) -> Any:
+        with Scope(self._options.deadline) as scope:
+            return read_json(self._send(call, scope))
+
+    def _run(self, plan: Plan, on_progress: Progress | None) -> Assembly:
+        assembly = Assembly(plan, on_progress)
+        workers = min(self._options.in_flight, len(plan.pieces))
+        with Scope(self._options.deadline) as scope:
+
+            def work(piece: Piece) -> httpx.Response:
+                return self._send(piece.call, scope)
+
+            if len(plan.pieces) == 1 and self._options.deadline is None:
+                assembly.add(plan.pieces[0], read_answer(work(plan.pieces[0])))
+                return assembly
+            for piece, response in run_each(work, plan.pieces, workers=workers, scope=scope):
+                assembly.add(piece, read_answer(response))
+        return assembly
+
+    def _send(self, call: Call, scope: Scope) -> httpx.Response:
+        attempt = 0
+        while True:
+            try:
+                response = self._http.send(self._request(call, scope))
+            except HTTPX_ERRORS as exc:
+                error = self._failure(exc, call)
+            else:
+                answered = error_from_response(response)
+                if answered is None:
+                    return response
+                error = answered
+            scope.sleep(self._delay(error, call, attempt))
+            attempt += 1
+
+    def _request(self, call: Call, scope: Scope) -> httpx.Request:
+        request = call.request(self._options)
+        timeout = scope.limit(httpx.Timeout(self._options.timeout))
+        request.extensions["timeout"] = timeout.as_dict()
+        request.stream = GuardedStream(cast(httpx.SyncByteStream, request.stream), scope)
+        return request

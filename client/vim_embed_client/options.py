@@ -1,0 +1,146 @@
+"""The options of a client, where their defaults come from, and when a request is retried."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Self, TypedDict
+
+import httpx
+
+from vim_embed_client.errors import ConfigurationError, StatusError, VimEmbedError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=120.0, write=60.0, pool=None)
+MAX_BACKOFF_S = 8.0
+MAX_RETRY_AFTER_S = 60.0
+
+# Shorter than the 5 s after which common servers close an idle connection.
+_KEEPALIVE_S = 4.0
+
+Timeout = float | httpx.Timeout | None
+
+
+class OptionChanges(TypedDict, total=False):
+    """The options that `with_options` takes."""
+
+    api_key: str | None
+    timeout: Timeout
+    max_retries: int
+    deadline: float | None
+    rows_per_request: int
+    in_flight: int
+    backoff: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `Client` was asked for, checked; see there for the meaning of each."""
+
+    base_url: str
+    api_key: str | None = field(repr=False)
+    timeout: Timeout
+    max_retries: int
+    deadline: float | None
+    rows_per_request: int
+    in_flight: int
+    backoff: float
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_retries", 0), ("rows_per_request", 1), ("in_flight", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigurationError(
+                    f"{name} must be a whole number from {least}, got {value!r}"
+                )
+        if self.backoff < 0:
+            raise ConfigurationError(f"backoff must not be negative, got {self.backoff}")
+        if self.deadline is not None and self.deadline <= 0:
+            raise ConfigurationError(f"deadline must be positive seconds, got {self.deadline}")
+        _check_url(self.base_url)
+
+    @classmethod
+    def resolve(cls, base_url: str | None, api_key: str | None, **options: Any) -> Self:
+        """Arguments first, then VIM_EMBED_URL and VIM_EMBED_API_KEY, then this machine."""
+        url = base_url or os.environ.get("VIM_EMBED_URL") or DEFAULT_URL
+        key = api_key or os.environ.get("VIM_EMBED_API_KEY") or None
+        return cls(base_url=url.rstrip("/"), api_key=key, **options)
+
+    def changed(self, changes: OptionChanges) -> Self:
+        """These options with some replaced."""
+        unknown = set(changes) - {f.name for f in fields(self) if f.name != "base_url"}
+        if unknown:
+            raise ConfigurationError(f"no such option: {', '.join(sorted(unknown))}")
+        return replace(self, **changes)
+
+    def headers(self) -> dict[str, str]:
+        """The headers that every request carries."""
+        headers = {
+            "Accept-Encoding": "identity",
+            "User-Agent": f"vim-embed-client httpx/{httpx.__version__}",
+        }
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        return headers
+
+    def limits(self) -> httpx.Limits:
+        """Connections: as many as are asked for, idle ones dropped before the server does."""
+        keep = max(20, self.in_flight)
+        return httpx.Limits(max_keepalive_connections=keep, keepalive_expiry=_KEEPALIVE_S)
+
+    def trust_env(self) -> bool:
+        """Whether proxies from the environment apply: not to a service on this machine."""
+        return not _is_loopback(httpx.URL(self.base_url).host)
+
+
+def _check_url(base_url: str) -> None:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"{base_url!r} is not a URL ({error})") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigurationError(
+            f"{base_url!r} is not an http:// or https:// URL: check VIM_EMBED_URL"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def retry_delay(error: VimEmbedError, *, attempt: int, options: Options) -> float | None:
+    """Seconds to wait before another attempt, or None where there must be none.
+
+    attempt: how many were already made, less one. A Retry-After is honoured up to
+    MAX_RETRY_AFTER_S and lengthened a little, so that refused clients do not return together.
+    """
+    if not error.retryable or attempt >= options.max_retries:
+        return None
+    asked = _retry_after(error)
+    if asked is not None:
+        return min(asked, MAX_RETRY_AFTER_S) * random.uniform(1.0, 1.1)
+    return min(options.backoff * 2.0**attempt, MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+
+
+def _retry_after(error: VimEmbedError) -> float | None:
+    value = error.retry_after if isinstance(error, StatusError) else None
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,164 @@
+"""Checks what a caller passes as pixels or images, before anything is sent.
+
+Torch tensors are recognised by their methods: torch is never imported.
+"""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vim_embed_client.errors import InputError
+from vim_embed_client.wire import Array, row_blocks
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image"
+Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
+Part = tuple[str, io.BytesIO, str]
+
+WIRES = ("auto", "uint8", "float32", "float16")
+_TAKEN = ("uint8", "float16", "float32", "float64")
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
+
+
+def as_pixels(values: ArrayLike) -> Array:
+    """`values` as a (B, 3, H, W) array that shares their memory where it can.
+
+    One (3, H, W) image becomes a batch of one. Raises InputError for a wrong rank, channel
+    count or dtype, an empty batch, and NaN or infinite pixels, naming their rows.
+    """
+    array = _as_array(values)
+    if array.dtype.name not in _TAKEN:
+        raise InputError(
+            f"pixels of dtype {array.dtype} are not taken: send uint8 for resized RGB, "
+            "or float32 for normalised pixels"
+        )
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4:
+        raise InputError(f"expected pixels of shape (B, 3, H, W), got {array.shape}")
+    if array.size == 0:
+        raise InputError(f"the batch is empty: its shape is {array.shape}")
+    if array.shape[1] != 3:
+        raise InputError(f"expected 3 channels in (B, 3, H, W), got {array.shape}{_hint(array)}")
+    if array.dtype != np.uint8:
+        _check_finite(array)
+    return array
+
+
+def _as_array(values: Any) -> Array:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.float()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"pixels must be an array or a tensor ({error})") from None
+
+
+def _hint(array: Array) -> str:
+    return "; channels last? use transpose(0, 3, 1, 2)" if array.shape[-1] == 3 else ""
+
+
+def _check_finite(array: Array) -> None:
+    bad: list[int] = []
+    start = 0
+    for block in row_blocks(array, itemsize=array.dtype.itemsize):
+        finite = np.isfinite(block)
+        if not finite.all():
+            rows = np.flatnonzero(~finite.all(axis=(1, 2, 3)))
+            bad.extend((start + rows).tolist())
+        start += len(block)
+    if bad:
+        some = f"rows {bad[:10]}" if len(bad) <= 10 else f"{len(bad)} rows, the first {bad[:10]},"
+        raise InputError(f"{some} hold NaN or infinite pixels: mask or replace them first")
+
+
+def wire_dtype(array: Array, wire: str) -> np.dtype[Any]:
+    """The dtype in which pixels travel; `auto` keeps theirs (float64 goes as float32).
+
+    uint8 and float pixels mean different things to the service (resized RGB, already
+    normalised), so one is never turned into the other.
+    """
+    if wire not in WIRES:
+        raise InputError(f"unknown wire {wire!r}: use one of {', '.join(WIRES)}")
+    is_bytes = array.dtype == np.uint8
+    if wire == "auto":
+        wire = "float32" if array.dtype.itemsize == 8 else array.dtype.name
+    if is_bytes != (wire == "uint8"):
+        kind = "uint8 (resized RGB)" if is_bytes else f"{array.dtype} (normalised)"
+        raise InputError(
+            f"{kind} pixels cannot be sent as {wire}: convert them, or use wire='auto'"
+        )
+    return np.dtype(wire)
+
+
+def as_images(images: Any) -> list[Any]:
+    """`images` as a list of paths, bytes and Pillow images. Raises InputError for others."""
+    if isinstance(images, (str, os.PathLike, bytes)) or _is_pillow(images):
+        images = [images]
+    listed = list(images)
+    if not listed:
+        raise InputError("there are no images: pass at least one")
+    for index, image in enumerate(listed):
+        if not (isinstance(image, (str, os.PathLike, bytes)) or _is_pillow(image)):
+            raise InputError(
+                f"image {index} is a {type(image).__name__}: pass paths, bytes of encoded images "
+                "or Pillow images (arrays go to embed())"
+            )
+    return listed
+
+
+def _is_pillow(image: object) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(image, Image)
+
+
+def image_bytes(image: Any) -> int:
+    """About how many bytes an image takes on the wire."""
+    if isinstance(image, bytes):
+        return len(image)
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            return os.stat(image).st_size
+        except OSError as error:
+            raise InputError(f"cannot read {os.fspath(image)}: {error.strerror}") from None
+    return int(image.width * image.height * 4)
+
+
+def image_parts(images: Sequence[Any]) -> list[tuple[str, Part]]:
+    """Multipart parts with the encoded images, in order."""
+    return [("images", _part(image, index)) for index, image in enumerate(images)]
+
+
+def _part(image: Any, index: int) -> Part:
+    if isinstance(image, bytes):
+        return f"{index}", io.BytesIO(image), "application/octet-stream"
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        try:
+            return path.name, io.BytesIO(path.read_bytes()), kind
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return _encoded(image, index)
+
+
+def _encoded(image: Image, index: int) -> Part:
+    buffer = io.BytesIO()
+    if image.mode in _PNG_MODES:
+        image.save(buffer, "PNG", compress_level=1)
+        return f"{index}.png", buffer, "image/png"
+    image.save(buffer, "TIFF")
+    return f"{index}.tiff", buffer, "image/tiff"

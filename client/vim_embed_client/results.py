@@ -1,0 +1,168 @@
+"""What the client returns: arrays with the provenance of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, TypedDict
+
+import numpy as np
+
+from vim_embed_client.errors import BadAnswerError
+from vim_embed_client.wire import Array
+
+_PREFIX = "X-Vim-Embed-"
+_FLAGS = ("exact", "random_weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where embeddings come from: enough to tell whether two sets may be compared.
+
+    weights_digest: sha256 of the weights. preprocessing_digest: of size, interpolation, mean and
+    std. dtype: of the computation, not of the answer. random_weights: the numbers mean nothing.
+    version: the service's.
+    """
+
+    model: str
+    revision: str = ""
+    weights_digest: str = ""
+    preprocessing_digest: str = ""
+    pooling: str = ""
+    dtype: str = ""
+    backend: str = ""
+    device: str = ""
+    exact: bool = False
+    random_weights: bool = False
+    version: str = ""
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, str]) -> Self:
+        """Read the X-Vim-Embed-* headers of an answer."""
+        found: dict[str, Any] = {}
+        for name in (f.name for f in fields(cls)):
+            value = headers.get(_PREFIX + name.replace("_", "-"))
+            if value is not None:
+                found[name] = value.lower() == "true" if name in _FLAGS else value
+        if not found.get("model"):
+            raise BadAnswerError(
+                "the answer has no X-Vim-Embed-Model header: is the URL that of a vim-embed "
+                "service, and does a proxy in between pass its headers on?"
+            )
+        return cls(**found)
+
+    def differences(self, other: Provenance) -> list[str]:
+        """Names of the fields in which the numbers may differ; two GPUs of one kind do not."""
+        mine, theirs = (asdict(p) | {"device": p.device.split(":")[0]} for p in (self, other))
+        return [name for name in mine if mine[name] != theirs[name]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """One embedding per row, in the order of the rows; usable wherever an array is.
+
+    embeddings: (B, D), of the dtype asked for, not L2-normalised. request_ids, server_timing:
+    one per request that the batch took; the timing in milliseconds (queue, forward, total).
+    """
+
+    embeddings: Array
+    provenance: Provenance
+    request_ids: tuple[str, ...] = ()
+    server_timing: tuple[Mapping[str, float], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.embeddings, dtype=dtype, copy=copy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEmbeddings(Mapping[str, Array]):
+    """Layer name -> (B, D) array, from the first layer to `last_hidden_state`.
+
+    layers: the same as a dict. request_ids, server_timing: as in Embeddings.
+    """
+
+    layers: dict[str, Array]
+    provenance: Provenance
+    request_ids: tuple[str, ...] = ()
+    server_timing: tuple[Mapping[str, float], ...] = ()
+
+    def __getitem__(self, name: str) -> Array:
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+class WeightsEntry(TypedDict):
+    """Where a served model's weights come from."""
+
+    source: str
+    revision: str | None
+    file: str | None
+    digest: str
+    random: bool
+
+
+class PreprocessingEntry(TypedDict):
+    """What a served model expects of its images."""
+
+    image_size: int
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+    channels: str
+    digest: str
+
+
+class LimitsEntry(TypedDict):
+    """The most that one request may carry, and the rows of one forward pass."""
+
+    max_rows: int
+    max_body_bytes: int
+    batch_rows: int
+
+
+class ModelEntry(TypedDict):
+    """A served model; state is `loading`, `ready` or `failed` and reason says why."""
+
+    name: str
+    aliases: list[str]
+    kind: str
+    state: str
+    reason: str | None
+    dim: int
+    dtype: str
+    device: str
+    backend: str
+    backend_reason: str
+    weights: WeightsEntry
+    preprocessing: PreprocessingEntry
+    poolings: list[str]
+    granularities: list[str]
+    limits: LimitsEntry
+
+
+class ModelList(TypedDict):
+    """All served models, and the name of the one used where none is named."""
+
+    models: list[ModelEntry]
+    default: str
+
+
+class Liveness(TypedDict):
+    """The process answers."""
+
+    status: str
+
+
+class Readiness(TypedDict):
+    """The service takes requests; models: name -> state."""
+
+    status: str
+    models: dict[str, str]
