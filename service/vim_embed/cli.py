@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic import ValidationError
@@ -38,7 +38,15 @@ def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Calla
     help_text = f"{field.description}  [{env}; {default}]"
     if field.annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
-    return click.option(flag, name, multiple=name == "models", default=None, help=help_text)
+    many = name == "models"
+    return click.option(flag, name, type=_kind(field), multiple=many, default=None, help=help_text)
+
+
+def _kind(field: FieldInfo) -> click.ParamType[Any] | type:
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if choices:
+        return click.Choice(choices)
+    return {int: int, float: float}.get(field.annotation, str)  # type: ignore[arg-type]
 
 
 def read_settings(flags: dict[str, Any]) -> Settings:
@@ -106,6 +114,40 @@ def check(as_json: bool, **flags: Any) -> None:
         for status in statuses:
             click.echo(f"{status.name}: {status.state}{_summary(status)}")
     sys.exit(0 if all(status.state == "ready" for status in statuses) else 1)
+
+
+@main.command()
+@settings_options
+@click.option("--bare", is_flag=True, help="Only the loop over `embed`, in process.")
+@click.option("--rows", default=8, show_default=True, help="Rows of a batch.")
+@click.option("--seconds", default=5.0, show_default=True, help="Seconds of the bare loop.")
+@click.option("--wire", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(
+    bare: bool, rows: int, seconds: float, wire: str, as_json: bool, **flags: Any
+) -> None:
+    """Time the model in this process: images/s, and what each kernel takes."""
+    from vim_embed.bench import bare_loop, kernel_report
+    from vim_embed.models.load import load_model
+
+    settings = read_settings(flags)
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    reports = []
+    for argument in settings.models:
+        name, _, source = argument.partition("=")
+        model = load_model(
+            name,
+            source or None,
+            device=settings.device,
+            dtype=settings.dtype,
+            backend=settings.backend,
+            random_weights=settings.random_weights,
+        )
+        reports.append(asdict(bare_loop(model, rows=rows, seconds=seconds, wire=wire)))
+    click.echo(json.dumps(reports[0] if len(reports) == 1 else reports))
 
 
 def _summary(status: Any) -> str:

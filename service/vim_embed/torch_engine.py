@@ -17,7 +17,7 @@ from torch import Tensor
 from vim_embed.engine import ModelStatus, Outputs, Staged
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models.catalogue import CatalogueEntry
-from vim_embed.models.embedder import Embedder
+from vim_embed.models.embedder import CheckReport, Embedder
 from vim_embed.models.hub import WeightsError
 from vim_embed.models.info import EmbedOptions
 from vim_embed.models.load import load_entry
@@ -129,10 +129,33 @@ class TorchEngine:
         report = model.self_check()
         if not report.ok:
             reason = f"self-check failed: error {report.error:.2e} over {report.tolerance:.0e}"
+            _LOG.error(reason, extra={"model": entry.name})
             return replace(status, state="failed", reason=reason)
+        _announce(model, report)
         self._models[entry.name] = model
         self._layers[entry.name] = model.layer_names()
         return replace(status, state="ready", info=model.info)
+
+
+def _announce(model: Embedder, report: CheckReport) -> None:
+    info = model.info
+    _LOG.info(
+        "model ready",
+        extra={
+            "model": info.name,
+            "weights": info.weights.source,
+            "digest": info.weights.digest,
+            "backend": info.backend,
+            "backend_reason": info.backend_reason,
+            "device": info.device,
+            "dtype": info.dtype,
+            "self_check_error": report.error,
+        },
+    )
+    if info.weights.random:
+        _LOG.warning(
+            "RANDOM WEIGHTS: embeddings mean nothing scientifically", extra={"model": info.name}
+        )
 
 
 def halving_on_oom(

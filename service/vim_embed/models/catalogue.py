@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 _HUB = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<file>\S+))?$")
+_WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
@@ -95,10 +96,11 @@ def _catalogued(name: str) -> CatalogueEntry:
 
 def _with_source(entry: CatalogueEntry, source: str) -> CatalogueEntry:
     path = Path(source).expanduser()
-    if path.exists():
+    if source and path.exists():
         return replace(entry, path=path, repo=None, revision=None, file=None)
     match = _HUB.match(source)
-    if match is None or path.suffix in {".pth", ".pt", ".bin", ".safetensors"}:
+    looks_local = ":" not in source and path.suffix in _WEIGHT_SUFFIXES
+    if match is None or looks_local:
         raise ModelArgumentError(
             f"{source!r} is neither an existing path nor a Hub id (org/repo[@revision][:file])"
         )

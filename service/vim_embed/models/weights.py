@@ -122,8 +122,7 @@ def _read_pickle(path: Path) -> object:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(
-            f"{path} is not a readable checkpoint, perhaps cut short while downloading: "
-            f"{str(error).splitlines()[0]}"
+            f"{path} is not a readable checkpoint, perhaps cut short while downloading: {error}"
         ) from error
 
 

@@ -1,0 +1,60 @@
+# make demo and make test work as the first command ever run in a fresh clone.
+PYTHON ?= python3
+VENV   ?= .venv
+# More arguments for pip, such as an index that has CPU builds of torch.
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
+MODEL ?= vim-tiny
+
+.PHONY: help demo serve test lint unit gpu-test bench clean
+
+help:
+	@echo "make demo     embed real galaxies over HTTP and score them"
+	@echo "make test     lint, types and tests"
+	@echo "make serve    serve MODEL=$(MODEL) on 127.0.0.1:8000"
+	@echo "make bench    kernels, bare model and HTTP side by side"
+	@echo "make gpu-test the tests that need a CUDA device"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
+
+# torch goes first and by its exact pin: an open range would pull in a CUDA build.
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@$(PIP) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	@$(PIP) -e '.[service,demo,parquet]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) -e '.[service,demo,parquet,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/vim-embed demo
+
+serve: $(VENV)/.installed
+	@$(BIN)/vim-embed-server serve --model $(MODEL)
+
+test: lint unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not gpu and not soak"
+
+gpu-test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(VENV)/.installed
+	$(BIN)/vim-embed-server bench --model $(MODEL) --random-weights
+	$(BIN)/vim-embed bench --model $(MODEL) --random-weights
+
+clean:
+	rm -rf $(VENV) demo-output dist build
