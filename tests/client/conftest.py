@@ -50,9 +50,9 @@ def url(_app: tuple[dict[str, Any], str], service: FakeService) -> str:
 class Blocking:
     """An AsyncClient whose methods block, so that one test can try both clients."""
 
-    def __init__(self, **options: Any) -> None:
-        self._runner = asyncio.Runner()
-        self._client = AsyncClient(**options)
+    def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
+        self._runner = runner
+        self._client = client
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
@@ -62,13 +62,10 @@ class Blocking:
                 result = method(*args, **kwargs)
                 return await result if inspect.isawaitable(result) else result
 
-            return self._runner.run(run())
+            outcome = self._runner.run(run())
+            return Blocking(outcome, self._runner) if isinstance(outcome, AsyncClient) else outcome
 
         return call
-
-    def finish(self) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
 
 
 class MakeClient(Protocol):
@@ -84,12 +81,16 @@ def make_client(request: pytest.FixtureRequest, url: str) -> Iterator[MakeClient
 
     def make(**options: Any) -> Any:
         options = dict[str, Any](base_url=url, backoff=0.01) | options
-        made.append(Client(**options) if request.param == "sync" else Blocking(**options))
+        if request.param == "sync":
+            made.append(Client(**options))
+        else:
+            made.append(Blocking(AsyncClient(**options), runner))
         return made[-1]
 
-    yield make
-    for client in made:
-        client.close() if isinstance(client, Client) else client.finish()
+    with asyncio.Runner() as runner:
+        yield make
+        for client in made:
+            client.close()
 
 
 @pytest.fixture
