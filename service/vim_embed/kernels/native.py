@@ -1,0 +1,185 @@
+"""Compiles a C++ source into a shared library once, and finds it again.
+
+The libraries have a plain C interface: no Python or torch symbols, only torch's vector headers.
+They are looked for in `_prebuilt/` beside this file (filled by `build` when an image or a package
+is made) and in the per-user cache, then compiled into the cache. File names carry a digest of
+their content, and files appear by an atomic rename: a partial or damaged one is never loaded, and
+processes that compile at the same time do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+PREBUILT_DIR = Path(__file__).parent / "_prebuilt"
+CACHE_VARIABLE = "VIM_EMBED_CACHE_DIR"
+
+_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-w")
+_CAPABILITY_FLAGS = {
+    "AVX512": (
+        "-DCPU_CAPABILITY_AVX512",
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    ),
+    "AVX2": ("-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"),
+    "DEFAULT": (),  # NEON on ARM, scalar code elsewhere
+}
+_COMPILE_TIMEOUT_S = 600
+
+
+class NativeUnavailable(RuntimeError):
+    """A native library cannot be had here; the message says why and names the fix."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded library and where it came from: "prebuilt", "cached" or "compiled"."""
+
+    library: ctypes.CDLL
+    path: Path
+    origin: str
+
+
+def load(source: Path) -> Loaded:
+    """The library of `source` for this machine's CPU. Raises NativeUnavailable."""
+    capability = cpu_capability()
+    cache = cache_dir()
+    compiler = find_compiler()
+    prefix = _prefix(source, capability)
+    mine = prefix if compiler is None else f"{prefix}-{_compiler_key(compiler)}"
+    for origin, directory, wanted in (("prebuilt", PREBUILT_DIR, prefix), ("cached", cache, mine)):
+        for path in _intact(directory, wanted):
+            with suppress(OSError):
+                return Loaded(ctypes.CDLL(str(path)), path, origin)
+    path = build(source, capability, cache)
+    try:
+        return Loaded(ctypes.CDLL(str(path)), path, "compiled")
+    except OSError as error:
+        raise NativeUnavailable(f"the compiled {path.name} does not load: {error}") from error
+
+
+def build(source: Path, capability: str, directory: Path) -> Path:
+    """Compile `source` for a CPU capability into `directory`. Raises NativeUnavailable."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise NativeUnavailable(
+            "no C++ compiler: install g++ or clang++, or set CXX, or ship a prebuilt library"
+        )
+    stem = f"{_prefix(source, capability)}-{_compiler_key(compiler)}"
+    with tempfile.TemporaryDirectory(prefix="vim-embed-") as scratch:
+        compiled = Path(scratch) / "library.so"
+        _compile([*compiler, *_flags(capability), str(source), "-o", str(compiled)])
+        return _publish(compiled, directory, stem)
+
+
+def cpu_capability() -> str:
+    """What torch would use on this CPU, as a key of the flag table."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability if capability in _CAPABILITY_FLAGS else "DEFAULT"
+
+
+def buildable_capabilities() -> tuple[str, ...]:
+    """Every capability that this kind of machine can have: all that a prebuilt set needs."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return tuple(_CAPABILITY_FLAGS) if x86 else ("DEFAULT",)
+
+
+def cache_dir() -> Path:
+    """VIM_EMBED_CACHE_DIR, or vim-embed in the platform's per-user cache folder."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "vim-embed"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vim-embed"
+
+
+def find_compiler() -> tuple[str, ...] | None:
+    """The command of the C++ compiler: CXX, else the first of c++, g++, clang++ on PATH."""
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        return tuple(chosen) if shutil.which(chosen[0]) else None
+    return next(((name,) for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+
+
+def _flags(capability: str) -> tuple[str, ...]:
+    include = Path(torch.__file__).parent / "include"
+    own = (f"-DCPU_CAPABILITY={capability}", *_CAPABILITY_FLAGS[capability])
+    return (*_FLAGS, *own, f"-I{include}")
+
+
+def _prefix(source: Path, capability: str) -> str:
+    """All that determines the code but the compiler: source, torch's headers, flags, machine."""
+    flags = (*_FLAGS, *_CAPABILITY_FLAGS[capability])
+    parts = (str(torch.__version__), platform.machine(), sys.platform, *flags)
+    digest = hashlib.sha256(source.read_bytes() + "\0".join(parts).encode())
+    return f"{source.stem}-{capability.lower()}-{digest.hexdigest()[:16]}"
+
+
+def _compiler_key(compiler: tuple[str, ...]) -> str:
+    try:
+        version = subprocess.run(
+            [*compiler, "--version"], capture_output=True, check=False, timeout=60
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        version = b""
+    return hashlib.sha256(version + " ".join(compiler).encode()).hexdigest()[:8]
+
+
+def _compile(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeUnavailable(f"{command[0]} did not run: {error}") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        first = next(
+            (line for line in lines if "error" in line), lines[0] if lines else "no output"
+        )
+        raise NativeUnavailable(f"{command[0]} failed with status {done.returncode}: {first}")
+
+
+def _publish(compiled: Path, directory: Path, stem: str) -> Path:
+    """Move a finished library into place under its content's digest, in one step."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        target = directory / f"{stem}-{_digest(compiled)}.so"
+        handle, partial = tempfile.mkstemp(dir=directory, prefix=f".{stem}-")
+        os.close(handle)
+        shutil.copyfile(compiled, partial)
+        Path(partial).chmod(0o755)
+        Path(partial).replace(target)
+    except OSError as error:
+        raise NativeUnavailable(
+            f"cannot write the compiled library to {directory}: {error}; set {CACHE_VARIABLE}"
+        ) from error
+    return target
+
+
+def _intact(directory: Path, prefix: str) -> Iterator[Path]:
+    """Files of that prefix whose content matches the digest in their name; removes the others."""
+    with suppress(OSError):
+        for path in sorted(directory.glob(f"{prefix}-*.so")):
+            if path.stem.rpartition("-")[2] == _digest(path):
+                yield path
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
