@@ -123,11 +123,9 @@ def check(as_json: bool, **flags: Any) -> None:
 @click.option("--seconds", default=5.0, show_default=True, help="Seconds of the bare loop.")
 @click.option("--wire", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def bench(
-    bare: bool, rows: int, seconds: float, wire: str, as_json: bool, **flags: Any
-) -> None:
+def bench(bare: bool, rows: int, seconds: float, wire: str, as_json: bool, **flags: Any) -> None:
     """Time the model in this process: images/s, and what each kernel takes."""
-    from vim_embed.bench import bare_loop, kernel_report
+    from vim_embed.bench import bare_loop
     from vim_embed.models.load import load_model
 
     settings = read_settings(flags)

@@ -9,7 +9,6 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 
-
 def _drop_colours(_logger: object, _method: str, event: EventDict) -> EventDict:
     event.pop("color_message", None)  # uvicorn repeats its message with terminal codes
     return event

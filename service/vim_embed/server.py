@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from types import FrameType
 
@@ -17,7 +18,7 @@ from vim_embed.app import create_app
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-NOTHING_LOADED = 1
+FAILED = 1
 
 
 class DrainingServer(uvicorn.Server):
@@ -34,7 +35,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; the process's exit code: 1 when no model could be loaded."""
+    """Serve until a signal; the process's exit code: 1 if it could not start or load a model."""
     stopping, failed = threading.Event(), threading.Event()
 
     def on_loaded(any_ready: bool) -> None:
@@ -70,5 +71,12 @@ def serve(settings: Settings) -> int:
         await server.serve()
         draining.cancel()
 
-    asyncio.run(run())
-    return NOTHING_LOADED if failed.is_set() else 0
+    try:
+        asyncio.run(run())
+    except SystemExit:  # uvicorn could not start, and has logged why
+        failed.set()
+    code = FAILED if failed.is_set() else 0
+    if service.loading:  # a download cannot be interrupted, and native threads end badly
+        logging.shutdown()
+        os._exit(code)
+    return code

@@ -16,6 +16,8 @@ from vim_embed.metrics import Metrics
 from vim_embed.models.info import ModelInfo
 from vim_embed.settings import Settings
 
+_LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
+
 
 class Service:
     """Loads models in the background, answers what is ready, drains on request."""
@@ -53,7 +55,15 @@ class Service:
     def stop(self) -> bool:
         """Finish what is in flight within the drain timeout. False if something was left."""
         self.begin_drain()
-        return self.batcher.drain(self.settings.drain_timeout)
+        empty = self.batcher.drain(self.settings.drain_timeout)
+        if self._loading is not None:
+            self._loading.join(timeout=_LOADING_PATIENCE)
+        return empty
+
+    @property
+    def loading(self) -> bool:
+        """Whether the loading thread is still at work."""
+        return self._loading is not None and self._loading.is_alive()
 
     @property
     def default_model(self) -> str:

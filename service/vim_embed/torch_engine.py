@@ -19,12 +19,16 @@ from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models.catalogue import CatalogueEntry
 from vim_embed.models.embedder import CheckReport, Embedder
 from vim_embed.models.hub import WeightsError
-from vim_embed.models.info import EmbedOptions
+from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.models.load import load_entry
 from vim_embed.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT_BATCH_ROWS = {"cpu": 8, "cuda": 64}
+
+
+class SelfCheckFailed(RuntimeError):
+    """A model whose numbers differ from the reference on this machine."""
 
 
 @dataclass(frozen=True)
@@ -114,27 +118,39 @@ class TorchEngine:
         return [row.clone() for row in torch.split(staged.pixels, 1)]
 
     def _load_one(self, entry: CatalogueEntry) -> ModelStatus:
-        opts, status = self.options, self._status[entry.name]
+        """Load one model; whatever goes wrong is its state and reason, never the service's end."""
+        status = self._status[entry.name]
         try:
-            model = load_entry(
-                entry,
-                device=opts.device,
-                dtype=opts.dtype,
-                backend=opts.backend,
-                random_weights=opts.random_weights,
-            )
-        except (WeightsError, BackendUnavailable) as error:
-            _LOG.error("model failed to load", extra={"model": entry.name, "reason": str(error)})
-            return replace(status, state="failed", reason=str(error))
+            info = self._load_checked(entry)
+        except (WeightsError, BackendUnavailable, SelfCheckFailed) as error:
+            reason = str(error)
+            _LOG.error("model failed to load", extra={"model": entry.name, "reason": reason})
+        except Exception as error:
+            reason = f"unexpected {type(error).__name__} while loading: {error}"
+            _LOG.exception("model failed to load", extra={"model": entry.name})
+        else:
+            return replace(status, state="ready", info=info)
+        return replace(status, state="failed", reason=reason)
+
+    def _load_checked(self, entry: CatalogueEntry) -> ModelInfo:
+        opts = self.options
+        model = load_entry(
+            entry,
+            device=opts.device,
+            dtype=opts.dtype,
+            backend=opts.backend,
+            random_weights=opts.random_weights,
+        )
         report = model.self_check()
         if not report.ok:
-            reason = f"self-check failed: error {report.error:.2e} over {report.tolerance:.0e}"
-            _LOG.error(reason, extra={"model": entry.name})
-            return replace(status, state="failed", reason=reason)
-        _announce(model, report)
-        self._models[entry.name] = model
+            raise SelfCheckFailed(
+                f"self-check failed: error {report.error:.2e} against the reference is over "
+                f"{report.tolerance:.0e}; try --backend torch"
+            )
         self._layers[entry.name] = model.layer_names()
-        return replace(status, state="ready", info=model.info)
+        self._models[entry.name] = model
+        _announce(model, report)
+        return model.info
 
 
 def _announce(model: Embedder, report: CheckReport) -> None:

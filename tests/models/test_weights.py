@@ -92,6 +92,7 @@ def test_missing_misshaped_and_unknown_keys_are_listed(tmp_path: Path) -> None:
     [
         (b"", "cut short"),
         (b"not a checkpoint at all", "more than tensors|cut short"),
+        (b"bad", "cut short"),
         ((DATA / "vim_micro.pth").read_bytes()[:5000], "cut short"),
     ],
 )

@@ -6,7 +6,6 @@ with tensors that are already on the device. Knows nothing of queues or HTTP.
 
 from __future__ import annotations
 
-import copy
 import threading
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -16,7 +15,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from vim_embed.kernels.scan.reference import ReferenceOps
 from vim_embed.models.info import GRANULARITIES, EmbedOptions, ModelInfo
 from vim_embed.models.layers import LAST, capture, layer_modules
 from vim_embed.models.vim import Vim
@@ -120,14 +118,10 @@ class Embedder:
         found = self.compute(image.to(self.device), EmbedOptions())[EMBEDDING]
         expected = found
         if isinstance(self.module, Vim):
-            expected = self._reference().compute(image.to(self.device), EmbedOptions())[EMBEDDING]
+            reference = Embedder(self.info, self.module.in_reference(), self.device)
+            expected = reference.compute(image.to(self.device), EmbedOptions())[EMBEDDING]
         error = float((found - expected).norm() / expected.norm())
         return CheckReport(error, SELF_CHECK_TOLERANCE[self.dtype])
-
-    def _reference(self) -> Embedder:
-        module = copy.deepcopy(self.module).float()
-        cast(Vim, module).use_ops(ReferenceOps())
-        return Embedder(self.info, module, self.device)
 
     def _in_chunks(
         self, pixel_values: ArrayLike | Tensor, options: EmbedOptions

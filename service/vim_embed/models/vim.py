@@ -237,6 +237,14 @@ class Vim(nn.Module):
             if isinstance(module, RMSNorm | BiMamba):
                 module.ops = ops
 
+    def in_reference(self) -> Vim:
+        """The same weights in float32 on the reference operations; float32 weights are shared."""
+        with torch.device("meta"):
+            twin = Vim(self.config, ReferenceOps())
+        weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
+        twin.load_state_dict(weights, assign=True)
+        return twin.requires_grad_(False).eval()
+
 
 @torch.no_grad()
 def init_random(model: Vim, seed: int = 0) -> None:
