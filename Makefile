@@ -58,3 +58,7 @@ bench: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) demo-output dist build
+
+.PHONY: docs
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tests/generate_docs.py

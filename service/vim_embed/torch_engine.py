@@ -108,14 +108,8 @@ class TorchEngine:
         def compute(pixels: Tensor) -> dict[str, Tensor]:
             return {k: v.cpu() for k, v in model.compute(pixels, staged.options).items()}
 
-        parts = [halving_on_oom(compute, piece) for piece in self._pieces(staged)]
-        return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
-
-    def _pieces(self, staged: TorchBatch) -> list[Tensor]:
-        """The whole batch; in exact mode row by row, each in a fresh, equally aligned tensor."""
-        if not staged.options.exact:
-            return [staged.pixels]
-        return [row.clone() for row in torch.split(staged.pixels, 1)]
+        outputs = halving_on_oom(compute, staged.pixels)
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
 
     def _load_one(self, entry: CatalogueEntry) -> ModelStatus:
         """Load one model; whatever goes wrong is its state and reason, never the service's end."""

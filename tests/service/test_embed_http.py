@@ -207,6 +207,8 @@ def test_exact_mode_gives_the_same_bytes(micro_url: str) -> None:
     alone = [embed_npy(micro_url, pixels[i], exact="true") for i in range(0, 64, 9)]
     assert np.concatenate(sevens).tobytes() == whole.tobytes()
     assert np.concatenate(alone).tobytes() == whole[::9].tobytes()
+    model = load_model("micro", load_fixture("vim_micro").path, device="cpu")
+    assert model.embed(pixels, exact=True).tobytes() == whole.tobytes()
     assert relative_l2(whole, embed_npy(micro_url, pixels)) < FLOAT32
 
 

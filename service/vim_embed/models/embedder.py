@@ -7,7 +7,7 @@ with tensors that are already on the device. Knows nothing of queues or HTTP.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import numpy as np
@@ -62,28 +62,37 @@ class Embedder:
         self._constants: dict[Triple, Tensor] = {}
         self._lock = threading.Lock()  # hooks see every forward of the module
 
-    def embed(self, pixel_values: ArrayLike | Tensor, pooling: str = "mean") -> NDArray[np.float32]:
+    def embed(
+        self, pixel_values: ArrayLike | Tensor, pooling: str = "mean", *, exact: bool = False
+    ) -> NDArray[np.float32]:
         """Embed (B, 3, H, W) uint8 RGB or normalised float pixels: (B, D) float32, not L2-normed.
 
+        exact: the same bytes for an image whatever shares its batch, here as over HTTP.
         Raises PixelError (a ValueError) for input that cannot be embedded.
         """
-        return self._in_chunks(pixel_values, EmbedOptions(pooling=pooling))[EMBEDDING]
+        options = EmbedOptions(pooling=pooling, exact=exact)
+        return self._in_chunks(pixel_values, options)[EMBEDDING]
 
     def embed_layers(
         self,
         pixel_values: ArrayLike | Tensor,
         granularity: str = "blocks",
         pooling: str = "mean",
+        *,
+        exact: bool = False,
     ) -> dict[str, NDArray[np.float32]]:
         """Pooled output of every layer, name -> (B, D); the last one is what `embed` gives.
 
         granularity: "blocks", "residual", "leaves" or "all". Raises PixelError.
         """
-        return self._in_chunks(pixel_values, EmbedOptions(pooling=pooling, layers=granularity))
+        options = EmbedOptions(pooling=pooling, layers=granularity, exact=exact)
+        return self._in_chunks(pixel_values, options)
 
     @torch.inference_mode()
     def compute(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         """(B, 3, H, W) on the device to named float32 (B, D): `embedding`, or one per layer."""
+        if options.exact:
+            return self._compute_exact(pixel_values, options)
         images = self._normalised(pixel_values, options).to(self.dtype)
         if options.layers is None:
             with self._lock:
@@ -98,6 +107,12 @@ class Embedder:
         with self._lock, capture(modules, pool) as layers:
             final = self._backbone(images)
         return {**layers, LAST: self._pool(final, options.pooling)}
+
+    def _compute_exact(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        """Row by row, each in a fresh tensor: one shape and one alignment for every row."""
+        inexact = replace(options, exact=False)
+        parts = [self.compute(row.clone(), inexact) for row in torch.split(pixel_values, 1)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def layer_names(self) -> dict[str, list[str]]:
         """By granularity, the layers that `embed_layers` gives; from one blank image's forward."""

@@ -1,0 +1,87 @@
+"""Documentation that fails when the code moves on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from generate_docs import OPENAPI, README, ROOT, error_rows, openapi_text, readme_with_settings
+from vim_embed import __version__
+from vim_embed.models.catalogue import CATALOGUE
+from vim_embed.settings import Settings
+
+HTTP = (ROOT / "docs" / "http.md").read_text()
+
+
+def _table(text: str, header: str) -> list[tuple[str, ...]]:
+    body = text[text.index(header) :].split("\n\n", maxsplit=1)[0].splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in body]
+
+
+def test_readme_settings_are_the_code_s() -> None:
+    text = README.read_text()
+    assert readme_with_settings(text) == text, "run `make docs`"
+
+
+def test_openapi_is_the_code_s() -> None:
+    assert OPENAPI.read_text() == openapi_text(), "run `make docs`"
+
+
+def test_http_errors_are_the_code_s() -> None:
+    documented = [row[:3] for row in _table(HTTP, "| status | code | retry | meaning |")]
+    assert sorted(documented) == sorted(error_rows())
+
+
+def test_http_parameters_are_the_code_s() -> None:
+    documented = " ".join(row[0] for row in _table(HTTP, "| parameter | values | default |"))
+    names = {p["name"] for p in _openapi_parameters()}
+    assert set(re.findall(r"`(\w+)`", documented)) == names
+
+
+def _openapi_parameters() -> list[dict[str, str]]:
+    import json
+
+    parameters: list[dict[str, str]] = json.loads(openapi_text())["paths"]["/embed"]["post"][
+        "parameters"
+    ]
+    return parameters
+
+
+def test_every_model_is_in_the_readme() -> None:
+    text = README.read_text()
+    assert all(f"`{name}`" in text for name in CATALOGUE)
+
+
+def test_the_changelog_s_top_is_the_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == __version__
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README.read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_reads_its_environment_variable(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = Settings.model_fields[name]
+    other: dict[type, str] = {bool: "true", int: "7", float: "7.5"}
+    choices = {"dtype": "float16", "log_level": "debug", "log_format": "json"}
+    value = choices.get(name) or other.get(type(field.default), "a,b")
+    monkeypatch.setenv(f"VIM_EMBED_{name.upper()}", value)
+    read = getattr(Settings(), name)
+    assert read != field.default
+    flag = "--model" if name == "models" else "--" + name.replace("_", "-")
+    help_text = subprocess.run(
+        [sys.executable, "-m", "vim_embed.cli", "serve", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert flag in help_text
