@@ -45,7 +45,7 @@ class Client(BaseClient):
     base_url: of the service; default VIM_EMBED_URL, else http://127.0.0.1:8000.
     api_key: sent as a bearer token; default VIM_EMBED_API_KEY.
     timeout: seconds, or an httpx.Timeout, for each step of a request: connecting (5 s), sending
-        (60 s), and waiting for the answer (120 s).
+        (60 s), and waiting for the answer (320 s).
     max_retries: further attempts after connection errors, 408, 429 and 5xx (not 501 and 504).
     deadline: seconds for a whole method call with all its requests and retries; None for no limit.
     rows_per_request: a larger batch is split; also by size, at 64 MiB a request.

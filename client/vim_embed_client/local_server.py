@@ -15,9 +15,9 @@ from typing import IO, Self
 from vim_embed_client.client import Client
 from vim_embed_client.errors import (
     LocalServerError,
-    NotReadyError,
     ServiceNotInstalledError,
-    VimEmbedError,
+    StatusError,
+    TransportError,
 )
 
 SERVE = (sys.executable, "-m", "vim_embed.cli", "serve")
@@ -35,8 +35,8 @@ class LocalServer:
 
     models: names, or NAME=PATH; the first is the default. random_weights: numbers without
     meaning, for demos and benchmarks. args: further flags of `vim-embed-server serve`.
-    env: the child's environment; None is this process's. ready_timeout: seconds to load the
-    models. on_wait: called a few times a second while they load, with the seconds so far.
+    env: the child's environment; None is this process's. ready_timeout: seconds until all
+    models are loaded. on_wait: called with the seconds so far, again and again while they load.
     command: what to start in place of the installed service.
 
     Entering raises ServiceNotInstalledError, or LocalServerError with the last lines of the
@@ -67,7 +67,6 @@ class LocalServer:
         self._env = env
         self._ready_timeout = ready_timeout
         self._on_wait = on_wait
-        self._reason = ""
 
     def __enter__(self) -> Self:
         self._log: IO[bytes] = tempfile.TemporaryFile()
@@ -102,10 +101,11 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._log.close()
 
     def _wait_until_ready(self) -> None:
         started = time.monotonic()
-        with Client(self.url, timeout=5.0) as client:
+        with Client(self.url, timeout=5.0, max_retries=0) as client:
             while not self._is_ready(client):
                 elapsed = time.monotonic() - started
                 if elapsed > self._ready_timeout:
@@ -119,14 +119,19 @@ class LocalServer:
         if code is not None:
             raise self._error(f"the service stopped while starting (exit code {code})")
         try:
+            models = client.models()["models"]
+            failed = [f"{m['name']} ({m['reason']})" for m in models if m["state"] == "failed"]
+            if failed:
+                raise self._error(f"the service cannot load {', '.join(failed)}")
+            if any(m["state"] != "ready" for m in models):
+                return False
             client.ready()
-        except VimEmbedError as error:
-            self._reason = f": {error.message}" if isinstance(error, NotReadyError) else ""
+        except (TransportError, StatusError):
             return False
         return True
 
     def _error(self, what: str) -> LocalServerError:
-        return LocalServerError(f"{what}{self._reason}. The end of its log:\n{self.log()}")
+        return LocalServerError(f"{what}. The end of its log:\n{self.log()}")
 
 
 def check_service_installed() -> None:

@@ -15,7 +15,8 @@ import httpx
 from vim_embed_client.errors import ConfigurationError, StatusError, VimEmbedError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=120.0, write=60.0, pool=None)
+# Waits a little longer than the service's own limit, so that its 504 arrives and is understood.
+DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=320.0, write=60.0, pool=None)
 MAX_BACKOFF_S = 8.0
 MAX_RETRY_AFTER_S = 60.0
 

@@ -1,0 +1,117 @@
+"""The `vim-embed` command: subcommands are imported only when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+import click
+
+from vim_embed_client.errors import ConfigurationError, ServerUnreachableError, VimEmbedError
+
+EXIT_CODES = {
+    0: "done",
+    1: "the service reported a failure, or something went wrong",
+    2: "wrong usage",
+    3: "the service cannot be reached",
+    130: "interrupted",
+}
+
+_PACKAGE = "vim_embed_client"
+
+
+class Lazy(NamedTuple):
+    """Where a subcommand is, its line in the help, and the extra it may need."""
+
+    target: str
+    help: str
+    extra: str | None = None
+
+
+COMMANDS = {
+    "embed": Lazy("cli_embed:embed", "Embed images and arrays into one file."),
+    "models": Lazy("cli_info:models", "List the models that the service has."),
+    "health": Lazy("cli_info:health", "Ask whether the service takes requests."),
+    "score": Lazy("score:score_command", "Score two sets of embeddings (MKNN).", "demo"),
+    "bench": Lazy("bench:bench", "Measure rows per second and latency."),
+    "demo": Lazy("demo.command:demo", "Run everything once on simulated galaxies.", "demo"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use, so that `--help` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        lazy = COMMANDS.get(cmd_name)
+        return _load(lazy) if lazy else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+
+
+def _load(lazy: Lazy) -> click.Command:
+    module, _, name = lazy.target.partition(":")
+    try:
+        command: click.Command = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if lazy.extra is None or (error.name or "").startswith(_PACKAGE):
+            raise
+        raise click.ClickException(
+            f'this command needs {error.name}: pip install "vim-embed[{lazy.extra}]"'
+        ) from None
+    return command
+
+
+def _epilog() -> str:
+    codes = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    return f"Exit codes: {codes}."
+
+
+@click.group(cls=LazyGroup, epilog=_epilog(), context_settings={"max_content_width": 100})
+@click.version_option(version("vim-embed"), prog_name="vim-embed")
+def cli() -> None:
+    """Embed images with native Vision Mamba models and ViT proxies, through a vim-embed service.
+
+    The service is found through --url or VIM_EMBED_URL (default http://127.0.0.1:8000).
+    """
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the command line and return its exit code, one of EXIT_CODES."""
+    try:
+        code = cli.main(args=list(args), prog_name="vim-embed", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        return 130
+    except VimEmbedError as error:
+        click.echo(f"Error: {error}", err=True)
+        return _exit_code(error)
+    except BrokenPipeError:
+        # The reader of our output has gone; keep Python from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _exit_code(error: VimEmbedError) -> int:
+    if isinstance(error, ServerUnreachableError):
+        return 3
+    return 2 if isinstance(error, ConfigurationError) else 1
+
+
+def main() -> None:
+    """The console script. SIGTERM ends it like Ctrl-C, so that a service it started ends too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run(sys.argv[1:]))

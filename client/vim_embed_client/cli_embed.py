@@ -1,0 +1,187 @@
+"""`vim-embed embed`: files in, one file of embeddings out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from vim_embed_client.cli_common import json_option, print_json, rate, service_options, stderr
+from vim_embed_client.client import Client
+from vim_embed_client.embed_files import FileEmbeddings, OnError, embed_files
+from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.files import find_files
+from vim_embed_client.outputs import check_output, write_output
+
+_SHOWN_SKIPS = 10
+
+
+def _triple(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        r, g, b = map(float, value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not of the form 0.5,0.5,0.5") from None
+    return r, g, b
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="File to write: .npy (ids and provenance in FILE.json), .parquet or .safetensors.",
+)  # fmt: skip
+@service_options
+@click.option("--model", help="Model to use.  [default: the service's]")
+@click.option(
+    "--pooling", default="mean", show_default=True,
+    type=click.Choice(["mean", "cls", "patch-mean"]), help="How tokens become one embedding.",
+)  # fmt: skip
+@click.option(
+    "--dtype", default="float32", show_default=True,
+    type=click.Choice(["float32", "float16"]), help="Of the embeddings.",
+)  # fmt: skip
+@click.option(
+    "--exact/--no-exact", default=None,
+    help="The same bytes whatever shares a batch.  [default: the service's setting]",
+)  # fmt: skip
+@click.option("--mean", callback=_triple, metavar="R,G,B", help="Mean in place of the model's.")
+@click.option("--std", callback=_triple, metavar="R,G,B", help="Deviation in place of the model's.")
+@click.option(
+    "--batch-rows", default=64, show_default=True, type=click.IntRange(1),
+    help="Rows per request.",
+)  # fmt: skip
+@click.option(
+    "--in-flight", default=4, show_default=True, type=click.IntRange(1),
+    help="Requests under way at once.",
+)  # fmt: skip
+@click.option(
+    "--on-error", default="fail", show_default=True, type=click.Choice(["fail", "skip"]),
+    help="What to do about a file that cannot be read or embedded.",
+)  # fmt: skip
+@click.option(
+    "--retries", default=5, show_default=True, type=click.IntRange(0),
+    help="Further attempts while the service is busy or restarts.",
+)  # fmt: skip
+@click.option("--quiet", is_flag=True, help="No progress and no summary.")
+@json_option
+def embed(
+    paths: tuple[str, ...],
+    output: Path,
+    url: str | None,
+    api_key: str | None,
+    batch_rows: int,
+    in_flight: int,
+    on_error: OnError,
+    retries: int,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Embed images and arrays into one file.
+
+    There is a row for each image, sorted by path. PATHS are images, folders (searched with their
+    subfolders), quoted patterns, and .npy files of one (3, H, W) or many (B, 3, H, W) rows.
+    Images are sent as they are, and the service resizes and normalises them; uint8 arrays must
+    have the model's size, and float arrays must be normalised as well.
+    """
+    files = _files(paths, output)
+    console = stderr()
+    started = time.monotonic()
+    with (
+        Client(url, api_key=api_key, max_retries=retries, rows_per_request=batch_rows) as client,
+        _progress(console, shown=not quiet and console.is_terminal) as on_progress,
+    ):
+        result = embed_files(
+            client,
+            files,
+            batch_rows=batch_rows,
+            in_flight=in_flight,
+            on_error=on_error,
+            on_progress=on_progress,
+            **options,
+        )
+    write_output(output, result)
+    seconds = time.monotonic() - started
+    if not quiet:
+        _report(console, result, output, seconds)
+    if as_json:
+        print_json(_summary(result, output, seconds))
+
+
+def _files(paths: Sequence[str], output: Path) -> list[str]:
+    try:
+        check_output(output)
+        return find_files(paths, leave_out=output)
+    except (ConfigurationError, InputError) as error:
+        raise click.UsageError(error.message) from None
+
+
+@contextmanager
+def _progress(console: Console, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    columns = (
+        TextColumn("Embedding"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        _Rate(),
+        TextColumn("·"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(rate(task.speed) if task.speed else "– rows/s")
+
+
+def _report(console: Console, result: FileEmbeddings, output: Path, seconds: float) -> None:
+    for skipped in result.skipped[:_SHOWN_SKIPS]:
+        line = f"[yellow]skipped[/] {escape(skipped.id)}: {escape(skipped.reason)}"
+        console.print(line, soft_wrap=True)
+    if len(result.skipped) > _SHOWN_SKIPS:
+        console.print(f"[yellow]skipped[/] {len(result.skipped) - _SHOWN_SKIPS} more")
+    if result.provenance.random_weights:
+        console.print("[red]The model has random weights: these numbers mean nothing.[/]")
+    rows, dim = result.embeddings.shape
+    console.print(
+        f"{rows:,} rows × {dim} from {escape(result.provenance.model)} -> "
+        f"{escape(str(output))} ({seconds:.1f} s, {rate(rows / seconds)})",
+        soft_wrap=True,
+    )
+
+
+def _summary(result: FileEmbeddings, output: Path, seconds: float) -> dict[str, Any]:
+    rows, dim = result.embeddings.shape
+    return {
+        "output": str(output),
+        "rows": rows,
+        "dim": dim,
+        "seconds": round(seconds, 3),
+        "skipped": [asdict(skipped) for skipped in result.skipped],
+        "provenance": asdict(result.provenance),
+    }

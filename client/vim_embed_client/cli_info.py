@@ -1,0 +1,67 @@
+"""`vim-embed models` and `vim-embed health`."""
+
+from __future__ import annotations
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from vim_embed_client.cli_common import json_option, print_json, service_options, stdout
+from vim_embed_client.client import Client
+from vim_embed_client.errors import StatusError
+from vim_embed_client.results import ModelEntry
+
+
+@click.command()
+@service_options
+@json_option
+def models(url: str | None, api_key: str | None, as_json: bool) -> None:
+    """List the models that the service has."""
+    with Client(url, api_key=api_key) as client:
+        listed = client.models()
+    if as_json:
+        return print_json(listed)
+    table = Table("model", "state", "dim", "image", "dtype", "device", "backend", "weights")
+    for entry in listed["models"]:
+        table.add_row(*_cells(entry, default=entry["name"] == listed["default"]))
+    stdout().print(table)
+
+
+def _cells(entry: ModelEntry, *, default: bool) -> list[str]:
+    size = entry["preprocessing"]["image_size"]
+    weights = entry["weights"]
+    state = entry["state"] + (f": {entry['reason']}" if entry["reason"] else "")
+    cells = [
+        entry["name"] + (" (default)" if default else ""),
+        state,
+        str(entry["dim"]),
+        f"{size}×{size}",
+        entry["dtype"],
+        entry["device"],
+        entry["backend"],
+        "random: for tests" if weights["random"] else weights["source"],
+    ]
+    return [escape(cell) for cell in cells]
+
+
+@click.command()
+@service_options
+@json_option
+def health(url: str | None, api_key: str | None, as_json: bool) -> None:
+    """Ask whether the service takes requests.
+
+    The exit code is 0 if it does, 1 if it does not yet, 3 if nothing answers.
+    """
+    with Client(url, api_key=api_key, timeout=10.0) as client:
+        try:
+            readiness = client.ready()
+        except StatusError as error:
+            if as_json:
+                print_json({"status": error.code or "failed", "message": error.message})
+            else:
+                click.echo(f"{client.base_url} is not ready: {error.message}")
+            click.get_current_context().exit(1)
+        if as_json:
+            return print_json(readiness)
+        states = ", ".join(f"{name} {state}" for name, state in readiness["models"].items())
+        click.echo(f"{client.base_url} is ready: {states}")
