@@ -2,18 +2,28 @@
 
 The mean overlap of cosine k-nearest neighbours, self excluded (Huh et al. 2024, "The Platonic
 Representation Hypothesis"), by the operations that `pu.metrics.mknn` of platonic-universe has
-scikit-learn do, so that even ties are broken alike: same arrays, same number. Plain numpy;
-knows neither files nor the service.
+scikit-learn do, so that even ties are broken alike: same arrays, same number. (The release
+0.1.0 scores arrays in the dtype they have; later versions convert to float64 first, which can
+part near-ties otherwise: pass float64 for their number.) Reading files is in score_files.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from rich.markup import escape
+
+from vim_embed_client.cli_common import json_option, print_json, stdout
+from vim_embed_client.errors import ConfigurationError, InputError
+
+if TYPE_CHECKING:
+    from vim_embed_client.score_files import EmbeddingFile
 
 Array = NDArray[Any]
 Neighbours = NDArray[np.int32]
@@ -21,6 +31,8 @@ Neighbours = NDArray[np.int32]
 # As scikit-learn: a matrix product over other rows may round, and so break ties, differently.
 _BLOCK_BYTES = 2**30
 _SELECT_ROWS = 1024
+
+_FIGURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +222,8 @@ def _select(distances: Array, rows: NDArray[np.int64], k: int) -> Array:
     nearest = nearest[at, np.argsort(distances[at, nearest])]
     keep = nearest != rows[:, None]
     keep[keep.all(axis=1), 0] = False
-    return nearest[keep].reshape(len(distances), k)
+    others: Array = nearest[keep].reshape(len(distances), k)
+    return others
 
 
 def _checked(z: ArrayLike) -> Array:
@@ -241,3 +254,86 @@ def _checked_k(k: int, n: int) -> int:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     return min(k, n - 1)
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Neighbours.")
+@click.option("--by-row", is_flag=True, help="Pair rows by position, whatever the ids say.")
+@click.option("--seed", default=0, show_default=True, help="Of the permutations.")
+@click.option(
+    "--figure", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw MKNN against k: .png, .pdf or .svg.",
+)  # fmt: skip
+@json_option
+def score_command(
+    first: str, second: str, k: int, by_row: bool, seed: int, figure: Path | None, as_json: bool
+) -> None:
+    """Score how far two embeddings of the same sources agree (MKNN).
+
+    FIRST and SECOND are .npy, .npz, .safetensors or .parquet files, as `vim-embed embed` and
+    `vim-embed demo` write them; FILE:NAME takes one array, layer or column. Rows are paired by
+    their ids where both files have them, else by position.
+    """
+    from vim_embed_client.score_files import pair, read_embeddings
+
+    if figure is not None and figure.suffix not in _FIGURES:
+        raise click.UsageError(f"--figure {figure} does not end in one of {', '.join(_FIGURES)}")
+    files = read_embeddings(first), read_embeddings(second)
+    arrays = (files[0].embeddings, files[1].embeddings) if by_row else pair(*files)
+    try:
+        result = score(*arrays, k, seed=seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if figure is not None:
+        _draw(arrays, result, files, figure, seed)
+    if as_json:
+        about = {"first": first, "second": second, "random_weights": _random(files)}
+        print_json(result.as_dict() | about)
+    else:
+        _report(result, files, asked=k)
+
+
+def _random(files: tuple[EmbeddingFile, EmbeddingFile]) -> bool:
+    return any(file.random_weights for file in files)
+
+
+def _draw(
+    arrays: tuple[Array, Array],
+    result: Score,
+    files: tuple[EmbeddingFile, EmbeddingFile],
+    path: Path,
+    seed: int,
+) -> None:
+    try:
+        from vim_embed_client.demo.figure import curve_figure, save
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f'--figure needs {error.name}: pip install "vim-embed[demo]"'
+        ) from None
+    title = f"{files[0].label} and {files[1].label}"
+    if _random(files):
+        title = f"RANDOM WEIGHTS, not a scientific result\n{title}"
+    curve = mknn_curve(*arrays, [*curve_ks(result.n), result.k], seed=seed)
+    save(curve_figure(curve, result, title), path)
+
+
+def _report(result: Score, files: tuple[EmbeddingFile, EmbeddingFile], *, asked: int) -> None:
+    console = stdout()
+    for file in files:
+        model = f" ({file.model})" if file.model else ""
+        rows, dim = file.embeddings.shape
+        console.print(f"{escape(file.label)}: {rows:,} × {dim}{escape(model)}")
+    if _random(files):
+        console.print("[bold red]RANDOM WEIGHTS: not a scientific result.[/]")
+    if result.k != asked:
+        console.print(f"[yellow]k is {result.k}: there are only {result.n} sources.[/]")
+    console.print(
+        f"[bold]MKNN {result.mknn:.4f}[/] at k = {result.k} "
+        f"(95 % interval over sources {result.low:.4f} to {result.high:.4f})"
+    )
+    console.print(
+        f"Chance {result.chance:.4f}; {result.permutations} permuted pairings "
+        f"{result.permuted_mean:.4f} ± {result.permuted_std:.4f}, p = {result.p_value:.3f}"
+    )

@@ -154,8 +154,8 @@ def _banner(model: str, reason: str) -> Panel:
     return Panel(
         f"[bold]{escape(model)} has random numbers in place of trained weights.[/]\n"
         f"Why: {escape(reason)}.\n"
-        "The MKNN below shows that the pipeline works; it says nothing about galaxies, about\n"
-        "Vision Mamba or about any published score. Do not report it.\n"
+        "The MKNN below shows that the pipeline works; it says nothing about galaxies or "
+        "about Vision Mamba. Do not report it.\n"
         "With the released weights: vim-embed demo --weights PATH-or-HubId",
         title="[bold]RANDOM WEIGHTS: NOT A SCIENTIFIC RESULT[/]",
         border_style="bold red",

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from vim_embed_client.demo.flow import Pixels, Result
+from vim_embed_client.demo.views import HYPER_SUPRIME_CAM
 from vim_embed_client.score import Curve, Neighbours, Score, nearest_neighbours
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -17,6 +18,7 @@ _BLUE, _ORANGE, _VERMILLION, _GREY = "#0072B2", "#E69F00", "#D55E00", "#8A8A8A"
 _INK = "#222222"
 _ROWS, _SHOWN = 6, 5
 _DPI = 160
+_TITLE_LETTERS = 96
 
 
 def demo_figure(result: Result) -> Figure:
@@ -24,10 +26,10 @@ def demo_figure(result: Result) -> Figure:
 
     The title says which weights answered.
     """
-    figure = Figure(figsize=(15, 7.6), facecolor="white")
+    figure = Figure(figsize=(15, 6.9), facecolor="white")
     _title(figure, result)
     _grid(figure, result)
-    axes = figure.add_axes((0.735, 0.115, 0.25, 0.655))
+    axes = figure.add_axes((0.74, 0.1, 0.245, 0.6))
     _curve(axes, result.curve, result.score)
     return figure
 
@@ -37,7 +39,7 @@ def curve_figure(curve: Curve, score: Score, title: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.8), facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     _curve(axes, curve, score)
-    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=_INK)
     return figure
 
 
@@ -47,37 +49,41 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _title(figure: Figure, result: Result) -> None:
-    random = result.provenance.random_weights
+    telescope = HYPER_SUPRIME_CAM
     figure.suptitle(
-        f"{result.provenance.model}, {result.weights}",
+        f"{result.provenance.model}, {_short(result.weights)}",
         x=0.015,
-        y=0.972,
+        y=0.97,
         ha="left",
         va="top",
         fontsize=17,
         fontweight="bold",
-        color=_VERMILLION if random else _INK,
+        color=_VERMILLION if result.provenance.random_weights else _INK,
     )
     figure.text(
         0.015,
-        0.902,
+        0.9,
         f"{len(result.space)} sources of the Hubble eXtreme Deep Field, as Hubble sees them and "
-        "as a ground telescope would (seeing 0.6″, 0.168″ pixels, noise)",
+        f"as a ground telescope would (seeing {telescope.fwhm}″, {telescope.pixel}″ pixels, noise)",
         fontsize=11.5,
         va="top",
         color=_INK,
     )
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= _TITLE_LETTERS else f"{text[:20]} … {text[22 - _TITLE_LETTERS :]}"
+
+
 def _grid(figure: Figure, result: Result) -> None:
     k = result.score.k
     lists = nearest_neighbours(result.space, k), nearest_neighbours(result.ground, k)
     shown = _shown_sources(len(result.space))
-    layout = dict(top=0.77, bottom=0.065, wspace=0.05, hspace=0.05)
+    layout = dict(top=0.8, bottom=0.075, wspace=0.11, hspace=0.11)
     columns = 1 + min(_SHOWN, k)
     for (left, right), heading, pixels, mine, other in (
-        ((0.015, 0.335), "space view", result.views.space, *lists),
-        ((0.352, 0.672), "ground view", result.views.ground, *lists[::-1]),
+        ((0.016, 0.336), "space view", result.views.space, *lists),
+        ((0.362, 0.682), "ground view", result.views.ground, *lists[::-1]),
     ):
         grid = figure.add_gridspec(len(shown), columns, left=left, right=right, **layout)
         for row, source in enumerate(shown):
@@ -85,7 +91,7 @@ def _grid(figure: Figure, result: Result) -> None:
         _headings(figure, left, right, columns, heading)
     figure.text(
         0.015,
-        0.035,
+        0.05,
         f"Orange frame: also among the source's {k} nearest neighbours in the other view, which "
         "is what MKNN counts.",
         fontsize=10.5,
@@ -96,7 +102,7 @@ def _grid(figure: Figure, result: Result) -> None:
 
 def _shown_sources(n: int) -> list[int]:
     """Rows at even steps through the brighter half, where there is something to see."""
-    return np.linspace(0, max(n // 2 - 1, 0), min(_ROWS, n)).astype(int).tolist()
+    return [int(i) for i in np.linspace(0, n // 2 - 1, min(_ROWS, n // 2))]
 
 
 def _row(
@@ -125,9 +131,8 @@ def _stamp(axes: Any, pixels: Pixels, colour: str, width: float) -> None:
 
 def _headings(figure: Figure, left: float, right: float, columns: int, name: str) -> None:
     cell = (right - left) / columns
-    style = dict(fontsize=11, color=_INK, va="bottom", y=0.782)
-    figure.text(x=left, s="source", **style)
-    figure.text(x=left + cell, s=f"nearest neighbours in the {name} →", **style)
+    for x, text in ((left, "source"), (left + cell, f"nearest neighbours in the {name} →")):
+        figure.text(x, 0.815, text, fontsize=11, color=_INK, va="bottom")
 
 
 def _curve(axes: Any, curve: Curve, score: Score) -> None:
@@ -135,7 +140,7 @@ def _curve(axes: Any, curve: Curve, score: Score) -> None:
         curve.ks, curve.low, curve.high, color=_GREY, alpha=0.3, lw=0, label="pairs permuted, 95 %"
     )
     axes.plot(curve.ks, curve.chance, "--", color=_GREY, lw=1.6, label="chance, k / (n − 1)")
-    axes.plot(curve.ks, curve.mknn, "-", color=_BLUE, lw=2.2, label="MKNN, space and ground")
+    axes.plot(curve.ks, curve.mknn, "-", color=_BLUE, lw=2.2, label="MKNN")
     axes.errorbar(
         score.k,
         score.mknn,
@@ -145,13 +150,12 @@ def _curve(axes: Any, curve: Curve, score: Score) -> None:
         color=_BLUE,
         capsize=4,
     )
-    axes.annotate(
-        f"k = {score.k}\nMKNN {score.mknn:.3f}\nchance {score.chance:.3f}",
-        (score.k, score.mknn),
-        xytext=(12, -14),
-        textcoords="offset points",
-        va="top",
-        fontsize=11,
+    axes.set_title(
+        f"MKNN at k = {score.k}: {score.mknn:.3f}  (chance {score.chance:.3f})",
+        loc="left",
+        pad=62,
+        fontsize=11.5,
+        fontweight="bold",
         color=_INK,
     )
     _dress(axes, int(curve.ks[-1]))
@@ -169,4 +173,6 @@ def _dress(axes: Any, largest: int) -> None:
     axes.grid(color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", frameon=False, fontsize=10.5)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=10.5, reverse=True
+    )

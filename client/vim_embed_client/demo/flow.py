@@ -26,7 +26,7 @@ from vim_embed_client.demo.stamps import (
 from vim_embed_client.demo.views import HYPER_SUPRIME_CAM, ground_view, to_ground
 from vim_embed_client.errors import ProvenanceChangedError
 from vim_embed_client.results import ModelEntry
-from vim_embed_client.score import Curve, Score, mknn_curve, score
+from vim_embed_client.score import Curve, Score, curve_ks, mknn_curve, score
 from vim_embed_client.wire import safetensors_chunks
 
 Pixels = NDArray[np.uint8]
@@ -153,7 +153,7 @@ def run(
         provenance=space.provenance,
         source=entry["weights"]["source"],
         score=score(*arrays, k, seed=seed),
-        curve=mknn_curve(*arrays, seed=seed),
+        curve=mknn_curve(*arrays, [*curve_ks(rows), k], seed=seed),
         seconds=seconds,
         seed=seed,
     )

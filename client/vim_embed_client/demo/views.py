@@ -63,7 +63,8 @@ def ground_view(
     shape = tuple(round(side * ratio) for side in picture.shape[:2])
     coarse = resize_local_mean(blurred, shape, channel_axis=2, preserve_range=True)
     noisy = _expose(coarse, telescope, np.random.default_rng(seed))
-    return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
+    view: NDArray[np.uint8] = np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
+    return view
 
 
 def matching_sigma(telescope: Telescope) -> float:
@@ -75,7 +76,8 @@ def matching_sigma(telescope: Telescope) -> float:
 def to_ground(boxes: Array, space: Array, ground: Array) -> Array:
     """Boxes (N, 4) in the space picture's pixels as boxes of the same field in the ground's."""
     (height, width), (h, w) = space.shape[:2], ground.shape[:2]
-    return boxes * np.array([w / width, h / height, w / width, h / height])
+    scaled: Array = boxes * np.array([w / width, h / height, w / width, h / height])
+    return scaled
 
 
 def _expose(light: Array, telescope: Telescope, rng: np.random.Generator) -> Array:
