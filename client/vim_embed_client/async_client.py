@@ -156,33 +156,35 @@ class AsyncClient(BaseClient):
 
     async def models(self) -> ModelList:
         """See Client.models."""
-        models: ModelList = await self._get(Call(path="/models"))
+        models: ModelList = await self._get(Call(path="/models"), "models", "default")
         return models
 
     async def model(self, name: str) -> ModelEntry:
         """See Client.model."""
-        entry: ModelEntry = await self._get(Call(path=model_path(name)))
+        entry: ModelEntry = await self._get(Call(path=model_path(name)), "name", "state")
         return entry
 
     async def layers(self, name: str, granularity: str = "blocks") -> list[str]:
         """See Client.layers."""
         call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
-        layers: list[str] = (await self._get(call))["layers"]
+        layers: list[str] = (await self._get(call, "layers"))["layers"]
         return layers
 
     async def live(self) -> Liveness:
         """See Client.live."""
-        liveness: Liveness = await self._get(Call(path="/health/live", may_retry=False))
+        liveness: Liveness = await self._get(Call(path="/health/live", may_retry=False), "status")
         return liveness
 
     async def ready(self) -> Readiness:
         """See Client.ready."""
-        readiness: Readiness = await self._get(Call(path="/health/ready", may_retry=False))
+        readiness: Readiness = await self._get(
+            Call(path="/health/ready", may_retry=False), "status"
+        )
         return readiness
 
-    async def _get(self, call: Call) -> Any:
+    async def _get(self, call: Call, *keys: str) -> Any:
         async with self._deadline():
-            return read_json(await self._send(call))
+            return read_json(await self._send(call), keys)
 
     async def _run(self, plan: Plan, on_progress: Progress | None) -> Assembly:
         assembly = Assembly(plan, on_progress)

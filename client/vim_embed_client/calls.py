@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -196,14 +197,17 @@ def _in_order(tensors: dict[str, Array], metadata: Mapping[str, str]) -> dict[st
         raise BadAnswerError("the answer does not name its layers") from None
 
 
-def read_json(response: httpx.Response) -> Any:
-    """The JSON of a successful answer. Raises BadAnswerError."""
+def read_json(response: httpx.Response, keys: Sequence[str]) -> Any:
+    """The JSON object of a successful answer. Raises BadAnswerError where it lacks a key."""
     try:
-        return response.json()
-    except ValueError:
+        body = response.json()
+        if not all(key in body for key in keys):
+            raise ValueError("another object was expected")
+    except (ValueError, TypeError) as error:
         raise BadAnswerError(
-            f"the answer of {response.url} is not JSON: is this the URL of a vim-embed service?"
+            f"{response.url} answered something else ({error}): is it a vim-embed service?"
         ) from None
+    return body
 
 
 def parse_server_timing(header: str) -> dict[str, float]:
@@ -214,5 +218,6 @@ def parse_server_timing(header: str) -> dict[str, float]:
         for parameter in parameters.split(";"):
             key, _, value = parameter.strip().partition("=")
             if key == "dur":
-                timing[name] = float(value)
+                with suppress(ValueError):
+                    timing[name] = float(value)
     return timing

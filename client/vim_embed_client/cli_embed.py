@@ -112,6 +112,7 @@ def embed(
         Client(url, api_key=api_key, max_retries=retries, rows_per_request=batch_rows) as client,
         _progress(console, shown=not quiet and console.is_terminal) as on_progress,
     ):
+        client.live()
         result = embed_files(
             client,
             files,
@@ -156,7 +157,7 @@ def _progress(console: Console, *, shown: bool) -> Iterator[Callable[[int, int],
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(rate(task.speed) if task.speed else "– rows/s")
+        return Text(rate(task.completed / task.elapsed) if task.elapsed else "")
 
 
 def _report(console: Console, result: FileEmbeddings, output: Path, seconds: float) -> None:

@@ -187,33 +187,33 @@ class Client(BaseClient):
 
     def models(self) -> ModelList:
         """The served models and the name of the default one."""
-        models: ModelList = self._get(Call(path="/models"))
+        models: ModelList = self._get(Call(path="/models"), "models", "default")
         return models
 
     def model(self, name: str) -> ModelEntry:
         """One served model by its name: state, dim, preprocessing, limits, weights."""
-        entry: ModelEntry = self._get(Call(path=model_path(name)))
+        entry: ModelEntry = self._get(Call(path=model_path(name)), "name", "state")
         return entry
 
     def layers(self, name: str, granularity: str = "blocks") -> list[str]:
         """Names of a model's layers, in the order of `embed_layers`."""
         call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
-        layers: list[str] = self._get(call)["layers"]
+        layers: list[str] = self._get(call, "layers")["layers"]
         return layers
 
     def live(self) -> Liveness:
         """Ask once whether the process answers; raises TransportError where it does not."""
-        liveness: Liveness = self._get(Call(path="/health/live", may_retry=False))
+        liveness: Liveness = self._get(Call(path="/health/live", may_retry=False), "status")
         return liveness
 
     def ready(self) -> Readiness:
         """Ask once whether requests are taken; raises NotReadyError with the reasons if not."""
-        readiness: Readiness = self._get(Call(path="/health/ready", may_retry=False))
+        readiness: Readiness = self._get(Call(path="/health/ready", may_retry=False), "status")
         return readiness
 
-    def _get(self, call: Call) -> Any:
+    def _get(self, call: Call, *keys: str) -> Any:
         with Scope(self._options.deadline) as scope:
-            return read_json(self._send(call, scope))
+            return read_json(self._send(call, scope), keys)
 
     def _run(self, plan: Plan, on_progress: Progress | None) -> Assembly:
         assembly = Assembly(plan, on_progress)

@@ -97,6 +97,8 @@ def embed_files(
     """
     rows, skipped = _list_rows(files, on_error)
     table = _Table(rows)
+    if on_progress:
+        on_progress(0, len(rows))
 
     def work(batch: _Batch) -> _Outcome:
         return _embed_batch(client, batch, on_error, options)

@@ -100,8 +100,7 @@ def rows_of(path: str) -> list[Row]:
 
 def _file_size(path: str) -> int:
     try:
-        with open(path, "rb") as file:
-            return os.fstat(file.fileno()).st_size
+        return os.stat(path).st_size
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from None
 

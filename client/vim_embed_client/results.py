@@ -57,7 +57,7 @@ class Provenance:
         return [name for name in mine if mine[name] != theirs[name]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Embeddings:
     """One embedding per row, in the order of the rows; usable wherever an array is.
 
@@ -77,7 +77,7 @@ class Embeddings:
         return np.array(self.embeddings, dtype=dtype, copy=copy)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LayerEmbeddings(Mapping[str, Array]):
     """Layer name -> (B, D) array, from the first layer to `last_hidden_state`.
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.responses import Response
 
-from vim_embed_client import BadAnswerError, ProvenanceChangedError
+from vim_embed_client import BadAnswerError, Client, ProvenanceChangedError
 
 from .conftest import MakeClient
-from .fake_service import DIM, LAYERS, SIZE, FakeService, answer, decode, embed_rows, wait_for
+from .fake_service import (
+    DIM,
+    LAYERS,
+    SIZE,
+    FakeService,
+    answer,
+    decode,
+    embed_rows,
+    serve,
+    wait_for,
+)
 
 Pixels = NDArray[np.float32]
 
@@ -223,8 +237,6 @@ def test_replicas_on_several_devices_of_one_kind_may_share_a_batch(
 
 
 def _npy(array: NDArray[Any]) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
@@ -255,3 +267,52 @@ def test_other_routes(client: Any) -> None:
     assert client.layers("vim-tiny", "leaves") == LAYERS
     assert client.live() == {"status": "live"}
     assert client.ready()["models"] == {"vim-tiny": "ready"}
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b"3"])
+def test_other_routes_of_something_else(
+    make_client: MakeClient, service: FakeService, url: str, content: bytes
+) -> None:
+    async def elsewhere(scope: Any, receive: Any, send: Any) -> None:
+        await Response(content, media_type="application/json")(scope, receive, send)
+
+    with serve(elsewhere) as other, pytest.raises(BadAnswerError, match="vim-embed service"):
+        make_client(base_url=other).layers("vim-tiny")
+
+
+class _Counted(httpx.SyncByteStream):
+    def __init__(self, stream: Any, sizes: list[int]) -> None:
+        self._stream = stream
+        self._sizes = sizes
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            self._sizes.append(len(chunk))
+            yield chunk
+
+
+class _CountingTransport(httpx.HTTPTransport):
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self._sizes = sizes
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.stream = _Counted(request.stream, self._sizes)
+        return super().handle_request(request)
+
+
+def test_large_bodies_leave_in_chunks_of_at_most_a_mebibyte(url: str) -> None:
+    sizes: list[int] = []
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 600, 600), dtype=np.uint8)
+    with Client(url, transport=_CountingTransport(sizes)) as client:
+        np.testing.assert_array_equal(client.embed(pixels), embed_rows(pixels))
+    assert sum(sizes) == 128 + pixels.nbytes
+    assert max(sizes) <= 1 << 20
+
+
+def test_proxies_do_not_come_between_a_client_and_its_own_machine(
+    make_client: MakeClient, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert make_client().live() == {"status": "live"}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from vim_embed_client import (
     ConfigurationError,
@@ -23,6 +24,7 @@ from vim_embed_client import (
     InternalServerError,
     InvalidInputError,
     NotReadyError,
+    PayloadTooLargeError,
     QueueFullError,
     ServerUnreachableError,
     TimedOutError,
@@ -33,6 +35,7 @@ from vim_embed_client.options import MAX_BACKOFF_S, MAX_RETRY_AFTER_S, Options, 
 
 from .conftest import MakeClient
 from .fake_service import FakeService, answer, break_off, embed_rows, refuse, wait_for
+from .fake_service import error as fake_error
 
 Pixels = NDArray[np.float32]
 
@@ -59,8 +62,6 @@ def test_passing_faults_are_retried(
 
 
 def test_images_are_sent_whole_again(client: Any, service: FakeService) -> None:
-    from PIL import Image
-
     service.faults.append(refuse(503, "draining"))
     assert len(client.embed_images([Image.new("RGB", (8, 8)), Image.new("L", (8, 8))])) == 2
 
@@ -241,3 +242,14 @@ def test_a_reset_in_the_middle_of_the_body_is_retried(make_client: MakeClient) -
             make_client(base_url=url).embed(large)
         assert caught.value.request_id
     assert len(accepted) == 3
+
+
+async def _refuse_unread(service: FakeService, request: Any) -> Any:
+    return fake_error(413, "payload_too_large", "at most 1 MiB")
+
+
+def test_a_refusal_before_the_body_is_read_is_understood(client: Any, service: FakeService) -> None:
+    service.faults.append(_refuse_unread)
+    with pytest.raises(PayloadTooLargeError, match="at most 1 MiB"):
+        client.embed(np.zeros((8, 3, 512, 512), np.float32))
+    assert len(service.seen) == 1
