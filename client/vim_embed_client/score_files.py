@@ -114,19 +114,21 @@ def _read_parquet(path: Path, name: str | None) -> EmbeddingFile:
             'reading .parquet needs pyarrow: pip install "vim-embed[parquet]"'
         ) from None
     table = pyarrow.parquet.read_table(path)
-    columns = {key: _matrix(table[key]) for key in table.column_names if key == name or not name}
+    columns = {
+        key: array for key in table.column_names if (array := _matrix(table[key])) is not None
+    }
     about = (table.schema.metadata or {}).get(b"vim_embed.provenance", b"{}")
     ids = [str(value) for value in table["id"].to_pylist()] if "id" in table.column_names else None
     return _described(_choose(columns, name, path), ids, json.loads(about))
 
 
-def _matrix(column: Any) -> Array:
-    """A column of lists of one length as (n, d); any other column as an empty array."""
+def _matrix(column: Any) -> Array | None:
+    """A column of lists of one length as (n, d); None for any other column."""
     lists = column.combine_chunks()
     if "list" not in str(lists.type) or not len(lists) or lists.null_count:
-        return np.empty(0)
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(lists), -1) if flat.size % len(lists) == 0 else np.empty(0)
+        return None
+    flat: Array = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), -1) if flat.size % len(lists) == 0 else None
 
 
 def _choose(arrays: Mapping[str, Array], name: str | None, path: Path) -> Array:

@@ -100,6 +100,8 @@ def demo(
         _announce(console, entry, reason)
         result = _run(console, client, entry, count=count, k=k, seed=seed)
     paths = _write(result, output)
+    if result.provenance.random_weights:
+        console.print(_banner(result.provenance.model, reason))
     _report(console, result, paths)
     if as_json:
         print_json(result.summary() | {"files": {name: str(path) for name, path in paths.items()}})
@@ -144,7 +146,7 @@ def _announce(console: Console, entry: ModelEntry, reason: str) -> None:
     )
     weights = entry["weights"]
     if weights["random"]:
-        console.print(_banner(entry["name"], reason))
+        console.print(f"[bold red]RANDOM WEIGHTS[/]: {escape(reason)}")
     else:
         revision = f" at {weights['revision']}" if weights["revision"] else ""
         console.print(f"Weights {escape(weights['source'])}{revision}, {weights['digest']}")

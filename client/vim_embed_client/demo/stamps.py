@@ -133,7 +133,7 @@ def _measure(segments: Array, light: Array) -> Array:
 def _inside(positions: Array, shape: tuple[int, ...], stamp: int) -> NDArray[np.bool_]:
     boxes = stamp_boxes(positions, stamp)
     height, width = shape[:2]
-    inside: NDArray[np.bool_] = ((boxes >= 0) & (boxes <= [width, height] * 2)).all(axis=1)
+    inside: NDArray[np.bool_] = np.all((boxes >= 0) & (boxes <= [width, height] * 2), axis=1)
     return inside
 
 
