@@ -18,6 +18,7 @@ from vim_embed.engine import ModelStatus, Outputs, Staged
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models.catalogue import CatalogueEntry
 from vim_embed.models.embedder import CheckReport, Embedder
+from vim_embed.models.graphs import Compute, GraphCache, buckets_up_to
 from vim_embed.models.hub import WeightsError
 from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.models.load import load_entry
@@ -63,6 +64,7 @@ class TorchEngine:
         self.options = options
         self._entries = tuple(entries)
         self._models: dict[str, Embedder] = {}
+        self._graphs: dict[str, GraphCache] = {}
         self._layers: dict[str, dict[str, list[str]]] = {}
         self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
         cuda = options.device.type == "cuda"
@@ -103,13 +105,29 @@ class TorchEngine:
         assert isinstance(staged, TorchBatch)
         if staged.copied is not None:
             torch.cuda.default_stream(self.options.device).wait_event(staged.copied)
-        model = self._models[staged.model]
+        forward = self._forward(staged.model, staged.options)
 
         def compute(pixels: Tensor) -> dict[str, Tensor]:
-            return {k: v.cpu() for k, v in model.compute(pixels, staged.options).items()}
+            return {k: v.cpu() for k, v in forward(pixels, staged.options).items()}
 
         outputs = halving_on_oom(compute, staged.pixels)
         return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    def _forward(self, name: str, options: EmbedOptions) -> Compute:
+        """Graphs where there are any; eagerly for layers (hooks) and exact mode (row by row)."""
+        graphs = self._graphs.get(name)
+        if graphs is None or options.layers is not None or options.exact:
+            return self._models[name].compute
+        return graphs
+
+    def _warmed_up(self, model: Embedder) -> GraphCache:
+        size = model.info.preprocessing.image_size
+        rows = self.options.batch_rows or _DEFAULT_BATCH_ROWS["cuda"]
+        graphs = GraphCache(model.compute, buckets_up_to(rows))
+        for bucket in reversed(graphs.buckets):
+            blank = torch.zeros(bucket, 3, size, size, dtype=torch.uint8, device=model.device)
+            graphs(blank, EmbedOptions())
+        return graphs
 
     def _load_one(self, entry: CatalogueEntry) -> ModelStatus:
         """Load one model; whatever goes wrong is its state and reason, never the service's end."""
@@ -142,6 +160,8 @@ class TorchEngine:
                 f"{report.tolerance:.0e}; try --backend torch"
             )
         self._layers[entry.name] = model.layer_names()
+        if opts.device.type == "cuda":
+            self._graphs[entry.name] = self._warmed_up(model)
         self._models[entry.name] = model
         _announce(model, report)
         return model.info

@@ -1,0 +1,116 @@
+"""CUDA graphs of a model's forward, one per bucket of rows.
+
+Launching a few hundred kernels costs more than small batches compute; a captured graph launches
+them at once. Rows are padded to the next bucket: rows never meet in a forward, so the padding
+(whatever the buffer held before) changes nothing. Graphs share one memory pool and are dropped,
+least recently used first, above a limit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vim_embed.models.info import EmbedOptions
+
+_LOG = logging.getLogger(__name__)
+_WARM_UPS = 2
+
+Compute = Callable[[Tensor, EmbedOptions], dict[str, Tensor]]
+Key = tuple[tuple[int, ...], torch.dtype, EmbedOptions]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph with its input buffer and the outputs that a replay fills."""
+
+    replay: Callable[[], None]
+    pixels: Tensor
+    outputs: dict[str, Tensor]
+
+
+def buckets_up_to(rows: int) -> list[int]:
+    """1, 2, 4, 8, 16, then steps of half a power of two (24, 32, 48, …), ending at `rows`."""
+    sizes = {rows}
+    size = 1
+    while size < rows:
+        sizes.add(size)
+        if size >= 16 and size * 3 // 2 < rows:
+            sizes.add(size * 3 // 2)
+        size *= 2
+    return sorted(sizes)
+
+
+class GraphCache:
+    """Runs `compute` through captured graphs. Not for several threads at once."""
+
+    def __init__(
+        self,
+        compute: Compute,
+        buckets: Sequence[int],
+        *,
+        limit: int = 32,
+        capture: Callable[[Compute, Tensor, EmbedOptions], Captured] | None = None,
+    ) -> None:
+        self.buckets = sorted(buckets)
+        self._compute = compute
+        self._limit = limit
+        self._graphs: OrderedDict[Key, Captured] = OrderedDict()
+        self._capture = capture or CudaCapture()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __call__(self, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        """`compute(pixels, options)`; the outputs are valid until the next call."""
+        rows = len(pixels)
+        if rows > self.buckets[-1]:
+            return self._in_parts(pixels, options)
+        bucket = next(size for size in self.buckets if size >= rows)
+        graph = self._graph(((bucket, *pixels.shape[1:]), pixels.dtype, options), pixels)
+        graph.pixels[:rows].copy_(pixels)
+        graph.replay()
+        return {name: output[:rows] for name, output in graph.outputs.items()}
+
+    def _in_parts(self, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        parts = []
+        for part in torch.split(pixels, self.buckets[-1]):
+            parts.append({name: out.clone() for name, out in self(part, options).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _graph(self, key: Key, like: Tensor) -> Captured:
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            shape, dtype, options = key
+            static = torch.zeros(shape, dtype=dtype, device=like.device)
+            graph = self._capture(self._compute, static, options)
+            _LOG.debug("captured a graph", extra={"shape": shape, "dtype": str(dtype)})
+        self._graphs[key] = graph
+        while len(self._graphs) > self._limit:
+            self._graphs.popitem(last=False)
+        return graph
+
+
+class CudaCapture:
+    """Captures with torch.cuda.graph, all graphs in one memory pool."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Compute, pixels: Tensor, options: EmbedOptions) -> Captured:
+        side = torch.cuda.Stream(pixels.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(pixels.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                compute(pixels, options)
+        torch.cuda.current_stream(pixels.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # other threads stage batches meanwhile, which a global capture would forbid
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = compute(pixels, options)
+        return Captured(graph.replay, pixels, outputs)

@@ -1,0 +1,122 @@
+"""The torch engine on a real CUDA device: graphs, staging, exactness, running out of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from vim_embed.batcher import Batcher
+from vim_embed.engine import EMBEDDING
+from vim_embed.models.catalogue import CATALOGUE, CatalogueEntry
+from vim_embed.models.info import EmbedOptions
+from vim_embed.torch_engine import EngineOptions, TorchEngine
+
+pytestmark = pytest.mark.gpu
+DATA = Path(__file__).parent.parent / "data"
+MICRO = CatalogueEntry(name="micro", kind="vim", path=DATA / "vim_micro.pth")
+MEAN = EmbedOptions()
+
+
+def engine(
+    entry: CatalogueEntry, dtype: torch.dtype = torch.float32, *, random: bool = False
+) -> TorchEngine:
+    made = TorchEngine(
+        [entry],
+        EngineOptions(torch.device("cuda"), dtype, random_weights=random, batch_rows=32),
+    )
+    made.load()
+    status = made.status()[entry.name]
+    assert status.state == "ready", status.reason
+    return made
+
+
+def embed(
+    made: TorchEngine, name: str, pixels: NDArray[np.generic], options: EmbedOptions = MEAN
+) -> NDArray[np.float32]:
+    return made.run(made.stage(name, [pixels], options))[EMBEDDING]
+
+
+def relative_l2(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def images(rows: int, size: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (rows, 3, size, size), dtype=np.uint8)
+
+
+def test_fixture_numbers() -> None:
+    made = engine(MICRO)
+    with np.load(DATA / "vim_micro.npz") as fixture:
+        found = embed(made, "micro", fixture["pixel_values"])
+        assert relative_l2(found, fixture["mean"]) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 32, 45])
+def test_graphs_give_the_eager_numbers(rows: int) -> None:
+    made = engine(MICRO)
+    pixels = images(rows, 64, rows)
+    eager = made._models["micro"].embed(pixels)
+    for _ in range(3):
+        assert relative_l2(embed(made, "micro", pixels), eager) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["vim-tiny", "vim-tiny-proxy"])
+def test_full_size_against_float32_on_the_cpu(name: str, dtype: torch.dtype) -> None:
+    from vim_embed import load_model
+
+    pixels = images(4, 224)
+    expected = load_model(name, random_weights=True, device="cpu").embed(pixels)
+    found = embed(engine(CATALOGUE[name], dtype, random=True), name, pixels)
+    bar = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert relative_l2(found, expected) < bar
+
+
+def test_exact_mode_gives_the_same_bytes() -> None:
+    made = engine(CATALOGUE["vim-tiny"], torch.float16, random=True)
+    exact = EmbedOptions(exact=True)
+    pixels = images(64, 224)
+    whole = np.concatenate([embed(made, "vim-tiny", p, exact) for p in np.split(pixels, 2)])
+    sevens = [embed(made, "vim-tiny", pixels[i : i + 7], exact) for i in range(0, 64, 7)]
+    alone = [embed(made, "vim-tiny", pixels[i : i + 1], exact) for i in range(64)]
+    assert np.concatenate(sevens).tobytes() == whole.tobytes()
+    assert np.concatenate(alone).tobytes() == whole.tobytes()
+
+
+def test_staging_overlaps_without_mixing_batches() -> None:
+    made = engine(MICRO, torch.float32)
+    batcher = Batcher(made, queue_rows=100_000, queue_bytes=10**10)
+    batcher.start()
+    random = np.random.default_rng(1)
+    pixels = images(400, 64)
+    expected = made._models["micro"].embed(pixels)
+    jobs = [random.integers(0, 400, random.integers(1, 60)) for _ in range(300)]
+    tickets = [batcher.submit("micro", pixels[rows], MEAN) for rows in jobs]
+    for rows, ticket in zip(jobs, tickets, strict=True):
+        found = ticket.future.result(60).outputs[EMBEDDING]
+        error = np.linalg.norm(found - expected[rows], axis=1)
+        assert (error <= 1e-5 * np.linalg.norm(expected[rows], axis=1)).all()
+    assert batcher.drain(30)
+
+
+def test_running_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+    made = engine(CATALOGUE["vim-tiny"], torch.float16, random=True)
+    pixels = images(32, 448)
+    expected = embed(made, "vim-tiny", pixels)
+    made._graphs.clear()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    embed(made, "vim-tiny", pixels[:4])
+    enough_for_four = 1.2 * torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(enough_for_four / torch.cuda.mem_get_info()[1])
+    try:
+        found = embed(made, "vim-tiny", pixels)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "halving the batch" in caplog.text
+    assert relative_l2(found, expected) < 2e-3
