@@ -19,8 +19,8 @@ NPY = {"Content-Type": "application/x-npy"}
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """Serve `app`; gives the base URL once the models are loaded."""
+def running(app: FastAPI, *, wait: bool = True) -> Iterator[str]:
+    """Serve `app`; gives the base URL, with `wait` once the models are loaded."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -28,7 +28,8 @@ def running(app: FastAPI) -> Iterator[str]:
         _wait(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        _wait(lambda: "loading" not in _states(url))
+        if wait:
+            _wait(lambda: "loading" not in _states(url))
         yield url
     finally:
         server.should_exit = True

@@ -1,0 +1,143 @@
+"""What happens around a request: a client that leaves, a deadline, a full queue, a slow load."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import httpx
+import numpy as np
+
+from serving import NPY, from_npy, npy, running
+from vim_embed.app import create_app
+from vim_embed.engine import ArithmeticEngine, ModelStatus, Outputs, Staged
+from vim_embed.settings import Settings
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+
+
+class SlowEngine(ArithmeticEngine):
+    """Runs a batch only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.rows = 0
+
+    def run(self, staged: Staged) -> Outputs:
+        self.entered.release()
+        assert self.gate.wait(60)
+        self.rows += staged.rows
+        return super().run(staged)
+
+
+@contextmanager
+def slow_server(settings: Settings) -> Iterator[tuple[str, SlowEngine]]:
+    engine = SlowEngine()
+    with running(create_app(settings, engine)) as url:
+        try:
+            yield url, engine
+        finally:
+            engine.gate.set()
+
+
+def post(url: str) -> httpx.Response:
+    return httpx.post(f"{url}/embed", content=npy(PIXELS), headers=NPY, timeout=60)
+
+
+def waiting_rows(url: str) -> float:
+    text = httpx.get(f"{url}/metrics").text
+    line = next(x for x in text.splitlines() if x.startswith("vim_embed_waiting_rows"))
+    return float(line.split()[-1])
+
+
+def until_waiting(url: str, value: float) -> None:
+    end = time.monotonic() + 20
+    while waiting_rows(url) != value:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def send_and_leave(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    body = npy(PIXELS)
+    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def test_rows_of_a_client_that_left_cost_no_forward() -> None:
+    with slow_server(Settings()) as (url, engine), ThreadPoolExecutor() as pool:
+        first = pool.submit(post, url)
+        assert engine.entered.acquire(timeout=20)
+        gone = send_and_leave(url)
+        until_waiting(url, len(PIXELS))
+        gone.close()
+        until_waiting(url, 0)
+        engine.gate.set()
+        assert first.result().status_code == 200
+        assert post(url).status_code == 200
+        assert engine.rows == 2 * len(PIXELS)
+        assert 'vim_embed_dropped_rows_total{model="arithmetic",reason="cancelled"} 4.0' in (
+            httpx.get(f"{url}/metrics").text
+        )
+
+
+def test_an_answer_that_takes_too_long() -> None:
+    with slow_server(Settings(request_timeout=0.3)) as (url, engine):
+        answer = post(url)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+        engine.gate.set()
+        assert post(url).status_code == 200
+
+
+def test_a_full_queue_says_when_to_retry() -> None:
+    with slow_server(Settings(queue_rows=4)) as (url, engine), ThreadPoolExecutor() as pool:
+        running_now = pool.submit(post, url)
+        assert engine.entered.acquire(timeout=20)
+        queued = pool.submit(post, url)
+        until_waiting(url, len(PIXELS))
+        refused = post(url)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert int(refused.headers["Retry-After"]) >= 1
+        engine.gate.set()
+        for answer in (running_now.result(), queued.result()):
+            assert from_npy(answer.content).shape == (4, ArithmeticEngine.DIM)
+
+
+def test_not_ready_while_loading() -> None:
+    class LateEngine(ArithmeticEngine):
+        """Loads when told to."""
+
+        gate = threading.Event()
+
+        def load(self) -> None:
+            assert self.gate.wait(60)
+            super().load()
+
+        def status(self) -> Mapping[str, ModelStatus]:
+            statuses = super().status()
+            return (
+                statuses if self._ready else {n: replace(s, info=None) for n, s in statuses.items()}
+            )
+
+    with running(create_app(Settings(), LateEngine()), wait=False) as url:
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        assert httpx.get(f"{url}/health/ready").status_code == 503
+        early = post(url)
+        assert early.status_code == 503
+        assert "loading" in early.json()["error"]["message"]
+        LateEngine.gate.set()
+        end = time.monotonic() + 20
+        while httpx.get(f"{url}/health/ready").status_code != 200:
+            assert time.monotonic() < end
+        assert post(url).status_code == 200
