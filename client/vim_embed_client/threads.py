@@ -19,6 +19,9 @@ from vim_embed_client.errors import DeadlineExpiredError, deadline_expired
 T = TypeVar("T")
 R = TypeVar("R")
 
+# How long a call that failed waits for its other requests, so that none is left half connected.
+_LINGER_S = 0.5
+
 
 class Cancelled(BaseException):
     """Ends a worker whose result nobody waits for any more."""
@@ -31,12 +34,22 @@ class Scope:
         self._deadline = deadline
         self._ends = None if deadline is None else time.monotonic() + deadline
         self._cancelled = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._cancelled.set()
+        until = time.monotonic() + _LINGER_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def start(self, target: Callable[[], None]) -> None:
+        """Run `target` in a thread of this scope."""
+        thread = threading.Thread(target=target, name="vim-embed-request", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def remaining(self) -> float | None:
         """Seconds left, or None without a deadline. Raises DeadlineExpiredError at its end."""
@@ -120,7 +133,7 @@ def run_each(
             outcomes.put(error)
 
     for _ in range(workers):
-        threading.Thread(target=loop, name="vim-embed-request", daemon=True).start()
+        scope.start(loop)
     while workers:
         outcome = _next(outcomes, scope)
         if outcome is None:
