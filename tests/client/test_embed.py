@@ -71,6 +71,8 @@ def test_a_split_batch_keeps_its_order_whatever_finishes_first(
     assert sorted(seen.rows for seen in service.seen) == [1, 3, 3, 3]
     assert progress[-1] == (10, 10)
     assert len(set(result.request_ids)) == 4
+    last = next(seen for seen in service.seen if seen.rows == 1)
+    assert result.request_ids[-1] == last.headers["x-request-id"]
 
 
 def test_no_more_than_in_flight_requests_run_at_once(

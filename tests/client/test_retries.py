@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from vim_embed_client import (
     VimEmbedError,
 )
 from vim_embed_client.options import MAX_BACKOFF_S, MAX_RETRY_AFTER_S, Options, retry_delay
+from vim_embed_client.threads import Cancelled, GuardedStream, Scope
 
 from .conftest import MakeClient
 from .fake_service import FakeService, answer, break_off, embed_rows, refuse, wait_for
@@ -253,3 +255,12 @@ def test_a_refusal_before_the_body_is_read_is_understood(client: Any, service: F
     with pytest.raises(PayloadTooLargeError, match="at most 1 MiB"):
         client.embed(np.zeros((8, 3, 512, 512), np.float32))
     assert len(service.seen) == 1
+
+
+def test_a_body_is_not_sent_on_when_nobody_wants_it() -> None:
+    with Scope(None) as scope:
+        body = iter(GuardedStream(httpx.ByteStream(b"whole"), scope))
+        assert next(body) == b"whole"
+        body = iter(GuardedStream(httpx.ByteStream(b"whole"), scope))
+    with pytest.raises(Cancelled):
+        next(body)
