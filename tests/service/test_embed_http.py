@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from fixtures_vim import NAMES, load_fixture, relative_l2
-from serving import NPY, from_npy, npy
+from serving import NPY, from_npy, npy, running
 from vim_embed import load_model
+from vim_embed.app import create_app
 from vim_embed.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vim_embed.settings import Settings
 
 FLOAT32 = 1e-5
 MODELS = dict(zip(("micro", "plus"), NAMES, strict=True))
@@ -225,6 +227,20 @@ def test_models_and_health(micro_url: str) -> None:
         "micro": "ready",
         "plus": "ready",
     }
+
+
+def test_a_hub_id_names_its_model() -> None:
+    settings = Settings(models=("vim-tiny",), device="cpu", random_weights=True)
+    hub_id = "hustvl/Vim-tiny-midclstok"
+    with running(create_app(settings)) as url:
+        assert httpx.get(f"{url}/models/{hub_id}").json()["name"] == "vim-tiny"
+        assert httpx.get(f"{url}/models/{hub_id}/layers").json()["model"] == "vim-tiny"
+        image = np.zeros((1, 3, 224, 224), np.uint8)
+        answer = httpx.post(
+            f"{url}/embed", content=npy(image), headers=NPY, params={"model": hub_id}, timeout=60
+        )
+        assert answer.headers["X-Vim-Embed-Model"] == "vim-tiny"
+        assert answer.headers["X-Vim-Embed-Random-Weights"] == "true"
 
 
 def test_metrics_count(micro_url: str) -> None:

@@ -230,8 +230,8 @@ def _report(console: Console, result: Result, paths: dict[str, Path]) -> None:
         f"{score.chance:.4f}  (k / (n - 1); {score.permutations} permuted pairings: "
         f"{score.permuted_mean:.4f} ± {score.permuted_std:.4f})",
     )
-    red = result.provenance.random_weights
-    table.add_row("Weights", f"[bold red]{result.weights}[/]" if red else escape(result.weights))
+    style = "bold red" if result.provenance.random_weights else "default"
+    table.add_row("Model", f"[{style}]{escape(f'{result.provenance.model}, {result.weights}')}[/]")
     for name, path in paths.items():
         table.add_row(name.capitalize(), escape(str(path)))
     console.print(table)

@@ -17,6 +17,7 @@ from vim_embed_client.score import Curve, Neighbours, Score, nearest_neighbours
 _BLUE, _ORANGE, _VERMILLION, _GREY = "#0072B2", "#E69F00", "#D55E00", "#8A8A8A"
 _INK = "#222222"
 _ROWS, _SHOWN = 6, 5
+_BRIGHTEST = 128
 _DPI = 160
 _TITLE_LETTERS = 96
 
@@ -63,7 +64,7 @@ def _title(figure: Figure, result: Result) -> None:
     figure.text(
         0.015,
         0.9,
-        f"{len(result.space)} sources of the Hubble eXtreme Deep Field, as Hubble sees them and "
+        f"{len(result.space):,} sources of the Hubble eXtreme Deep Field, as Hubble sees them and "
         f"as a ground telescope would (seeing {telescope.fwhm}″, {telescope.pixel}″ pixels, noise)",
         fontsize=11.5,
         va="top",
@@ -101,8 +102,9 @@ def _grid(figure: Figure, result: Result) -> None:
 
 
 def _shown_sources(n: int) -> list[int]:
-    """Rows at even steps through the brighter half, where there is something to see."""
-    return [int(i) for i in np.linspace(0, n // 2 - 1, min(_ROWS, n // 2))]
+    """Rows at even steps through the brightest sources, in which there is something to see."""
+    last = min(n, _BRIGHTEST) - 1
+    return [int(i) for i in np.linspace(0, last, min(_ROWS, n))]
 
 
 def _row(

@@ -26,13 +26,7 @@ async def models(request: Request) -> dict[str, object]:
     return {"models": entries, "default": service.default_model}
 
 
-@router.get("/models/{name}", summary="One model")
-async def model(request: Request, name: str) -> dict[str, object]:
-    service = _service(request)
-    return service.describe(service.find(name))
-
-
-@router.get("/models/{name}/layers", summary="The layers that `layers=` gives, in order")
+@router.get("/models/{name:path}/layers", summary="The layers that `layers=` gives, in order")
 async def layers(
     request: Request, name: str, granularity: Annotated[str, Query()] = "blocks"
 ) -> dict[str, object]:
@@ -44,6 +38,12 @@ async def layers(
     info = service.ready_model(name)
     names = service.engine.layer_names(info.name, granularity)
     return {"model": info.name, "granularity": granularity, "layers": names}
+
+
+@router.get("/models/{name:path}", summary="One model")
+async def model(request: Request, name: str) -> dict[str, object]:
+    service = _service(request)
+    return service.describe(service.find(name))
 
 
 @router.get("/health/live", summary="The process answers")

@@ -22,6 +22,7 @@ namespace {
 using Vec = at::vec::Vectorized<float>;
 constexpr int64_t kLanes = Vec::size();
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr int kGroup = 4;  // vectors whose exponentials are computed together
 
 // ---- Threads ----
 
@@ -73,45 +74,96 @@ inline void store(Vec v, float* p, int64_t lanes) {
   full ? v.store(p) : v.store(p, static_cast<int>(lanes));
 }
 
-// 2^r for r in [0, 1): minimax polynomial, relative error 8e-8.
-inline Vec exp2_fraction(Vec r) {
-  Vec p(1.877576658421199e-3f);
-  p = madd(p, r, Vec(8.989340131089839e-3f));
-  p = madd(p, r, Vec(5.582631801921838e-2f));
-  p = madd(p, r, Vec(2.401536170560859e-1f));
-  p = madd(p, r, Vec(6.931530731988349e-1f));
-  return madd(p, r, Vec(9.999999250635492e-1f));
+// 2^t for several vectors; underflows to (about) zero and passes NaN on. Written stage by stage over
+// the whole group: independent chains keep the floating-point units busy. The polynomials are
+// minimax with p(0) = 1, so that decays close to 1 keep their accuracy over many steps.
+template <int kGroup>
+inline void exp2_group(Vec (&t)[kGroup]) {
+#if defined(CPU_CAPABILITY_AVX512)
+  // t = k + r with k a multiple of 1/16 and |r| <= 1/32: 2^t = 2^floor(k) · 2^fraction(k) · 2^r, the
+  // second factor from a table, which the low four bits of t + 1.5 · 2^19 index.
+  const Vec magic(786432.0f);
+  const __m512 table = _mm512_setr_ps(
+      1.0f, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f, 1.2968395547f,
+      1.3542555469f, 1.4142135624f, 1.4768261460f, 1.5422108254f, 1.6104903319f, 1.6817928305f,
+      1.7562521604f, 1.8340080864f, 1.9152065614f);
+  Vec k[kGroup], power[kGroup], p[kGroup];
+  for (int i = 0; i < kGroup; ++i) k[i] = t[i] + magic;
+  for (int i = 0; i < kGroup; ++i) {
+    power[i] = _mm512_permutexvar_ps(_mm512_castps_si512(k[i]), table);
+    k[i] = k[i] - magic;
+  }
+  for (int i = 0; i < kGroup; ++i) t[i] = t[i] - k[i];
+  for (int i = 0; i < kGroup; ++i) {
+    p[i] = madd(Vec(5.55021364931333e-2f), t[i], Vec(2.402342880141823e-1f));
+    power[i] = _mm512_scalef_ps(power[i], k[i]);  // scalef floors its exponent
+  }
+  for (int i = 0; i < kGroup; ++i) p[i] = madd(p[i], t[i], Vec(6.931471826666384e-1f));
+  for (int i = 0; i < kGroup; ++i) t[i] = t[i] * power[i];
+  for (int i = 0; i < kGroup; ++i) t[i] = madd(p[i], t[i], power[i]);
+#else
+  constexpr float kCoefficients[] = {9.671512641905034e-3f, 5.5507337433581674e-2f,
+                                     2.402224208532593e-1f, 6.931469775990905e-1f, 1.0f};
+  Vec whole[kGroup], p[kGroup];
+  for (int i = 0; i < kGroup; ++i) {
+    t[i] = at::vec::clamp(t[i], Vec(-126.0f), Vec(127.0f));
+    whole[i] = t[i].round();
+  }
+  for (int i = 0; i < kGroup; ++i) t[i] = t[i] - whole[i];
+  for (int i = 0; i < kGroup; ++i) p[i] = Vec(1.3264727165355572e-3f);
+  for (const float coefficient : kCoefficients) {
+    for (int i = 0; i < kGroup; ++i) p[i] = madd(p[i], t[i], Vec(coefficient));
+  }
+  for (int i = 0; i < kGroup; ++i) {
+    const auto exponent = at::vec::convert_to_int_of_same_size(whole[i] + Vec(127.0f));
+    const auto bits = exponent << at::vec::Vectorized<int32_t>(23);
+    t[i] = p[i] * at::vec::cast<float>(bits);
+  }
+#endif
 }
 
-// 2^t; underflows to (about) zero and passes NaN on.
-inline Vec exp2(Vec t) {
+// a / b for b in [1, 3].
+inline Vec divide(Vec a, Vec b) {
 #if defined(CPU_CAPABILITY_AVX512)
-  const __m512 fraction = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  return _mm512_scalef_ps(exp2_fraction(fraction), t);  // scalef floors its exponent
+  const Vec inverse(_mm512_rcp14_ps(b));  // good to 14 bits; one correction makes it 23
+  const Vec quotient = a * inverse;
+  return madd(Vec(_mm512_fnmadd_ps(quotient, b, a)), inverse, quotient);
 #else
-  t = at::vec::clamp(t, Vec(-126.0f), Vec(127.0f));
-  const Vec whole = t.floor();
-  const auto exponent = at::vec::convert_to_int_of_same_size(whole + Vec(127.0f));
-  const auto bits = exponent << at::vec::Vectorized<int32_t>(23);
-  return exp2_fraction(t - whole) * at::vec::cast<float>(bits);
+  return a / b;
 #endif
 }
 
 // log(1 + e^x) as max(x, 0) + log1p(y), y = e^-|x|; log1p(y) = 2 artanh(y / (2 + y)), a series in
 // the square of its argument, at most 1/9: relative error 4e-9.
-inline Vec softplus(Vec x) {
-  const Vec y = exp2(x.abs() * Vec(-kLog2E));
-  const Vec s = y / (y + Vec(2.0f));
-  const Vec s2 = s * s;
-  Vec p(2.817833406401510e-1f);
-  p = madd(p, s2, Vec(2.796060296958807e-1f));
-  p = madd(p, s2, Vec(4.002491026369237e-1f));
-  p = madd(p, s2, Vec(6.666631468257039e-1f));
-  p = madd(p, s2, Vec(2.000000007920995f));
-  return madd(p, s, at::vec::maximum(x, Vec(0.0f)));
+template <int kCount>
+inline void softplus_group(Vec (&x)[kCount]) {
+  constexpr float kSeries[] = {2.796060296958807e-1f, 4.002491026369237e-1f, 6.666631468257039e-1f,
+                               2.000000007920995f};
+  Vec y[kCount], square[kCount], p[kCount];
+  for (int i = 0; i < kCount; ++i) y[i] = x[i].abs() * Vec(-kLog2E);
+  exp2_group(y);
+  for (int i = 0; i < kCount; ++i) y[i] = divide(y[i], y[i] + Vec(2.0f));
+  for (int i = 0; i < kCount; ++i) square[i] = y[i] * y[i];
+  for (int i = 0; i < kCount; ++i) p[i] = Vec(2.817833406401510e-1f);
+  for (const float term : kSeries) {
+    for (int i = 0; i < kCount; ++i) p[i] = madd(p[i], square[i], Vec(term));
+  }
+  for (int i = 0; i < kCount; ++i) {
+    x[i] = madd(p[i], y[i], at::vec::clamp_min(x[i], Vec(0.0f)));
+  }
 }
 
-inline Vec silu(Vec x) { return x / (exp2(x * Vec(-kLog2E)) + Vec(1.0f)); }
+// x · sigmoid(x) as (x or x · y) / (1 + y), y = e^-|x|.
+template <int kCount>
+inline void silu_group(Vec (&x)[kCount]) {
+  Vec y[kCount];
+  for (int i = 0; i < kCount; ++i) y[i] = x[i].abs() * Vec(-kLog2E);
+  exp2_group(y);
+  for (int i = 0; i < kCount; ++i) {
+    const Vec upper = Vec::blendv(x[i], x[i] * y[i], x[i] < Vec(0.0f));
+    x[i] = divide(upper, y[i] + Vec(1.0f));
+  }
+}
 
 }  // namespace
 
@@ -132,98 +184,185 @@ extern "C" struct ScanArguments {
 
 namespace {
 
-// One direction of one image and `lanes` channels from `channel` on. `emit(t, y)` takes the result.
-// The states live in registers: kStates is a compile-time constant, a[n] is A[:, n] · log2(e).
-template <int kStates, bool full, class Emit>
-void scan_lanes(const ScanDirection& d, int64_t image, int64_t channel, int64_t lanes,
-                int64_t length, bool reverse, const float* a, const Emit& emit) {
-  const Vec bias = load<full>(d.delta_bias + channel, lanes);
-  const Vec skip = load<full>(d.D + channel, lanes);
-  const float* u_row = d.u + image * d.u_batch + channel;
-  const float* delta_row = d.delta + image * d.delta_batch + channel;
-  const float* b_row = d.B + image * d.b_batch;
-  const float* c_row = d.C + image * d.c_batch;
-  Vec h[kStates];
-  for (auto& state : h) state = Vec(0.0f);
-  for (int64_t step = 0; step < length; ++step) {
-    const int64_t t = reverse ? length - 1 - step : step;
-    const float* b = b_row + t * d.b_token;
-    const float* c = c_row + t * d.c_token;
-    const Vec u = load<full>(u_row + t * d.u_token, lanes);
-    const Vec delta = softplus(load<full>(delta_row + t * d.delta_token, lanes) + bias);
-    const Vec input = delta * u;
-    Vec y[2] = {skip * u, Vec(0.0f)};
-    const auto advance = [&](int n) {
-      const Vec decay = exp2(delta * Vec::loadu(a + n * kLanes));
-      h[n] = madd(decay, h[n], input * Vec(b[n]));
-      y[n % 2] = madd(h[n], Vec(c[n]), y[n % 2]);
-    };
-    [&]<int... n>(std::integer_sequence<int, n...>) {
-      (advance(n), ...);
-    }(std::make_integer_sequence<int, kStates>{});
-    emit(t, y[0] + y[1]);
+// The channels of one task: up to kGroup vectors side by side, so that rows are read in runs of
+// several cache lines.
+struct Block {
+  int64_t image, channel, channels;
+  int64_t lanes(int vector) const {
+    return std::clamp(channels - vector * kLanes, int64_t{0}, kLanes);
+  }
+};
+
+// A stretch of time of a block: what the recurrence reads, and y, which it adds to.
+struct Tile {
+  static constexpr int64_t kTokens = 16;
+  alignas(64) float delta[kGroup][kTokens * kLanes];
+  alignas(64) float input[kGroup][kTokens * kLanes];
+  alignas(64) float y[kGroup][kTokens * kLanes];
+  int64_t first, count;  // the tokens, in memory order
+};
+
+// delta = softplus(..), input = delta · u, y = D · u. Apart from the recurrence, whose registers and
+// latency these long chains would cost.
+template <bool full>
+void fill(Tile& tile, const ScanDirection& d, const Block& block) {
+  const float* bias = d.delta_bias + block.channel;
+  const float* skip = d.D + block.channel;
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const int64_t t = tile.first + i;
+    const float* u_row = d.u + block.image * d.u_batch + t * d.u_token + block.channel;
+    const float* delta_row =
+        d.delta + block.image * d.delta_batch + t * d.delta_token + block.channel;
+    Vec delta[kGroup];
+    for (int v = 0; v < kGroup; ++v) {
+      delta[v] = load<full>(delta_row + v * kLanes, block.lanes(v)) +
+                 load<full>(bias + v * kLanes, block.lanes(v));
+    }
+    softplus_group(delta);
+    for (int v = 0; v < kGroup; ++v) {
+      const Vec u = load<full>(u_row + v * kLanes, block.lanes(v));
+      delta[v].store(tile.delta[v] + i * kLanes);
+      (delta[v] * u).store(tile.input[v] + i * kLanes);
+      (load<full>(skip + v * kLanes, block.lanes(v)) * u).store(tile.y[v] + i * kLanes);
+    }
   }
 }
 
-// The same for any number of states, kept in `h` (states × kLanes floats).
+template <int kFirst, int kStates>
+inline void advance_group(Vec (&h)[kStates], Vec (&y)[2], Vec delta, Vec input, const float* a,
+                          const float* b, const float* c) {
+  Vec decay[kGroup];
+  for (int i = 0; i < kGroup; ++i) decay[i] = delta * Vec::loadu(a + (kFirst + i) * kLanes);
+  exp2_group(decay);
+  for (int i = 0; i < kGroup; ++i) {
+    h[kFirst + i] = madd(decay[i], h[kFirst + i], input * Vec(b[kFirst + i]));
+    y[i % 2] = madd(h[kFirst + i], Vec(c[kFirst + i]), y[i % 2]);
+  }
+}
+
+// Rows to bring into the cache while the recurrence computes; one a token. The hardware's
+// prefetchers do not see the next tile coming. Prefetching past the end is harmless.
+struct Ahead {
+  const float* row;
+  int64_t stride;
+};
+
+// The states, one for each of n, walk through the tile in registers, which is why they are counted
+// at compile time and written out by pack expansion. a[n] is A[:, n] · log2(e).
+template <int... n, int... group>
+void recur(Tile& tile, int vector, const ScanDirection& d, int64_t image, bool reverse,
+           const float* a, float* states, const Ahead (&ahead)[4], std::integer_sequence<int, n...>,
+           std::integer_sequence<int, group...>) {
+  Vec h[sizeof...(n)] = {Vec::loadu(states + n * kLanes)...};
+  for (int64_t step = 0; step < tile.count; ++step) {
+    const int64_t i = reverse ? tile.count - 1 - step : step;
+    const float* b = d.B + image * d.b_batch + (tile.first + i) * d.b_token;
+    const float* c = d.C + image * d.c_batch + (tile.first + i) * d.c_token;
+    const Vec delta = Vec::loadu(tile.delta[vector] + i * kLanes);
+    const Vec input = Vec::loadu(tile.input[vector] + i * kLanes);
+    Vec y[2] = {Vec::loadu(tile.y[vector] + i * kLanes), Vec(0.0f)};
+    for (const Ahead& rows : ahead) __builtin_prefetch(rows.row + i * rows.stride);
+    (advance_group<group * kGroup>(h, y, delta, input, a, b, c), ...);
+    (y[0] + y[1]).store(tile.y[vector] + i * kLanes);
+  }
+  (h[n].store(states + n * kLanes), ...);
+}
+
+// The same for any number of states.
+void recur_any(Tile& tile, int vector, const ScanDirection& d, int64_t image, bool reverse,
+               const float* a, float* states, int64_t count) {
+  for (int64_t step = 0; step < tile.count; ++step) {
+    const int64_t i = reverse ? tile.count - 1 - step : step;
+    const float* b = d.B + image * d.b_batch + (tile.first + i) * d.b_token;
+    const float* c = d.C + image * d.c_batch + (tile.first + i) * d.c_token;
+    const Vec delta = Vec::loadu(tile.delta[vector] + i * kLanes);
+    const Vec input = Vec::loadu(tile.input[vector] + i * kLanes);
+    Vec y = Vec::loadu(tile.y[vector] + i * kLanes);
+    for (int64_t n = 0; n < count; ++n) {
+      Vec decay[1] = {delta * Vec::loadu(a + n * kLanes)};
+      exp2_group(decay);
+      const Vec h = madd(decay[0], Vec::loadu(states + n * kLanes), input * Vec(b[n]));
+      h.store(states + n * kLanes);
+      y = madd(h, Vec(c[n]), y);
+    }
+    y.store(tile.y[vector] + i * kLanes);
+  }
+}
+
+// A (E, N) of the block as (vector, N, kLanes), scaled for exp2; unused lanes stay zero.
+void transpose_decay(const float* decay, const Block& block, int64_t states, float* a) {
+  std::fill(a, a + kGroup * states * kLanes, 0.0f);
+  for (int64_t e = 0; e < block.channels; ++e) {
+    float* column = a + e / kLanes * states * kLanes + e % kLanes;
+    for (int64_t n = 0; n < states; ++n) {
+      column[n * kLanes] = decay[(block.channel + e) * states + n] * kLog2E;
+    }
+  }
+}
+
+// One direction of a block; `emit` takes each finished tile, for which it reads or writes rows of
+// `out` and `z` (token 0 of the image, at the block's channels).
 template <bool full, class Emit>
-void scan_lanes_any(const ScanDirection& d, int64_t image, int64_t channel, int64_t lanes,
-                    int64_t length, bool reverse, int64_t states, const float* a, float* h,
-                    const Emit& emit) {
-  const Vec bias = load<full>(d.delta_bias + channel, lanes);
-  const Vec skip = load<full>(d.D + channel, lanes);
-  std::fill(h, h + states * kLanes, 0.0f);
-  for (int64_t step = 0; step < length; ++step) {
-    const int64_t t = reverse ? length - 1 - step : step;
-    const float* b = d.B + image * d.b_batch + t * d.b_token;
-    const float* c = d.C + image * d.c_batch + t * d.c_token;
-    const Vec u = load<full>(d.u + image * d.u_batch + t * d.u_token + channel, lanes);
-    const Vec delta = softplus(
-        load<full>(d.delta + image * d.delta_batch + t * d.delta_token + channel, lanes) + bias);
-    const Vec input = delta * u;
-    Vec y = skip * u;
-    for (int64_t n = 0; n < states; ++n) {
-      const Vec decay = exp2(delta * Vec::loadu(a + n * kLanes));
-      const Vec state = madd(decay, Vec::loadu(h + n * kLanes), input * Vec(b[n]));
-      state.store(h + n * kLanes);
-      y = madd(state, Vec(c[n]), y);
+void scan_direction(const ScanArguments& s, const ScanDirection& d, bool reverse,
+                    const Block& block, const float* out, const float* z, const Emit& emit) {
+  static thread_local std::vector<float> scratch;
+  const int64_t floats = s.states * kLanes;  // of one vector
+  scratch.assign(2 * kGroup * floats, 0.0f);
+  float* states = scratch.data();
+  float* a = states + kGroup * floats;
+  transpose_decay(d.A, block, s.states, a);
+  Tile tile;
+  const int64_t tiles = (s.length + Tile::kTokens - 1) / Tile::kTokens;
+  for (int64_t step = 0; step < tiles; ++step) {
+    tile.first = (reverse ? tiles - 1 - step : step) * Tile::kTokens;
+    tile.count = std::min(Tile::kTokens, s.length - tile.first);
+    fill<full>(tile, d, block);
+    const int64_t next = tile.first + (reverse ? -Tile::kTokens : Tile::kTokens);
+    for (int v = 0; v < kGroup && block.lanes(v) > 0; ++v) {
+      if (s.states == 16) {
+        const int64_t channel = block.channel + v * kLanes;
+        const Ahead ahead[4] = {
+            {d.u + block.image * d.u_batch + next * d.u_token + channel, d.u_token},
+            {d.delta + block.image * d.delta_batch + next * d.delta_token + channel, d.delta_token},
+            {out + tile.first * s.channels + v * kLanes, s.channels},
+            {z + tile.first * s.z_token + v * kLanes, s.z_token},
+        };
+        recur(tile, v, d, block.image, reverse, a + v * floats, states + v * floats, ahead,
+              std::make_integer_sequence<int, 16>{}, std::make_integer_sequence<int, 16 / kGroup>{});
+      } else {
+        recur_any(tile, v, d, block.image, reverse, a + v * floats, states + v * floats, s.states);
+      }
     }
-    emit(t, y);
-  }
-}
-
-// A (E, N) of the lanes, transposed to (N, kLanes) and scaled for exp2; unused lanes stay zero.
-void transpose_decay(const float* decay, int64_t channel, int64_t lanes, int64_t states, float* a) {
-  std::fill(a, a + states * kLanes, 0.0f);
-  for (int64_t lane = 0; lane < lanes; ++lane) {
-    for (int64_t n = 0; n < states; ++n) {
-      a[n * kLanes + lane] = decay[(channel + lane) * states + n] * kLog2E;
-    }
+    emit(tile);
   }
 }
 
 template <bool full>
-void scan_task(const ScanArguments& s, int64_t image, int64_t channel, int64_t lanes) {
-  constexpr int64_t kUnrolled = 16;
-  static thread_local std::vector<float> scratch;
-  scratch.resize(2 * s.states * kLanes);
-  float* a = scratch.data();
-  float* h = a + s.states * kLanes;
-  float* out = s.out + image * s.length * s.channels + channel;
-  const float* z = s.z + image * s.z_batch + channel;
-  const auto run = [&](const ScanDirection& d, bool reverse, const auto& emit) {
-    transpose_decay(d.A, channel, lanes, s.states, a);
-    if (s.states == kUnrolled) {
-      scan_lanes<kUnrolled, full>(d, image, channel, lanes, s.length, reverse, a, emit);
-    } else {
-      scan_lanes_any<full>(d, image, channel, lanes, s.length, reverse, s.states, a, h, emit);
+void scan_task(const ScanArguments& s, const Block& block) {
+  float* const out = s.out + block.image * s.length * s.channels + block.channel;
+  const float* const z = s.z + block.image * s.z_batch + block.channel;
+  scan_direction<full>(s, s.forward, false, block, out, z, [&](const Tile& tile) {
+    for (int64_t i = 0; i < tile.count; ++i) {
+      float* row = out + (tile.first + i) * s.channels;
+      for (int v = 0; v < kGroup; ++v) {
+        store<full>(Vec::loadu(tile.y[v] + i * kLanes), row + v * kLanes, block.lanes(v));
+      }
     }
-  };
-  run(s.forward, false, [&](int64_t t, Vec y) { store<full>(y, out + t * s.channels, lanes); });
-  run(s.backward, true, [&](int64_t t, Vec y) {
-    const Vec both = y + load<full>(out + t * s.channels, lanes);
-    const Vec gate = silu(load<full>(z + t * s.z_token, lanes));
-    store<full>(both * Vec(0.5f) * gate, out + t * s.channels, lanes);
+  });
+  scan_direction<full>(s, s.backward, true, block, out, z, [&](const Tile& tile) {
+    for (int64_t i = 0; i < tile.count; ++i) {
+      float* row = out + (tile.first + i) * s.channels;
+      Vec gate[kGroup];
+      for (int v = 0; v < kGroup; ++v) {
+        gate[v] = load<full>(z + (tile.first + i) * s.z_token + v * kLanes, block.lanes(v));
+      }
+      silu_group(gate);
+      for (int v = 0; v < kGroup; ++v) {
+        const Vec forward = load<full>(row + v * kLanes, block.lanes(v));
+        const Vec both = Vec::loadu(tile.y[v] + i * kLanes) + forward;
+        store<full>(both * Vec(0.5f) * gate[v], row + v * kLanes, block.lanes(v));
+      }
+    }
   });
 }
 
@@ -231,14 +370,15 @@ void scan_task(const ScanArguments& s, int64_t image, int64_t channel, int64_t l
 
 extern "C" void vim_scan(const ScanArguments* arguments) {
   const ScanArguments s = *arguments;
-  const int64_t groups = (s.channels + kLanes - 1) / kLanes;
-  parallel(s.batch * groups, s.threads, [&](int64_t i) {
-    const int64_t channel = i % groups * kLanes;
-    const int64_t lanes = std::min(kLanes, s.channels - channel);
-    if (lanes == kLanes) {
-      scan_task<true>(s, i / groups, channel, lanes);
+  constexpr int64_t kWidth = kGroup * kLanes;
+  const int64_t blocks = (s.channels + kWidth - 1) / kWidth;
+  parallel(s.batch * blocks, s.threads, [&](int64_t i) {
+    const int64_t channel = i % blocks * kWidth;
+    const Block block{i / blocks, channel, std::min(kWidth, s.channels - channel)};
+    if (block.channels == kWidth) {
+      scan_task<true>(s, block);
     } else {
-      scan_task<false>(s, i / groups, channel, lanes);
+      scan_task<false>(s, block);
     }
   });
 }
@@ -254,17 +394,24 @@ extern "C" struct ConvArguments {
 
 namespace {
 
-template <bool full>
+template <int kVectors, bool full>
 inline void conv_lanes(const ConvArguments& c, const float* weight, int64_t image, int64_t t,
                        int64_t channel, int64_t lanes) {
-  Vec sum = load<full>(c.bias + channel, lanes);
-  for (int64_t back = 0; back < c.taps; ++back) {
-    const int64_t source = c.reverse ? t + back : t - back;
-    if (source < 0 || source >= c.length) break;
-    const Vec x = load<full>(c.x + image * c.x_batch + source * c.x_token + channel, lanes);
-    sum = madd(x, load<full>(weight + (c.taps - 1 - back) * c.channels + channel, lanes), sum);
+  const int64_t reach = c.reverse ? c.length - 1 - t : t;  // neighbours that exist
+  const int64_t taps = std::min(c.taps, reach + 1);
+  const int64_t stride = c.reverse ? c.x_token : -c.x_token;
+  const float* x = c.x + image * c.x_batch + t * c.x_token + channel;
+  const float* w = weight + (c.taps - 1) * c.channels + channel;
+  Vec sum[kVectors];
+  for (int i = 0; i < kVectors; ++i) sum[i] = load<full>(c.bias + channel + i * kLanes, lanes);
+  for (int64_t tap = 0; tap < taps; ++tap, x += stride, w -= c.channels) {
+    for (int i = 0; i < kVectors; ++i) {
+      sum[i] = madd(load<full>(x + i * kLanes, lanes), load<full>(w + i * kLanes, lanes), sum[i]);
+    }
   }
-  store<full>(silu(sum), c.out + (image * c.length + t) * c.channels + channel, lanes);
+  silu_group(sum);
+  float* out = c.out + (image * c.length + t) * c.channels + channel;
+  for (int i = 0; i < kVectors; ++i) store<full>(sum[i], out + i * kLanes, lanes);
 }
 
 }  // namespace
@@ -281,10 +428,13 @@ extern "C" void vim_conv_silu(const ConvArguments* arguments) {
     const int64_t image = i / tiles, first = i % tiles * kRows;
     for (int64_t t = first; t < std::min(first + kRows, c.length); ++t) {
       int64_t e = 0;
-      for (; e + kLanes <= c.channels; e += kLanes) {
-        conv_lanes<true>(c, weight.data(), image, t, e, kLanes);
+      for (; e + kGroup * kLanes <= c.channels; e += kGroup * kLanes) {
+        conv_lanes<kGroup, true>(c, weight.data(), image, t, e, kLanes);
       }
-      if (e < c.channels) conv_lanes<false>(c, weight.data(), image, t, e, c.channels - e);
+      for (; e + kLanes <= c.channels; e += kLanes) {
+        conv_lanes<1, true>(c, weight.data(), image, t, e, kLanes);
+      }
+      if (e < c.channels) conv_lanes<1, false>(c, weight.data(), image, t, e, c.channels - e);
     }
   });
 }
