@@ -1,4 +1,8 @@
-"""Finds the galaxies of the Hubble picture and cuts stamps around them; knows no telescope."""
+"""Finds the galaxies of the Hubble picture and cuts stamps around them; knows no telescope.
+
+Stamps of sources that are close on the sky overlap. Among the 1,000 brightest, some nearest
+neighbours are therefore alike because they show the same galaxies, in both views.
+"""
 
 from __future__ import annotations
 
