@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vim_embed.kernels.ops import Direction
 from vim_embed.kernels.scan.reference import ReferenceOps
 
-CHUNK_FLOATS_CPU = 1 << 18  # a chunk's two work tensors stay in the cache
+CHUNK_FLOATS_CPU = 1 << 19  # a chunk's two work tensors stay in the cache
 CHUNK_FLOATS_DEVICE = 1 << 24  # few, large launches in bounded memory
 
 
