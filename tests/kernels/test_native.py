@@ -1,0 +1,182 @@
+"""Building, caching and finding the native library, and the ways in which that can fail."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vim_embed.kernels import native, select
+from vim_embed.kernels.native import NativeUnavailable
+from vim_embed.kernels.ops import Direction
+from vim_embed.kernels.scan import cpu
+
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler here")
+
+FIRST_USE = """
+from vim_embed.kernels.scan.cpu import CpuOps, self_test
+ops = CpuOps()
+self_test(ops)
+print(ops.origin)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "cache"
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(directory))
+    monkeypatch.setattr(native, "PREBUILT_DIR", tmp_path / "prebuilt")
+    return directory
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "answer.cpp"
+    path.write_text('extern "C" int answer() { return 42; }')
+    return path
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+
+
+@pytest.fixture
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not chosen yet."""
+    monkeypatch.setattr(cpu, "_library", cpu._library.__wrapped__)
+    monkeypatch.setattr(select, "_selected", select._selected.__wrapped__)
+
+
+@needs_compiler
+def test_compiled_once_then_cached(source: Path, cache: Path) -> None:
+    first, second = native.load(source), native.load(source)
+    assert (first.origin, second.origin) == ("compiled", "cached")
+    assert second.library.answer() == 42
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_another_source_is_another_library(source: Path) -> None:
+    native.load(source)
+    source.write_text('extern "C" int answer() { return 43; }')
+    again = native.load(source)
+    assert (again.origin, again.library.answer()) == ("compiled", 43)
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["empty", "half", "other"])
+def test_broken_cache_entry_is_rebuilt(source: Path, cache: Path, damage: str) -> None:
+    path = native.build(source, native.cpu_capability(), cache)
+    content = path.read_bytes()
+    broken = {"empty": b"", "half": content[: len(content) // 2], "other": b"x" + content}[damage]
+    path.write_bytes(broken)
+    again = native.load(source)
+    assert (again.origin, again.library.answer()) == ("compiled", 42)
+    assert path.read_bytes() == content
+
+
+@needs_compiler
+def test_cached_library_needs_no_compiler(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.load(source)
+    monkeypatch.setenv("PATH", "")
+    assert native.load(source).origin == "cached"
+
+
+@needs_compiler
+def test_prebuilt_library_needs_no_compiler(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.build(source, native.cpu_capability(), native.PREBUILT_DIR)
+    monkeypatch.setenv("PATH", "")
+    assert native.load(source).origin == "prebuilt"
+
+
+@needs_compiler
+def test_failing_compile_says_why(source: Path) -> None:
+    source.write_text("this is not C++")
+    with pytest.raises(NativeUnavailable, match=r"failed with status 1: .*error"):
+        native.load(source)
+
+
+def test_failing_compiler_says_which(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false -v")
+    with pytest.raises(NativeUnavailable, match="false failed with status 1"):
+        native.load(source)
+
+
+@needs_compiler
+def test_unwritable_cache_names_the_variable(source: Path, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(NativeUnavailable, match=native.CACHE_VARIABLE):
+        native.load(source)
+
+
+@pytest.mark.usefixtures("no_compiler", "nothing_chosen")
+def test_without_a_compiler_auto_falls_back_and_says_why() -> None:
+    chosen = select.select_backend("auto", torch.device("cpu"), torch.float32)
+    assert chosen.name == "torch"
+    assert "no C++ compiler: install g++" in chosen.reason
+
+
+@pytest.mark.usefixtures("no_compiler", "nothing_chosen")
+def test_without_a_compiler_the_explicit_choice_is_an_error() -> None:
+    with pytest.raises(select.BackendUnavailable, match="install g\\+\\+ or clang\\+\\+"):
+        select.select_backend("cpu", torch.device("cpu"), torch.float32)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("nothing_chosen")
+def test_a_library_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zeros(ops: cpu.CpuOps, forward: Direction, backward: Direction, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+    monkeypatch.setattr(cpu.CpuOps, "scan", zeros)
+    chosen = select.select_backend("auto", torch.device("cpu"), torch.float32)
+    assert chosen.name == "torch"
+    assert "failed its self-test" in chosen.reason
+
+
+@needs_compiler
+def test_concurrent_first_use(cache: Path) -> None:
+    environment = os.environ | {native.CACHE_VARIABLE: str(cache)}
+    command = [sys.executable, "-c", FIRST_USE]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    origins = [process.communicate()[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "compiled" in origins
+    assert {path.suffix for path in cache.iterdir()} == {".so"}
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the other capabilities are x86's")
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_other_cpu_capabilities(cache: Path, capability: str) -> None:
+    chosen = {native.CACHE_VARIABLE: str(cache), "ATEN_CPU_CAPABILITY": capability}
+    subprocess.run([sys.executable, "-c", FIRST_USE], env=os.environ | chosen, check=True)
+
+
+@needs_compiler
+def test_prebuild_covers_this_machine(tmp_path: Path) -> None:
+    paths = cpu.prebuild(tmp_path / "out", [native.cpu_capability()])
+    assert [path.parent for path in paths] == [tmp_path / "out"]
+    assert native.cpu_capability() in native.buildable_capabilities()
+
+
+def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path))
+    assert native.cache_dir() == tmp_path
+    monkeypatch.delenv(native.CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform != "darwin":
+        assert native.cache_dir() == tmp_path / "vim-embed"
