@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,10 @@ from vim_embed import __version__
 from vim_embed.settings import Settings
 
 _FLAGS = {"models": "--model"}
+
+# OpenMP's threads spin while they wait, which starves one another wherever a core is shared (with
+# a client on the same machine, say). Read when torch is imported, so it has to be set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
