@@ -1,0 +1,118 @@
+"""Weights of a Vim in the order and scale that vim.cu reads.
+
+Folded in: 1/2 of the average into out_proj, 1/2 of SiLU's tanh form into the convolution, log2(e)
+into the step sizes and its inverse into B. float32 keeps the plain scales but out_proj's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vim_embed.kernels.fused.launch import Shape
+from vim_embed.models.vim import BiMamba, Block
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One block. D model width, E inner width, R padded rank, ROW = R + 32.
+
+    norm (D,) float32. w_in (D, 2E), w_out (E, D): for `rows @ weight`. decay (2, E, 16) float32:
+    A. taps (2, E, 4) float32. vectors (2, E, 4) float32: conv bias, step bias, skip D, 0.
+    x_proj: (2, E / 32, ROW / 8, 2, 32, 4) in fragment order, float32 (2, E, ROW). dt_proj:
+    (2, E / 2, R / 16, 4, 2, 4) in fragment order, float32 (2, R, E).
+    """
+
+    norm: Tensor
+    w_in: Tensor
+    w_out: Tensor
+    decay: Tensor
+    taps: Tensor
+    vectors: Tensor
+    x_proj: Tensor
+    dt_proj: Tensor
+
+
+def pack_layer(block: Block, shape: Shape, device: torch.device) -> PackedLayer:
+    """Convert and reorder one block's weights, onto `device`."""
+    mixer = block.mixer
+    half = shape.dtype != torch.float32
+    steps = math.log2(math.e) if half else 1.0
+    conv = 0.5 if half else 1.0
+    sides = (_side(mixer, ""), _side(mixer, "_b"))
+    taps = torch.stack([side["conv"] for side in sides]) * conv
+    vectors = torch.stack(
+        [
+            torch.stack([s["conv_bias"] * conv, s["dt_bias"] * steps, s["skip"], 0 * s["skip"]], -1)
+            for s in sides
+        ]
+    )
+    x_proj = torch.stack([_padded_rows(side["x_proj"], shape, 1 / steps) for side in sides])
+    dt_proj = torch.stack([side["dt_proj"] * steps for side in sides])
+    packed = PackedLayer(
+        norm=block.norm.weight.detach().float().contiguous(),
+        w_in=_cast(mixer.in_proj.weight.t(), shape),
+        w_out=_cast(mixer.out_proj.weight.t() * 0.5, shape),
+        decay=torch.stack([-torch.exp(side["A_log"]) for side in sides]).contiguous(),
+        taps=taps.contiguous(),
+        vectors=vectors.contiguous(),
+        x_proj=_cast(_x_fragments(x_proj) if half else x_proj.transpose(1, 2), shape),
+        dt_proj=_cast(_dt_fragments(dt_proj, shape) if half else _dt_plain(dt_proj, shape), shape),
+    )
+    return PackedLayer(**{name: value.to(device) for name, value in vars(packed).items()})
+
+
+def _side(mixer: BiMamba, suffix: str) -> dict[str, Tensor]:
+    weights = dict(mixer.named_parameters())
+    names = {
+        "conv": f"conv1d{suffix}.weight",
+        "conv_bias": f"conv1d{suffix}.bias",
+        "x_proj": f"x_proj{suffix}.weight",
+        "dt_proj": f"dt_proj{suffix}.weight",
+        "dt_bias": f"dt_proj{suffix}.bias",
+        "A_log": "A_b_log" if suffix else "A_log",
+        "skip": f"D{suffix}",
+    }
+    side = {key: weights[name].detach().float() for key, name in names.items()}
+    return {**side, "conv": side["conv"].squeeze(1)}
+
+
+def _padded_rows(weight: Tensor, shape: Shape, b_scale: float) -> Tensor:
+    """x_proj's weight (rank + 32, E) to (ROW, E): zero rows after the rank, B scaled."""
+    rank = shape.rank
+    step, b, c = weight[:rank], weight[rank : rank + 16], weight[rank + 16 :]
+    padding = step.new_zeros(shape.padded_rank - rank, step.shape[1])
+    return torch.cat([step, padding, b * b_scale, c])
+
+
+def _x_fragments(weight: Tensor) -> Tensor:
+    """(2, ROW, E) to (2, E / 32, ROW / 8, 2, 32, 4): B operands of a 32-channel chunk.
+
+    Lane (g, q) multiplies row 8n + g with channels 8q + 4s .. 8q + 4s + 3 of the chunk.
+    """
+    two, row, inner = weight.shape
+    split = weight.reshape(two, row // 8, 8, inner // 32, 4, 2, 4)  # n g chunk q s j
+    return split.permute(0, 3, 1, 5, 2, 4, 6).reshape(two, inner // 32, row // 8, 2, 32, 4)
+
+
+def _dt_fragments(weight: Tensor, shape: Shape) -> Tensor:
+    """(2, E, rank) to (2, E / 2, R / 16, 4, 2, 4): A operands of a pair of channels.
+
+    Lane q multiplies ranks 16k + 4q .. 16k + 4q + 3; ranks beyond the real ones are zero.
+    """
+    two, inner, rank = weight.shape
+    tiles = shape.rank_tiles
+    padded = F.pad(weight, (0, 16 * tiles - rank))
+    return padded.reshape(two, inner // 2, 2, tiles, 4, 4).permute(0, 1, 3, 4, 2, 5)
+
+
+def _dt_plain(weight: Tensor, shape: Shape) -> Tensor:
+    return F.pad(weight, (0, shape.padded_rank - shape.rank)).transpose(1, 2)
+
+
+def _cast(weight: Tensor, shape: Shape) -> Tensor:
+    return weight.detach().to(shape.dtype).contiguous()

@@ -1,0 +1,816 @@
+// Vim inference kernels. Compiled by build.py with these macros:
+//   DTYPE 0 float32, 1 float16, 2 bfloat16     DIM  model width D
+//   INNER inner width E                        RP   step-size rank, rounded up to 8
+// All activations are channels-last. Needs compute capability 8.0.
+//
+// Names: B images, L tokens, E channels, N = 16 states. A projected row ("dbc") is
+// [step RP | B 16 | C 16]. Step sizes are kept in log2 units, s = log2(1 + 2^v) = delta * log2(e),
+// so that exp(delta A) = 2^(s A); the packed weights absorb the factor in B.
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+
+#define ROW (RP + 32)
+#define KR ((RP + 15) / 16)
+#define DEVICE __device__ __forceinline__
+
+// ---------------------------------------------------------------- scalars
+#if DTYPE == 0
+typedef float T;
+#else
+typedef u16 T;
+#endif
+
+#if DTYPE == 2
+#define MMA_TYPE "bf16"
+DEVICE float low(u32 v) { return __uint_as_float(v << 16); }
+DEVICE float high(u32 v) { return __uint_as_float(v & 0xffff0000u); }
+DEVICE u32 pack(float lo, float hi) {
+    u32 d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+#else
+#define MMA_TYPE "f16"
+DEVICE float low(u32 v) {
+    float d;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(d) : "r"(v));
+    return d;
+}
+DEVICE float high(u32 v) {
+    float d;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(d) : "r"(v));
+    return d;
+}
+DEVICE u32 pack(float lo, float hi) {
+    u32 d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+#endif
+
+DEVICE float ex2(float x) {
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+DEVICE float lg2(float x) {
+    float d;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+DEVICE float tanh_fast(float x) {
+    float d;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+// silu(2 a) for a halved argument: one special-function instruction
+DEVICE float silu_of_half(float a) { return fmaf(a, tanh_fast(a), a); }
+
+// 2^x for x <= 0 on the FMA pipe, relative error 1e-4, exact at 0
+DEVICE float ex2_poly(float x) {
+    x = fmaxf(x, -126.0f);
+    const float shifted = x + 12582912.0f;
+    const float f = x - (shifted - 12582912.0f);
+    const float p = fmaf(f, fmaf(f, fmaf(f, 0.05500896f, 0.24221101f), 0.69328293f), 1.0f);
+    return __int_as_float((__float_as_int(shifted) << 23) + __float_as_int(p));
+}
+
+// ---------------------------------------------------------------- memory
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// 16 bytes global -> shared, zeros where !valid
+DEVICE void copy16(u32 to, const void* from, bool valid) {
+    const int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+}
+DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+DEVICE void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+template <int BYTES>
+DEVICE void load_shared(u32* d, u32 a) {
+    if constexpr (BYTES == 16)
+        asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                     : "r"(a));
+    else if constexpr (BYTES == 8)
+        asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "r"(a));
+    else
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(d[0]) : "r"(a));
+}
+template <int BYTES>
+DEVICE void store_shared(u32 a, const u32* d) {
+    if constexpr (BYTES == 16)
+        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(a), "r"(d[0]), "r"(d[1]),
+                     "r"(d[2]), "r"(d[3])
+                     : "memory");
+    else if constexpr (BYTES == 8)
+        asm volatile("st.shared.v2.b32 [%0], {%1,%2};" ::"r"(a), "r"(d[0]), "r"(d[1]) : "memory");
+    else
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(d[0]) : "memory");
+}
+template <int BYTES>
+DEVICE void store_global(void* p, const u32* d) {
+    if constexpr (BYTES == 16)
+        *(uint4*)p = make_uint4(d[0], d[1], d[2], d[3]);
+    else if constexpr (BYTES == 8)
+        *(uint2*)p = make_uint2(d[0], d[1]);
+    else
+        *(u32*)p = d[0];
+}
+
+// V consecutive elements as float32
+template <int V>
+DEVICE void load_row(float* d, const T* p) {
+#if DTYPE == 0
+    if constexpr (V == 4) {
+        const float4 v = *(const float4*)p;
+        d[0] = v.x, d[1] = v.y, d[2] = v.z, d[3] = v.w;
+    } else if constexpr (V == 2) {
+        const float2 v = *(const float2*)p;
+        d[0] = v.x, d[1] = v.y;
+    } else
+        d[0] = *p;
+#else
+    if constexpr (V == 4) {
+        const uint2 v = *(const uint2*)p;
+        d[0] = low(v.x), d[1] = high(v.x), d[2] = low(v.y), d[3] = high(v.y);
+    } else if constexpr (V == 2) {
+        const u32 v = *(const u32*)p;
+        d[0] = low(v), d[1] = high(v);
+    } else
+        d[0] = low(*p);
+#endif
+}
+template <int V>
+DEVICE void store_row(T* p, const float* d) {
+#if DTYPE == 0
+#pragma unroll
+    for (int i = 0; i < V; i++) p[i] = d[i];
+#else
+    if constexpr (V == 4)
+        *(uint2*)p = make_uint2(pack(d[0], d[1]), pack(d[2], d[3]));
+    else if constexpr (V == 2)
+        *(u32*)p = pack(d[0], d[1]);
+    else
+        *p = (u16)pack(d[0], 0.0f);
+#endif
+}
+template <int V>
+DEVICE void load_float(float* d, const float* p) {
+    if constexpr (V == 4) {
+        const float4 v = *(const float4*)p;
+        d[0] = v.x, d[1] = v.y, d[2] = v.z, d[3] = v.w;
+    } else if constexpr (V == 2) {
+        const float2 v = *(const float2*)p;
+        d[0] = v.x, d[1] = v.y;
+    } else
+        d[0] = *p;
+}
+template <int V>
+DEVICE void store_float(float* p, const float* d) {
+    if constexpr (V == 4)
+        *(float4*)p = make_float4(d[0], d[1], d[2], d[3]);
+    else if constexpr (V == 2)
+        *(float2*)p = make_float2(d[0], d[1]);
+    else
+        *p = d[0];
+}
+
+// ---------------------------------------------------------------- patches
+// pixels (B, 3, H, W) float32 -> rows (B rows columns, 3 P P), 8 pixels a thread.
+extern "C" __global__ void patchify(const float* __restrict__ pixels, T* __restrict__ out,
+                                    int height, int width, int rows, int columns, int patch,
+                                    int stride, long long total) {
+    const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= total) return;
+    const int eighths = patch / 8;
+    long long rest = index;
+    const int px = (int)(rest % eighths) * 8;
+    rest /= eighths;
+    const int py = (int)(rest % patch);
+    rest /= patch;
+    const int channel = (int)(rest % 3);
+    rest /= 3;
+    const int column = (int)(rest % columns);
+    rest /= columns;
+    const int row = (int)(rest % rows);
+    const long long image = rest / rows;
+    const float* from = pixels + ((image * 3 + channel) * height + row * stride + py) * width +
+                        column * stride + px;
+    float v[8];
+    if (width % 4 == 0 && stride % 4 == 0) {
+        load_float<4>(v, from);
+        load_float<4>(v + 4, from + 4);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = from[i];
+    }
+    store_row<4>(out + index * 8, v);
+    store_row<4>(out + index * 8 + 4, v + 4);
+}
+
+// ---------------------------------------------------------------- add and RMS norm
+#define VEC (DIM % 128 == 0 ? 4 : DIM % 64 == 0 ? 2 : 1)
+#define PARTS (DIM / 32 / VEC)
+
+DEVICE void norm_row(float (*v)[VEC], const float* weight, T* out, float eps, int lane) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PARTS; i++)
+#pragma unroll
+        for (int j = 0; j < VEC; j++) sum = fmaf(v[i][j], v[i][j], sum);
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
+    const float scale = rsqrtf(sum * (1.0f / DIM) + eps);
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int at = (i * 32 + lane) * VEC;
+        float w[VEC], y[VEC];
+        load_float<VEC>(w, weight + at);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) y[j] = v[i][j] * scale * w[j];
+        store_row<VEC>(out + at, y);
+    }
+}
+
+// residual (rows, D) += hidden (rows, D); out = its RMS norm. out may be hidden. One warp a row.
+extern "C" __global__ void __launch_bounds__(256)
+    add_norm(const T* hidden, float* __restrict__ residual, const float* __restrict__ weight,
+             T* out, int rows, float eps, int keep) {
+    const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const size_t base = (size_t)row * DIM;
+    float v[PARTS][VEC];
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const size_t at = base + (i * 32 + lane) * VEC;
+        float h[VEC];
+        load_row<VEC>(h, hidden + at);
+        load_float<VEC>(v[i], residual + at);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) v[i][j] += h[j];
+        if (keep) store_float<VEC>(residual + at, v[i]);
+    }
+    norm_row(v, weight, out + base, eps, lane);
+}
+
+// patches (B, M, D) and start (L, D) (position + patch bias; class token in the middle row) ->
+// residual (B, L, D) and its RMS norm.
+extern "C" __global__ void __launch_bounds__(256)
+    first_norm(const T* __restrict__ patches, const float* __restrict__ start,
+               float* __restrict__ residual, const float* __restrict__ weight,
+               T* __restrict__ out, int rows, int length, float eps) {
+    const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const int image = row / length, token = row % length, middle = (length - 1) / 2;
+    const size_t base = (size_t)row * DIM;
+    const int patch = token - (token > middle);
+    const T* from = patches + ((size_t)image * (length - 1) + patch) * DIM;
+    float v[PARTS][VEC];
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int at = (i * 32 + lane) * VEC;
+        load_float<VEC>(v[i], start + (size_t)token * DIM + at);
+        if (token != middle) {
+            float h[VEC];
+            load_row<VEC>(h, from + at);
+#pragma unroll
+            for (int j = 0; j < VEC; j++) v[i][j] += h[j];
+        }
+        store_float<VEC>(residual + base + at, v[i]);
+    }
+    norm_row(v, weight, out + base, eps, lane);
+}
+
+#if DTYPE != 0
+// ---------------------------------------------------------------- tensor cores
+// Fragments of mma.sync: g = lane / 4, q = lane % 4. A rows g, g + 8; B columns g;
+// C rows g, g + 8 and columns 2q, 2q + 1. k columns are 2q, 2q + 1 (and + 8 where K = 16).
+DEVICE void mma_k16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE
+        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+DEVICE void mma_k8(float* c, u32 a0, u32 a1, u32 b0) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32." MMA_TYPE "." MMA_TYPE
+        ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+}
+
+// ---------------------------------------------------------------- conv + SiLU + x_proj
+// dbc (B L, 2, ROW) = x_proj(silu(conv(x))), both directions; u never reaches memory.
+//
+// Time is padded to `padded` = L + 3 rounded up to 4 rows an image; the extra rows are zeros and
+// end one image's convolution and begin the next one's. A block owns 32 of these rows; warp
+// (direction, split) sums its share of the channels, 32 at a time, and shared memory adds the
+// shares. "Local" time runs in walking order, so both directions are causal.
+// A thread holds rows 4g .. 4g+3 and channels 8q .. 8q+7: the order of the rows and columns of
+// the product is free as long as weights and outputs use the same one.
+#define NT (ROW / 8)
+#if INNER % 128 == 0
+#define SPLITS 4
+#else
+#define SPLITS 2
+#endif
+#define CHUNKS (INNER / 32 / SPLITS)
+#define X_STAGES 3
+#define X_STAGE_BYTES (36 * 64)
+#define SUM_ROW (ROW + 2)
+
+DEVICE u32 x_offset(int row, int chunk) {
+    return (row >> 1) * 128 + ((row ^ (row >> 2)) & 1) * 64 + chunk * 16;
+}
+
+extern __shared__ char memory[];
+
+extern "C" __global__ void __launch_bounds__(64 * SPLITS, RP <= 24 ? 2 : 1)
+    xproj(const u16* __restrict__ xz, const u16* __restrict__ weight,
+          const float4* __restrict__ taps, const float4* __restrict__ vectors,
+          u16* __restrict__ dbc, int length, int padded, int total) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int direction = warp & 1, split = warp >> 1;
+    const int v0 = blockIdx.x * 32;
+    const u32 stages = shared_address(memory) + warp * (X_STAGES * X_STAGE_BYTES);
+    const u16* source[5];
+    bool valid[5];
+#pragma unroll
+    for (int i = 0; i < 5; i++) {
+        const int local = g + 8 * i;
+        const int v = direction ? v0 + 34 - local : v0 - 3 + local;
+        const int image = v >= 0 ? v / padded : 0, token = v - image * padded;
+        valid[i] = local < 35 && v >= 0 && v < total && token < length;
+        const size_t row = valid[i] ? (size_t)image * length + token : 0;
+        source[i] = xz + row * (2 * INNER) + split * (INNER / SPLITS) + q * 8;
+    }
+    auto fetch = [&](int chunk) {
+        if (chunk < CHUNKS) {
+            const u32 stage = stages + (chunk % X_STAGES) * X_STAGE_BYTES;
+#pragma unroll
+            for (int i = 0; i < 5; i++)
+                if (i < 4 || g < 3)
+                    copy16(stage + x_offset(g + 8 * i, q), source[i] + chunk * 32, valid[i]);
+        }
+        commit();
+    };
+    float acc[2][NT][4];
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) acc[m][n][j] = 0.0f;
+    fetch(0);
+    fetch(1);
+    const int chunk0 = direction * (INNER / 32) + split * CHUNKS;
+    const uint2* w = (const uint2*)weight + (size_t)chunk0 * NT * 64 + lane;
+    const float4* channel = taps + chunk0 * 32 + q * 8;
+    const float4* vector = vectors + chunk0 * 32 + q * 8;
+#pragma unroll 1
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        wait_copies<X_STAGES - 2>();
+        __syncwarp();
+        fetch(chunk + 2);
+        const u32 stage = stages + (chunk % X_STAGES) * X_STAGE_BYTES;
+        u32 x[7][4];
+#pragma unroll
+        for (int r = 0; r < 7; r++) load_shared<16>(x[r], stage + x_offset(4 * g + r, q));
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            u32 a[2][4];
+#pragma unroll
+            for (int p = 0; p < 2; p++) {  // channels 4s + 2p, + 1
+                const int c = 4 * s + 2 * p;
+                const float4 k0 = channel[c], k1 = channel[c + 1];
+                const float bias0 = vector[c].x, bias1 = vector[c + 1].x;
+                float x0[7], x1[7];
+#pragma unroll
+                for (int r = 0; r < 7; r++)
+                    x0[r] = low(x[r][2 * s + p]), x1[r] = high(x[r][2 * s + p]);
+#pragma unroll
+                for (int t = 0; t < 4; t++) {
+                    float u0 = fmaf(k0.x, x0[t], bias0), u1 = fmaf(k1.x, x1[t], bias1);
+                    u0 = fmaf(k0.y, x0[t + 1], u0), u1 = fmaf(k1.y, x1[t + 1], u1);
+                    u0 = fmaf(k0.z, x0[t + 2], u0), u1 = fmaf(k1.z, x1[t + 2], u1);
+                    u0 = fmaf(k0.w, x0[t + 3], u0), u1 = fmaf(k1.w, x1[t + 3], u1);
+                    a[t >> 1][2 * p + (t & 1)] = pack(silu_of_half(u0), silu_of_half(u1));
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                const uint2 b = w[(2 * n + s) * 32];
+#pragma unroll
+                for (int m = 0; m < 2; m++)
+                    mma_k16(acc[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b.x, b.y);
+            }
+        }
+        w += NT * 64;
+        channel += 32;
+        vector += 32;
+    }
+    wait_copies<0>();
+    __syncthreads();  // the stages become the partial sums
+    float* sums = (float*)memory + warp * (32 * SUM_ROW);
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                *(float2*)(sums + (4 * g + 2 * m + h) * SUM_ROW + n * 8 + 2 * q) =
+                    make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * 32 * (ROW / 2); i += 64 * SPLITS) {
+        const int pair = i % (ROW / 2), d = (i / (ROW / 2)) % 2, r = i / ROW;
+        const int v = v0 + r, image = v / padded, token = v - image * padded;
+        if (v >= total || token >= length) continue;
+        const int local = d ? 31 - r : r;
+        float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+        for (int s = 0; s < SPLITS; s++) {
+            const float2 part = *(const float2*)((const float*)memory +
+                                                 ((s * 2 + d) * 32 + local) * SUM_ROW + pair * 2);
+            sum.x += part.x, sum.y += part.y;
+        }
+        const size_t row = (size_t)image * length + token;
+        *(u32*)(dbc + (row * 2 + d) * ROW + pair * 2) = pack(sum.x, sum.y);
+    }
+}
+
+// ---------------------------------------------------------------- scan
+// out (B, L, E) = (y_forward + y_backward) * silu(z), from x and z in xz (B, L, 2E) and dbc.
+//
+// A block is two warps on the same 16 MT channels of one image: warp 0 walks forward, warp 1
+// backward. Each leaves its y of the first half of its walk in `out`; they meet at one barrier;
+// in the second half each reads the other's y, adds, gates and writes.
+//
+// A tile is 8 steps in walking order. Thread (g, q) owns channels g 2MT .. and prepares steps 2q
+// and 2q + 1 of the tile (step size, conv, u, D u, gate): just the layout of an A fragment with
+// k = step and of a C fragment with columns = step. In a step it holds states 2q, 2q+1, 2q+8,
+// 2q+9 of its channels: a C fragment with columns = state. So, on the tensor cores:
+//   step sizes  v (channel x step) = W (channel x rank) dt (rank x step)
+//   h (channel x state) += s u (channel x step) B (step x state), B masked to the current step
+//   y (channel x step) += h (channel x state) C (state x step), C masked to the current step
+// POLY of every 8 exponentials run on the FMA pipe, the rest on the special-function unit.
+#define RING 32  // rows of x kept: this tile, the one before it (conv), two ahead
+
+template <int MT>
+DEVICE u32 swizzle(int row) {  // of a byte offset within a row of x, z or y
+    return MT == 4 ? ((row >> 1) & 3) << 5 : MT == 2 ? ((row >> 1) & 1) << 5 : 0;
+}
+
+template <int MT>
+struct Layout {
+    static constexpr int channels = 16 * MT, mine = 2 * MT, row = channels * 2;
+    static constexpr int step_row = channels * 4 + 16;
+    static constexpr int x = 0, projected = x + RING * row;
+    static constexpr int steps = projected + RING * ROW * 2, gate = steps + 8 * step_row;
+    static constexpr int other = gate + 8 * row, bytes = other + 8 * row;
+};
+
+template <int MT, int POLY>
+DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
+                      const float* __restrict__ decay, const float4* __restrict__ taps,
+                      const float4* __restrict__ vectors, const uint4* __restrict__ dt_weight,
+                      u16* out, int length) {
+    using S = Layout<MT>;
+    constexpr int mine = S::mine, chunks = S::row / 16;
+    const int direction = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int c0 = blockIdx.x * S::channels, own = c0 + g * mine;
+    const int tiles = (length + 7) / 8, last = 8 * tiles - 1;
+    const int first = direction ? tiles / 2 : tiles - tiles / 2;  // tiles of the first half
+    const size_t image = (size_t)blockIdx.y * length;
+    const u32 base = shared_address(memory) + direction * S::bytes;
+    xz += image * (2 * INNER);
+    dbc += (image * 2 + direction) * ROW;
+    out += image * INNER;
+    taps += direction * INNER + own;
+    vectors += direction * INNER + own;
+    dt_weight += ((direction * INNER + own) / 2 * KR) * 4 + q;
+
+    float A[MT][8], h[MT][8];
+#pragma unroll
+    for (int i = 0; i < MT; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const int c = own + 2 * i + ((j >> 1) & 1), n = (j >> 2) * 8 + 2 * q + (j & 1);
+            A[i][j] = decay[(size_t)(direction * INNER + c) * 16 + n];
+            h[i][j] = 0.0f;
+        }
+
+    auto token_of = [&](int step) { return direction ? last - step : step; };
+    auto fetch = [&](int tile) {
+        if (tile < tiles) {
+#pragma unroll
+            for (int i = lane; i < 8 * chunks; i += 32) {
+                const int step = tile * 8 + i / chunks, chunk = i % chunks;
+                const int row = step % RING, token = token_of(step);
+                const bool valid = token < length;
+                const u16* from =
+                    xz + (size_t)(valid ? token : 0) * (2 * INNER) + c0 + chunk * 8;
+                copy16(base + S::x + row * S::row + ((chunk * 16) ^ swizzle<MT>(row)), from,
+                       valid);
+            }
+#pragma unroll
+            for (int i = lane; i < 8 * (ROW / 8); i += 32) {
+                const int step = tile * 8 + i / (ROW / 8), chunk = i % (ROW / 8);
+                const int row = step % RING, token = token_of(step);
+                const bool valid = token < length;
+                const u16* from = dbc + (size_t)(valid ? token : 0) * (2 * ROW) + chunk * 8;
+                copy16(base + S::projected + row * (ROW * 2) + chunk * 16, from, valid);
+            }
+        }
+        commit();
+    };
+    auto fetch_gate = [&](int tile) {  // z and the other direction's y
+#pragma unroll
+        for (int i = lane; i < 8 * chunks; i += 32) {
+            const int row = i / chunks, chunk = i % chunks, token = token_of(tile * 8 + row);
+            const bool valid = token < length;
+            const size_t at = valid ? token : 0;
+            const u32 to = row * S::row + ((chunk * 16) ^ swizzle<MT>(row));
+            copy16(base + S::gate + to, xz + at * (2 * INNER) + INNER + c0 + chunk * 8, valid);
+            copy16(base + S::other + to, out + at * INNER + c0 + chunk * 8, valid);
+        }
+    };
+
+    // the rows before the first step are zeros
+    for (int i = lane; i < 8 * S::row / 4; i += 32) {
+        const u32 zero = 0;
+        store_shared<4>(base + S::x + (RING - 8) * S::row + i * 4, &zero);
+    }
+    fetch(0);
+    fetch(1);
+
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; tile++) {
+        if (tile == first) __syncthreads();
+        __syncwarp();
+        if (tile >= first) fetch_gate(tile);
+        commit();
+        fetch(tile + 2);
+        wait_copies<3>();
+        __syncwarp();
+
+        // ---- prepare: step sizes, u, s u, D u for my channels and steps 2q, 2q + 1
+        const int ring = (tile * 8) % RING;
+        float y[MT][4];
+        u32 su[MT][2], B[2], C[2];
+        {
+            u32 dt[KR][2];
+            const u32 projected = base + S::projected + ring * (ROW * 2);
+#pragma unroll
+            for (int k = 0; k < KR; k++)
+                load_shared<8>(dt[k], projected + g * (ROW * 2) + k * 32 + q * 8);
+            load_shared<4>(&C[0], projected + g * (ROW * 2) + (RP + 16) * 2 + q * 4);
+            load_shared<4>(&C[1], projected + g * (ROW * 2) + (RP + 24) * 2 + q * 4);
+            asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                         : "=r"(B[0]), "=r"(B[1])
+                         : "r"(projected + (lane & 7) * (ROW * 2) + RP * 2 + ((lane >> 3) & 1) * 16));
+            u32 x[5][MT];
+#pragma unroll
+            for (int r = 0; r < 5; r++) {
+                const int row = (ring + 2 * q + r + RING - 3) % RING;
+                load_shared<4 * MT>(
+                    x[r], base + S::x + row * S::row + ((g * mine * 2) ^ swizzle<MT>(row)));
+            }
+            float s[2][mine];
+#pragma unroll
+            for (int i = 0; i < MT; i++) {
+                float4 vec[2];
+                vec[0] = vectors[2 * i], vec[1] = vectors[2 * i + 1];
+                float v[4] = {vec[0].y, vec[0].y, vec[1].y, vec[1].y};
+#pragma unroll
+                for (int k = 0; k < KR; k++) {
+                    const uint4 w = dt_weight[(i * KR + k) * 4];
+                    mma_k16(v, w.x, w.z, w.y, w.w, dt[k][0], dt[k][1]);
+                }
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const float4 k = taps[2 * i + r];
+                    float f[5], u[2];
+#pragma unroll
+                    for (int j = 0; j < 5; j++) f[j] = r ? high(x[j][i]) : low(x[j][i]);
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        float a = fmaf(k.x, f[j], vec[r].x);
+                        a = fmaf(k.y, f[j + 1], a);
+                        a = fmaf(k.z, f[j + 2], a);
+                        a = fmaf(k.w, f[j + 3], a);
+                        u[j] = silu_of_half(a);
+                        s[j][2 * i + r] = lg2(1.0f + ex2(fminf(v[2 * r + j], 126.0f)));
+                        y[i][2 * r + j] = vec[r].z * u[j];
+                    }
+                    su[i][r] = pack(s[0][2 * i + r] * u[0], s[1][2 * i + r] * u[1]);
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const u32 row = base + S::steps + (2 * q + j) * S::step_row;
+                if constexpr (MT == 1) {
+                    store_shared<8>(row + g * 8, (const u32*)s[j]);
+                } else {
+#pragma unroll
+                    for (int p = 0; p < mine / 4; p++)
+                        store_shared<16>(row + p * 128 + g * 16, (const u32*)(s[j] + 4 * p));
+                }
+            }
+        }
+        __syncwarp();
+
+        // ---- walk the 8 steps
+#pragma unroll 1
+        for (int pair = 0; pair < 4; pair++) {
+#pragma unroll
+            for (int odd = 0; odd < 2; odd++) {
+                const u32 row = base + S::steps + (2 * pair + odd) * S::step_row;
+                float s[mine];
+                if constexpr (MT == 1) {
+                    load_shared<8>((u32*)s, row + g * 8);
+                } else {
+#pragma unroll
+                    for (int p = 0; p < mine / 4; p++)
+                        load_shared<16>((u32*)(s + 4 * p), row + p * 128 + g * 16);
+                }
+                const u32 half_mask = odd ? 0xffff0000u : 0x0000ffffu;
+                const u32 b0 = q == pair ? B[0] & half_mask : 0u;
+                const u32 b1 = q == pair ? B[1] & half_mask : 0u;
+                const u32 k0 = g == 2 * pair + odd ? C[0] : 0u;
+                const u32 k1 = g == 2 * pair + odd ? C[1] : 0u;
+#pragma unroll
+                for (int i = 0; i < MT; i++) {
+#pragma unroll
+                    for (int j = 0; j < 8; j++) {
+                        const float e = s[2 * i + ((j >> 1) & 1)] * A[i][j];
+                        h[i][j] *= j >= 8 - POLY ? ex2_poly(e) : ex2(e);
+                    }
+                    mma_k8(&h[i][0], su[i][0], su[i][1], b0);
+                    mma_k8(&h[i][4], su[i][0], su[i][1], b1);
+                    mma_k16(y[i], pack(h[i][0], h[i][1]), pack(h[i][2], h[i][3]),
+                            pack(h[i][4], h[i][5]), pack(h[i][6], h[i][7]), k0, k1);
+                }
+            }
+        }
+
+        // ---- finish steps 2q, 2q + 1: first half y alone, second half the gated sum
+        const bool second = tile >= first;
+        wait_copies<1>();
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int step = 2 * q + j, token = token_of(tile * 8 + step);
+            u32 result[MT];
+            if (second) {
+                u32 z[MT], p[MT];
+                const u32 at = step * S::row + ((g * mine * 2) ^ swizzle<MT>(step));
+                load_shared<4 * MT>(z, base + S::gate + at);
+                load_shared<4 * MT>(p, base + S::other + at);
+#pragma unroll
+                for (int i = 0; i < MT; i++)
+                    result[i] = pack((y[i][j] + low(p[i])) * silu_of_half(0.5f * low(z[i])),
+                                     (y[i][2 + j] + high(p[i])) * silu_of_half(0.5f * high(z[i])));
+            } else {
+#pragma unroll
+                for (int i = 0; i < MT; i++) result[i] = pack(y[i][j], y[i][2 + j]);
+            }
+            if (token < length) store_global<4 * MT>(out + (size_t)token * INNER + own, result);
+        }
+    }
+    if (first == tiles) __syncthreads();
+}
+
+#define SCAN_KERNEL(NAME, MT, POLY, BLOCKS)                                                       \
+    extern "C" __global__ void __launch_bounds__(64, BLOCKS)                                      \
+        NAME(const u16* xz, const u16* dbc, const float* decay, const float4* taps,               \
+             const float4* vectors, const uint4* dt_weight, u16* out, int length) {               \
+        scan_body<MT, POLY>(xz, dbc, decay, taps, vectors, dt_weight, out, length);               \
+    }
+SCAN_KERNEL(scan_4, 4, 0, 6)
+SCAN_KERNEL(scan_4_p1, 4, 1, 6)
+SCAN_KERNEL(scan_4_p2, 4, 2, 6)
+SCAN_KERNEL(scan_4_p3, 4, 3, 6)
+SCAN_KERNEL(scan_2, 2, 0, 8)
+SCAN_KERNEL(scan_2_p1, 2, 1, 8)
+SCAN_KERNEL(scan_2_p2, 2, 2, 8)
+SCAN_KERNEL(scan_1, 1, 0, 12)
+SCAN_KERNEL(scan_1_p1, 1, 1, 12)
+SCAN_KERNEL(scan_1_p2, 1, 2, 12)
+
+#else
+// ---------------------------------------------------------------- float32
+#define TILE 4
+
+DEVICE float silu(float v) { return v / (1.0f + __expf(-v)); }
+
+// u (2, B L, E) = silu(conv(x)): both directions of 4 channels of one token a thread.
+extern "C" __global__ void conv_silu(const float* __restrict__ xz,
+                                     const float4* __restrict__ taps,
+                                     const float4* __restrict__ vectors, float* __restrict__ u,
+                                     int length, int rows) {
+    const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= (long long)rows * (INNER / 4)) return;
+    const int c = (int)(index % (INNER / 4)) * 4, row = (int)(index / (INNER / 4));
+    const int token = row % length;
+    float x[7][4];
+#pragma unroll
+    for (int r = 0; r < 7; r++) {
+        const int t = token + r - 3;
+        if (t >= 0 && t < length)
+            load_float<4>(x[r], xz + (size_t)(row + r - 3) * (2 * INNER) + c);
+        else
+            x[r][0] = x[r][1] = x[r][2] = x[r][3] = 0.0f;
+    }
+#pragma unroll
+    for (int d = 0; d < 2; d++) {
+        float out[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float4 k = taps[d * INNER + c + j];
+            float a = vectors[d * INNER + c + j].x;
+            a = fmaf(k.x, x[d ? 6 : 0][j], a);
+            a = fmaf(k.y, x[d ? 5 : 1][j], a);
+            a = fmaf(k.z, x[d ? 4 : 2][j], a);
+            a = fmaf(k.w, x[3][j], a);
+            out[j] = silu(a);
+        }
+        store_float<4>(u + ((size_t)d * rows + row) * INNER + c, out);
+    }
+}
+
+// out (B, L, E) = (y_forward + y_backward) * silu(z). u, delta (2, B L, E), delta before softplus;
+// dbc (2, B L, ROW). One thread a channel and direction; halves meet as in the half kernels.
+extern "C" __global__ void __launch_bounds__(64)
+    scan(const float* __restrict__ xz, const float* __restrict__ u,
+         const float* __restrict__ delta, const float* __restrict__ dbc,
+         const float4* __restrict__ decay, const float4* __restrict__ vectors, float* out,
+         int length, int rows) {
+    const int direction = threadIdx.x / 32, c = blockIdx.x * 32 + threadIdx.x % 32;
+    const size_t image = (size_t)blockIdx.y * length;
+    const int first = direction ? length / 2 : length - length / 2;
+    const size_t shift = (size_t)direction * rows + image;
+    xz += image * (2 * INNER) + INNER + c;
+    out += image * INNER + c;
+    u += shift * INNER + c;
+    delta += shift * INNER + c;
+    dbc += shift * ROW + RP;
+    const float skip = vectors[direction * INNER + c].z;
+    float A[16], h[16];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const float4 a = decay[(size_t)(direction * INNER + c) * 4 + j];
+        A[4 * j] = a.x, A[4 * j + 1] = a.y, A[4 * j + 2] = a.z, A[4 * j + 3] = a.w;
+    }
+#pragma unroll
+    for (int j = 0; j < 16; j++) h[j] = 0.0f;
+    auto token_of = [&](int step) { return direction ? length - 1 - step : step; };
+    float next_u[TILE], next_v[TILE];
+    auto fetch = [&](int step) {
+#pragma unroll
+        for (int j = 0; j < TILE; j++)
+            if (step + j < length) {
+                next_u[j] = u[(size_t)token_of(step + j) * INNER];
+                next_v[j] = delta[(size_t)token_of(step + j) * INNER];
+            }
+    };
+    fetch(0);
+#pragma unroll 1
+    for (int start = 0; start < length; start += TILE) {
+        float now_u[TILE], now_v[TILE];
+#pragma unroll
+        for (int j = 0; j < TILE; j++) now_u[j] = next_u[j], now_v[j] = next_v[j];
+        fetch(start + TILE);
+#pragma unroll
+        for (int j = 0; j < TILE; j++) {
+            const int step = start + j;
+            if (step >= length) break;
+            if (step == first) __syncthreads();
+            const int token = token_of(step);
+            const float v = now_v[j], d = v > 20.0f ? v : log1pf(expf(v)), du = d * now_u[j];
+            const float s = d * 1.44269504088896f;
+            const float4* bc = (const float4*)(dbc + (size_t)token * ROW);
+            float y = skip * now_u[j], y2 = 0.0f;
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const float4 b = bc[k], cc = bc[k + 4];
+                h[4 * k] = fmaf(ex2(s * A[4 * k]), h[4 * k], du * b.x);
+                h[4 * k + 1] = fmaf(ex2(s * A[4 * k + 1]), h[4 * k + 1], du * b.y);
+                h[4 * k + 2] = fmaf(ex2(s * A[4 * k + 2]), h[4 * k + 2], du * b.z);
+                h[4 * k + 3] = fmaf(ex2(s * A[4 * k + 3]), h[4 * k + 3], du * b.w);
+                y = fmaf(h[4 * k], cc.x, y), y2 = fmaf(h[4 * k + 1], cc.y, y2);
+                y = fmaf(h[4 * k + 2], cc.z, y), y2 = fmaf(h[4 * k + 3], cc.w, y2);
+            }
+            y += y2;
+            float* to = out + (size_t)token * INNER;
+            if (step >= first) y = (y + *(volatile float*)to) * silu(xz[(size_t)token * 2 * INNER]);
+            *to = y;
+        }
+    }
+    if (first == length) __syncthreads();
+}
+#endif
