@@ -120,11 +120,13 @@ class CpuOps:
         return out.to(z.dtype)
 
 
-def prebuild(output_dir: Path, capabilities: Iterable[str] | None = None) -> list[Path]:
+def prebuild(
+    output_dir: Path = native.PREBUILT_DIR, capabilities: Iterable[str] | None = None
+) -> list[Path]:
     """Compile ahead of time, by default for every CPU capability this kind of machine can have.
 
-    With `native.PREBUILT_DIR` as `output_dir`, an image or a package needs no compiler.
-    Raises NativeUnavailable.
+    With the default folder, an image or a package needs no compiler. Returns the libraries'
+    paths. Raises NativeUnavailable.
     """
     chosen = native.buildable_capabilities() if capabilities is None else capabilities
     return [native.build(SOURCE, capability, output_dir) for capability in chosen]
