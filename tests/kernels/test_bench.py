@@ -14,7 +14,8 @@ from vim_embed.kernels.scan.reference import scan_direction
 
 def test_plain_scan_computes_the_scan() -> None:
     inputs = direction(2, 63, 48)
-    assert_close(bench.plain_scan(inputs), scan_direction(inputs, reverse=False))
+    got = bench.plain_scan(bench.channels_first(inputs)).transpose(1, 2)
+    assert_close(got, scan_direction(inputs, reverse=False))
 
 
 def test_forward_and_scan_tables() -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -116,7 +116,9 @@ def bench_scan(
     with _threads(threads), torch.inference_mode():
         forward, backward = (_random_direction(config, batch) for _ in range(2))
         z = torch.randn_like(forward.u)
-        cases: dict[str, Callable[[], object]] = {"plain": partial(plain_scan, forward)}
+        cases: dict[str, Callable[[], object]] = {
+            "plain": partial(plain_scan, channels_first(forward))
+        }
         for name in backends:
             ops = _backend(name).ops
             if name == "torch":
@@ -145,22 +147,28 @@ def bench_memory(model: str, *, batch: int, backend: str, threads: int) -> Memor
     return MemoryResult(model, batch, backend, float(done.stdout))
 
 
-def plain_scan(inputs: Direction) -> Tensor:
-    """The plain algorithm, as in mamba's selective_scan_ref: y (B, L, E).
+def channels_first(inputs: Direction) -> Direction:
+    """The layout of mamba's selective_scan_ref: u, delta (B, E, L) and B, C (B, N, L)."""
+    turned = {name: getattr(inputs, name) for name in ("u", "delta", "B", "C")}
+    return replace(inputs, **{k: v.transpose(1, 2).contiguous() for k, v in turned.items()})
 
-    Materialises the decays and the inputs as (B, E, L, N), then loops over L. The measure of
-    speed, not of correctness.
+
+def plain_scan(inputs: Direction) -> Tensor:
+    """The plain algorithm, as in mamba's selective_scan_ref, on `channels_first` inputs.
+
+    Materialises the decays and the inputs as (B, E, L, N), then loops over L; y (B, E, L). The
+    measure of speed, not of correctness.
     """
-    delta = F.softplus(inputs.delta + inputs.delta_bias).transpose(1, 2)
-    u = inputs.u.transpose(1, 2)
+    u = inputs.u
+    delta = F.softplus(inputs.delta + inputs.delta_bias[:, None])
     decays = torch.exp(torch.einsum("bel,en->beln", delta, inputs.A))
-    driven = torch.einsum("bel,bln,bel->beln", delta, inputs.B, u)
+    driven = torch.einsum("bel,bnl,bel->beln", delta, inputs.B, u)
     state = u.new_zeros(u.shape[0], u.shape[1], inputs.A.shape[1])
     outputs = []
     for t in range(u.shape[2]):
         state = decays[:, :, t] * state + driven[:, :, t]
-        outputs.append(torch.einsum("ben,bn->be", state, inputs.C[:, t]))
-    return torch.stack(outputs, dim=1) + inputs.u * inputs.D
+        outputs.append(torch.einsum("ben,bn->be", state, inputs.C[:, :, t]))
+    return torch.stack(outputs, dim=2) + u * inputs.D[:, None]
 
 
 def format_table(rows: Iterable[tuple[str, ...]]) -> str:
