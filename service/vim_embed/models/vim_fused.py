@@ -90,7 +90,10 @@ class FusedVim:
     """A `Vim`'s weights, packed, and its forward. Not for several threads at once."""
 
     def __init__(self, model: Vim, dtype: torch.dtype, device: torch.device | str) -> None:
-        """Copies the weights (best from float32): the model is not needed after. Raises ValueError where `supports` says no."""
+        """Copies the weights (best from float32); `model` is not needed afterwards.
+
+        Raises ValueError where `supports` says no.
+        """
         self.device = torch.device(device)
         self.dtype = dtype
         self.config = config = model.config
@@ -219,7 +222,7 @@ class FusedVim:
         xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]
         projected = buffers.projected[:tokens]
         vectors = layer.vectors
-        self.kernels.xproj(xz, layer.x_proj, layer.taps, vectors, projected, length)
+        self.kernels.xproj(xz, layer.x_proj, layer.taps, layer.conv_bias, projected, length)
         tensors = [xz, projected, layer.decay, layer.taps, vectors, layer.dt_proj, mixed]
         variant = self.scan_variant or self._choose_scan(tokens // length)
         self.kernels.scan(variant, tensors, length)

@@ -19,8 +19,8 @@ from vim_embed.kernels.fused.build import cubin
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 RING = 32
-_XPROJ_ROWS = 32
-_X_STAGES_BYTES = 3 * 36 * 64
+PAIRS = 2
+_XPROJ_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,20 @@ class Shape:
 
     @property
     def splits(self) -> int:
-        """Warps a direction that share the channels of `xproj`."""
-        return 4 if self.inner % 128 == 0 else 2
+        """Warps of `xproj` that share the channels of the same rows."""
+        return 3 if self.padded_rank > 32 and self.inner % 96 == 0 else 2
 
     def xproj_memory(self) -> int:
-        """Bytes of shared memory of one `xproj` block."""
-        warps = 2 * self.splits
-        return warps * max(_X_STAGES_BYTES, _XPROJ_ROWS * (self.row + 2) * 4)
+        """Bytes of shared memory of one `xproj` block; mirrors `Stage` in vim.cu."""
+        stage = 2 * (64 * self.row + 512 + 128) + (_XPROJ_ROWS + 8) * 64
+        sums = 2 * _XPROJ_ROWS * (self.row + 2) * 4
+        return self.splits * max(3 * stage, sums)
 
     def scan_memory(self, tiles: int) -> int:
         """Bytes of shared memory of one `scan` block; mirrors `Layout` in vim.cu."""
         row = 32 * tiles
-        ring = RING * row + RING * self.row * 2
-        return 2 * (ring + 8 * (64 * tiles + 16) + 16 * row)
+        warp = RING * row + RING * self.row * 2 + 8 * (64 * tiles + 16) + 16 * row
+        return 2 * (512 * tiles + tiles * self.rank_tiles * 512) + 2 * PAIRS * warp
 
 
 def padded_length(length: int) -> int:
@@ -118,15 +119,15 @@ class Kernels:
         self._launch("add_norm", (-(-rows // 8), 1), 256, 0, arguments)
 
     def xproj(
-        self, xz: Tensor, weight: Tensor, taps: Tensor, vectors: Tensor, dbc: Tensor, length: int
+        self, xz: Tensor, weight: Tensor, taps: Tensor, bias: Tensor, dbc: Tensor, length: int
     ) -> None:
         """xz (B L, 2E) -> dbc (B L, 2, row)."""
         padded = padded_length(length)
         total = xz.shape[0] // length * padded
         grid = (-(-total // _XPROJ_ROWS), 1)
-        arguments = [xz, weight, taps, vectors, dbc, length, padded, total]
+        arguments = [xz, weight, taps, bias, dbc, length, padded, total]
         memory = self.shape.xproj_memory()
-        self._launch("xproj", grid, 64 * self.shape.splits, memory, arguments)
+        self._launch("xproj", grid, 128 * self.shape.splits, memory, arguments)
 
     def scan(self, variant: tuple[int, int], tensors: Sequence[Tensor], length: int) -> None:
         """tensors: xz, dbc, decay, taps, vectors, dt_weight, out (B L, E).
@@ -136,8 +137,10 @@ class Kernels:
         tiles, polynomial = variant
         name = f"scan_{tiles}" + (f"_p{polynomial}" if polynomial else "")
         images = tensors[0].shape[0] // length
-        grid = (self.shape.inner // (16 * tiles), images)
-        self._launch(name, grid, 64, self.shape.scan_memory(tiles), [*tensors, length])
+        tiles = 2 if tiles == 3 else tiles
+        grid = (self.shape.inner // (16 * tiles), -(-images // PAIRS))
+        memory = self.shape.scan_memory(tiles)
+        self._launch(name, grid, 64 * PAIRS, memory, [*tensors, length, images])
 
     def conv_silu(self, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int) -> None:
         """float32: xz (B L, 2E) -> u (2, B L, E)."""

@@ -22,7 +22,8 @@ class PackedLayer:
     """One block. D model width, E inner width, R padded rank, ROW = R + 32.
 
     norm (D,) float32. w_in (D, 2E), w_out (E, D): for `rows @ weight`. decay (2, E, 16) float32:
-    A. taps (2, E, 4) float32. vectors (2, E, 4) float32: conv bias, step bias, skip D, 0.
+    A. taps (2, E, 4) float32. vectors (2, E, 4) float32: conv bias, step bias, skip D, 0;
+    conv_bias (2, E) its first.
     x_proj: (2, E / 32, ROW / 8, 2, 32, 4) in fragment order, float32 (2, E, ROW). dt_proj:
     (2, E / 2, R / 16, 4, 2, 4) in fragment order, float32 (2, R, E).
     """
@@ -33,6 +34,7 @@ class PackedLayer:
     decay: Tensor
     taps: Tensor
     vectors: Tensor
+    conv_bias: Tensor
     x_proj: Tensor
     dt_proj: Tensor
 
@@ -60,6 +62,7 @@ def pack_layer(block: Block, shape: Shape, device: torch.device) -> PackedLayer:
         decay=torch.stack([-torch.exp(side["A_log"]) for side in sides]).contiguous(),
         taps=taps.contiguous(),
         vectors=vectors.contiguous(),
+        conv_bias=vectors[:, :, 0].contiguous(),
         x_proj=_cast(_x_fragments(x_proj) if half else x_proj.transpose(1, 2), shape),
         dt_proj=_cast(_dt_fragments(dt_proj, shape) if half else _dt_plain(dt_proj, shape), shape),
     )

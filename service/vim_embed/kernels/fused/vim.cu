@@ -308,54 +308,75 @@ DEVICE void mma_k8(float* c, u32 a0, u32 a1, u32 b0) {
 // dbc (B L, 2, ROW) = x_proj(silu(conv(x))), both directions; u never reaches memory.
 //
 // Time is padded to `padded` = L + 3 rounded up to 4 rows an image; the extra rows are zeros and
-// end one image's convolution and begin the next one's. A block owns 32 of these rows; warp
-// (direction, split) sums its share of the channels, 32 at a time, and shared memory adds the
-// shares. "Local" time runs in walking order, so both directions are causal.
-// A thread holds rows 4g .. 4g+3 and channels 8q .. 8q+7: the order of the rows and columns of
-// the product is free as long as weights and outputs use the same one.
+// end one image's convolution and begin the next one's. A block owns 64 of these rows: warp
+// (direction, half of the rows, split) sums its share of the channels, 32 at a time; shared memory
+// adds the shares. Weights and x come through shared memory, two chunks ahead.
+// A thread holds 4 adjacent rows and channels 8q .. 8q+7: the order of the rows and columns of a
+// product is free as long as weights and outputs use the same one. The backward direction takes
+// its rows in falling order, so both are causal.
 #define NT (ROW / 8)
-#if INNER % 128 == 0
-#define SPLITS 4
-#else
-#define SPLITS 2
-#endif
+#define SPLITS (RP > 32 && INNER % 96 == 0 ? 3 : 2)
 #define CHUNKS (INNER / 32 / SPLITS)
-#define X_STAGES 3
-#define X_STAGE_BYTES (36 * 64)
+#define BLOCK_ROWS 64
+#define X_ROWS (BLOCK_ROWS + 6)
 #define SUM_ROW (ROW + 2)
+
+struct Stage {  // of one split, bytes
+    static constexpr int weights = NT * 512, taps = 512, bias = 128;  // a direction
+    static constexpr int direction = weights + taps + bias;
+    static constexpr int x = 2 * direction, bytes = x + (X_ROWS + 2) * 64;
+};
 
 DEVICE u32 x_offset(int row, int chunk) {
     return (row >> 1) * 128 + ((row ^ (row >> 2)) & 1) * 64 + chunk * 16;
 }
 
-extern __shared__ char memory[];
+extern __shared__ __align__(1024) char memory[];
 
-extern "C" __global__ void __launch_bounds__(64 * SPLITS, RP <= 24 ? 2 : 1)
-    xproj(const u16* __restrict__ xz, const u16* __restrict__ weight,
-          const float4* __restrict__ taps, const float4* __restrict__ vectors,
+extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
+    xproj(const u16* __restrict__ xz, const uint4* __restrict__ weight,
+          const uint4* __restrict__ taps, const uint4* __restrict__ bias,
           u16* __restrict__ dbc, int length, int padded, int total) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int direction = warp & 1, split = warp >> 1;
-    const int v0 = blockIdx.x * 32;
-    const u32 stages = shared_address(memory) + warp * (X_STAGES * X_STAGE_BYTES);
-    const u16* source[5];
-    bool valid[5];
+    const int direction = warp & 1, half = (warp >> 1) & 1, split = warp >> 2;
+    const int v0 = blockIdx.x * BLOCK_ROWS;
+    const u32 stages = shared_address(memory);
+    constexpr int stage_bytes = SPLITS * Stage::bytes;
+
+    const int x_chunk = threadIdx.x % (4 * SPLITS), x_row = threadIdx.x / (4 * SPLITS);
+    int source[3];  // of x, in elements; -1: zeros
 #pragma unroll
-    for (int i = 0; i < 5; i++) {
-        const int local = g + 8 * i;
-        const int v = direction ? v0 + 34 - local : v0 - 3 + local;
-        const int image = v >= 0 ? v / padded : 0, token = v - image * padded;
-        valid[i] = local < 35 && v >= 0 && v < total && token < length;
-        const size_t row = valid[i] ? (size_t)image * length + token : 0;
-        source[i] = xz + row * (2 * INNER) + split * (INNER / SPLITS) + q * 8;
+    for (int i = 0; i < 3; i++) {
+        const int v = v0 - 3 + x_row + 32 * i, image = v / padded, token = v - image * padded;
+        const bool valid = v >= 0 && v < total && token < length;
+        source[i] = valid ? (image * length + token) * (2 * INNER) : -1;
     }
+    const u16* x_from = xz + x_chunk / 4 * (INNER / SPLITS) + x_chunk % 4 * 8;
+    const u32 x_to = stages + x_chunk / 4 * Stage::bytes + Stage::x;
+    const int chunk0 = direction * (INNER / 32) + split * CHUNKS;
+    weight += (size_t)chunk0 * NT * 32 + half * NT * 16 + lane;
+    taps += chunk0 * 32 + lane;
+    bias += chunk0 * 8 + lane;
+    const u32 mine = stages + split * Stage::bytes + direction * Stage::direction;
     auto fetch = [&](int chunk) {
         if (chunk < CHUNKS) {
-            const u32 stage = stages + (chunk % X_STAGES) * X_STAGE_BYTES;
+            const u32 stage = chunk % 3 * stage_bytes;
 #pragma unroll
-            for (int i = 0; i < 5; i++)
-                if (i < 4 || g < 3)
-                    copy16(stage + x_offset(g + 8 * i, q), source[i] + chunk * 32, valid[i]);
+            for (int i = 0; i < 3; i++)
+                if (x_row + 32 * i < X_ROWS)
+                    copy16(x_to + stage + x_offset(x_row + 32 * i, x_chunk % 4),
+                           x_from + max(source[i], 0) + chunk * 32, source[i] >= 0);
+            const u32 to = mine + stage;
+#pragma unroll
+            for (int i = 0; i < (NT + 1) / 2; i++)
+                if (NT % 2 == 0 || i < NT / 2 || lane < 16)
+                    copy16(to + (half * NT * 16 + lane + 32 * i) * 16,
+                           weight + chunk * NT * 32 + 32 * i, true);
+            const u32 extra = to + Stage::weights;
+            if (half == 0)
+                copy16(extra + ((lane & 7) * 4 + lane / 8) * 16, taps + chunk * 32, true);
+            else if (lane < 8)
+                copy16(extra + Stage::taps + lane * 16, bias + chunk * 8, true);
         }
         commit();
     };
@@ -368,74 +389,75 @@ extern "C" __global__ void __launch_bounds__(64 * SPLITS, RP <= 24 ? 2 : 1)
             for (int j = 0; j < 4; j++) acc[m][n][j] = 0.0f;
     fetch(0);
     fetch(1);
-    const int chunk0 = direction * (INNER / 32) + split * CHUNKS;
-    const uint2* w = (const uint2*)weight + (size_t)chunk0 * NT * 64 + lane;
-    const float4* channel = taps + chunk0 * 32 + q * 8;
-    const float4* vector = vectors + chunk0 * 32 + q * 8;
+    const int row0 = half * 32 + (direction ? 37 - 4 * g : 4 * g), sign = direction ? -1 : 1;
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        wait_copies<X_STAGES - 2>();
-        __syncwarp();
+        wait_copies<1>();
+        __syncthreads();
         fetch(chunk + 2);
-        const u32 stage = stages + (chunk % X_STAGES) * X_STAGE_BYTES;
+        const u32 stage = chunk % 3 * stage_bytes;
+        const u32 x_at = stages + split * Stage::bytes + Stage::x + stage;
+        const u32 w_at = mine + stage + lane * 8;
+        const u32 taps_at = mine + stage + Stage::weights + q * 16;
+        const u32 bias_at = mine + stage + Stage::weights + Stage::taps + q * 32;
         u32 x[7][4];
 #pragma unroll
-        for (int r = 0; r < 7; r++) load_shared<16>(x[r], stage + x_offset(4 * g + r, q));
+        for (int r = 0; r < 7; r++) load_shared<16>(x[r], x_at + x_offset(row0 + sign * r, q));
 #pragma unroll
         for (int s = 0; s < 2; s++) {
             u32 a[2][4];
+            float b[4];
+            load_shared<16>((u32*)b, bias_at + s * 16);
 #pragma unroll
             for (int p = 0; p < 2; p++) {  // channels 4s + 2p, + 1
-                const int c = 4 * s + 2 * p;
-                const float4 k0 = channel[c], k1 = channel[c + 1];
-                const float bias0 = vector[c].x, bias1 = vector[c + 1].x;
-                float x0[7], x1[7];
+                float k0[4], k1[4], x0[7], x1[7];
+                load_shared<16>((u32*)k0, taps_at + (4 * s + 2 * p) * 64);
+                load_shared<16>((u32*)k1, taps_at + (4 * s + 2 * p + 1) * 64);
 #pragma unroll
                 for (int r = 0; r < 7; r++)
                     x0[r] = low(x[r][2 * s + p]), x1[r] = high(x[r][2 * s + p]);
 #pragma unroll
                 for (int t = 0; t < 4; t++) {
-                    float u0 = fmaf(k0.x, x0[t], bias0), u1 = fmaf(k1.x, x1[t], bias1);
-                    u0 = fmaf(k0.y, x0[t + 1], u0), u1 = fmaf(k1.y, x1[t + 1], u1);
-                    u0 = fmaf(k0.z, x0[t + 2], u0), u1 = fmaf(k1.z, x1[t + 2], u1);
-                    u0 = fmaf(k0.w, x0[t + 3], u0), u1 = fmaf(k1.w, x1[t + 3], u1);
+                    float u0 = b[2 * p], u1 = b[2 * p + 1];
+#pragma unroll
+                    for (int k = 0; k < 4; k++)
+                        u0 = fmaf(k0[k], x0[t + k], u0), u1 = fmaf(k1[k], x1[t + k], u1);
                     a[t >> 1][2 * p + (t & 1)] = pack(silu_of_half(u0), silu_of_half(u1));
                 }
             }
 #pragma unroll
             for (int n = 0; n < NT; n++) {
-                const uint2 b = w[(2 * n + s) * 32];
+                u32 w[2];
+                load_shared<8>(w, w_at + (2 * n + s) * 256);
 #pragma unroll
                 for (int m = 0; m < 2; m++)
-                    mma_k16(acc[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b.x, b.y);
+                    mma_k16(acc[m][n], a[m][0], a[m][1], a[m][2], a[m][3], w[0], w[1]);
             }
         }
-        w += NT * 64;
-        channel += 32;
-        vector += 32;
     }
     wait_copies<0>();
-    __syncthreads();  // the stages become the partial sums
-    float* sums = (float*)memory + warp * (32 * SUM_ROW);
+    __syncthreads();  // the stages become the partial sums: (split, direction, row, ROW)
+    float* sums = (float*)memory + ((split * 2 + direction) * BLOCK_ROWS + half * 32) * SUM_ROW;
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
-            for (int h = 0; h < 2; h++)
-                *(float2*)(sums + (4 * g + 2 * m + h) * SUM_ROW + n * 8 + 2 * q) =
+            for (int h = 0; h < 2; h++) {
+                const int local = 4 * g + 2 * m + h, row = direction ? 31 - local : local;
+                *(float2*)(sums + row * SUM_ROW + n * 8 + 2 * q) =
                     make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
+            }
     __syncthreads();
-    for (int i = threadIdx.x; i < 2 * 32 * (ROW / 2); i += 64 * SPLITS) {
-        const int pair = i % (ROW / 2), d = (i / (ROW / 2)) % 2, r = i / ROW;
+    for (int i = threadIdx.x; i < BLOCK_ROWS * ROW; i += 128 * SPLITS) {
+        const int pair = i % (ROW / 2), d = i / (ROW / 2) % 2, r = i / ROW;
         const int v = v0 + r, image = v / padded, token = v - image * padded;
         if (v >= total || token >= length) continue;
-        const int local = d ? 31 - r : r;
         float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
         for (int s = 0; s < SPLITS; s++) {
             const float2 part = *(const float2*)((const float*)memory +
-                                                 ((s * 2 + d) * 32 + local) * SUM_ROW + pair * 2);
+                                                 ((s * 2 + d) * BLOCK_ROWS + r) * SUM_ROW + pair * 2);
             sum.x += part.x, sum.y += part.y;
         }
         const size_t row = (size_t)image * length + token;
@@ -446,7 +468,7 @@ extern "C" __global__ void __launch_bounds__(64 * SPLITS, RP <= 24 ? 2 : 1)
 // ---------------------------------------------------------------- scan
 // out (B, L, E) = (y_forward + y_backward) * silu(z), from x and z in xz (B, L, 2E) and dbc.
 //
-// A block is two warps on the same 16 MT channels of one image: warp 0 walks forward, warp 1
+// A block is 16 MT channels of PAIRS images, two warps an image: one walks forward, one
 // backward. Each leaves its y of the first half of its walk in `out`; they meet at one barrier;
 // in the second half each reads the other's y, adds, gates and writes.
 //
@@ -459,6 +481,15 @@ extern "C" __global__ void __launch_bounds__(64 * SPLITS, RP <= 24 ? 2 : 1)
 //   y (channel x step) += h (channel x state) C (state x step), C masked to the current step
 // POLY of every 8 exponentials run on the FMA pipe, the rest on the special-function unit.
 #define RING 32  // rows of x kept: this tile, the one before it (conv), two ahead
+#define PAIRS 2  // images a block, to share the weights
+
+// barrier of a forward and a backward warp
+DEVICE void meet(int pair) {
+    if (pair == 0)
+        asm volatile("bar.sync 1, 64;" ::: "memory");
+    else
+        asm volatile("bar.sync 2, 64;" ::: "memory");
+}
 
 template <int MT>
 DEVICE u32 swizzle(int row) {  // of a byte offset within a row of x, z or y
@@ -466,33 +497,62 @@ DEVICE u32 swizzle(int row) {  // of a byte offset within a row of x, z or y
 }
 
 template <int MT>
-struct Layout {
+struct Layout {  // of shared memory, in bytes: weights of both directions, then a region a warp
     static constexpr int channels = 16 * MT, mine = 2 * MT, row = channels * 2;
+    static constexpr int chunks = row / 16, copies = (8 * chunks + 31) / 32;
+    static constexpr int projected_copies = (ROW + 31) / 32;
     static constexpr int step_row = channels * 4 + 16;
+    static constexpr int vectors = channels * 16, dt = vectors + channels * 16;
+    static constexpr int weights = dt + MT * KR * 512;  // taps come first
     static constexpr int x = 0, projected = x + RING * row;
     static constexpr int steps = projected + RING * ROW * 2, gate = steps + 8 * step_row;
-    static constexpr int other = gate + 8 * row, bytes = other + 8 * row;
+    static constexpr int other = gate + 8 * row, warp = other + 8 * row;
 };
 
-template <int MT, int POLY>
+// taps and vectors as (channel of a thread, g), dt_weight as (pair, k, g, q): no bank conflicts
+template <int MT>
+DEVICE void load_weights(u32 to, const uint4* taps, const uint4* vectors, const uint4* dt_weight,
+                         int index, int threads) {
+    using S = Layout<MT>;
+    for (int i = index; i < S::channels; i += threads) {
+        const int from = (i % 8) * S::mine + i / 8;
+        copy16(to + i * 16, taps + from, true);
+        copy16(to + S::vectors + i * 16, vectors + from, true);
+    }
+    for (int i = index; i < MT * KR * 32; i += threads) {
+        const int q = i % 4, g = i / 4 % 8, k = i / 32 % KR, pair = i / (32 * KR);
+        copy16(to + S::dt + i * 16, dt_weight + ((g * MT + pair) * KR + k) * 4 + q, true);
+    }
+}
+
+template <int MT, int POLY, int UNROLL>
 DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                       const float* __restrict__ decay, const float4* __restrict__ taps,
                       const float4* __restrict__ vectors, const uint4* __restrict__ dt_weight,
-                      u16* out, int length) {
+                      u16* out, int length, int batch) {
     using S = Layout<MT>;
-    constexpr int mine = S::mine, chunks = S::row / 16;
-    const int direction = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    constexpr int mine = S::mine, chunks = S::chunks;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int direction = warp & 1;
     const int c0 = blockIdx.x * S::channels, own = c0 + g * mine;
+    const u32 weights = shared_address(memory) + direction * S::weights;
+    const u32 base = shared_address(memory) + 2 * S::weights + warp * S::warp;
+    {
+        const int first = direction * INNER + c0;
+        load_weights<MT>(weights, (const uint4*)taps + first, (const uint4*)vectors + first,
+                         dt_weight + first / 2 * KR * 4, (warp >> 1) * 32 + lane, 32 * PAIRS);
+        commit();
+        wait_copies<0>();
+        __syncthreads();
+    }
+    const int image = blockIdx.y * PAIRS + (warp >> 1);
+    if (image >= batch) return;
     const int tiles = (length + 7) / 8, last = 8 * tiles - 1;
     const int first = direction ? tiles / 2 : tiles - tiles / 2;  // tiles of the first half
-    const size_t image = (size_t)blockIdx.y * length;
-    const u32 base = shared_address(memory) + direction * S::bytes;
-    xz += image * (2 * INNER);
-    dbc += (image * 2 + direction) * ROW;
-    out += image * INNER;
-    taps += direction * INNER + own;
-    vectors += direction * INNER + own;
-    dt_weight += ((direction * INNER + own) / 2 * KR) * 4 + q;
+    const int sign = direction ? -1 : 1;
+    xz += (size_t)image * length * (2 * INNER) + c0;
+    dbc += ((size_t)image * length * 2 + direction) * ROW;
+    out += (size_t)image * length * INNER;
 
     float A[MT][8], h[MT][8];
 #pragma unroll
@@ -504,39 +564,47 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
             h[i][j] = 0.0f;
         }
 
-    auto token_of = [&](int step) { return direction ? last - step : step; };
+    // x, z and y: lane copies 16 bytes of rows lane / chunks, ...; dbc: of row lane / (ROW / 8), ...
+    const int x_row = lane / chunks, x_column = lane % chunks * 8;
+    const u32 x_to = x_row * S::row + ((lane % chunks * 16) ^ swizzle<MT>(x_row));
+    auto start_of = [&](int tile) { return direction ? last - 8 * tile : 8 * tile; };
     auto fetch = [&](int tile) {
         if (tile < tiles) {
+            const int start = start_of(tile), ring = tile * 8 % RING;
+            const u32 x = base + S::x + ring * S::row + x_to;
 #pragma unroll
-            for (int i = lane; i < 8 * chunks; i += 32) {
-                const int step = tile * 8 + i / chunks, chunk = i % chunks;
-                const int row = step % RING, token = token_of(step);
+            for (int i = 0; i < S::copies; i++) {
+                const int token = start + sign * (x_row + 32 / chunks * i);
                 const bool valid = token < length;
-                const u16* from =
-                    xz + (size_t)(valid ? token : 0) * (2 * INNER) + c0 + chunk * 8;
-                copy16(base + S::x + row * S::row + ((chunk * 16) ^ swizzle<MT>(row)), from,
-                       valid);
+                const u16* from = xz + (valid ? token * (2 * INNER) : 0) + x_column;
+                // 4 rows down (two chunks a lane: MT = 4), the swizzle flips its upper bit
+                const u32 to = i == 0 ? x : (x ^ 64) + 4 * S::row;
+                if (8 * chunks >= 32 || lane < 8 * chunks) copy16(to, from, valid);
             }
+            const u32 projected = base + S::projected + ring * (ROW * 2);
 #pragma unroll
-            for (int i = lane; i < 8 * (ROW / 8); i += 32) {
-                const int step = tile * 8 + i / (ROW / 8), chunk = i % (ROW / 8);
-                const int row = step % RING, token = token_of(step);
+            for (int i = 0; i < S::projected_copies; i++) {
+                const int index = lane + 32 * i, row = index / (ROW / 8);
+                const int token = start + sign * row;
                 const bool valid = token < length;
-                const u16* from = dbc + (size_t)(valid ? token : 0) * (2 * ROW) + chunk * 8;
-                copy16(base + S::projected + row * (ROW * 2) + chunk * 16, from, valid);
+                const u16* from = dbc + (valid ? token * (2 * ROW) : 0) + index % (ROW / 8) * 8;
+                if (index < ROW) copy16(projected + index * 16, from, valid);
             }
         }
         commit();
     };
     auto fetch_gate = [&](int tile) {  // z and the other direction's y
+        const int start = start_of(tile);
 #pragma unroll
-        for (int i = lane; i < 8 * chunks; i += 32) {
-            const int row = i / chunks, chunk = i % chunks, token = token_of(tile * 8 + row);
+        for (int i = 0; i < S::copies; i++) {
+            const int token = start + sign * (x_row + 32 / chunks * i);
             const bool valid = token < length;
-            const size_t at = valid ? token : 0;
-            const u32 to = row * S::row + ((chunk * 16) ^ swizzle<MT>(row));
-            copy16(base + S::gate + to, xz + at * (2 * INNER) + INNER + c0 + chunk * 8, valid);
-            copy16(base + S::other + to, out + at * INNER + c0 + chunk * 8, valid);
+            const int at = valid ? token : 0;
+            const u32 to = base + (i == 0 ? x_to : (x_to ^ 64) + 4 * S::row);
+            if (8 * chunks >= 32 || lane < 8 * chunks) {
+                copy16(to + S::gate, xz + at * (2 * INNER) + INNER + x_column, valid);
+                copy16(to + S::other, out + at * INNER + c0 + x_column, valid);
+            }
         }
     };
 
@@ -550,7 +618,7 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
 
 #pragma unroll 1
     for (int tile = 0; tile < tiles; tile++) {
-        if (tile == first) __syncthreads();
+        if (tile == first) meet(warp >> 1);
         __syncwarp();
         if (tile >= first) fetch_gate(tile);
         commit();
@@ -565,14 +633,15 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
         {
             u32 dt[KR][2];
             const u32 projected = base + S::projected + ring * (ROW * 2);
+            const u32 mine_row = projected + g * (ROW * 2);
 #pragma unroll
-            for (int k = 0; k < KR; k++)
-                load_shared<8>(dt[k], projected + g * (ROW * 2) + k * 32 + q * 8);
-            load_shared<4>(&C[0], projected + g * (ROW * 2) + (RP + 16) * 2 + q * 4);
-            load_shared<4>(&C[1], projected + g * (ROW * 2) + (RP + 24) * 2 + q * 4);
-            asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                         : "=r"(B[0]), "=r"(B[1])
-                         : "r"(projected + (lane & 7) * (ROW * 2) + RP * 2 + ((lane >> 3) & 1) * 16));
+            for (int k = 0; k < KR; k++) load_shared<8>(dt[k], mine_row + k * 32 + q * 8);
+            load_shared<4>(&C[0], mine_row + (RP + 16) * 2 + q * 4);
+            load_shared<4>(&C[1], mine_row + (RP + 24) * 2 + q * 4);
+            asm volatile(
+                "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                : "=r"(B[0]), "=r"(B[1])
+                : "r"(projected + (lane & 7) * (ROW * 2) + RP * 2 + ((lane >> 3) & 1) * 16));
             u32 x[5][MT];
 #pragma unroll
             for (int r = 0; r < 5; r++) {
@@ -583,29 +652,34 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
             float s[2][mine];
 #pragma unroll
             for (int i = 0; i < MT; i++) {
-                float4 vec[2];
-                vec[0] = vectors[2 * i], vec[1] = vectors[2 * i + 1];
-                float v[4] = {vec[0].y, vec[0].y, vec[1].y, vec[1].y};
+                float vec[2][4];
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+                    load_shared<16>((u32*)vec[r],
+                                    weights + S::vectors + ((2 * i + r) * 8 + g) * 16);
+                float v[4] = {vec[0][1], vec[0][1], vec[1][1], vec[1][1]};
 #pragma unroll
                 for (int k = 0; k < KR; k++) {
-                    const uint4 w = dt_weight[(i * KR + k) * 4];
-                    mma_k16(v, w.x, w.z, w.y, w.w, dt[k][0], dt[k][1]);
+                    u32 w[4];
+                    load_shared<16>(w, weights + S::dt + ((i * KR + k) * 32 + lane) * 16);
+                    mma_k16(v, w[0], w[2], w[1], w[3], dt[k][0], dt[k][1]);
                 }
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    const float4 k = taps[2 * i + r];
+                    float k[4];
+                    load_shared<16>((u32*)k, weights + ((2 * i + r) * 8 + g) * 16);
                     float f[5], u[2];
 #pragma unroll
                     for (int j = 0; j < 5; j++) f[j] = r ? high(x[j][i]) : low(x[j][i]);
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
-                        float a = fmaf(k.x, f[j], vec[r].x);
-                        a = fmaf(k.y, f[j + 1], a);
-                        a = fmaf(k.z, f[j + 2], a);
-                        a = fmaf(k.w, f[j + 3], a);
+                        float a = fmaf(k[0], f[j], vec[r][0]);
+                        a = fmaf(k[1], f[j + 1], a);
+                        a = fmaf(k[2], f[j + 2], a);
+                        a = fmaf(k[3], f[j + 3], a);
                         u[j] = silu_of_half(a);
                         s[j][2 * i + r] = lg2(1.0f + ex2(fminf(v[2 * r + j], 126.0f)));
-                        y[i][2 * r + j] = vec[r].z * u[j];
+                        y[i][2 * r + j] = vec[r][2] * u[j];
                     }
                     su[i][r] = pack(s[0][2 * i + r] * u[0], s[1][2 * i + r] * u[1]);
                 }
@@ -625,7 +699,7 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
         __syncwarp();
 
         // ---- walk the 8 steps
-#pragma unroll 1
+#pragma unroll UNROLL
         for (int pair = 0; pair < 4; pair++) {
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
@@ -664,13 +738,13 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
         __syncwarp();
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const int step = 2 * q + j, token = token_of(tile * 8 + step);
+            const int step = 2 * q + j, token = start_of(tile) + sign * step;
             u32 result[MT];
             if (second) {
                 u32 z[MT], p[MT];
-                const u32 at = step * S::row + ((g * mine * 2) ^ swizzle<MT>(step));
-                load_shared<4 * MT>(z, base + S::gate + at);
-                load_shared<4 * MT>(p, base + S::other + at);
+                const u32 at = base + step * S::row + ((g * mine * 2) ^ swizzle<MT>(step));
+                load_shared<4 * MT>(z, at + S::gate);
+                load_shared<4 * MT>(p, at + S::other);
 #pragma unroll
                 for (int i = 0; i < MT; i++)
                     result[i] = pack((y[i][j] + low(p[i])) * silu_of_half(0.5f * low(z[i])),
@@ -679,28 +753,31 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
 #pragma unroll
                 for (int i = 0; i < MT; i++) result[i] = pack(y[i][j], y[i][2 + j]);
             }
-            if (token < length) store_global<4 * MT>(out + (size_t)token * INNER + own, result);
+            if (token < length) store_global<4 * MT>(out + token * INNER + own, result);
         }
     }
-    if (first == tiles) __syncthreads();
+    if (first == tiles) meet(warp >> 1);
 }
 
-#define SCAN_KERNEL(NAME, MT, POLY, BLOCKS)                                                       \
-    extern "C" __global__ void __launch_bounds__(64, BLOCKS)                                      \
+#define SCAN_KERNEL(NAME, MT, POLY, BLOCKS, UNROLL)                                               \
+    extern "C" __global__ void __launch_bounds__(64 * PAIRS, BLOCKS)                              \
         NAME(const u16* xz, const u16* dbc, const float* decay, const float4* taps,               \
-             const float4* vectors, const uint4* dt_weight, u16* out, int length) {               \
-        scan_body<MT, POLY>(xz, dbc, decay, taps, vectors, dt_weight, out, length);               \
+             const float4* vectors, const uint4* dt_weight, u16* out, int length, int batch) {    \
+        scan_body<MT, POLY, UNROLL>(xz, dbc, decay, taps, vectors, dt_weight, out, length,        \
+                                    batch);                                                       \
     }
-SCAN_KERNEL(scan_4, 4, 0, 6)
-SCAN_KERNEL(scan_4_p1, 4, 1, 6)
-SCAN_KERNEL(scan_4_p2, 4, 2, 6)
-SCAN_KERNEL(scan_4_p3, 4, 3, 6)
-SCAN_KERNEL(scan_2, 2, 0, 8)
-SCAN_KERNEL(scan_2_p1, 2, 1, 8)
-SCAN_KERNEL(scan_2_p2, 2, 2, 8)
-SCAN_KERNEL(scan_1, 1, 0, 12)
-SCAN_KERNEL(scan_1_p1, 1, 1, 12)
-SCAN_KERNEL(scan_1_p2, 1, 2, 12)
+SCAN_KERNEL(scan_4, 4, 0, 3, 1)
+SCAN_KERNEL(scan_4_p1, 4, 1, 3, 1)
+SCAN_KERNEL(scan_4_p2, 4, 2, 3, 1)
+SCAN_KERNEL(scan_2, 2, 0, 4, 4)
+SCAN_KERNEL(scan_2_p1, 2, 1, 4, 4)
+SCAN_KERNEL(scan_2_p2, 2, 2, 4, 4)
+SCAN_KERNEL(scan_3, 2, 0, 5, 2)
+SCAN_KERNEL(scan_3_p1, 2, 1, 5, 2)
+SCAN_KERNEL(scan_3_p2, 2, 2, 5, 2)
+SCAN_KERNEL(scan_1, 1, 0, 4, 4)
+SCAN_KERNEL(scan_1_p1, 1, 1, 4, 4)
+SCAN_KERNEL(scan_1_p2, 1, 2, 4, 4)
 
 #else
 // ---------------------------------------------------------------- float32

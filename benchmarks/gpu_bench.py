@@ -1,0 +1,286 @@
+"""Figures of docs/gpu.md: parity first, then throughput, memory and a breakdown by kernel.
+
+    PYTHONPATH=service python benchmarks/gpu_bench.py parity
+    PYTHONPATH=service python benchmarks/gpu_bench.py table --models tiny,small --batches 128,256
+    PYTHONPATH=service python benchmarks/gpu_bench.py breakdown --models small --batches 128
+    PYTHONPATH=service python benchmarks/gpu_bench.py large
+
+Times are medians of CUDA-event timings of graph replays over rotated random inputs. `table` runs
+the fused kernels, the public kernels (hustvl_reference.py) and timm's DeiT side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
+from vim_embed.models.vim_fused import FusedVim
+
+sys.path.insert(0, str(Path(__file__).parent))
+DEVICE = torch.device("cuda")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BARS = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
+Forward = Callable[[Tensor], Tensor]
+
+
+def seeded(name: str) -> Vim:
+    model = Vim(VIM_CONFIGS[f"vim-{name}"], ReferenceOps())
+    init_random(model, seed=1)
+    return model.requires_grad_(False).eval()
+
+
+def images(batch: int, size: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.randn(batch, 3, size, size, device=DEVICE, generator=generator)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+# ------------------------------------------------------------------ timing
+def graph_of(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+def median_ms(run: Callable[[], object], before: Callable[[int], object], repeats: int) -> float:
+    times = []
+    for index in range(repeats + 3):
+        before(index)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if index >= 3:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def time_forward(forward: Forward, batch: int, size: int, *, graph: bool = True) -> float:
+    """Median milliseconds of one forward; the inputs rotate over three sets."""
+    inputs = [images(batch, size, seed) for seed in range(3)]
+    pixels = inputs[0].clone()
+    call = partial(forward, pixels)
+    run: Callable[[], object] = graph_of(call).replay if graph else call
+    estimate = median_ms(run, lambda i: pixels.copy_(inputs[i % 3]), 3)
+    repeats = max(10, min(100, int(600 / estimate)))
+    return median_ms(run, lambda i: pixels.copy_(inputs[i % 3]), repeats)
+
+
+def peak_mib(forward: Forward, batch: int, size: int) -> float:
+    """Peak of allocated memory over a forward, weights and input counted."""
+    pixels = images(batch, size)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    forward(pixels)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+# ------------------------------------------------------------------ commands
+def parity(arguments: argparse.Namespace) -> None:
+    for name in arguments.models:
+        model = seeded(name).to(DEVICE)
+        for size in (224, 208) if name == "tiny" else (224,):
+            pixels = images(3, size)
+            expected = model(pixels)
+            for label, dtype in DTYPES.items():
+                fused = FusedVim(model, dtype, DEVICE)
+                blocks: list[Tensor] = []
+                keep = lambda i, stream, to=blocks: to.append(stream.clone())  # noqa: E731
+                found = fused(pixels, on_block=keep)
+                error = relative(found, expected)
+                cls = relative(found[:, found.shape[1] // 2], expected[:, expected.shape[1] // 2])
+                verdict = "ok" if error < BARS[label] else "FAILED"
+                print(f"parity {name} {size} {label}: {error:.2e} cls {cls:.2e} {verdict}")
+                variants = [(t, p) for t in (4, 3, 2, 1) for p in (0, 1, 2)]
+                for variant in variants if dtype != torch.float32 else []:
+                    fused.scan_variant = variant
+                    again = fused(pixels)
+                    other = relative(again, expected)
+                    same = torch.equal(again, fused(pixels))
+                    if other > BARS[label] or not same:
+                        print(f"  FAILED {variant}: {other:.2e}, repeatable {same}")
+
+
+def rows_are_independent(fused: FusedVim, batch: int) -> bool:
+    """Whether an image gives the same bytes at every position, whatever its mates."""
+    pixels = images(batch, 224)
+    whole = fused(pixels)
+    rolled = fused(pixels.roll(1, 0)).roll(-1, 0)
+    mates = images(batch, 224, seed=9)
+    mates[batch // 2] = pixels[batch // 2]
+    other = fused(mates)[batch // 2]
+    return torch.equal(whole, rolled) and torch.equal(whole[batch // 2], other)
+
+
+def deit(name: str, dtype: torch.dtype, size: int) -> Forward:
+    import timm
+
+    model = timm.create_model(f"deit_{name}_patch16_224", img_size=size, num_classes=0)
+    model = model.to(DEVICE, dtype).eval()
+
+    @torch.no_grad()
+    def forward(pixels: Tensor) -> Tensor:
+        result: Tensor = model(pixels.to(dtype))
+        return result
+
+    return forward
+
+
+def table(arguments: argparse.Namespace) -> None:
+    from hustvl_reference import Reference
+
+    for label in arguments.dtypes:
+        dtype = DTYPES[label]
+        for name in arguments.models:
+            model = seeded(name)
+            fused = FusedVim(model, dtype, DEVICE)
+            reference = Reference(model.to(DEVICE), dtype, fused.kernels)
+            rival = deit(name, dtype, 224)
+            pixels = images(2, 224)
+            expected = model(pixels)
+            errors = [relative(f(pixels), expected) for f in (fused, reference)]
+            print(f"{name} {label}: error {errors[0]:.2e}, reference's {errors[1]:.2e}")
+            if not errors[0] < BARS[label]:
+                print("FAILED parity: not timed")
+                continue
+            for batch in arguments.batches:
+                ours = time_forward(fused, batch, 224)
+                theirs = time_forward(reference, batch, 224)
+                other = time_forward(rival, batch, 224)
+                rate = [batch / t * 1e3 for t in (ours, theirs, other)]
+                independent = rows_are_independent(fused, batch)
+                print(
+                    f"| {name} | {label} | {batch} | {rate[0]:.0f} ({ours:.3f} ms) |"
+                    f" {rate[1]:.0f} | {rate[0] / rate[1]:.2f} | {rate[2]:.0f} |"
+                    f" {rate[0] / rate[2]:.2f} | independent rows: {independent} |",
+                    flush=True,
+                )
+            del model, reference, rival, expected
+            torch.cuda.empty_cache()
+            print(f"peak {name} {label} B=256: {peak_mib(fused, 256, 224):.0f} MiB", flush=True)
+            del fused
+
+
+def large(arguments: argparse.Namespace) -> None:
+    """1248 × 1248, B = 16."""
+    from hustvl_reference import Reference
+
+    for name in arguments.models:
+        model = seeded(name)
+        fused = FusedVim(model, torch.float16, DEVICE)
+        exact = FusedVim(model, torch.float32, DEVICE)
+        pixels = images(1, 1248)
+        error = relative(fused(pixels), exact(pixels))
+        del exact
+        torch.cuda.empty_cache()
+        ours = time_forward(fused, 16, 1248)
+        memory = peak_mib(fused, 16, 1248)
+        rival = deit(name, torch.float16, 1248)
+        other = time_forward(rival, 16, 1248)
+        rival_memory = peak_mib(rival, 16, 1248)
+        del rival
+        reference = Reference(model.to(DEVICE), torch.float16, fused.kernels)
+        theirs = time_forward(reference, 16, 1248, graph=False)
+        print(
+            f"| {name} | 16 | {16e3 / ours:.0f} ({memory:.0f} MiB) | {16e3 / theirs:.0f} |"
+            f" {16e3 / other:.0f} ({rival_memory:.0f} MiB) | {other / ours:.2f} x DeiT |"
+            f" to fp32 {error:.1e} |",
+            flush=True,
+        )
+
+
+def breakdown(arguments: argparse.Namespace) -> None:
+    """Microseconds of each kernel, averaged over the blocks, and of every scan variant."""
+    for name in arguments.models:
+        model = seeded(name)
+        for batch in arguments.batches:
+            for label in arguments.dtypes:
+                _breakdown(name, FusedVim(model, DTYPES[label], DEVICE), batch, arguments.size)
+
+
+def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
+    captured: list[Any] = []
+    buffers = fused._buffers
+    fused._buffers = lambda n: captured.append(buffers(n)) or captured[-1]  # type: ignore
+    rows = fused._rows_at_once(batch, fused.token_count(size, size))
+    fused(images(rows, size))
+    kept, length, layers = captured[-1], fused.token_count(size, size), fused._layers
+    kernels, float32 = fused.kernels, fused.dtype == torch.float32
+
+    def over_layers(call: Callable[[int], object]) -> float:
+        replay = graph_of(lambda: [call(i) for i in range(len(layers))]).replay
+        return median_ms(replay, lambda i: None, 12) / len(layers) * 1e3
+
+    tokens = rows * length
+    results = {
+        "in_proj": lambda i: torch.mm(kept.hidden, layers[i].w_in, out=kept.xz),
+        "out_proj": lambda i: torch.mm(kept.mixed, layers[i].w_out, out=kept.hidden),
+        "add_norm": lambda i: kernels.add_norm(
+            kept.hidden, kept.residual, layers[i].norm, kept.hidden, 1e-5, True
+        ),
+        "mix": lambda i: (fused._mix_float if float32 else fused._mix)(i, kept, length, tokens),
+    }
+    if not float32:
+        results["xproj"] = lambda i: kernels.xproj(
+            kept.xz, layers[i].x_proj, layers[i].taps, layers[i].conv_bias, kept.projected, length
+        )
+
+        def scan(variant: tuple[int, int], i: int) -> None:
+            layer = layers[i]
+            tensors = [kept.xz, kept.projected, layer.decay, layer.taps, layer.vectors]
+            kernels.scan(variant, [*tensors, layer.dt_proj, kept.mixed], length)
+
+        for tiles, share in [(t, p) for t in (4, 3, 2, 1) for p in (0, 1, 2)]:
+            results[f"scan{tiles}p{share}"] = partial(scan, (tiles, share))
+    # mm with the weight as the checkpoint stores it, transposed
+    turned = [(x.w_in.t().contiguous(), x.w_out.t().contiguous()) for x in layers]
+    results["in_proj^T"] = lambda i: torch.mm(kept.hidden, turned[i][0].t(), out=kept.xz)
+    results["out_proj^T"] = lambda i: torch.mm(kept.mixed, turned[i][1].t(), out=kept.hidden)
+    times = {key: over_layers(call) for key, call in results.items()}
+    shown = "  ".join(f"{key} {value:.1f}" for key, value in times.items())
+    print(f"breakdown {name} {fused.dtype} B={rows} L={length}: {shown}", flush=True)
+
+
+def names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def main(argv: Iterable[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    commands = {"parity": parity, "table": table, "large": large, "breakdown": breakdown}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--models", type=names, default=["tiny", "small", "base"])
+    parser.add_argument("--dtypes", type=names, default=["fp16"])
+    parser.add_argument(
+        "--batches", type=lambda t: [int(b) for b in t.split(",")], default=[1, 32, 128, 256]
+    )
+    parser.add_argument("--size", type=int, default=224)
+    arguments = parser.parse_args(None if argv is None else list(argv))
+    torch.backends.cuda.matmul.allow_tf32 = False
+    commands[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    main()
