@@ -53,5 +53,4 @@ def test_nothing_below_the_batcher_knows_http() -> None:
         for word in ("fastapi", "starlette", "asyncio", "vim_embed.routes", "vim_embed.app"):
             assert word not in text, f"{path.name} knows {word}"
     for path in (package / "kernels").rglob("*.py"):
-        if path.name != "bench.py":
-            assert "vim_embed.models" not in path.read_text(), f"{path.name} knows models"
+        assert "vim_embed.models" not in path.read_text(), f"{path.name} knows models"

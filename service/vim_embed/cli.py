@@ -18,9 +18,10 @@ from vim_embed.settings import Settings
 
 _FLAGS = {"models": "--model"}
 
-# OpenMP's threads spin while they wait, which starves one another wherever a core is shared (with
-# a client on the same machine, say). Read when torch is imported, so it has to be set before.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP's threads spin while they wait, which starves them wherever a core is shared (with a client
+# on the same machine, say): spin briefly. Read when torch is imported, so it has to be set before.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,16 +130,17 @@ def check(as_json: bool, **flags: Any) -> None:
 @click.option("--wire", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(bare: bool, rows: int, seconds: float, wire: str, as_json: bool, **flags: Any) -> None:
-    """Time the model in this process: images/s, and what each kernel takes."""
+    """Time the models in this process: the kernels side by side, and images/s of `embed`.
+
+    The kernels are timed on the CPU at a catalogue model's shapes, with random weights.
+    """
     from vim_embed.bench import bare_loop
     from vim_embed.models.load import load_model
 
     settings = read_settings(flags)
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
-    reports = []
+    _set_threads(settings.threads)
+    if not (bare or as_json):
+        _print_kernels(settings, rows)
     for argument in settings.models:
         name, _, source = argument.partition("=")
         model = load_model(
@@ -149,8 +151,33 @@ def bench(bare: bool, rows: int, seconds: float, wire: str, as_json: bool, **fla
             backend=settings.backend,
             random_weights=settings.random_weights,
         )
-        reports.append(asdict(bare_loop(model, rows=rows, seconds=seconds, wire=wire)))
-    click.echo(json.dumps(reports[0] if len(reports) == 1 else reports))
+        result = bare_loop(model, rows=rows, seconds=seconds, wire=wire)
+        if as_json or bare:
+            click.echo(json.dumps({"model": name, **asdict(result)}))
+        else:
+            click.echo(
+                f"{name}: {result.rows_per_s:.1f} images/s in batches of {rows} "
+                f"({result.backend} on {result.device}, {result.threads} threads)"
+            )
+
+
+def _set_threads(threads: int) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _print_kernels(settings: Settings, rows: int) -> None:
+    import torch
+
+    from vim_embed.kernel_bench import report
+    from vim_embed.models.vim import VIM_CONFIGS
+
+    for name in settings.models:
+        if name in VIM_CONFIGS:
+            threads = torch.get_num_threads()
+            click.echo(report(name, batch=rows, threads=threads) + "\n")
 
 
 def _summary(status: Any) -> str:

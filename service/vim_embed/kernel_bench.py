@@ -2,7 +2,7 @@
 
 Everything that is compared is timed in turn within one run, so that a slow moment of the machine
 hits all of it; the smallest and the median time of each are kept. Random weights and inputs.
-`python -m vim_embed.kernels.bench` prints it all.
+`vim-embed-server bench` prints it all.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def bench_memory(model: str, *, batch: int, backend: str, threads: int) -> Memor
     child = [
         sys.executable,
         "-m",
-        __name__ if __name__ != "__main__" else "vim_embed.kernels.bench",
+        __name__ if __name__ != "__main__" else "vim_embed.kernel_bench",
     ]
     command = [*child, "--model", model, "--batch", str(batch), "--threads", str(threads)]
     done = subprocess.run(
@@ -203,29 +203,29 @@ def memory_table(results: Iterable[MemoryResult]) -> str:
     return format_table(rows)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Print every measurement for one model."""
+def report(
+    model: str, *, batch: int, threads: int, repeats: int = 7, memory_batch: int = 32
+) -> str:
+    """Every measurement for one model of the catalogue, as tables."""
+    backends = [name for name in CPU_BACKENDS if _available(name)]
+    forward = bench_forward(model, batch=batch, threads=threads, backends=backends, repeats=repeats)
+    scan = bench_scan(model, batch=batch, threads=threads, backends=backends, repeats=repeats)
+    memory = [
+        bench_memory(model, batch=memory_batch, backend=name, threads=threads) for name in backends
+    ]
+    heading = f"{model}, batch {batch}, {threads} threads, {cpu_capability()}, random weights"
+    return "\n\n".join([heading, forward_table(forward), scan_table(scan), memory_table(memory)])
+
+
+def main() -> None:
+    """Print the extra MB of one forward in this process: bench_memory runs it in a fresh one."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", default="vim-tiny", choices=VIM_CONFIGS)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--memory-batch", type=int, default=32)
-    parser.add_argument("--peak-of", metavar="BACKEND", help="only print that forward's extra MB")
-    chosen = parser.parse_args(arguments)
-    if chosen.peak_of:
-        print(_peak_mb(chosen.model, chosen.batch, chosen.threads, chosen.peak_of))
-        return
-    backends = [name for name in CPU_BACKENDS if _available(name)]
-    shape = {"batch": chosen.batch, "threads": chosen.threads, "repeats": chosen.repeats}
-    print(f"{chosen.model}, batch {chosen.batch}, {chosen.threads} threads, {cpu_capability()}\n")
-    print(forward_table(bench_forward(chosen.model, backends=backends, **shape)), end="\n\n")
-    print(scan_table(bench_scan(chosen.model, backends=backends, **shape)), end="\n\n")
-    memory = [
-        bench_memory(chosen.model, batch=chosen.memory_batch, backend=name, threads=chosen.threads)
-        for name in backends
-    ]
-    print(memory_table(memory))
+    parser.add_argument("--peak-of", metavar="BACKEND", default="cpu")
+    chosen = parser.parse_args()
+    print(_peak_mb(chosen.model, chosen.batch, chosen.threads, chosen.peak_of))
 
 
 def _backend(name: str) -> Backend:
