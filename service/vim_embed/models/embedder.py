@@ -53,12 +53,22 @@ class CheckReport:
 class Embedder:
     """One model on one device. `info` says which weights and backend answer."""
 
-    def __init__(self, info: ModelInfo, module: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        module: nn.Module,
+        device: torch.device,
+        fast: Backbone | None = None,
+    ) -> None:
+        """module: the model on `device`. fast: the same forward in another form, which takes
+        float32 images and is used wherever the module's own layers are not asked for.
+        """
         self.info = info
         self.device = device
         self.module = module
         self.dtype = next(module.parameters()).dtype
-        self._backbone = cast(Backbone, module)
+        self._backbone = fast or cast(Backbone, module)
+        self._backbone_dtype = torch.float32 if fast else self.dtype
         self._constants: dict[Triple, Tensor] = {}
         self._lock = threading.Lock()  # hooks see every forward of the module
 
@@ -93,10 +103,10 @@ class Embedder:
         """(B, 3, H, W) on the device to named float32 (B, D): `embedding`, or one per layer."""
         if options.exact:
             return self._compute_exact(pixel_values, options)
-        images = self._normalised(pixel_values, options).to(self.dtype)
+        images = self._normalised(pixel_values, options)
         if options.layers is None:
             with self._lock:
-                final = self._backbone(images)
+                final = self._backbone(images.to(self._backbone_dtype))
             return {EMBEDDING: self._pool(final, options.pooling)}
         tokens = self._backbone.token_count(*images.shape[-2:])
 
@@ -105,7 +115,7 @@ class Embedder:
 
         modules = layer_modules(self.module, options.layers)
         with self._lock, capture(modules, pool) as layers:
-            final = self._backbone(images)
+            final = self.module(images.to(self.dtype))
         return {**layers, LAST: self._pool(final, options.pooling)}
 
     def _compute_exact(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 
-from vim_embed.kernels.select import select_backend
+from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
-from vim_embed.models.embedder import Embedder
+from vim_embed.models.embedder import Backbone, Embedder
 from vim_embed.models.hub import Located, WeightsError, digest_files, locate
 from vim_embed.models.info import ModelInfo, Weights
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
+from vim_embed.models.vim_fused import FusedVim, supports
 from vim_embed.models.vit import Vit, load_vit, random_vit, read_preprocessing
 from vim_embed.models.weights import build_vim, read_checkpoint
 from vim_embed.preprocess import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
 
+FUSED = "fused"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -26,6 +28,13 @@ class _Built:
     module: Vim | Vit
     weights: Weights
     preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class _Compute:
+    backend: str
+    reason: str
+    fast: Backbone | None = None
 
 
 def load_model(
@@ -68,30 +77,44 @@ def load_entry(
 ) -> Embedder:
     """`load_model` for an entry that is already parsed."""
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
+    compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
+    if isinstance(built.module, Vim):
+        compute = _choose(built.module, backend, device, dtype)
     module = built.module.to(device=device, dtype=dtype)
-    if isinstance(module, Vim):
-        chosen = select_backend(backend, device, dtype)
-        module.use_ops(chosen.ops)
-        backend_name, reason = chosen.name, chosen.reason
-        dim, min_size = module.config.dim, module.config.patch_size
-    else:
-        backend_name, reason = "sdpa", "ViT proxies run on torch's scaled dot-product attention"
-        dim, min_size = module.dim, built.preprocessing.image_size
     info = ModelInfo(
         name=entry.name,
         aliases=entry.aliases,
         kind="vim" if isinstance(module, Vim) else "vit",
-        dim=dim,
+        dim=module.dim,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        backend=backend_name,
-        backend_reason=reason,
+        backend=compute.backend,
+        backend_reason=compute.reason,
         weights=built.weights,
         preprocessing=built.preprocessing,
-        min_size=min_size,
+        min_size=module.min_size,
         any_size=isinstance(module, Vim),
     )
-    return Embedder(info, module, device)
+    return Embedder(info, module, device, compute.fast)
+
+
+def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) -> _Compute:
+    """Kernels for a Vim, still in float32: the fused forward where it works, else its operations.
+
+    The module keeps operations of its own for layer-wise extraction.
+    """
+    why_not = ""
+    if backend == FUSED or (backend == "auto" and device.type == "cuda"):
+        works, reason = supports(vim.config, dtype, device)
+        if works:
+            vim.use_ops(select_backend("torch", device, dtype).ops)
+            return _Compute(FUSED, reason, FusedVim(vim, dtype, device))
+        if backend == FUSED:
+            raise BackendUnavailable(f"{FUSED}: {reason}; use --backend auto")
+        why_not = f" ({FUSED}: {reason})"
+    chosen = select_backend(backend, device, dtype)
+    vim.use_ops(chosen.ops)
+    return _Compute(chosen.name, chosen.reason + why_not)
 
 
 def resolve_device(name: str) -> torch.device:

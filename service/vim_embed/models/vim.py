@@ -222,6 +222,15 @@ class Vim(nn.Module):
         middle = rows * columns // 2
         return torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1)
 
+    @property
+    def dim(self) -> int:
+        return self.config.dim
+
+    @property
+    def min_size(self) -> int:
+        """Shortest side of an image that has a patch, in pixels."""
+        return self.config.patch_size
+
     def cls_index(self, tokens: int) -> int:
         """Index of the class token among `tokens` = M + 1 final tokens."""
         return (tokens - 1) // 2

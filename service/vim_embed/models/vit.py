@@ -45,6 +45,11 @@ class Vit(nn.Module):
         side: int = self.model.config.image_size
         return side
 
+    @property
+    def min_size(self) -> int:
+        """The one side that images may have, in pixels."""
+        return self.image_size
+
     def cls_index(self, tokens: int) -> int:
         """Index of the class token."""
         return 0
