@@ -211,6 +211,9 @@ class Batcher:
             empty = self._changed.wait_for(lambda: not self._busy(), timeout)
             self._stopped = True
             left = list(self._tickets())
+            if self._prepared is not None:
+                left += [part.ticket for part in self._prepared.slices]
+                self._prepared = None
             self._changed.notify_all()
         for ticket in left:
             _fail(ticket, Draining("the service stopped before this request was computed"))

@@ -89,6 +89,13 @@ def wait_until_busy(engine: GatedEngine, batcher: Batcher) -> Ticket:
     return first
 
 
+def wait_until_staged(engine: GatedEngine, batches: int) -> None:
+    end = time.monotonic() + 20
+    while len(engine.staged) < batches:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @given(st.lists(st.integers(0, 600), max_size=20), st.integers(0, 512))
 def test_fair_shares(wanted: list[int], budget: int) -> None:
     shares = fair_shares(wanted, budget)
@@ -127,9 +134,7 @@ def test_a_full_batch_is_staged_while_another_runs() -> None:
     with batching(engine) as batcher:
         wait_until_busy(engine, batcher)
         batcher.submit("arithmetic", rows(20), MEAN)
-        end = time.monotonic() + 20
-        while len(engine.staged) < 2 and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_until_staged(engine, 2)
         assert engine.staged == [("arithmetic", 1), ("arithmetic", 16)]
 
 
@@ -266,8 +271,11 @@ def test_draining_gives_up_after_its_timeout() -> None:
     batcher = Batcher(engine, queue_rows=100, queue_bytes=10**9)
     batcher.start()
     wait_until_busy(engine, batcher)
+    staged = batcher.submit("arithmetic", rows(16), MEAN)
+    wait_until_staged(engine, 2)
     queued = batcher.submit("arithmetic", rows(4), MEAN)
     threading.Timer(0.5, engine.gate.set).start()
     assert not batcher.drain(0.1)
-    with pytest.raises(Draining):
-        result(queued)
+    for ticket in (staged, queued):
+        with pytest.raises(Draining):
+            result(ticket)
