@@ -113,7 +113,7 @@ def parity(arguments: argparse.Namespace) -> None:
                 cls = relative(found[:, found.shape[1] // 2], expected[:, expected.shape[1] // 2])
                 verdict = "ok" if error < BARS[label] else "FAILED"
                 print(f"parity {name} {size} {label}: {error:.2e} cls {cls:.2e} {verdict}")
-                variants = [(t, p) for t in (4, 3, 2, 1) for p in (0, 1, 2)]
+                variants = [(t, p) for t in (5, 4, 2, 1) for p in (0, 1, 2)]
                 for variant in variants if dtype != torch.float32 else []:
                     fused.scan_variant = variant
                     again = fused(pixels)
@@ -252,7 +252,7 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
             tensors = [kept.xz, kept.projected, layer.decay, layer.taps, layer.vectors]
             kernels.scan(variant, [*tensors, layer.dt_proj, kept.mixed], length)
 
-        for tiles, share in [(t, p) for t in (4, 3, 2, 1) for p in (0, 1, 2)]:
+        for tiles, share in [(t, p) for t in (5, 4, 2, 1) for p in (0, 1, 2)]:
             results[f"scan{tiles}p{share}"] = partial(scan, (tiles, share))
     # mm with the weight as the checkpoint stores it, transposed
     turned = [(x.w_in.t().contiguous(), x.w_out.t().contiguous()) for x in layers]

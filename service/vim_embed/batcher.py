@@ -2,9 +2,9 @@
 
 No timer: a batch is taken when the device is free, from the rows that wait then, up to the row
 budget; while the device is busy, one full batch is prepared ahead. The queue is bounded and
-refuses. Rows whose client left or whose deadline passed never reach the engine. Waiting requests
-share a batch fairly, and groups of rows that cannot share one (another model, size or option) take
-turns.
+refuses. Rows whose client left or whose deadline passed never reach the engine. Requests are served
+in order, but large ones do not hold up small ones, and groups of rows that cannot share a batch
+(another model, size or option) take turns.
 
 Two threads: one takes and stages, one runs and delivers. Knows neither HTTP nor asyncio; callers
 get a `concurrent.futures.Future`.
@@ -324,7 +324,7 @@ class Batcher:
             key = next(k for k in self._waiting if self._fills_batch(k))
         tickets = self._waiting[key]
         self._drop_closed(key)
-        shares = fair_shares(
+        shares = shares_of_batch(
             [ticket.waiting for ticket in tickets], self.engine.batch_rows(key.model, key.shape)
         )
         slices = [_take_rows(ticket, share) for ticket, share in zip(tickets, shares, strict=True)]
@@ -404,17 +404,23 @@ class Step(Protocol):
     def __call__(self) -> None: ...
 
 
-def fair_shares(wanted: Sequence[int], budget: int) -> list[int]:
-    """Split `budget` rows so that nobody gets more than wanted and the smallest are served first.
+def shares_of_batch(wanted: Sequence[int], budget: int) -> list[int]:
+    """Rows of the next batch for each waiting request, in order of arrival.
 
-    Max-min fairness: [512, 1, 4] with 32 gives [27, 1, 4].
+    First come, first served, whole requests one after the other: cutting all of them up would
+    make all wait for the last. Requests larger than a batch get half of it while smaller ones
+    wait, so that a small one is not stuck behind 512 rows: [512, 1, 4] with 32 gives [27, 1, 4],
+    and [8, 8] with 8 gives [8, 0].
     """
-    shares = [0] * len(wanted)
-    left = budget
-    by_size = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    for position, i in enumerate(by_size):
-        shares[i] = min(wanted[i], -(-left // (len(by_size) - position)))
-        left -= shares[i]
+    large = [want > budget for want in wanted]
+    of_large = sum(want for want, is_large in zip(wanted, large, strict=True) if is_large)
+    of_small = sum(wanted) - of_large
+    for_large = min(of_large, max(-(-budget // 2), budget - of_small))
+    left = {True: for_large, False: budget - for_large}
+    shares = []
+    for want, is_large in zip(wanted, large, strict=True):
+        shares.append(min(want, left[is_large]))
+        left[is_large] -= shares[-1]
     return shares
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vim_embed.batcher import Batcher, Ticket, fair_shares
+from vim_embed.batcher import Batcher, Ticket, shares_of_batch
 from vim_embed.engine import EMBEDDING, ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import (
     DeadlineExceeded,
@@ -96,17 +96,23 @@ def wait_until_staged(engine: GatedEngine, batches: int) -> None:
         time.sleep(0.01)
 
 
-@given(st.lists(st.integers(0, 600), max_size=20), st.integers(0, 512))
-def test_fair_shares(wanted: list[int], budget: int) -> None:
-    shares = fair_shares(wanted, budget)
+@given(st.lists(st.integers(0, 600), max_size=20), st.integers(1, 512))
+def test_shares(wanted: list[int], budget: int) -> None:
+    shares = shares_of_batch(wanted, budget)
     assert all(0 <= share <= want for share, want in zip(shares, wanted, strict=True))
-    assert sum(shares) == min(budget, sum(wanted))
-    cut = [share for share, want in zip(shares, wanted, strict=True) if share < want]
-    assert not cut or min(cut) >= max(shares) - 1
+    assert sum(shares) == min(budget, sum(wanted))  # no place is left empty
+    small = [(share, want) for share, want in zip(shares, wanted, strict=True) if want <= budget]
+    cut = next((i for i, (share, want) in enumerate(small) if share < want), len(small))
+    assert all(share == 0 for share, _ in small[cut + 1 :])  # in order of arrival
+    if any(want > budget for want in wanted):
+        assert sum(share for share, _ in small) >= min(budget // 2, sum(want for _, want in small))
 
 
-def test_small_requests_are_not_stuck_behind_large_ones() -> None:
-    assert fair_shares([512, 1, 4], 32) == [27, 1, 4]
+def test_large_and_small_requests() -> None:
+    assert shares_of_batch([512, 1, 4], 32) == [27, 1, 4]
+    assert shares_of_batch([512, 20, 20], 32) == [16, 16, 0]
+    assert shares_of_batch([8, 8, 8], 8) == [8, 0, 0]
+    assert shares_of_batch([5, 5], 8) == [5, 3]
 
 
 def test_every_row_comes_back_to_its_own_request() -> None:

@@ -18,7 +18,6 @@ from vim_embed.kernels.fused.build import cubin
 
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-RING = 32
 PAIRS = 2
 _XPROJ_ROWS = 64
 
@@ -63,9 +62,11 @@ class Shape:
 
     def scan_memory(self, tiles: int) -> int:
         """Bytes of shared memory of one `scan` block; mirrors `Layout` in vim.cu."""
-        row = 32 * tiles
-        warp = RING * row + RING * self.row * 2 + 8 * (64 * tiles + 16) + 16 * row
-        return 2 * (512 * tiles + tiles * self.rank_tiles * 512) + 2 * PAIRS * warp
+        x_row, step_row = 32 * tiles + 16, 64 * tiles + 16
+        projected_row = 2 * self.row + (0 if self.row % 16 else 16)
+        warp = 40 * x_row + 16 * projected_row + 8 * step_row + 32
+        weights = 512 * tiles + tiles * self.rank_tiles * 512
+        return 2 * weights + 8 * step_row + 2 * PAIRS * warp
 
 
 def padded_length(length: int) -> int:
@@ -137,7 +138,7 @@ class Kernels:
         tiles, polynomial = variant
         name = f"scan_{tiles}" + (f"_p{polynomial}" if polynomial else "")
         images = tensors[0].shape[0] // length
-        tiles = 2 if tiles == 3 else tiles
+        tiles = min(tiles, 4)
         grid = (self.shape.inner // (16 * tiles), -(-images // PAIRS))
         memory = self.shape.scan_memory(tiles)
         self._launch(name, grid, 64 * PAIRS, memory, [*tensors, length, images])

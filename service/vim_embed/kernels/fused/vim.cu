@@ -1,7 +1,7 @@
 // Vim inference kernels. Compiled by build.py with these macros:
 //   DTYPE 0 float32, 1 float16, 2 bfloat16     DIM  model width D
 //   INNER inner width E                        RP   step-size rank, rounded up to 8
-// All activations are channels-last. Needs compute capability 8.0.
+// All activations are channels-last. Needs compute capability 9.0 (bulk copies).
 //
 // Names: B images, L tokens, E channels, N = 16 states. A projected row ("dbc") is
 // [step RP | B 16 | C 16]. Step sizes are kept in log2 units, s = log2(1 + 2^v) = delta * log2(e),
@@ -480,33 +480,63 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
 //   h (channel x state) += s u (channel x step) B (step x state), B masked to the current step
 //   y (channel x step) += h (channel x state) C (state x step), C masked to the current step
 // POLY of every 8 exponentials run on the FMA pipe, the rest on the special-function unit.
-#define RING 32  // rows of x kept: this tile, the one before it (conv), two ahead
+// The exponents come from the tensor cores too: s A (channel x state) = diag(s) (channel x channel)
+// A (channel x state), in float16 (2^-11 of a time constant). Rows arrive by bulk copies: lanes 0-7
+// copy x, 8-15 dbc (a tile ahead), 16-23 z, 24-31 the other direction's y.
 #define PAIRS 2  // images a block, to share the weights
 
-// barrier of a forward and a backward warp
+// barrier of a forward and a backward warp, y in global memory handed over to bulk copies
 DEVICE void meet(int pair) {
+    asm volatile("fence.proxy.async;" ::: "memory");
     if (pair == 0)
         asm volatile("bar.sync 1, 64;" ::: "memory");
     else
         asm volatile("bar.sync 2, 64;" ::: "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+DEVICE void expect_bytes(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+DEVICE void bulk_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(to), "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+DEVICE void wait_barrier(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
+        : "memory");
+}
+DEVICE u32 pack_f16(float lo, float hi) {
+    u32 d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+// diag(a0, a3) times b
+DEVICE void mma_diagonal(float* d, u32 a0, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%5,%6}, {%7,%8}, {%9,%9,%9,%9};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(0), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
 template <int MT>
-DEVICE u32 swizzle(int row) {  // of a byte offset within a row of x, z or y
-    return MT == 4 ? ((row >> 1) & 3) << 5 : MT == 2 ? ((row >> 1) & 1) << 5 : 0;
-}
-
-template <int MT>
-struct Layout {  // of shared memory, in bytes: weights of both directions, then a region a warp
+struct Layout {  // of shared memory, in bytes: weights of both directions, zeros, a region a warp
     static constexpr int channels = 16 * MT, mine = 2 * MT, row = channels * 2;
-    static constexpr int chunks = row / 16, copies = (8 * chunks + 31) / 32;
-    static constexpr int projected_copies = (ROW + 31) / 32;
-    static constexpr int step_row = channels * 4 + 16;
     static constexpr int vectors = channels * 16, dt = vectors + channels * 16;
     static constexpr int weights = dt + MT * KR * 512;  // taps come first
-    static constexpr int x = 0, projected = x + RING * row;
-    static constexpr int steps = projected + RING * ROW * 2, gate = steps + 8 * step_row;
-    static constexpr int other = gate + 8 * row, warp = other + 8 * row;
+    static constexpr int x_row = row + 16;              // of x, z and y
+    static constexpr int projected_row = ROW % 16 ? ROW * 2 : ROW * 2 + 16;
+    static constexpr int step_row = channels * 4 + 16;
+    static constexpr int x = 0, projected = x + 24 * x_row;  // x: last, this and next tile
+    static constexpr int steps = projected + 16 * projected_row, gate = steps + 8 * step_row;
+    static constexpr int other = gate + 8 * x_row, barriers = other + 8 * x_row;
+    static constexpr int warp = barriers + 32, zeros = 8 * step_row;
 };
 
 // taps and vectors as (channel of a thread, g), dt_weight as (pair, k, g, q): no bank conflicts
@@ -531,17 +561,21 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                       const float4* __restrict__ vectors, const uint4* __restrict__ dt_weight,
                       u16* out, int length, int batch) {
     using S = Layout<MT>;
-    constexpr int mine = S::mine, chunks = S::chunks;
+    constexpr int mine = S::mine;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int direction = warp & 1;
     const int c0 = blockIdx.x * S::channels, own = c0 + g * mine;
     const u32 weights = shared_address(memory) + direction * S::weights;
-    const u32 base = shared_address(memory) + 2 * S::weights + warp * S::warp;
+    const u32 zeros = shared_address(memory) + 2 * S::weights;
+    const u32 base = zeros + S::zeros + warp * S::warp;
+    const u32 nothing[4] = {0, 0, 0, 0};
     {
         const int first = direction * INNER + c0;
         load_weights<MT>(weights, (const uint4*)taps + first, (const uint4*)vectors + first,
                          dt_weight + first / 2 * KR * 4, (warp >> 1) * 32 + lane, 32 * PAIRS);
         commit();
+        for (int i = threadIdx.x; i < S::zeros / 16; i += 64 * PAIRS)
+            store_shared<16>(zeros + i * 16, nothing);
         wait_copies<0>();
         __syncthreads();
     }
@@ -552,104 +586,99 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
     const int sign = direction ? -1 : 1;
     xz += (size_t)image * length * (2 * INNER) + c0;
     dbc += ((size_t)image * length * 2 + direction) * ROW;
-    out += (size_t)image * length * INNER;
+    out += (size_t)image * length * INNER + c0;
 
-    float A[MT][8], h[MT][8];
+    u32 A[MT][4];  // B fragments: channels 2q, 2q + 1 (and those of r = 1), states g, g + 8
+    float h[MT][8];
 #pragma unroll
     for (int i = 0; i < MT; i++)
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const int c = own + 2 * i + ((j >> 1) & 1), n = (j >> 2) * 8 + 2 * q + (j & 1);
-            A[i][j] = decay[(size_t)(direction * INNER + c) * 16 + n];
-            h[i][j] = 0.0f;
+        for (int j = 0; j < 4; j++) {
+            const int c = direction * INNER + c0 + 2 * q * mine + 2 * i + (j & 1);
+            const int n = (j >> 1) * 8 + g;
+            A[i][j] = pack_f16(decay[(size_t)c * 16 + n], decay[(size_t)(c + mine) * 16 + n]);
+            h[i][2 * j] = h[i][2 * j + 1] = 0.0f;
         }
 
-    // x, z and y: lane copies 16 bytes of rows lane / chunks, ...; dbc: of row lane / (ROW / 8), ...
-    const int x_row = lane / chunks, x_column = lane % chunks * 8;
-    const u32 x_to = x_row * S::row + ((lane % chunks * 16) ^ swizzle<MT>(x_row));
+    // what this lane copies: row `r` of every tile
+    const int kind = lane >> 3, r = lane & 7;
+    const u16* const from = kind == 0   ? xz
+                            : kind == 1 ? dbc
+                            : kind == 2 ? xz + INNER
+                                        : out;
+    const int pitch = kind == 1 ? 2 * ROW : kind == 3 ? INNER : 2 * INNER;
+    const u32 bytes = kind == 1 ? ROW * 2 : S::row;
+    const u32 all_bytes = kind < 2 ? ROW * 2 + S::row : 2 * S::row;
+    const u32 to = base + (kind == 0   ? S::x + r * S::x_row
+                           : kind == 1 ? S::projected + r * S::projected_row
+                                       : S::gate + (lane - 16) * S::x_row);
+    const u32 full = base + S::barriers, gate_full = full + 16;
     auto start_of = [&](int tile) { return direction ? last - 8 * tile : 8 * tile; };
-    auto fetch = [&](int tile) {
-        if (tile < tiles) {
-            const int start = start_of(tile), ring = tile * 8 % RING;
-            const u32 x = base + S::x + ring * S::row + x_to;
-#pragma unroll
-            for (int i = 0; i < S::copies; i++) {
-                const int token = start + sign * (x_row + 32 / chunks * i);
-                const bool valid = token < length;
-                const u16* from = xz + (valid ? token * (2 * INNER) : 0) + x_column;
-                // 4 rows down (two chunks a lane: MT = 4), the swizzle flips its upper bit
-                const u32 to = i == 0 ? x : (x ^ 64) + 4 * S::row;
-                if (8 * chunks >= 32 || lane < 8 * chunks) copy16(to, from, valid);
-            }
-            const u32 projected = base + S::projected + ring * (ROW * 2);
-#pragma unroll
-            for (int i = 0; i < S::projected_copies; i++) {
-                const int index = lane + 32 * i, row = index / (ROW / 8);
-                const int token = start + sign * row;
-                const bool valid = token < length;
-                const u16* from = dbc + (valid ? token * (2 * ROW) : 0) + index % (ROW / 8) * 8;
-                if (index < ROW) copy16(projected + index * 16, from, valid);
-            }
-        }
-        commit();
-    };
-    auto fetch_gate = [&](int tile) {  // z and the other direction's y
-        const int start = start_of(tile);
-#pragma unroll
-        for (int i = 0; i < S::copies; i++) {
-            const int token = start + sign * (x_row + 32 / chunks * i);
-            const bool valid = token < length;
-            const int at = valid ? token : 0;
-            const u32 to = base + (i == 0 ? x_to : (x_to ^ 64) + 4 * S::row);
-            if (8 * chunks >= 32 || lane < 8 * chunks) {
-                copy16(to + S::gate, xz + at * (2 * INNER) + INNER + x_column, valid);
-                copy16(to + S::other, out + at * INNER + c0 + x_column, valid);
-            }
+    // x and dbc of tile `next`, into x slot `slot`; z and y of tile `now`
+    auto fetch = [&](int next, int slot, int now) {
+        const int tile = kind < 2 ? next : now, odd = tile & 1;
+        const bool active = kind < 2 ? next < tiles : now >= first;
+        const int start = start_of(tile), token = start + sign * r;
+        const u32 barrier = kind < 2 ? full + odd * 8 : gate_full;
+        const u32 slot_bytes = kind == 0   ? slot * (8 * S::x_row)
+                               : kind == 1 ? odd * (8 * S::projected_row)
+                                           : 0;
+        if (active && (lane & 15) == 0)
+            expect_bytes(barrier, min(8, length - (direction ? start - 7 : start)) * all_bytes);
+        __syncwarp();
+        if (active) {
+            if (token < length)
+                bulk_copy(to + slot_bytes, from + (size_t)token * pitch, bytes, barrier);
+            else if (kind < 2)
+                for (u32 i = 0; i < bytes; i += 16) store_shared<16>(to + slot_bytes + i, nothing);
         }
     };
 
     // the rows before the first step are zeros
-    for (int i = lane; i < 8 * S::row / 4; i += 32) {
-        const u32 zero = 0;
-        store_shared<4>(base + S::x + (RING - 8) * S::row + i * 4, &zero);
-    }
-    fetch(0);
-    fetch(1);
+    for (int i = lane; i < 8 * S::x_row / 16; i += 32)
+        store_shared<16>(base + S::x + 16 * S::x_row + i * 16, nothing);
+    if (lane < 3)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + lane * 8) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+    fetch(0, 0, -1);
+    const bool diagonal = (g >> 1) == q;
+    const u32 diagonal_mask = g & 1 ? 0xffff0000u : 0x0000ffffu;
+    const u32 step_at = diagonal ? base + S::steps + g * (MT == 1 ? 8 : 16) : zeros;
 
+    int slot = 0;
 #pragma unroll 1
     for (int tile = 0; tile < tiles; tile++) {
         if (tile == first) meet(warp >> 1);
         __syncwarp();
-        if (tile >= first) fetch_gate(tile);
-        commit();
-        fetch(tile + 2);
-        wait_copies<3>();
+        const int next_slot = slot == 2 ? 0 : slot + 1;
+        fetch(tile + 1, next_slot, tile);
+        wait_barrier(full + (tile & 1) * 8, (tile >> 1) & 1);
         __syncwarp();
 
         // ---- prepare: step sizes, u, s u, D u for my channels and steps 2q, 2q + 1
-        const int ring = (tile * 8) % RING;
         float y[MT][4];
         u32 su[MT][2], B[2], C[2];
         {
             u32 dt[KR][2];
-            const u32 projected = base + S::projected + ring * (ROW * 2);
-            const u32 mine_row = projected + g * (ROW * 2);
+            const u32 projected = base + S::projected + (tile & 1) * (8 * S::projected_row);
+            const u32 mine_row = projected + g * S::projected_row + q * 4;
 #pragma unroll
-            for (int k = 0; k < KR; k++) load_shared<8>(dt[k], mine_row + k * 32 + q * 8);
-            load_shared<4>(&C[0], mine_row + (RP + 16) * 2 + q * 4);
-            load_shared<4>(&C[1], mine_row + (RP + 24) * 2 + q * 4);
-            asm volatile(
-                "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                : "=r"(B[0]), "=r"(B[1])
-                : "r"(projected + (lane & 7) * (ROW * 2) + RP * 2 + ((lane >> 3) & 1) * 16));
+            for (int k = 0; k < KR; k++) load_shared<8>(dt[k], mine_row + k * 32 + q * 4);
+            load_shared<4>(&C[0], mine_row + (RP + 16) * 2);
+            load_shared<4>(&C[1], mine_row + (RP + 24) * 2);
+            asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                         : "=r"(B[0]), "=r"(B[1])
+                         : "r"(projected + (lane & 7) * S::projected_row + RP * 2 +
+                               ((lane >> 3) & 1) * 16));
             u32 x[5][MT];
 #pragma unroll
-            for (int r = 0; r < 5; r++) {
-                const int row = (ring + 2 * q + r + RING - 3) % RING;
-                load_shared<4 * MT>(
-                    x[r], base + S::x + row * S::row + ((g * mine * 2) ^ swizzle<MT>(row)));
+            for (int j = 0; j < 5; j++) {
+                int row = slot * 8 + 2 * q + j - 3;
+                if (j < 3 && row < 0) row += 24;
+                load_shared<4 * MT>(x[j], base + S::x + row * S::x_row + g * (mine * 2));
             }
-            float s[2][mine];
+            u32 s[2][mine];
 #pragma unroll
             for (int i = 0; i < MT; i++) {
                 float vec[2][4];
@@ -668,7 +697,7 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                 for (int r = 0; r < 2; r++) {
                     float k[4];
                     load_shared<16>((u32*)k, weights + ((2 * i + r) * 8 + g) * 16);
-                    float f[5], u[2];
+                    float f[5], u[2], size[2];
 #pragma unroll
                     for (int j = 0; j < 5; j++) f[j] = r ? high(x[j][i]) : low(x[j][i]);
 #pragma unroll
@@ -678,21 +707,22 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                         a = fmaf(k[2], f[j + 2], a);
                         a = fmaf(k[3], f[j + 3], a);
                         u[j] = silu_of_half(a);
-                        s[j][2 * i + r] = lg2(1.0f + ex2(fminf(v[2 * r + j], 126.0f)));
+                        size[j] = lg2(1.0f + ex2(fminf(v[2 * r + j], 126.0f)));
+                        s[j][2 * i + r] = pack_f16(size[j], size[j]) & diagonal_mask;
                         y[i][2 * r + j] = vec[r][2] * u[j];
                     }
-                    su[i][r] = pack(s[0][2 * i + r] * u[0], s[1][2 * i + r] * u[1]);
+                    su[i][r] = pack(size[0] * u[0], size[1] * u[1]);
                 }
             }
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const u32 row = base + S::steps + (2 * q + j) * S::step_row;
                 if constexpr (MT == 1) {
-                    store_shared<8>(row + g * 8, (const u32*)s[j]);
+                    store_shared<8>(row + g * 8, s[j]);
                 } else {
 #pragma unroll
                     for (int p = 0; p < mine / 4; p++)
-                        store_shared<16>(row + p * 128 + g * 16, (const u32*)(s[j] + 4 * p));
+                        store_shared<16>(row + p * 128 + g * 16, s[j] + 4 * p);
                 }
             }
         }
@@ -703,14 +733,13 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
         for (int pair = 0; pair < 4; pair++) {
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
-                const u32 row = base + S::steps + (2 * pair + odd) * S::step_row;
-                float s[mine];
+                const u32 row = step_at + (2 * pair + odd) * S::step_row;
+                u32 s[mine];
                 if constexpr (MT == 1) {
-                    load_shared<8>((u32*)s, row + g * 8);
+                    load_shared<8>(s, row);
                 } else {
 #pragma unroll
-                    for (int p = 0; p < mine / 4; p++)
-                        load_shared<16>((u32*)(s + 4 * p), row + p * 128 + g * 16);
+                    for (int p = 0; p < mine / 4; p++) load_shared<16>(s + 4 * p, row + p * 128);
                 }
                 const u32 half_mask = odd ? 0xffff0000u : 0x0000ffffu;
                 const u32 b0 = q == pair ? B[0] & half_mask : 0u;
@@ -719,11 +748,12 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                 const u32 k1 = g == 2 * pair + odd ? C[1] : 0u;
 #pragma unroll
                 for (int i = 0; i < MT; i++) {
+                    float e[8];
+                    mma_diagonal(e, s[2 * i], s[2 * i + 1], A[i][0], A[i][1]);
+                    mma_diagonal(e + 4, s[2 * i], s[2 * i + 1], A[i][2], A[i][3]);
 #pragma unroll
-                    for (int j = 0; j < 8; j++) {
-                        const float e = s[2 * i + ((j >> 1) & 1)] * A[i][j];
-                        h[i][j] *= j >= 8 - POLY ? ex2_poly(e) : ex2(e);
-                    }
+                    for (int j = 0; j < 8; j++)
+                        h[i][j] *= j >= 8 - POLY ? ex2_poly(e[j]) : ex2(e[j]);
                     mma_k8(&h[i][0], su[i][0], su[i][1], b0);
                     mma_k8(&h[i][4], su[i][0], su[i][1], b1);
                     mma_k16(y[i], pack(h[i][0], h[i][1]), pack(h[i][2], h[i][3]),
@@ -734,15 +764,14 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
 
         // ---- finish steps 2q, 2q + 1: first half y alone, second half the gated sum
         const bool second = tile >= first;
-        wait_copies<1>();
-        __syncwarp();
+        if (second) wait_barrier(gate_full, (tile - first) & 1);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const int step = 2 * q + j, token = start_of(tile) + sign * step;
             u32 result[MT];
             if (second) {
                 u32 z[MT], p[MT];
-                const u32 at = base + step * S::row + ((g * mine * 2) ^ swizzle<MT>(step));
+                const u32 at = base + step * S::x_row + g * (mine * 2);
                 load_shared<4 * MT>(z, at + S::gate);
                 load_shared<4 * MT>(p, at + S::other);
 #pragma unroll
@@ -753,8 +782,10 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
 #pragma unroll
                 for (int i = 0; i < MT; i++) result[i] = pack(y[i][j], y[i][2 + j]);
             }
-            if (token < length) store_global<4 * MT>(out + token * INNER + own, result);
+            if (token < length)
+                store_global<4 * MT>(out + (size_t)token * INNER + g * mine, result);
         }
+        slot = next_slot;
     }
     if (first == tiles) meet(warp >> 1);
 }
@@ -766,15 +797,15 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
         scan_body<MT, POLY, UNROLL>(xz, dbc, decay, taps, vectors, dt_weight, out, length,        \
                                     batch);                                                       \
     }
-SCAN_KERNEL(scan_4, 4, 0, 3, 1)
-SCAN_KERNEL(scan_4_p1, 4, 1, 3, 1)
-SCAN_KERNEL(scan_4_p2, 4, 2, 3, 1)
-SCAN_KERNEL(scan_2, 2, 0, 4, 4)
-SCAN_KERNEL(scan_2_p1, 2, 1, 4, 4)
-SCAN_KERNEL(scan_2_p2, 2, 2, 4, 4)
-SCAN_KERNEL(scan_3, 2, 0, 5, 2)
-SCAN_KERNEL(scan_3_p1, 2, 1, 5, 2)
-SCAN_KERNEL(scan_3_p2, 2, 2, 5, 2)
+SCAN_KERNEL(scan_4, 4, 0, RP > 32 ? 3 : 4, 1)
+SCAN_KERNEL(scan_4_p1, 4, 1, RP > 32 ? 3 : 4, 1)
+SCAN_KERNEL(scan_4_p2, 4, 2, RP > 32 ? 3 : 4, 1)
+SCAN_KERNEL(scan_5, 4, 0, 3, 2)
+SCAN_KERNEL(scan_5_p1, 4, 1, 3, 2)
+SCAN_KERNEL(scan_5_p2, 4, 2, 3, 2)
+SCAN_KERNEL(scan_2, 2, 0, 5, 2)
+SCAN_KERNEL(scan_2_p1, 2, 1, 5, 2)
+SCAN_KERNEL(scan_2_p2, 2, 2, 5, 2)
 SCAN_KERNEL(scan_1, 1, 0, 4, 4)
 SCAN_KERNEL(scan_1_p1, 1, 1, 4, 4)
 SCAN_KERNEL(scan_1_p2, 1, 2, 4, 4)
