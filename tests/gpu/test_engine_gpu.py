@@ -105,9 +105,10 @@ def test_staging_overlaps_without_mixing_batches() -> None:
 
 def test_running_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     made = engine(CATALOGUE["vim-tiny"], torch.float16, random=True)
-    pixels = images(32, 448)
+    pixels = images(256, 448)
     expected = embed(made, "vim-tiny", pixels)
     made._graphs.clear()
+    staged = made.stage("vim-tiny", [pixels], MEAN)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     embed(made, "vim-tiny", pixels[:4])
@@ -115,7 +116,7 @@ def test_running_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(enough_for_four / torch.cuda.mem_get_info()[1])
     try:
-        found = embed(made, "vim-tiny", pixels)
+        found = made.run(staged)[EMBEDDING]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "halving the batch" in caplog.text
