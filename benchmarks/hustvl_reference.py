@@ -57,14 +57,10 @@ class Reference:
         self.blocks: list[tuple[Tensor, ...]] = []
         self.sides = []
         for layer in model.layers:
-            mixer: Any = layer.mixer
-            self.blocks.append(
-                (
-                    layer.norm.weight.float(),  # type: ignore[union-attr, operator]
-                    mixer.in_proj.weight.to(dtype),
-                    mixer.out_proj.weight.to(dtype),
-                )
-            )
+            block: Any = layer
+            mixer = block.mixer
+            weights = (mixer.in_proj.weight.to(dtype), mixer.out_proj.weight.to(dtype))
+            self.blocks.append((block.norm.weight.float(), *weights))
             self.sides.append((Side(mixer, "", dtype), Side(mixer, "_b", dtype)))
         self.norm_f = model.norm_f.weight.float()
         projection = model.patch_embed.proj

@@ -24,7 +24,7 @@ from vim_embed.models.vim import Block, Vim, VimConfig
 
 OnBlock = Callable[[int, Tensor], None]
 
-_MIN_CAPABILITY = (8, 0)
+_MIN_CAPABILITY = (9, 0)
 _FLOAT_TOKENS = 16384  # float32 keeps u and the step sizes in memory: bound them
 _FULL_WARPS = 6000  # scan warps above which half the batch fills the device as well
 
@@ -57,7 +57,7 @@ def _unsupported_device(dtype: torch.dtype, device: torch.device) -> str:
         return "no CUDA device is available"
     capability = torch.cuda.get_device_capability(device)
     if capability < _MIN_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+        return f"compute capability {capability[0]}.{capability[1]} is below 9.0"
     try:
         compiler_version()
     except CompileError as error:
@@ -102,7 +102,7 @@ class FusedVim:
             raise ValueError(reason)
         self.shape = Shape(config.dim, config.inner, config.rank, dtype)
         self.kernels = Kernels(self.shape, self.device)
-        self.scan_variant: tuple[int, int] | None = None  # None: chosen by shape
+        self.scan_tiles: int | None = None  # None: chosen by shape
         self._multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         with torch.no_grad():
             self._frame = _frame(model, self.device)
@@ -222,17 +222,17 @@ class FusedVim:
         xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]
         projected = buffers.projected[:tokens]
         vectors = layer.vectors
-        self.kernels.xproj(xz, layer.x_proj, layer.taps, layer.conv_bias, projected, length)
+        self.kernels.xproj(xz, layer.x_proj, projected, length)
         tensors = [xz, projected, layer.decay, layer.taps, vectors, layer.dt_proj, mixed]
-        variant = self.scan_variant or self._choose_scan(tokens // length)
-        self.kernels.scan(variant, tensors, length)
+        tiles = self.scan_tiles or self._choose_scan(tokens // length)
+        self.kernels.scan(tiles, tensors, length)
 
-    def _choose_scan(self, batch: int) -> tuple[int, int]:
-        """Channels a warp and polynomial share: many channels where there are many warps."""
+    def _choose_scan(self, batch: int) -> int:
+        """Channels a warp / 16: many where there are many warps a scheduler."""
         per_scheduler = batch * self.config.inner / 32 / (4 * self._multiprocessors)
         if per_scheduler >= 2.5:
-            return (4, 1)
-        return (2, 1) if per_scheduler >= 1 else (1, 0)
+            return 4
+        return 2 if per_scheduler >= 1 else 1
 
     def _mix_float(self, index: int, buffers: _Buffers, length: int, tokens: int) -> None:
         """xz -> mixed in float32: u and the step sizes go through memory, cuBLAS projects."""

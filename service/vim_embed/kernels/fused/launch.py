@@ -56,15 +56,15 @@ class Shape:
 
     def xproj_memory(self) -> int:
         """Bytes of shared memory of one `xproj` block; mirrors `Stage` in vim.cu."""
-        stage = 2 * (64 * self.row + 512 + 128) + (_XPROJ_ROWS + 8) * 64
+        stage = 2 * (64 * self.row + 512 + 128) + (_XPROJ_ROWS + 6) * 80
         sums = 2 * _XPROJ_ROWS * (self.row + 2) * 4
-        return self.splits * max(3 * stage, sums)
+        return 128 + self.splits * max(3 * stage, sums)
 
     def scan_memory(self, tiles: int) -> int:
         """Bytes of shared memory of one `scan` block; mirrors `Layout` in vim.cu."""
-        x_row, step_row = 32 * tiles + 16, 64 * tiles + 16
+        x_row, step_row = 32 * tiles + 16, 128 * tiles + 16
         projected_row = 2 * self.row + (0 if self.row % 16 else 16)
-        warp = 40 * x_row + 16 * projected_row + 8 * step_row + 32
+        warp = 40 * x_row + 16 * projected_row + 8 * step_row
         weights = 512 * tiles + tiles * self.rank_tiles * 512
         return 2 * weights + 8 * step_row + 2 * PAIRS * warp
 
@@ -119,29 +119,23 @@ class Kernels:
         arguments = [hidden, residual, weight, out, rows, ctypes.c_float(e), int(keep)]
         self._launch("add_norm", (-(-rows // 8), 1), 256, 0, arguments)
 
-    def xproj(
-        self, xz: Tensor, weight: Tensor, taps: Tensor, bias: Tensor, dbc: Tensor, length: int
-    ) -> None:
-        """xz (B L, 2E) -> dbc (B L, 2, row)."""
+    def xproj(self, xz: Tensor, weights: Tensor, dbc: Tensor, length: int) -> None:
+        """xz (B L, 2E), packed weights -> dbc (B L, 2, row)."""
         padded = padded_length(length)
         total = xz.shape[0] // length * padded
         grid = (-(-total // _XPROJ_ROWS), 1)
-        arguments = [xz, weight, taps, bias, dbc, length, padded, total]
-        memory = self.shape.xproj_memory()
-        self._launch("xproj", grid, 128 * self.shape.splits, memory, arguments)
+        arguments = [xz, weights, dbc, length, padded, total]
+        self._launch("xproj", grid, 128 * self.shape.splits, self.shape.xproj_memory(), arguments)
 
-    def scan(self, variant: tuple[int, int], tensors: Sequence[Tensor], length: int) -> None:
+    def scan(self, tiles: int, tensors: Sequence[Tensor], length: int) -> None:
         """tensors: xz, dbc, decay, taps, vectors, dt_weight, out (B L, E).
 
-        variant: channels a block / 16 (4, 2 or 1); exponentials of every 8 on the FMA pipe.
+        tiles: channels a warp / 16 (4, 2 or 1).
         """
-        tiles, polynomial = variant
-        name = f"scan_{tiles}" + (f"_p{polynomial}" if polynomial else "")
         images = tensors[0].shape[0] // length
-        tiles = min(tiles, 4)
         grid = (self.shape.inner // (16 * tiles), -(-images // PAIRS))
         memory = self.shape.scan_memory(tiles)
-        self._launch(name, grid, 64 * PAIRS, memory, [*tensors, length, images])
+        self._launch(f"scan_{tiles}", grid, 64 * PAIRS, memory, [*tensors, length, images])
 
     def conv_silu(self, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int) -> None:
         """float32: xz (B L, 2E) -> u (2, B L, E)."""

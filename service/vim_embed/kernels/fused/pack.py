@@ -1,7 +1,7 @@
 """Weights of a Vim in the order and scale that vim.cu reads.
 
-Folded in: 1/2 of the average into out_proj, 1/2 of SiLU's tanh form into the convolution, log2(e)
-into the step sizes and its inverse into B. float32 keeps the plain scales but out_proj's.
+Folded in: 1/2 of the average into out_proj, 1/2 of SiLU's tanh form into the convolution and z,
+log2(e) into the step sizes and its inverse into B. float32 keeps the plain scales but out_proj's.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class PackedLayer:
     """One block. D model width, E inner width, R padded rank, ROW = R + 32.
 
     norm (D,) float32. w_in (D, 2E), w_out (E, D): for `rows @ weight`. decay (2, E, 16) float32:
-    A. taps (2, E, 4) float32. vectors (2, E, 4) float32: conv bias, step bias, skip D, 0;
-    conv_bias (2, E) its first.
-    x_proj: (2, E / 32, ROW / 8, 2, 32, 4) in fragment order, float32 (2, E, ROW). dt_proj:
-    (2, E / 2, R / 16, 4, 2, 4) in fragment order, float32 (2, R, E).
+    A. taps (2, E, 4) float32. vectors (2, E, 4) float32: see `_vectors`.
+    x_proj: (2, E / 32, bytes), for each 32 channels the weights in fragment order, taps and conv
+    bias; float32 (2, E, ROW). dt_proj: (2, E / 2, R / 16, 4, 2, 2, 2) in fragment order, float32
+    (2, R, E).
     """
 
     norm: Tensor
@@ -37,7 +37,6 @@ class PackedLayer:
     decay: Tensor
     taps: Tensor
     vectors: Tensor
-    conv_bias: Tensor
     x_proj: Tensor
     dt_proj: Tensor
 
@@ -50,26 +49,36 @@ def pack_layer(block: Block, shape: Shape, device: torch.device) -> PackedLayer:
     conv = 0.5 if half else 1.0
     sides = (_side(mixer, ""), _side(mixer, "_b"))
     taps = torch.stack([side["conv"] for side in sides]) * conv
-    vectors = torch.stack(
-        [
-            torch.stack([s["conv_bias"] * conv, s["dt_bias"] * steps, s["skip"], 0 * s["skip"]], -1)
-            for s in sides
-        ]
+    bias, size, skip = (
+        torch.stack([side[name] for side in sides]) for name in ("conv_bias", "dt_bias", "skip")
     )
+    vectors = _vectors(bias * conv, size * steps, skip, paired=half)
     x_proj = torch.stack([_padded_rows(side["x_proj"], shape, 1 / steps) for side in sides])
     dt_proj = torch.stack([side["dt_proj"] * steps for side in sides])
     packed = PackedLayer(
         norm=block.norm.weight.detach().float().contiguous(),
-        w_in=_cast(mixer.in_proj.weight.t(), shape),
-        w_out=_cast(mixer.out_proj.weight.t() * 0.5, shape),
+        w_in=_matrix(_gated(mixer.in_proj.weight.detach().float(), conv, shape), shape),
+        w_out=_matrix(mixer.out_proj.weight.detach().float() * 0.5, shape),
         decay=torch.stack([-torch.exp(side["A_log"]) for side in sides]).contiguous(),
         taps=taps.contiguous(),
         vectors=vectors.contiguous(),
-        conv_bias=vectors[:, :, 0].contiguous(),
-        x_proj=_cast(_x_fragments(x_proj) if half else x_proj.transpose(1, 2), shape),
+        x_proj=_x_chunks(x_proj, taps, bias * conv, shape) if half else _cast(x_proj.mT, shape),
         dt_proj=_cast(_dt_fragments(dt_proj, shape) if half else _dt_plain(dt_proj, shape), shape),
     )
     return PackedLayer(**{name: value.to(device) for name, value in vars(packed).items()})
+
+
+def _vectors(bias: Tensor, size: Tensor, skip: Tensor, *, paired: bool) -> Tensor:
+    """Each (2, E) to (2, E, 4).
+
+    A channel's row is (conv bias, step bias, D, 0); paired, two channels' rows are their step
+    biases, each twice (an accumulator's start), then (conv bias, D) of both.
+    """
+    if not paired:
+        return torch.stack([bias, size, skip, torch.zeros_like(skip)], dim=-1)
+    starts = size.repeat_interleave(2, dim=1).reshape(2, -1, 4)
+    others = torch.stack([bias, skip], dim=-1).reshape(2, -1, 4)
+    return torch.stack([starts, others], dim=2).reshape(2, -1, 4)
 
 
 def _side(mixer: BiMamba, suffix: str) -> dict[str, Tensor]:
@@ -95,6 +104,16 @@ def _padded_rows(weight: Tensor, shape: Shape, b_scale: float) -> Tensor:
     return torch.cat([step, padding, b * b_scale, c])
 
 
+def _x_chunks(weight: Tensor, taps: Tensor, bias: Tensor, shape: Shape) -> Tensor:
+    """(2, ROW, E) and the convolution to (2, E / 32, bytes): what `xproj` copies at once."""
+    chunks = shape.inner // 32
+    fragments = _cast(_x_fragments(weight), shape).reshape(2, chunks, -1)
+    # channel 8q + c of a chunk goes to place 4c + q
+    places = taps.reshape(2, chunks, 4, 8, 4).transpose(2, 3).reshape(2, chunks, -1)
+    parts = (fragments, places, bias.reshape(2, chunks, 32))
+    return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=2)
+
+
 def _x_fragments(weight: Tensor) -> Tensor:
     """(2, ROW, E) to (2, E / 32, ROW / 8, 2, 32, 4): B operands of a 32-channel chunk.
 
@@ -106,18 +125,30 @@ def _x_fragments(weight: Tensor) -> Tensor:
 
 
 def _dt_fragments(weight: Tensor, shape: Shape) -> Tensor:
-    """(2, E, rank) to (2, E / 2, R / 16, 4, 2, 4): A operands of a pair of channels.
+    """(2, E, rank) to (2, E / 2, R / 16, 4, 2, 2, 2): A operands of a pair of channels.
 
     Lane q multiplies ranks 16k + 4q .. 16k + 4q + 3; ranks beyond the real ones are zero.
     """
     two, inner, rank = weight.shape
     tiles = shape.rank_tiles
     padded = F.pad(weight, (0, 16 * tiles - rank))
-    return padded.reshape(two, inner // 2, 2, tiles, 4, 4).permute(0, 1, 3, 4, 2, 5)
+    return padded.reshape(two, inner // 2, 2, tiles, 4, 2, 2).permute(0, 1, 3, 4, 5, 2, 6)
 
 
 def _dt_plain(weight: Tensor, shape: Shape) -> Tensor:
     return F.pad(weight, (0, shape.padded_rank - shape.rank)).transpose(1, 2)
+
+
+def _gated(weight: Tensor, scale: float, shape: Shape) -> Tensor:
+    """in_proj's weight (2E, D), the rows that make z scaled."""
+    return torch.cat([weight[: shape.inner], weight[shape.inner :] * scale])
+
+
+def _matrix(weight: Tensor, shape: Shape) -> Tensor:
+    """(out, in) to (in, out) for `rows @ weight`, in the memory order that cuBLAS takes best."""
+    if shape.dim <= 384:
+        return _cast(weight, shape).t()
+    return _cast(weight.t(), shape)
 
 
 def _cast(weight: Tensor, shape: Shape) -> Tensor:

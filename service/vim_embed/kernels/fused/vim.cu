@@ -91,6 +91,28 @@ DEVICE void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+#if DTYPE != 0
+// bulk copies: a barrier's phase ends when as many bytes as expected have arrived
+DEVICE void expect_bytes(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+DEVICE void bulk_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(to), "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+DEVICE void wait_barrier(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
+        : "memory");
+}
+#endif
+
 template <int BYTES>
 DEVICE void load_shared(u32* d, u32 a) {
     if constexpr (BYTES == 16)
@@ -322,61 +344,59 @@ DEVICE void mma_k8(float* c, u32 a0, u32 a1, u32 b0) {
 #define SUM_ROW (ROW + 2)
 
 struct Stage {  // of one split, bytes
-    static constexpr int weights = NT * 512, taps = 512, bias = 128;  // a direction
-    static constexpr int direction = weights + taps + bias;
-    static constexpr int x = 2 * direction, bytes = x + (X_ROWS + 2) * 64;
+    static constexpr int taps = NT * 512, bias = taps + 512;  // weights come first
+    static constexpr int direction = bias + 128;              // one bulk copy
+    static constexpr int x_row = 64 + 16;
+    static constexpr int x = 2 * direction, bytes = x + X_ROWS * x_row;
 };
-
-DEVICE u32 x_offset(int row, int chunk) {
-    return (row >> 1) * 128 + ((row ^ (row >> 2)) & 1) * 64 + chunk * 16;
-}
 
 extern __shared__ __align__(1024) char memory[];
 
 extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
-    xproj(const u16* __restrict__ xz, const uint4* __restrict__ weight,
-          const uint4* __restrict__ taps, const uint4* __restrict__ bias,
-          u16* __restrict__ dbc, int length, int padded, int total) {
+    xproj(const u16* __restrict__ xz, const char* __restrict__ weights, u16* __restrict__ dbc,
+          int length, int padded, int total) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int direction = warp & 1, half = (warp >> 1) & 1, split = warp >> 2;
     const int v0 = blockIdx.x * BLOCK_ROWS;
-    const u32 stages = shared_address(memory);
     constexpr int stage_bytes = SPLITS * Stage::bytes;
+    const u32 barriers = shared_address(memory), stages = barriers + 128;
+    if (threadIdx.x < 3)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + threadIdx.x * 8)
+                     : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();
 
     const int x_chunk = threadIdx.x % (4 * SPLITS), x_row = threadIdx.x / (4 * SPLITS);
-    int source[3];  // of x, in elements; -1: zeros
+    const u16* source[3];
+    bool valid[3];
 #pragma unroll
     for (int i = 0; i < 3; i++) {
         const int v = v0 - 3 + x_row + 32 * i, image = v / padded, token = v - image * padded;
-        const bool valid = v >= 0 && v < total && token < length;
-        source[i] = valid ? (image * length + token) * (2 * INNER) : -1;
+        valid[i] = v >= 0 && v < total && token < length;
+        const size_t row = valid[i] ? (size_t)image * length + token : 0;
+        source[i] = xz + row * (2 * INNER) + x_chunk / 4 * (INNER / SPLITS) + x_chunk % 4 * 8;
     }
-    const u16* x_from = xz + x_chunk / 4 * (INNER / SPLITS) + x_chunk % 4 * 8;
-    const u32 x_to = stages + x_chunk / 4 * Stage::bytes + Stage::x;
-    const int chunk0 = direction * (INNER / 32) + split * CHUNKS;
-    weight += (size_t)chunk0 * NT * 32 + half * NT * 16 + lane;
-    taps += chunk0 * 32 + lane;
-    bias += chunk0 * 8 + lane;
-    const u32 mine = stages + split * Stage::bytes + direction * Stage::direction;
-    auto fetch = [&](int chunk) {
+    const u32 x_to = stages + x_chunk / 4 * Stage::bytes + Stage::x + x_row * Stage::x_row +
+                     x_chunk % 4 * 16;
+    auto fetch = [&](int chunk, int slot) {
         if (chunk < CHUNKS) {
-            const u32 stage = chunk % 3 * stage_bytes;
+            const u32 stage = slot * stage_bytes;
 #pragma unroll
-            for (int i = 0; i < 3; i++)
-                if (x_row + 32 * i < X_ROWS)
-                    copy16(x_to + stage + x_offset(x_row + 32 * i, x_chunk % 4),
-                           x_from + max(source[i], 0) + chunk * 32, source[i] >= 0);
-            const u32 to = mine + stage;
+            for (int i = 0; i < 3; i++) {
+                if (i < 2 || x_row < X_ROWS - 64)
+                    copy16(x_to + stage + 32 * i * Stage::x_row, source[i], valid[i]);
+                source[i] += 32;
+            }
+            if (threadIdx.x == 0) {
+                const u32 barrier = barriers + slot * 8;
+                expect_bytes(barrier, SPLITS * 2 * Stage::direction);
 #pragma unroll
-            for (int i = 0; i < (NT + 1) / 2; i++)
-                if (NT % 2 == 0 || i < NT / 2 || lane < 16)
-                    copy16(to + (half * NT * 16 + lane + 32 * i) * 16,
-                           weight + chunk * NT * 32 + 32 * i, true);
-            const u32 extra = to + Stage::weights;
-            if (half == 0)
-                copy16(extra + ((lane & 7) * 4 + lane / 8) * 16, taps + chunk * 32, true);
-            else if (lane < 8)
-                copy16(extra + Stage::taps + lane * 16, bias + chunk * 8, true);
+                for (int i = 0; i < 2 * SPLITS; i++) {
+                    const int at = (i & 1) * (INNER / 32) + (i >> 1) * CHUNKS + chunk;
+                    bulk_copy(stages + stage + (i >> 1) * Stage::bytes + (i & 1) * Stage::direction,
+                              weights + (size_t)at * Stage::direction, Stage::direction, barrier);
+                }
+            }
         }
         commit();
     };
@@ -387,22 +407,26 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++) acc[m][n][j] = 0.0f;
-    fetch(0);
-    fetch(1);
-    const int row0 = half * 32 + (direction ? 37 - 4 * g : 4 * g), sign = direction ? -1 : 1;
+    fetch(0, 0);
+    fetch(1, 1);
+    const int row0 = half * 32 + (direction ? 37 - 4 * g : 4 * g);
+    const int pitch = direction ? -Stage::x_row : Stage::x_row;
+    const u32 own = stages + split * Stage::bytes;
+    int slot = 0, phase = 0;
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         wait_copies<1>();
+        wait_barrier(barriers + slot * 8, phase);
         __syncthreads();
-        fetch(chunk + 2);
-        const u32 stage = chunk % 3 * stage_bytes;
-        const u32 x_at = stages + split * Stage::bytes + Stage::x + stage;
-        const u32 w_at = mine + stage + lane * 8;
-        const u32 taps_at = mine + stage + Stage::weights + q * 16;
-        const u32 bias_at = mine + stage + Stage::weights + Stage::taps + q * 32;
+        fetch(chunk + 2, slot == 0 ? 2 : slot - 1);
+        const u32 stage = own + slot * stage_bytes, mine = stage + direction * Stage::direction;
+        const u32 x_at = stage + Stage::x + row0 * Stage::x_row + q * 16;
+        const u32 w_at = mine + lane * 8;
+        const u32 taps_at = mine + Stage::taps + q * 16;
+        const u32 bias_at = mine + Stage::bias + q * 32;
         u32 x[7][4];
 #pragma unroll
-        for (int r = 0; r < 7; r++) load_shared<16>(x[r], x_at + x_offset(row0 + sign * r, q));
+        for (int r = 0; r < 7; r++) load_shared<16>(x[r], x_at + pitch * r);
 #pragma unroll
         for (int s = 0; s < 2; s++) {
             u32 a[2][4];
@@ -434,6 +458,8 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
                     mma_k16(acc[m][n], a[m][0], a[m][1], a[m][2], a[m][3], w[0], w[1]);
             }
         }
+        phase ^= slot == 2;
+        slot = slot == 2 ? 0 : slot + 1;
     }
     wait_copies<0>();
     __syncthreads();  // the stages become the partial sums: (split, direction, row, ROW)
@@ -481,48 +507,27 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
 //   y (channel x step) += h (channel x state) C (state x step), C masked to the current step
 // POLY of every 8 exponentials run on the FMA pipe, the rest on the special-function unit.
 // The exponents come from the tensor cores too: s A (channel x state) = diag(s) (channel x channel)
-// A (channel x state), in float16 (2^-11 of a time constant). Rows arrive by bulk copies: lanes 0-7
-// copy x, 8-15 dbc (a tile ahead), 16-23 z, 24-31 the other direction's y.
+// A (channel x state), in float16 (2^-11 of a time constant).
 #define PAIRS 2  // images a block, to share the weights
 
-// barrier of a forward and a backward warp, y in global memory handed over to bulk copies
+// barrier of a forward and a backward warp
 DEVICE void meet(int pair) {
-    asm volatile("fence.proxy.async;" ::: "memory");
     if (pair == 0)
         asm volatile("bar.sync 1, 64;" ::: "memory");
     else
         asm volatile("bar.sync 2, 64;" ::: "memory");
-    asm volatile("fence.proxy.async;" ::: "memory");
-}
-DEVICE void expect_bytes(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-}
-DEVICE void bulk_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-            "r"(to), "l"(from), "r"(bytes), "r"(barrier)
-        : "memory");
-}
-DEVICE void wait_barrier(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
-        : "memory");
 }
 DEVICE u32 pack_f16(float lo, float hi) {
     u32 d;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
 }
-// diag(a0, a3) times b
-DEVICE void mma_diagonal(float* d, u32 a0, u32 a3, u32 b0, u32 b1) {
+// d = a b
+DEVICE void mma_f16(float* d, const u32* a, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%5,%6}, {%7,%8}, {%9,%9,%9,%9};"
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a0), "r"(0), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
 template <int MT>
@@ -532,11 +537,11 @@ struct Layout {  // of shared memory, in bytes: weights of both directions, zero
     static constexpr int weights = dt + MT * KR * 512;  // taps come first
     static constexpr int x_row = row + 16;              // of x, z and y
     static constexpr int projected_row = ROW % 16 ? ROW * 2 : ROW * 2 + 16;
-    static constexpr int step_row = channels * 4 + 16;
+    static constexpr int step_row = MT * 128 + 16;
     static constexpr int x = 0, projected = x + 24 * x_row;  // x: last, this and next tile
     static constexpr int steps = projected + 16 * projected_row, gate = steps + 8 * step_row;
-    static constexpr int other = gate + 8 * x_row, barriers = other + 8 * x_row;
-    static constexpr int warp = barriers + 32, zeros = 8 * step_row;
+    static constexpr int other = gate + 8 * x_row, warp = other + 8 * x_row;
+    static constexpr int zeros = 8 * step_row;
 };
 
 // taps and vectors as (channel of a thread, g), dt_weight as (pair, k, g, q): no bank conflicts
@@ -564,7 +569,7 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
     constexpr int mine = S::mine;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int direction = warp & 1;
-    const int c0 = blockIdx.x * S::channels, own = c0 + g * mine;
+    const int c0 = blockIdx.x * S::channels;
     const u32 weights = shared_address(memory) + direction * S::weights;
     const u32 zeros = shared_address(memory) + 2 * S::weights;
     const u32 base = zeros + S::zeros + warp * S::warp;
@@ -600,51 +605,58 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
             h[i][2 * j] = h[i][2 * j + 1] = 0.0f;
         }
 
-    // what this lane copies: row `r` of every tile
-    const int kind = lane >> 3, r = lane & 7;
-    const u16* const from = kind == 0   ? xz
-                            : kind == 1 ? dbc
-                            : kind == 2 ? xz + INNER
-                                        : out;
-    const int pitch = kind == 1 ? 2 * ROW : kind == 3 ? INNER : 2 * INNER;
-    const u32 bytes = kind == 1 ? ROW * 2 : S::row;
-    const u32 all_bytes = kind < 2 ? ROW * 2 + S::row : 2 * S::row;
-    const u32 to = base + (kind == 0   ? S::x + r * S::x_row
-                           : kind == 1 ? S::projected + r * S::projected_row
-                                       : S::gate + (lane - 16) * S::x_row);
-    const u32 full = base + S::barriers, gate_full = full + 16;
+    // 16-byte copies: lane takes column lane % chunks of rows lane / chunks, ... of x, z and y
+    constexpr int chunks = S::row / 16, copies = (8 * chunks + 31) / 32;
+    constexpr int projected_copies = (ROW + 31) / 32;
+    const int copy_row = lane / chunks, copy_column = lane % chunks;
+    const bool copies_x = 8 * chunks >= 32 || lane < 8 * chunks;
+    const u32 x_to = base + copy_row * S::x_row + copy_column * 16;
+    xz += copy_column * 8;
+    const u16* const other_y = out + copy_column * 8;
     auto start_of = [&](int tile) { return direction ? last - 8 * tile : 8 * tile; };
-    // x and dbc of tile `next`, into x slot `slot`; z and y of tile `now`
-    auto fetch = [&](int next, int slot, int now) {
-        const int tile = kind < 2 ? next : now, odd = tile & 1;
-        const bool active = kind < 2 ? next < tiles : now >= first;
-        const int start = start_of(tile), token = start + sign * r;
-        const u32 barrier = kind < 2 ? full + odd * 8 : gate_full;
-        const u32 slot_bytes = kind == 0   ? slot * (8 * S::x_row)
-                               : kind == 1 ? odd * (8 * S::projected_row)
-                                           : 0;
-        if (active && (lane & 15) == 0)
-            expect_bytes(barrier, min(8, length - (direction ? start - 7 : start)) * all_bytes);
-        __syncwarp();
-        if (active) {
-            if (token < length)
-                bulk_copy(to + slot_bytes, from + (size_t)token * pitch, bytes, barrier);
-            else if (kind < 2)
-                for (u32 i = 0; i < bytes; i += 16) store_shared<16>(to + slot_bytes + i, nothing);
+    auto fetch = [&](int tile, int slot) {
+        if (tile < tiles) {
+            const int start = start_of(tile);
+            const u32 x = x_to + S::x + slot * (8 * S::x_row);
+#pragma unroll
+            for (int i = 0; i < copies; i++) {
+                const int token = start + sign * (copy_row + 32 / chunks * i);
+                if (copies_x)
+                    copy16(x + 32 / chunks * i * S::x_row, xz + (size_t)token * (2 * INNER),
+                           token < length);
+            }
+            const u32 projected = base + S::projected + (tile & 1) * (8 * S::projected_row);
+#pragma unroll
+            for (int i = 0; i < projected_copies; i++) {
+                const int index = lane + 32 * i, row = index / (ROW / 8);
+                const int column = index % (ROW / 8), token = start + sign * row;
+                if (index < ROW)
+                    copy16(projected + row * S::projected_row + column * 16,
+                           dbc + (size_t)token * (2 * ROW) + column * 8, token < length);
+            }
+        }
+        commit();
+    };
+    auto fetch_gate = [&](int tile) {  // z and the other direction's y
+        const int start = start_of(tile);
+#pragma unroll
+        for (int i = 0; i < copies; i++) {
+            const int token = start + sign * (copy_row + 32 / chunks * i);
+            const u32 to = x_to + S::gate + 32 / chunks * i * S::x_row;
+            if (copies_x) {
+                copy16(to, xz + (size_t)token * (2 * INNER) + INNER, token < length);
+                copy16(to + S::other - S::gate, other_y + (size_t)token * INNER, token < length);
+            }
         }
     };
 
     // the rows before the first step are zeros
     for (int i = lane; i < 8 * S::x_row / 16; i += 32)
         store_shared<16>(base + S::x + 16 * S::x_row + i * 16, nothing);
-    if (lane < 3)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + lane * 8) : "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncwarp();
-    fetch(0, 0, -1);
+    fetch(0, 0);
     const bool diagonal = (g >> 1) == q;
     const u32 diagonal_mask = g & 1 ? 0xffff0000u : 0x0000ffffu;
-    const u32 step_at = diagonal ? base + S::steps + g * (MT == 1 ? 8 : 16) : zeros;
+    const u32 step_at = diagonal ? base + S::steps + g * 16 : zeros;
 
     int slot = 0;
 #pragma unroll 1
@@ -652,8 +664,10 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
         if (tile == first) meet(warp >> 1);
         __syncwarp();
         const int next_slot = slot == 2 ? 0 : slot + 1;
-        fetch(tile + 1, next_slot, tile);
-        wait_barrier(full + (tile & 1) * 8, (tile >> 1) & 1);
+        if (tile >= first) fetch_gate(tile);
+        commit();
+        fetch(tile + 1, next_slot);
+        wait_copies<2>();
         __syncwarp();
 
         // ---- prepare: step sizes, u, s u, D u for my channels and steps 2q, 2q + 1
@@ -678,20 +692,17 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                 if (j < 3 && row < 0) row += 24;
                 load_shared<4 * MT>(x[j], base + S::x + row * S::x_row + g * (mine * 2));
             }
-            u32 s[2][mine];
 #pragma unroll
             for (int i = 0; i < MT; i++) {
-                float vec[2][4];
-#pragma unroll
-                for (int r = 0; r < 2; r++)
-                    load_shared<16>((u32*)vec[r],
-                                    weights + S::vectors + ((2 * i + r) * 8 + g) * 16);
-                float v[4] = {vec[0][1], vec[0][1], vec[1][1], vec[1][1]};
+                float v[4], vec[2][2];  // step size; conv bias and D of two channels
+                load_shared<16>((u32*)v, weights + S::vectors + (2 * i * 8 + g) * 16);
+                load_shared<16>((u32*)vec, weights + S::vectors + ((2 * i + 1) * 8 + g) * 16);
+                u32 s[2][2];
 #pragma unroll
                 for (int k = 0; k < KR; k++) {
                     u32 w[4];
                     load_shared<16>(w, weights + S::dt + ((i * KR + k) * 32 + lane) * 16);
-                    mma_k16(v, w[0], w[2], w[1], w[3], dt[k][0], dt[k][1]);
+                    mma_k16(v, w[0], w[1], w[2], w[3], dt[k][0], dt[k][1]);
                 }
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
@@ -708,21 +719,16 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                         a = fmaf(k[3], f[j + 3], a);
                         u[j] = silu_of_half(a);
                         size[j] = lg2(1.0f + ex2(fminf(v[2 * r + j], 126.0f)));
-                        s[j][2 * i + r] = pack_f16(size[j], size[j]) & diagonal_mask;
-                        y[i][2 * r + j] = vec[r][2] * u[j];
+                        s[j][r] = pack_f16(size[j], size[j]) & diagonal_mask;
+                        y[i][2 * r + j] = vec[r][1] * u[j];
                     }
                     su[i][r] = pack(size[0] * u[0], size[1] * u[1]);
                 }
-            }
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const u32 row = base + S::steps + (2 * q + j) * S::step_row;
-                if constexpr (MT == 1) {
-                    store_shared<8>(row + g * 8, s[j]);
-                } else {
-#pragma unroll
-                    for (int p = 0; p < mine / 4; p++)
-                        store_shared<16>(row + p * 128 + g * 16, s[j] + 4 * p);
+                for (int j = 0; j < 2; j++) {
+                    const u32 quad[4] = {s[j][0], 0, 0, s[j][1]};
+                    store_shared<16>(
+                        base + S::steps + (2 * q + j) * S::step_row + i * 128 + g * 16, quad);
                 }
             }
         }
@@ -734,13 +740,6 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
                 const u32 row = step_at + (2 * pair + odd) * S::step_row;
-                u32 s[mine];
-                if constexpr (MT == 1) {
-                    load_shared<8>(s, row);
-                } else {
-#pragma unroll
-                    for (int p = 0; p < mine / 4; p++) load_shared<16>(s + 4 * p, row + p * 128);
-                }
                 const u32 half_mask = odd ? 0xffff0000u : 0x0000ffffu;
                 const u32 b0 = q == pair ? B[0] & half_mask : 0u;
                 const u32 b1 = q == pair ? B[1] & half_mask : 0u;
@@ -748,9 +747,11 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                 const u32 k1 = g == 2 * pair + odd ? C[1] : 0u;
 #pragma unroll
                 for (int i = 0; i < MT; i++) {
+                    u32 s[4];
                     float e[8];
-                    mma_diagonal(e, s[2 * i], s[2 * i + 1], A[i][0], A[i][1]);
-                    mma_diagonal(e + 4, s[2 * i], s[2 * i + 1], A[i][2], A[i][3]);
+                    load_shared<16>(s, row + i * 128);
+                    mma_f16(e, s, A[i][0], A[i][1]);
+                    mma_f16(e + 4, s, A[i][2], A[i][3]);
 #pragma unroll
                     for (int j = 0; j < 8; j++)
                         h[i][j] *= j >= 8 - POLY ? ex2_poly(e[j]) : ex2(e[j]);
@@ -764,7 +765,8 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
 
         // ---- finish steps 2q, 2q + 1: first half y alone, second half the gated sum
         const bool second = tile >= first;
-        if (second) wait_barrier(gate_full, (tile - first) & 1);
+        wait_copies<1>();
+        __syncwarp();
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const int step = 2 * q + j, token = start_of(tile) + sign * step;
@@ -776,8 +778,8 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
                 load_shared<4 * MT>(p, at + S::other);
 #pragma unroll
                 for (int i = 0; i < MT; i++)
-                    result[i] = pack((y[i][j] + low(p[i])) * silu_of_half(0.5f * low(z[i])),
-                                     (y[i][2 + j] + high(p[i])) * silu_of_half(0.5f * high(z[i])));
+                    result[i] = pack((y[i][j] + low(p[i])) * silu_of_half(low(z[i])),
+                                     (y[i][2 + j] + high(p[i])) * silu_of_half(high(z[i])));
             } else {
 #pragma unroll
                 for (int i = 0; i < MT; i++) result[i] = pack(y[i][j], y[i][2 + j]);
@@ -797,18 +799,9 @@ DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
         scan_body<MT, POLY, UNROLL>(xz, dbc, decay, taps, vectors, dt_weight, out, length,        \
                                     batch);                                                       \
     }
-SCAN_KERNEL(scan_4, 4, 0, RP > 32 ? 3 : 4, 1)
-SCAN_KERNEL(scan_4_p1, 4, 1, RP > 32 ? 3 : 4, 1)
-SCAN_KERNEL(scan_4_p2, 4, 2, RP > 32 ? 3 : 4, 1)
-SCAN_KERNEL(scan_5, 4, 0, 3, 2)
-SCAN_KERNEL(scan_5_p1, 4, 1, 3, 2)
-SCAN_KERNEL(scan_5_p2, 4, 2, 3, 2)
-SCAN_KERNEL(scan_2, 2, 0, 5, 2)
-SCAN_KERNEL(scan_2_p1, 2, 1, 5, 2)
-SCAN_KERNEL(scan_2_p2, 2, 2, 5, 2)
+SCAN_KERNEL(scan_4, 4, 1, 3, 1)
+SCAN_KERNEL(scan_2, 2, 1, 5, 2)
 SCAN_KERNEL(scan_1, 1, 0, 4, 4)
-SCAN_KERNEL(scan_1_p1, 1, 1, 4, 4)
-SCAN_KERNEL(scan_1_p2, 1, 2, 4, 4)
 
 #else
 // ---------------------------------------------------------------- float32

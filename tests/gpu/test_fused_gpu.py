@@ -1,0 +1,138 @@
+"""The fused kernels and the public ones against the reference, on a real CUDA device."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fixtures_vim import DATA, NAMES, load_fixture
+from vim_embed.kernels import mamba_ssm
+from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Block, Vim, VimConfig, init_random
+from vim_embed.models.vim_fused import FusedVim
+from vim_embed.models.weights import build_vim, read_checkpoint
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.double(), expected.double()
+    return float((found - expected).norm() / expected.norm())
+
+
+def fresh(*shape: int) -> Tensor:
+    """Another random tensor every run; a failure names no seed because any seed must pass."""
+    generator = torch.Generator(CUDA).manual_seed(secrets.randbits(32))
+    return torch.randn(*shape, device=CUDA, generator=generator)
+
+
+def seeded(config: VimConfig) -> Vim:
+    model = Vim(config, ReferenceOps())
+    init_random(model, seed=3)
+    return model.requires_grad_(False).eval().to(CUDA)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", NAMES)
+def test_fixtures(name: str, dtype: torch.dtype) -> None:
+    path, fixture = DATA / f"{name}.pth", load_fixture(name)
+    fused = FusedVim(build_vim(read_checkpoint(path), path), dtype, CUDA)
+    blocks: list[Tensor] = []
+    pixels = torch.from_numpy(fixture.pixel_values)
+    tokens = fused(pixels, on_block=lambda i, stream: blocks.append(stream.mean(dim=1)))
+    assert tokens.dtype == dtype
+    assert error(tokens.cpu(), torch.from_numpy(fixture.tokens)) < TOLERANCE[dtype]
+    assert len(blocks) == len(fixture.block_mean)
+    for found, expected in zip(blocks, np.asarray(fixture.block_mean), strict=True):
+        assert error(found.cpu(), torch.from_numpy(expected)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 63, 64, 65, 197, 785])
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_one_mixer(length: int, tiles: int, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and tiles > 1:
+        pytest.skip("float32 has one scan kernel")
+    config = VimConfig(dim=192, depth=1, image_size=32)
+    model = seeded(config)
+    fused = FusedVim(model, dtype, CUDA)
+    fused.scan_tiles = tiles
+    batch = 3
+    hidden = fresh(batch, length, config.dim)
+    buffers = fused._buffers(batch * length)
+    for buffer in vars(buffers).values():
+        if buffer is not None:
+            buffer.fill_(float("nan"))
+    layer = fused._layers[0]
+    torch.mm(hidden.to(dtype).view(-1, config.dim), layer.w_in, out=buffers.xz)
+    mix = fused._mix_float if dtype == torch.float32 else fused._mix
+    mix(0, buffers, length, batch * length)
+    out = torch.mm(buffers.mixed, layer.w_out).view(batch, length, -1)
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    expected = block.mixer(hidden)
+    assert error(out, expected) < TOLERANCE[dtype]
+    assert length == 1 or error(out.flip(1), expected) > 0.1
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [(16, 16), (208, 224), (125, 131)])
+def test_a_small_model_at_other_sizes(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    model = seeded(VimConfig(dim=192, depth=3))
+    pixels = fresh(2, 3, *size)
+    fused = FusedVim(model, dtype, CUDA)
+    assert error(fused(pixels), model(pixels)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["vim-tiny", "vim-small", "vim-base"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_full_size(name: str, dtype: torch.dtype) -> None:
+    model = seeded(VIM_CONFIGS[name])
+    pixels = fresh(2, 3, 224, 224)
+    assert error(FusedVim(model, dtype, CUDA)(pixels), model(pixels)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_rows_do_not_depend_on_their_batch(dtype: torch.dtype) -> None:
+    fused = FusedVim(seeded(VimConfig(dim=192, depth=4)), dtype, CUDA)
+    pixels, others = fresh(33, 3, 224, 224), fresh(33, 3, 224, 224)
+    tokens = fused(pixels)
+    assert torch.equal(tokens, fused(pixels))
+    assert torch.equal(tokens, fused(pixels.roll(5, 0)).roll(-5, 0))
+    others[7] = pixels[7]
+    assert torch.equal(tokens[7], fused(others)[7])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_graph_replays_the_same_bytes(dtype: torch.dtype) -> None:
+    fused = FusedVim(seeded(VimConfig(dim=192, depth=2)), dtype, CUDA)
+    pixels = fresh(4, 3, 224, 224)
+    fused(pixels)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tokens = fused(pixels)
+    pixels.copy_(fresh(4, 3, 224, 224))
+    graph.replay()
+    assert torch.equal(tokens, fused(pixels))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("length", [1, 63, 197])
+def test_public_kernels(dtype: torch.dtype, length: int) -> None:
+    works, reason = mamba_ssm.supports(dtype, CUDA)
+    if not works:
+        pytest.skip(reason)
+    config = VimConfig(dim=192, depth=1, image_size=32)
+    mixer = seeded(config).layers[0].mixer
+    assert isinstance(mixer, BiMamba)
+    hidden = fresh(3, length, config.dim)
+    expected = mixer(hidden)
+    mixer.to(dtype).ops = mamba_ssm.MambaSsmOps()
+    assert error(mixer(hidden.to(dtype)), expected) < 1.5 * TOLERANCE[dtype]
