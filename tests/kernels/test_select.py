@@ -12,7 +12,9 @@ CPU = torch.device("cpu")
 
 
 def test_unknown_backend_lists_the_known() -> None:
-    with pytest.raises(BackendUnavailable, match="unknown backend 'nope': use auto, cpu, torch"):
+    with pytest.raises(
+        BackendUnavailable, match="unknown backend 'nope': use auto, cpu, mamba_ssm, torch"
+    ):
         select_backend("nope", CPU, torch.float32)
 
 

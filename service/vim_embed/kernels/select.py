@@ -9,6 +9,7 @@ from threading import Lock
 
 import torch
 
+from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.native import NativeUnavailable, cpu_capability
 from vim_embed.kernels.ops import MixerOps
 from vim_embed.kernels.scan.chunked import ChunkedOps
@@ -52,11 +53,23 @@ def _reference(device: torch.device, dtype: torch.dtype) -> Backend:
     return Backend("reference", "plain torch, the specification; slow", ReferenceOps())
 
 
+def _mamba_ssm(device: torch.device, dtype: torch.dtype) -> Backend:
+    works, reason = mamba_ssm.supports(dtype, device)
+    if not works:
+        raise BackendUnavailable(f"the mamba_ssm backend cannot run: {reason}")
+    return Backend("mamba_ssm", f"public kernels: {reason}", mamba_ssm.MambaSsmOps())
+
+
 # A maker raises BackendUnavailable where its kernels cannot work.
-MAKERS: dict[str, Maker] = {"cpu": _cpu, "torch": _torch, "reference": _reference}
+MAKERS: dict[str, Maker] = {
+    "cpu": _cpu,
+    "mamba_ssm": _mamba_ssm,
+    "torch": _torch,
+    "reference": _reference,
+}
 
 # What "auto" tries on a device type, best first; "torch" ends every list.
-PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ()}
+PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("mamba_ssm",)}
 
 _lock = Lock()
 
