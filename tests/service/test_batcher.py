@@ -147,14 +147,15 @@ def test_a_full_batch_is_staged_while_another_runs() -> None:
 def test_models_take_turns() -> None:
     engine = GatedEngine(["a", "b"])
     with batching(engine) as batcher:
+        wait_until_busy(engine, batcher)
         tickets = [batcher.submit("a", rows(48), MEAN), batcher.submit("b", rows(48), MEAN)]
         engine.gate.set()
         for ticket in tickets:
             result(ticket)
-    order = "".join(model for model, _ in engine.batches)
+    order = "".join(model for model, _ in engine.batches[1:])
     assert "aaa" not in order
     assert "bbb" not in order
-    assert sum(count for _, count in engine.batches) == 96
+    assert sum(count for _, count in engine.batches[1:]) == 96
 
 
 def test_options_and_shapes_do_not_mix() -> None:
