@@ -77,7 +77,7 @@ def median_ms(run: Callable[[], object], before: Callable[[int], object], repeat
         end.synchronize()
         if index >= 3:
             times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 def time_forward(forward: Forward, batch: int, size: int, *, graph: bool = True) -> float:
@@ -152,7 +152,7 @@ def deit(name: str, dtype: torch.dtype, size: int) -> Forward:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    from hustvl_reference import Reference
+    from hustvl_reference import Reference  # type: ignore[import-not-found, unused-ignore]
 
     for label in arguments.dtypes:
         dtype = DTYPES[label]
@@ -188,7 +188,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def large(arguments: argparse.Namespace) -> None:
     """1248 × 1248, B = 16."""
-    from hustvl_reference import Reference
+    from hustvl_reference import Reference  # type: ignore[import-not-found, unused-ignore]
 
     for name in arguments.models:
         model = seeded(name)
@@ -278,6 +278,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224)
     arguments = parser.parse_args(None if argv is None else list(argv))
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     commands[arguments.command](arguments)
 
 

@@ -18,6 +18,7 @@ from vim_embed.models.weights import build_vim, read_checkpoint
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
+torch.backends.cudnn.allow_tf32 = False
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 HALVES = [torch.float16, torch.bfloat16]
 

@@ -131,12 +131,14 @@ class FusedVim:
         batch, _, height, width = pixels.shape
         length = self.token_count(height, width)
         rows = batch if on_block else self._rows_at_once(batch, length)
-        out = pixels.new_empty(batch, length, self.config.dim, dtype=self.dtype)
         with torch.cuda.device(self.device):
             buffers = self._buffers(rows * length)
+            if rows == batch:
+                return self._forward(pixels, buffers, length, on_block)
+            out = pixels.new_empty(batch, length, self.config.dim, dtype=self.dtype)
             for start in range(0, batch, rows):
                 part = pixels[start : start + rows]
-                self._forward(part, buffers, out[start : start + rows], on_block)
+                out[start : start + rows] = self._forward(part, buffers, length, None)
         return out
 
     def _rows_at_once(self, batch: int, length: int) -> int:
@@ -166,14 +168,15 @@ class FusedVim:
         )
 
     def _forward(
-        self, pixels: Tensor, buffers: _Buffers, out: Tensor, on_block: OnBlock | None
-    ) -> None:
-        batch, length, dim = out.shape
-        tokens, eps = batch * length, self.config.eps
+        self, pixels: Tensor, buffers: _Buffers, length: int, on_block: OnBlock | None
+    ) -> Tensor:
+        """The final tokens (B, L, D), in `buffers.hidden`."""
+        batch, dim, eps = len(pixels), self.config.dim, self.config.eps
+        tokens = batch * length
         residual, hidden = buffers.residual[:tokens], buffers.hidden[:tokens]
-        self._embed(pixels, residual, hidden, length)
+        xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]
+        self._embed(pixels, buffers, length)
         for index, layer in enumerate(self._layers):
-            xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]
             torch.mm(hidden, layer.w_in, out=xz)
             if self.dtype == torch.float32:
                 self._mix_float(index, buffers, length, tokens)
@@ -182,22 +185,25 @@ class FusedVim:
             torch.mm(mixed, layer.w_out, out=hidden)
             last = index + 1 == len(self._layers)
             weight = self._frame.norm_f.weight if last else self._layers[index + 1].norm
-            target = out if last else hidden
             keep = not last or on_block is not None
-            self.kernels.add_norm(hidden, residual, weight, target, eps, keep)
+            self.kernels.add_norm(hidden, residual, weight, hidden, eps, keep)
             if on_block is not None:
                 on_block(index, residual.view(batch, length, dim))
+        return hidden.view(batch, length, dim)
 
-    def _embed(self, pixels: Tensor, residual: Tensor, hidden: Tensor, length: int) -> None:
+    def _embed(self, pixels: Tensor, buffers: _Buffers, length: int) -> None:
         """Patches, class token and position: the first residual stream and its norm."""
-        config = self.config
+        config, tokens = self.config, len(pixels) * length
         rows, columns = config.grid(*pixels.shape[-2:])
         patch = config.patch_size
-        flat = pixels.new_empty(len(pixels) * rows * columns, 3 * patch * patch, dtype=self.dtype)
+        # the buffers of the blocks, not yet in use, where they are large enough
+        flat = _view(buffers.xz, len(pixels) * rows * columns, 3 * patch * patch)
+        patches = _view(buffers.mixed, len(pixels) * rows * columns, config.dim)
         self.kernels.patchify(pixels, flat, (rows, columns), patch, config.stride)
-        patches = torch.mm(flat, self._patch_weight)
+        torch.mm(flat, self._patch_weight, out=patches)
         weight = self._layers[0].norm if self._layers else self._frame.norm_f.weight
-        start = self._start(rows, columns)
+        start, residual = self._start(rows, columns), buffers.residual[:tokens]
+        hidden = buffers.hidden[:tokens]
         self.kernels.first_norm(patches, start, residual, weight, hidden, config.eps)
 
     def _start(self, rows: int, columns: int) -> Tensor:
@@ -251,3 +257,10 @@ class FusedVim:
             torch.addmm(bias, steps, layer.dt_proj[side], out=delta[side])
         tensors = [xz, u, delta, projected, layer.decay, layer.vectors, mixed]
         self.kernels.scan_float(tensors, length)
+
+
+def _view(buffer: Tensor, rows: int, columns: int) -> Tensor:
+    """(rows, columns) in the buffer's memory, or in new memory if it is too small."""
+    if rows * columns > buffer.numel():
+        return buffer.new_empty(rows, columns)
+    return buffer.view(-1)[: rows * columns].view(rows, columns)
