@@ -69,7 +69,7 @@ MAKERS: dict[str, Maker] = {
 }
 
 # What "auto" tries on a device type, best first; "torch" ends every list.
-PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("mamba_ssm",)}
+PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ()}
 
 _lock = Lock()
 
