@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vim_embed import __version__
 from vim_embed.engine import Engine
 from vim_embed.errors import (
-    ERRORS,
     InternalError,
     InvalidInput,
     MalformedRequest,
@@ -194,8 +193,3 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
         MethodNotAllowed: f"{path} does not take {method}: see /docs",
     }.get(kind, str(error.detail))
     return _response(kind(message), request.scope)
-
-
-def error_table() -> list[tuple[int, str, bool]]:
-    """(status, code, retryable) of every error; the documentation is checked against it."""
-    return [(error.status, error.code, error.retryable) for error in ERRORS]

@@ -13,11 +13,10 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed.models.info import EmbedOptions, ModelInfo, Weights
+from vim_embed.models.info import EMBEDDING, EmbedOptions, ModelInfo, Weights
 from vim_embed.pixels import PixelArray
 from vim_embed.preprocess import Preprocessing
 
-EMBEDDING = "embedding"
 Outputs = dict[str, NDArray[np.float32]]
 State = Literal["loading", "ready", "failed"]
 

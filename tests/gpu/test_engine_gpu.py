@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from vim_embed.batcher import Batcher
-from vim_embed.engine import EMBEDDING
 from vim_embed.models.catalogue import CATALOGUE, CatalogueEntry
-from vim_embed.models.info import EmbedOptions
+from vim_embed.models.info import EMBEDDING, EmbedOptions
 from vim_embed.torch_engine import EngineOptions, TorchEngine
 
 pytestmark = pytest.mark.gpu

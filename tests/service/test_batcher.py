@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vim_embed.batcher import Batcher, Ticket, shares_of_batch
-from vim_embed.engine import EMBEDDING, ArithmeticEngine, Outputs, Staged
+from vim_embed.engine import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import (
     DeadlineExceeded,
     Draining,
@@ -22,7 +22,7 @@ from vim_embed.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from vim_embed.models.info import EmbedOptions
+from vim_embed.models.info import EMBEDDING, EmbedOptions
 from vim_embed.pixels import PixelArray
 
 MEAN = EmbedOptions()

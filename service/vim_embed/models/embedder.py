@@ -15,13 +15,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from vim_embed.models.info import GRANULARITIES, EmbedOptions, ModelInfo
+from vim_embed.models.info import EMBEDDING, GRANULARITIES, EmbedOptions, ModelInfo
 from vim_embed.models.layers import LAST, capture, layer_modules
 from vim_embed.models.vim import Vim
 from vim_embed.pixels import check_options, check_pixels
 from vim_embed.preprocess import Triple
 
-EMBEDDING = "embedding"
 _CHUNK_ROWS = 32
 _MAX_SIZE = 4096
 # relative L2 against the float32 reference, by compute dtype

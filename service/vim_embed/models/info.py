@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vim_embed.preprocess import Preprocessing, Triple
 
+EMBEDDING = "embedding"  # the output that is no layer
 POOLINGS = ("mean", "cls", "patch-mean")
 GRANULARITIES = ("blocks", "residual", "leaves", "all")
 

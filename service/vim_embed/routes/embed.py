@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from vim_embed.batcher import Embedded, Ticket
 from vim_embed.errors import DeadlineExceeded, InvalidInput, MalformedRequest
-from vim_embed.models.info import EmbedOptions
+from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray, PixelError, check_options, check_pixels
 from vim_embed.preprocess import Triple
 from vim_embed.routes.answer import choose_format, provenance, render
@@ -110,7 +110,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     except ClientDisconnect:
         return Response(status_code=_GONE)
     pixels = await parse_pixels(request, kind, body, info, limits)
-    pixels = await _checked(pixels, service, info.name)
+    pixels = await _checked(pixels, info, service.settings.max_image_size)
     deadline = time.monotonic() + service.settings.request_timeout
     ticket = service.batcher.submit(info.name, pixels, options, deadline=deadline)
     done = await _answer_or_gone(request, ticket, service.settings.request_timeout)
@@ -128,8 +128,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     )
 
 
-async def _checked(pixels: PixelArray, service: Service, model: str) -> PixelArray:
-    info, size = service.ready_model(model), service.settings.max_image_size
+async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray:
     try:
         if pixels.nbytes <= _INLINE_BYTES:
             return check_pixels(pixels, info, max_size=size)
