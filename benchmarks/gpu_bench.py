@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vim_embed.kernels.fused.launch import SCANS
 from vim_embed.kernels.scan.reference import ReferenceOps
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.models.vim_fused import FusedVim
@@ -117,13 +118,13 @@ def parity(arguments: argparse.Namespace) -> None:
                 cls = relative(found[:, found.shape[1] // 2], expected[:, expected.shape[1] // 2])
                 verdict = "ok" if error < BARS[label] else "FAILED"
                 print(f"parity {name} {size} {label}: {error:.2e} cls {cls:.2e} {verdict}")
-                for tiles in (4, 2, 1) if dtype != torch.float32 else ():
-                    fused.scan_tiles = tiles
+                for channels in SCANS if dtype != torch.float32 else ():
+                    fused.scan_channels = channels
                     again = fused(pixels)
                     other = relative(again, expected)
                     same = torch.equal(again, fused(pixels))
                     if other > BARS[label] or not same:
-                        print(f"  FAILED scan_{tiles}: {other:.2e}, repeatable {same}")
+                        print(f"  FAILED scan_{channels}: {other:.2e}, repeatable {same}")
 
 
 def rows_are_independent(fused: FusedVim, batch: int) -> bool:
@@ -169,7 +170,7 @@ def table(arguments: argparse.Namespace) -> None:
                 print("FAILED parity: not timed")
                 continue
             for batch in arguments.batches:
-                ours = time_forward(fused, batch, 224)
+                ours = time_forward(fused.cls, batch, 224)
                 theirs = time_forward(reference, batch, 224)
                 other = time_forward(rival, batch, 224)
                 rate = [batch / t * 1e3 for t in (ours, theirs, other)]
@@ -198,8 +199,8 @@ def large(arguments: argparse.Namespace) -> None:
         error = relative(fused(pixels), exact(pixels))
         del exact
         torch.cuda.empty_cache()
-        ours = time_forward(fused, 16, 1248)
-        memory = peak_mib(fused, 16, 1248)
+        ours = time_forward(fused.cls, 16, 1248)
+        memory = peak_mib(fused.cls, 16, 1248)
         rival = deit(name, torch.float16, 1248)
         other = time_forward(rival, 16, 1248)
         rival_memory = peak_mib(rival, 16, 1248)
@@ -239,24 +240,29 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
     tokens = rows * length
     results = {
         "in_proj": lambda i: torch.mm(kept.hidden, layers[i].w_in, out=kept.xz),
-        "out_proj": lambda i: torch.mm(kept.mixed, layers[i].w_out, out=kept.hidden),
-        "add_norm": lambda i: kernels.add_norm(
-            kept.hidden, kept.residual, layers[i].norm, kept.hidden, 1e-5, True
+        "out_proj, add, norm": lambda i: fused._add(
+            kept.mixed, layers[i].w_out, kept.residual, layers[i].norm, kept.hidden
         ),
-        "mix": lambda i: (fused._mix_float if float32 else fused._mix)(i, kept, length, tokens),
+        "mix": lambda i: (
+            fused._mix_float(i, kept, length, tokens)
+            if float32
+            else fused._mix(i, kept, length, tokens, -1)
+        ),
     }
     if not float32:
-        results["xproj"] = lambda i: kernels.xproj(
-            kept.xz, layers[i].x_proj, kept.projected, length
-        )
+        own = kept
 
-        def scan(tiles: int, i: int) -> None:
-            layer = layers[i]
-            tensors = [kept.xz, kept.projected, layer.decay, layer.taps, layer.vectors]
-            kernels.scan(tiles, [*tensors, layer.dt_proj, kept.mixed], length)
+        def xproj(i: int) -> None:
+            weights = [layers[i].x_proj, layers[i].dt_proj, layers[i].dt_bias]
+            kernels.xproj([own.xz, *weights, own.bc, own.steps], length)
 
-        for tiles in (4, 2, 1):
-            results[f"scan{tiles}"] = partial(scan, tiles)
+        def scan(channels: int, i: int) -> None:
+            weights = [layers[i].decay, layers[i].taps, layers[i].vectors]
+            kernels.scan(channels, [own.xz, own.bc, own.steps, *weights], length)
+
+        results["xproj"] = xproj
+        for channels in SCANS:
+            results[f"scan{channels}"] = partial(scan, channels)
     times = {key: over_layers(call) for key, call in results.items()}
     shown = "  ".join(f"{key} {value:.1f}" for key, value in times.items())
     print(f"breakdown {name} {fused.dtype} B={rows} L={length}: {shown}", flush=True)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fixtures_vim import DATA, NAMES, load_fixture
 from vim_embed.kernels import mamba_ssm
+from vim_embed.kernels.fused.launch import SCANS
 from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.models import vim_fused
 from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Block, Vim, VimConfig, init_random
-from vim_embed.models.vim_fused import FusedVim
+from vim_embed.models.vim_fused import FusedVim, _Buffers
 from vim_embed.models.weights import build_vim, read_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -55,32 +57,80 @@ def test_fixtures(name: str, dtype: torch.dtype) -> None:
         assert error(found.cpu(), torch.from_numpy(expected)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 63, 64, 65, 197, 785])
-@pytest.mark.parametrize("tiles", [1, 2, 4])
+def poison(fused: FusedVim, tokens: int) -> _Buffers:
+    buffers = fused._buffers(tokens)
+    for buffer in vars(buffers).values():
+        if buffer is not None:
+            buffer.fill_(float("nan"))
+    return buffers
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 197, 785])
+@pytest.mark.parametrize("channels", SCANS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_one_mixer(length: int, tiles: int, dtype: torch.dtype) -> None:
-    if dtype == torch.float32 and tiles > 1:
+def test_one_mixer(length: int, channels: int, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and channels != 64:
         pytest.skip("float32 has one scan kernel")
     config = VimConfig(dim=192, depth=1, image_size=32)
     model = seeded(config)
     fused = FusedVim(model, dtype, CUDA)
-    fused.scan_tiles = tiles
+    fused.scan_channels = channels
     batch = 3
     hidden = fresh(batch, length, config.dim)
-    buffers = fused._buffers(batch * length)
-    for buffer in vars(buffers).values():
-        if buffer is not None:
-            buffer.fill_(float("nan"))
+    buffers = poison(fused, batch * length)
     layer = fused._layers[0]
     torch.mm(hidden.to(dtype).view(-1, config.dim), layer.w_in, out=buffers.xz)
-    mix = fused._mix_float if dtype == torch.float32 else fused._mix
-    mix(0, buffers, length, batch * length)
+    if dtype == torch.float32:
+        fused._mix_float(0, buffers, length, batch * length)
+    else:
+        fused._mix(0, buffers, length, batch * length, -1)
     out = torch.mm(buffers.mixed, layer.w_out).view(batch, length, -1)
     block = model.layers[0]
     assert isinstance(block, Block)
     expected = block.mixer(hidden)
     assert error(out, expected) < TOLERANCE[dtype]
     assert length == 1 or error(out.flip(1), expected) > 0.1
+
+
+@pytest.mark.parametrize("batch", [1, 16, 40, 200])
+@pytest.mark.parametrize("dim", [64, 96, 192, 384, 768])
+def test_every_variant_of_the_projection(dim: int, batch: int) -> None:
+    """Few, some and many rows take other blocks; 96 has no inner width of a multiple of 128."""
+    config = VimConfig(dim=dim, depth=1, image_size=32)
+    model = seeded(config)
+    fused = FusedVim(model, torch.float16, CUDA)
+    length = 101
+    hidden = fresh(batch, length, dim)
+    buffers = poison(fused, batch * length)
+    torch.mm(hidden.half().view(-1, dim), fused._layers[0].w_in, out=buffers.xz)
+    fused._mix(0, buffers, length, batch * length, -1)
+    out = torch.mm(buffers.mixed, fused._layers[0].w_out).view(batch, length, -1)
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    assert error(out, block.mixer(hidden)) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [(16, 16), (16, 32), (64, 64), (224, 224)])
+def test_the_class_token_alone(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    model = seeded(VimConfig(dim=192, depth=2))
+    fused = FusedVim(model, dtype, CUDA)
+    pixels = fresh(3, 3, *size)
+    middle = fused.cls_index(fused.token_count(*size))
+    assert error(fused.cls(pixels), model(pixels)[:, middle]) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_two_halves_side_by_side_are_the_whole(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = seeded(VimConfig(dim=192, depth=3))
+    fused = FusedVim(model, dtype, CUDA)
+    pixels = fresh(8, 3, 224, 224)
+    parts = torch.cat([fused(pixels[:4]), fused(pixels[4:])])
+    monkeypatch.setattr(vim_fused, "_PASS", 8 * 197 * 384)
+    assert torch.equal(fused(pixels), parts)
+    assert torch.equal(fused.cls(pixels), torch.cat([fused.cls(pixels[:4]), fused.cls(pixels[4:])]))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

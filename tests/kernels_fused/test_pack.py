@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fixtures_vim import relative_l2
-from vim_embed.kernels.fused.launch import Shape, padded_length
+from vim_embed.kernels.fused.launch import SCANS, Shape, padded_length, scan_memory
 from vim_embed.kernels.fused.pack import PackedLayer, pack_layer
 from vim_embed.models.vim import Block, Vim, VimConfig, init_random
 
@@ -44,16 +44,20 @@ def read_x_proj(packed: PackedLayer, shape: Shape) -> tuple[Tensor, Tensor, Tens
 
 
 def read_dt_proj(packed: PackedLayer, shape: Shape) -> Tensor:
-    """(2, E, ranks) from A operands: two channels' first two ranks of a lane, then the others."""
+    """(2, E, ranks) from B operands: of lane (g, q), product n of four, halves of two ranks."""
     tiles = shape.rank_tiles
     weight = torch.zeros(2, shape.inner, 16 * tiles)
+    operands = packed.dt_proj.float().view(2, shape.inner // 32, tiles, 2, 8, 4, 2, 2, 2)
     for k in range(tiles):
-        for q in range(4):
-            operand = packed.dt_proj[:, :, k, q].float()  # (2, E / 2, half, channel, 2)
-            for half in range(2):
-                first = 16 * k + 4 * q + 2 * half
-                lanes = operand[:, :, half].reshape(2, shape.inner, 2)
-                weight[:, :, first : first + 2] = lanes
+        for pair in range(2):
+            for g in range(8):
+                for q in range(4):
+                    for odd in range(2):
+                        channel = 8 * (g // 2) + 2 * (2 * pair + odd) + g % 2
+                        for half in range(2):
+                            rank = 16 * k + 8 * half + 2 * q
+                            own = operands[:, :, k, pair, g, q, odd, half]
+                            weight[:, channel::32, rank : rank + 2] = own
     return weight
 
 
@@ -64,10 +68,7 @@ def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> 
     x, z = xz[:, :inner], xz[:, inner:]
     weight, taps, bias = read_x_proj(packed, shape)
     dt_weight = read_dt_proj(packed, shape)
-    vectors = packed.vectors.view(2, inner // 2, 2, 4)
-    starts = vectors[:, :, 0, ::2].reshape(2, inner)
-    pairs = vectors[:, :, 1].reshape(2, inner, 2)
-    assert torch.equal(pairs[..., 0], bias)
+    assert torch.equal(packed.vectors[..., 0], bias)
     out = torch.full((length, inner), float("nan"))
     partial = torch.full((length, inner), float("nan"))
     tiles = -(-length // 8)
@@ -86,12 +87,12 @@ def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> 
                 continue  # zero rows: step size and input are zero there
             row = weight[d] @ u
             padded = torch.zeros(16 * shape.rank_tiles)
-            padded[: min(len(padded), len(row))] = row[: len(padded)]  # reads on into B: zeros meet
-            size = torch.log2(1 + torch.exp2(dt_weight[d] @ padded + starts[d]))
+            padded[:rank] = row[:rank]
+            size = torch.log2(1 + torch.exp2(dt_weight[d] @ padded + packed.dt_bias[d]))
             b, c = row[rank : rank + 16], row[rank + 16 : rank + 32]
             state = torch.exp2(size[:, None] * packed.decay[d]) * state
             state = state + (size * u)[:, None] * b
-            y = state @ c + pairs[d, :, 1] * u
+            y = state @ c + packed.vectors[d, :, 1] * u
             if step // 8 < first:
                 partial[token] = y
             else:
@@ -145,6 +146,8 @@ def test_images_are_padded_by_the_convolution(length: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_shared_memory_fits(dim: int, dtype: torch.dtype) -> None:
     shape = Shape(dim, 2 * dim, -(-dim // 16), dtype)
-    sizes = [shape.xproj_memory(), *(shape.scan_memory(tiles) for tiles in (1, 2, 4))]
+    blocks = ((2, 1), (1, 2), (1, 4))
+    sizes = [shape.xproj_memory(*block) for block in blocks]
+    sizes += [scan_memory(channels) for channels in SCANS]
     assert max(sizes) <= 227 * 1024
     assert all(size % 16 == 0 for size in sizes)

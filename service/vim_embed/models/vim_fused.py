@@ -1,8 +1,8 @@
 """The fastest Vim forward: five launches a block, nothing transposed, nothing flipped.
 
-A block is: in_proj (cuBLAS), conv + SiLU + x_proj of both directions, scan of both directions with
-step sizes, skip, gate and average, out_proj (cuBLAS), residual add + norm. float32 takes the same
-route in more launches. The residual stream and the scan state are float32 in every dtype.
+A block is: in_proj (cuBLAS), conv + SiLU + x_proj + dt_proj of both directions, scan of both
+directions with skip, gate and average, out_proj with the residual add (cuBLAS), norm. float32 takes
+the same route in more launches. The residual stream and the scan state are float32 in every dtype.
 
 No host synchronisation and no state across calls but the position tables, so a forward can be
 captured in a CUDA graph. Shapes: B images, M patches, L = M + 1 tokens, D width, E = 2D.
@@ -16,6 +16,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vim_embed.kernels.fused.build import CompileError, compiler_version
 from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
@@ -26,7 +27,10 @@ OnBlock = Callable[[int, Tensor], None]
 
 _MIN_CAPABILITY = (9, 0)
 _FLOAT_TOKENS = 16384  # float32 keeps u and the step sizes in memory: bound them
-_FULL_WARPS = 6000  # scan warps above which half the batch fills the device as well
+_NARROW = 256  # width up to which cuBLAS does better to add to the residual stream itself
+_PASS = (
+    256 * 197 * 384
+)  # tokens times inner width of a pass: enough to fill a device, or half of it
 
 
 def supports(config: VimConfig, dtype: torch.dtype, device: torch.device | str) -> tuple[bool, str]:
@@ -67,15 +71,32 @@ def _unsupported_device(dtype: torch.dtype, device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class _Buffers:
-    """Working memory of one forward; `hidden` is normed input and block output in turn."""
+    """Working memory of one forward, T tokens."""
 
-    residual: Tensor  # (B L, D) float32
-    hidden: Tensor  # (B L, D)
-    xz: Tensor  # (B L, 2E)
-    projected: Tensor  # (B L, 2, ROW), float32 (2, B L, ROW)
-    mixed: Tensor  # (B L, E)
-    u: Tensor | None = None  # float32: (2, B L, E)
-    delta: Tensor | None = None  # float32: (2, B L, E)
+    residual: Tensor  # (T, D) float32
+    hidden: Tensor  # (T, D): the normed stream
+    xz: Tensor  # (T, 2E)
+    mixed: Tensor  # (T, E); a half of `steps` where there is one
+    bc: Tensor  # float32: B and C (T, 2, 32); in float32 with the step sizes' ranks (2, T, ROW)
+    steps: Tensor | None = None  # half: (T, 2, E) float16 bits, whatever the dtype
+    u: Tensor | None = None  # float32: (2, T, E)
+    delta: Tensor | None = None  # float32: (2, T, E)
+
+    def part(self, start: int, stop: int) -> _Buffers:
+        """Those of some of the tokens; only for half precision."""
+        own = slice(start, stop)
+        assert self.steps is not None
+        hidden, steps = self.hidden[own], self.steps[own]
+        bc = _bc(hidden, self.bc.view(-1, 64)[own])
+        return _Buffers(self.residual[own], hidden, self.xz[own], steps[:, 0], bc, steps)
+
+
+def _bc(hidden: Tensor, separate: Tensor) -> Tensor:
+    """(T, 2, 32) float32: in the memory of `hidden`, which is free by then, if that is enough."""
+    tokens = len(hidden)
+    if hidden.shape[1] * hidden.element_size() < 256:
+        return separate
+    return hidden.view(torch.float32).view(-1)[: tokens * 64].view(tokens, 64)
 
 
 def _frame(model: Vim, device: torch.device) -> Vim:
@@ -102,7 +123,7 @@ class FusedVim:
             raise ValueError(reason)
         self.shape = Shape(config.dim, config.inner, config.rank, dtype)
         self.kernels = Kernels(self.shape, self.device)
-        self.scan_tiles: int | None = None  # None: chosen by shape
+        self.scan_channels: int | None = None  # None: chosen by shape
         self._multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         with torch.no_grad():
             self._frame = _frame(model, self.device)
@@ -111,6 +132,7 @@ class FusedVim:
             self._patch_weight = patch.flatten(1).t().to(dtype).contiguous()
         self._layers = layers
         self._starts: dict[tuple[int, int], Tensor] = {}
+        self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def token_count(self, height: int, width: int) -> int:
         """Final tokens of an image of that many pixels."""
@@ -127,6 +149,15 @@ class FusedVim:
         on_block(i, stream) sees the residual stream (B, L, D) float32 after each block; the
         tensor is valid only during the call.
         """
+        return self._run(pixel_values, on_block, only_cls=False)
+
+    @torch.no_grad()
+    def cls(self, pixel_values: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) to their final class tokens (B, D); the last block skips
+        what only the other tokens need."""
+        return self._run(pixel_values, None, only_cls=True)[:, 0]
+
+    def _run(self, pixel_values: Tensor, on_block: OnBlock | None, *, only_cls: bool) -> Tensor:
         pixels = pixel_values.to(self.device, torch.float32).contiguous()
         batch, _, height, width = pixels.shape
         length = self.token_count(height, width)
@@ -134,11 +165,13 @@ class FusedVim:
         with torch.cuda.device(self.device):
             buffers = self._buffers(rows * length)
             if rows == batch:
-                return self._forward(pixels, buffers, length, on_block)
-            out = pixels.new_empty(batch, length, self.config.dim, dtype=self.dtype)
+                return self._pass(pixels, buffers, on_block, only_cls=only_cls)
+            out = pixels.new_empty(
+                batch, 1 if only_cls else length, self.config.dim, dtype=self.dtype
+            )
             for start in range(0, batch, rows):
-                part = pixels[start : start + rows]
-                out[start : start + rows] = self._forward(part, buffers, length, None)
+                own = slice(start, start + rows)
+                out[own] = self._pass(pixels[own], buffers, None, only_cls=only_cls)
         return out
 
     def _rows_at_once(self, batch: int, length: int) -> int:
@@ -146,9 +179,36 @@ class FusedVim:
         if self.dtype == torch.float32:
             return max(1, min(batch, _FLOAT_TOKENS // length))
         rows = batch
-        while rows % 2 == 0 and rows // 2 * self.config.inner // 32 >= _FULL_WARPS:
+        while rows % 2 == 0 and rows > 128 and rows // 2 * length * self.config.inner >= _PASS:
             rows //= 2
         return rows
+
+    def _pass(
+        self, pixels: Tensor, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
+    ) -> Tensor:
+        """The final tokens (B, L, D), or (B, 1, D). Large passes go as two halves side by side.
+
+        One half's scan, which leaves memory and tensor cores idle, then runs beside the other's
+        projections.
+        """
+        batch, length = len(pixels), self.token_count(*pixels.shape[-2:])
+        wide = batch % 2 == 0 and batch * length * self.config.inner >= _PASS
+        if on_block is not None or self.dtype == torch.float32 or not wide:
+            return self._forward(pixels, buffers, on_block, only_cls=only_cls)
+        half, tokens = batch // 2, batch // 2 * length
+        first, second = buffers.part(0, tokens), buffers.part(tokens, 2 * tokens)
+        here = torch.cuda.current_stream(self.device)
+        self._side.wait_stream(here)
+        with torch.cuda.stream(self._side):
+            self._forward(pixels[half:], second, None, only_cls=only_cls)
+        self._forward(pixels[:half], first, None, only_cls=only_cls)
+        here.wait_stream(self._side)
+        return self._tokens(buffers, batch, length, only_cls=only_cls)
+
+    def _tokens(self, buffers: _Buffers, batch: int, length: int, *, only_cls: bool) -> Tensor:
+        tokens = buffers.hidden[: batch * length].view(batch, length, self.config.dim)
+        middle = self.cls_index(length)
+        return tokens[:, middle : middle + 1] if only_cls else tokens
 
     def _buffers(self, tokens: int) -> _Buffers:
         shape, inner = self.shape, self.config.inner
@@ -156,40 +216,65 @@ class FusedVim:
         def empty(*size: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.empty(size, dtype=dtype, device=self.device)
 
-        half = self.dtype != torch.float32
-        return _Buffers(
-            residual=empty(tokens, shape.dim, dtype=torch.float32),
-            hidden=empty(tokens, shape.dim),
-            xz=empty(tokens, 2 * inner),
-            projected=empty(tokens, 2, shape.row) if half else empty(2, tokens, shape.row),
-            mixed=empty(tokens, inner),
-            u=None if half else empty(2, tokens, inner),
-            delta=None if half else empty(2, tokens, inner),
-        )
+        residual, hidden = empty(tokens, shape.dim, dtype=torch.float32), empty(tokens, shape.dim)
+        xz = empty(tokens, 2 * inner)
+        if self.dtype == torch.float32:
+            mixed, bc = empty(tokens, inner), empty(2 * tokens * shape.row)
+            u, delta = empty(2 * tokens * inner), empty(2 * tokens * inner)
+            return _Buffers(residual, hidden, xz, mixed, bc, u=u, delta=delta)
+        steps = empty(tokens, 2, inner)
+        fits = shape.dim * hidden.element_size() >= 256
+        bc = _bc(hidden, hidden) if fits else empty(tokens, 64, dtype=torch.float32)
+        return _Buffers(residual, hidden, xz, steps[:, 0], bc, steps)
 
     def _forward(
-        self, pixels: Tensor, buffers: _Buffers, length: int, on_block: OnBlock | None
+        self, pixels: Tensor, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
     ) -> Tensor:
-        """The final tokens (B, L, D), in `buffers.hidden`."""
-        batch, dim, eps = len(pixels), self.config.dim, self.config.eps
-        tokens = batch * length
+        """The final tokens (B, L, D), or (B, 1, D), in `buffers.hidden`."""
+        batch, length = len(pixels), self.token_count(*pixels.shape[-2:])
+        tokens, last = batch * length, len(self._layers) - 1
         residual, hidden = buffers.residual[:tokens], buffers.hidden[:tokens]
-        xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]
         self._embed(pixels, buffers, length)
         for index, layer in enumerate(self._layers):
-            torch.mm(hidden, layer.w_in, out=xz)
+            torch.mm(hidden, layer.w_in, out=buffers.xz[:tokens])
+            only = self.cls_index(length) if only_cls and index == last else -1
             if self.dtype == torch.float32:
                 self._mix_float(index, buffers, length, tokens)
             else:
-                self._mix(index, buffers, length, tokens)
-            torch.mm(mixed, layer.w_out, out=hidden)
-            last = index + 1 == len(self._layers)
-            weight = self._frame.norm_f.weight if last else self._layers[index + 1].norm
-            keep = not last or on_block is not None
-            self.kernels.add_norm(hidden, residual, weight, hidden, eps, keep)
+                self._mix(index, buffers, length, tokens, only)
+            weight = self._frame.norm_f.weight if index == last else self._layers[index + 1].norm
+            if only >= 0:
+                self._last_token(buffers, layer.w_out, length, only)
+            else:
+                self._add(buffers.mixed[:tokens], layer.w_out, residual, weight, hidden)
             if on_block is not None:
-                on_block(index, residual.view(batch, length, dim))
-        return hidden.view(batch, length, dim)
+                on_block(index, residual.view(batch, length, self.config.dim))
+        return self._tokens(buffers, batch, length, only_cls=only_cls)
+
+    def _add(
+        self, mixed: Tensor, w_out: Tensor, residual: Tensor, weight: Tensor, hidden: Tensor
+    ) -> None:
+        """residual += mixed @ w_out, hidden = its norm; by whichever of two ways moves less."""
+        eps = self.config.eps
+        if self.dtype == torch.float32:
+            torch.addmm(residual, mixed, w_out, out=residual)
+            self.kernels.add_norm(None, residual, weight, hidden, eps)
+        elif self.config.dim <= _NARROW:
+            torch.ops.aten.addmm.dtype_out(residual, mixed, w_out, torch.float32, out=residual)
+            self.kernels.add_norm(None, residual, weight, hidden, eps)
+        else:
+            torch.mm(mixed, w_out, out=hidden)
+            self.kernels.add_norm(hidden, residual, weight, hidden, eps)
+
+    def _last_token(self, buffers: _Buffers, w_out: Tensor, length: int, only: int) -> None:
+        """The last block's end for one token an image."""
+        images = len(buffers.hidden) // length
+        stream = buffers.residual[: images * length].view(images, length, -1)[:, only]
+        mixed = buffers.mixed[only::length][:images]
+        stream = stream + torch.mm(mixed, w_out)
+        weight = self._frame.norm_f.weight
+        normed = F.rms_norm(stream, stream.shape[-1:], weight, self.config.eps)
+        buffers.hidden[only::length][:images].copy_(normed)
 
     def _embed(self, pixels: Tensor, buffers: _Buffers, length: int) -> None:
         """Patches, class token and position: the first residual stream and its norm."""
@@ -198,7 +283,8 @@ class FusedVim:
         patch = config.patch_size
         # the buffers of the blocks, not yet in use, where they are large enough
         flat = _view(buffers.xz, len(pixels) * rows * columns, 3 * patch * patch)
-        patches = _view(buffers.mixed, len(pixels) * rows * columns, config.dim)
+        spare = buffers.mixed if buffers.steps is None else buffers.steps
+        patches = _view(spare, len(pixels) * rows * columns, config.dim)
         self.kernels.patchify(pixels, flat, (rows, columns), patch, config.stride)
         torch.mm(flat, self._patch_weight, out=patches)
         weight = self._layers[0].norm if self._layers else self._frame.norm_f.weight
@@ -222,23 +308,22 @@ class FusedVim:
             self._starts[rows, columns] = start
         return start
 
-    def _mix(self, index: int, buffers: _Buffers, length: int, tokens: int) -> None:
+    def _mix(self, index: int, buffers: _Buffers, length: int, tokens: int, only: int) -> None:
         """xz -> mixed in float16 or bfloat16."""
-        layer = self._layers[index]
-        xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]
-        projected = buffers.projected[:tokens]
-        vectors = layer.vectors
-        self.kernels.xproj(xz, layer.x_proj, projected, length)
-        tensors = [xz, projected, layer.decay, layer.taps, vectors, layer.dt_proj, mixed]
-        tiles = self.scan_tiles or self._choose_scan(tokens // length)
-        self.kernels.scan(tiles, tensors, length)
+        layer, xz = self._layers[index], buffers.xz[:tokens]
+        bc, steps = buffers.bc, buffers.steps
+        assert steps is not None
+        weights = [layer.x_proj, layer.dt_proj, layer.dt_bias]
+        self.kernels.xproj([xz, *weights, bc, steps], length)
+        channels = self.scan_channels or self._choose_scan(tokens // length)
+        tensors = [xz, bc, steps, layer.decay, layer.taps, layer.vectors]
+        self.kernels.scan(channels, tensors, length, only)
 
     def _choose_scan(self, batch: int) -> int:
-        """Channels a warp / 16: many where there are many warps a scheduler."""
+        """Channels a warp: many where there are many warps a scheduler."""
         per_scheduler = batch * self.config.inner / 32 / (4 * self._multiprocessors)
-        if per_scheduler >= 2.5:
-            return 4
-        return 2 if per_scheduler >= 1 else 1
+        wanted = [(2.5, 64), (1.0, 32), (0.2, 16)]
+        return next((channels for least, channels in wanted if per_scheduler >= least), 8)
 
     def _mix_float(self, index: int, buffers: _Buffers, length: int, tokens: int) -> None:
         """xz -> mixed in float32: u and the step sizes go through memory, cuBLAS projects."""
@@ -247,13 +332,13 @@ class FusedVim:
         xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]
         assert buffers.u is not None
         assert buffers.delta is not None
-        u = buffers.u.view(-1)[: 2 * tokens * inner].view(2, tokens, inner)
-        delta = buffers.delta.view(-1)[: 2 * tokens * inner].view(2, tokens, inner)
-        projected = buffers.projected.view(-1)[: 2 * tokens * row].view(2, tokens, row)
+        u = buffers.u[: 2 * tokens * inner].view(2, tokens, inner)
+        delta = buffers.delta[: 2 * tokens * inner].view(2, tokens, inner)
+        projected = buffers.bc[: 2 * tokens * row].view(2, tokens, row)
         self.kernels.conv_silu(xz, layer.taps, layer.vectors, u, length)
         for side in range(2):
             torch.mm(u[side], layer.x_proj[side], out=projected[side])
-            steps, bias = projected[side, :, :rank], layer.vectors[side, :, 1]
+            steps, bias = projected[side, :, :rank], layer.dt_bias[side]
             torch.addmm(bias, steps, layer.dt_proj[side], out=delta[side])
         tensors = [xz, u, delta, projected, layer.decay, layer.vectors, mixed]
         self.kernels.scan_float(tensors, length)

@@ -18,8 +18,8 @@ from vim_embed.kernels.fused.build import cubin
 
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-PAIRS = 2
-_XPROJ_ROWS = 64
+# Rows of `xproj`: few are better spread over many blocks and warps.
+_FEW_ROWS, _MANY_ROWS = 2048, 16384
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,23 @@ class Shape:
         rank = self.padded_rank
         return {"DTYPE": DTYPES[self.dtype], "DIM": self.dim, "INNER": self.inner, "RP": rank}
 
-    @property
-    def splits(self) -> int:
-        """Warps of `xproj` that share the channels of the same rows."""
-        return 3 if self.padded_rank > 32 and self.inner % 96 == 0 else 2
-
-    def xproj_memory(self) -> int:
+    def xproj_memory(self, halves: int, splits: int) -> int:
         """Bytes of shared memory of one `xproj` block; mirrors `Stage` in vim.cu."""
-        stage = 2 * (64 * self.row + 512 + 128) + (_XPROJ_ROWS + 6) * 80
-        sums = 2 * _XPROJ_ROWS * (self.row + 2) * 4
-        return 128 + self.splits * max(3 * stage, sums)
+        rows = 32 * halves
+        stage = 2 * (64 * self.row + 512 + 128) + (rows + 6) * 80
+        sums = 2 * rows * (self.row + 2) * 4
+        ranks = 2 * rows * (16 * self.rank_tiles + 8) * 2
+        return 128 + max(splits * 3 * stage, splits * sums + ranks)
 
-    def scan_memory(self, tiles: int) -> int:
-        """Bytes of shared memory of one `scan` block; mirrors `Layout` in vim.cu."""
-        x_row, step_row = 32 * tiles + 16, 128 * tiles + 16
-        projected_row = 2 * self.row + (0 if self.row % 16 else 16)
-        warp = 40 * x_row + 16 * projected_row + 8 * step_row
-        weights = 512 * tiles + tiles * self.rank_tiles * 512
-        return 2 * weights + 8 * step_row + 2 * PAIRS * warp
+
+# Variants of the scan: channels of a warp, and steps that are fetched at once. Mirrors SCAN_KERNEL.
+SCANS = {64: 8, 32: 8, 16: 8, 8: 16}
+
+
+def scan_memory(channels: int) -> int:
+    """Bytes of shared memory of one `scan` block; mirrors `Walk` in vim.cu."""
+    tile, row = SCANS[channels], 2 * channels
+    return 2 * (3 * tile * (2 * row + 128) + 4 * tile * row)
 
 
 def padded_length(length: int) -> int:
@@ -112,30 +111,37 @@ class Kernels:
         self._launch("first_norm", (-(-rows // 8), 1), 256, 0, arguments)
 
     def add_norm(
-        self, hidden: Tensor, residual: Tensor, weight: Tensor, out: Tensor, e: float, keep: bool
+        self, hidden: Tensor | None, residual: Tensor, weight: Tensor, out: Tensor, e: float
     ) -> None:
-        """residual += hidden (kept in memory if `keep`), out = its norm; out may be hidden."""
+        """residual (B L, D) float32 += hidden (B L, D); out = its RMS norm; out may be hidden."""
         rows = residual.numel() // self.shape.dim
-        arguments = [hidden, residual, weight, out, rows, ctypes.c_float(e), int(keep)]
+        given = ctypes.c_void_p(0) if hidden is None else hidden
+        arguments = [given, residual, weight, out, rows, ctypes.c_float(e)]
         self._launch("add_norm", (-(-rows // 8), 1), 256, 0, arguments)
 
-    def xproj(self, xz: Tensor, weights: Tensor, dbc: Tensor, length: int) -> None:
-        """xz (B L, 2E), packed weights -> dbc (B L, 2, row)."""
+    def xproj(self, tensors: Sequence[Tensor], length: int) -> None:
+        """tensors: xz (B L, 2E), x_proj, dt_proj, dt_bias, bc (B L, 2, 32), steps (B L, 2, E)."""
         padded = padded_length(length)
-        total = xz.shape[0] // length * padded
-        grid = (-(-total // _XPROJ_ROWS), 1)
-        arguments = [xz, weights, dbc, length, padded, total]
-        self._launch("xproj", grid, 128 * self.shape.splits, self.shape.xproj_memory(), arguments)
+        total = tensors[0].shape[0] // length * padded
+        halves, splits = self._xproj_shape(total)
+        grid = (-(-total // (32 * halves)), 1)
+        memory = self.shape.xproj_memory(halves, splits)
+        name = f"xproj_{halves}{splits}"
+        self._launch(name, grid, 64 * halves * splits, memory, [*tensors, length, padded, total])
 
-    def scan(self, tiles: int, tensors: Sequence[Tensor], length: int) -> None:
-        """tensors: xz, dbc, decay, taps, vectors, dt_weight, out (B L, E).
+    def _xproj_shape(self, total: int) -> tuple[int, int]:
+        """A block's rows / 32 and the warps that share a row, for `total` padded rows."""
+        if total >= _MANY_ROWS:
+            return 2, 1
+        return (1, 4) if total <= _FEW_ROWS and self.shape.inner % 128 == 0 else (1, 2)
 
-        tiles: channels a warp / 16 (4, 2 or 1).
+    def scan(self, channels: int, tensors: Sequence[Tensor], length: int, only: int = -1) -> None:
+        """tensors: xz, bc, steps (steps[:, 0] becomes the result), decay, taps, vectors.
+
+        channels: of a warp, a key of SCANS. only: the one token whose result is needed.
         """
-        images = tensors[0].shape[0] // length
-        grid = (self.shape.inner // (16 * tiles), -(-images // PAIRS))
-        memory = self.shape.scan_memory(tiles)
-        self._launch(f"scan_{tiles}", grid, 64 * PAIRS, memory, [*tensors, length, images])
+        grid = (self.shape.inner // channels, tensors[0].shape[0] // length)
+        self._launch(f"scan_{channels}", grid, 64, scan_memory(channels), [*tensors, length, only])
 
     def conv_silu(self, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int) -> None:
         """float32: xz (B L, 2E) -> u (2, B L, E)."""
@@ -162,7 +168,7 @@ class Kernels:
                 values.append(argument)
                 types.append(ctypes.c_int)
             else:
-                values.append(argument.value)
+                values.append(argument.value or 0)
                 types.append(type(argument))
         stream = torch.cuda.current_stream(self.device).cuda_stream
         function = self._function(name, memory)

@@ -25,9 +25,9 @@ class PackedLayer:
     """One block. D model width, E inner width, R padded rank, ROW = R + 32.
 
     norm (D,) float32. w_in (D, 2E), w_out (E, D): for `rows @ weight`. decay (2, E, 16) float32:
-    A. taps (2, E, 4) float32. vectors (2, E, 4) float32: see `_vectors`.
+    A. taps (2, E, 4) float32. vectors (2, E, 2) float32: conv bias, D. dt_bias (2, E) float32.
     x_proj: (2, E / 32, bytes), for each 32 channels the weights in fragment order, taps and conv
-    bias; float32 (2, E, ROW). dt_proj: (2, E / 2, R / 16, 4, 2, 2, 2) in fragment order, float32
+    bias; float32 (2, E, ROW). dt_proj: (2, E / 32, R / 16, 2, 32, 8) in fragment order, float32
     (2, R, E).
     """
 
@@ -39,6 +39,7 @@ class PackedLayer:
     vectors: Tensor
     x_proj: Tensor
     dt_proj: Tensor
+    dt_bias: Tensor
 
 
 def pack_layer(block: Block, shape: Shape, device: torch.device) -> PackedLayer:
@@ -52,33 +53,20 @@ def pack_layer(block: Block, shape: Shape, device: torch.device) -> PackedLayer:
     bias, size, skip = (
         torch.stack([side[name] for side in sides]) for name in ("conv_bias", "dt_bias", "skip")
     )
-    vectors = _vectors(bias * conv, size * steps, skip, paired=half)
     x_proj = torch.stack([_padded_rows(side["x_proj"], shape, 1 / steps) for side in sides])
     dt_proj = torch.stack([side["dt_proj"] * steps for side in sides])
     packed = PackedLayer(
         norm=block.norm.weight.detach().float().contiguous(),
         w_in=_matrix(_gated(mixer.in_proj.weight.detach().float(), conv, shape), shape),
-        w_out=_matrix(mixer.out_proj.weight.detach().float() * 0.5, shape),
+        w_out=_cast(mixer.out_proj.weight.detach().float() * 0.5, shape).t(),
         decay=torch.stack([-torch.exp(side["A_log"]) for side in sides]).contiguous(),
         taps=taps.contiguous(),
-        vectors=vectors.contiguous(),
+        vectors=torch.stack([bias * conv, skip], dim=-1),
         x_proj=_x_chunks(x_proj, taps, bias * conv, shape) if half else _cast(x_proj.mT, shape),
         dt_proj=_cast(_dt_fragments(dt_proj, shape) if half else _dt_plain(dt_proj, shape), shape),
+        dt_bias=size * steps,
     )
     return PackedLayer(**{name: value.to(device) for name, value in vars(packed).items()})
-
-
-def _vectors(bias: Tensor, size: Tensor, skip: Tensor, *, paired: bool) -> Tensor:
-    """Each (2, E) to (2, E, 4).
-
-    A channel's row is (conv bias, step bias, D, 0); paired, two channels' rows are their step
-    biases, each twice (an accumulator's start), then (conv bias, D) of both.
-    """
-    if not paired:
-        return torch.stack([bias, size, skip, torch.zeros_like(skip)], dim=-1)
-    starts = size.repeat_interleave(2, dim=1).reshape(2, -1, 4)
-    others = torch.stack([bias, skip], dim=-1).reshape(2, -1, 4)
-    return torch.stack([starts, others], dim=2).reshape(2, -1, 4)
 
 
 def _side(mixer: BiMamba, suffix: str) -> dict[str, Tensor]:
@@ -125,14 +113,18 @@ def _x_fragments(weight: Tensor) -> Tensor:
 
 
 def _dt_fragments(weight: Tensor, shape: Shape) -> Tensor:
-    """(2, E, rank) to (2, E / 2, R / 16, 4, 2, 2, 2): A operands of a pair of channels.
+    """(2, E, rank) to (2, E / 32, R / 16, 2, 32, 8): B operands of a 32-channel chunk.
 
-    Lane q multiplies ranks 16k + 4q .. 16k + 4q + 3; ranks beyond the real ones are zero.
+    Column g of product n is channel 8 (g / 2) + 2n + g % 2; lane (g, q) multiplies ranks 2q, 2q+1,
+    2q + 8, 2q + 9 of each 16. Ranks beyond the real ones are zero.
     """
     two, inner, rank = weight.shape
     tiles = shape.rank_tiles
     padded = F.pad(weight, (0, 16 * tiles - rank))
-    return padded.reshape(two, inner // 2, 2, tiles, 4, 2, 2).permute(0, 1, 3, 4, 5, 2, 6)
+    split = padded.reshape(
+        two, inner // 32, 4, 2, 2, 2, tiles, 2, 4, 2
+    )  # c g/2 n/2 n%2 g%2 k h q r
+    return split.permute(0, 1, 6, 3, 2, 5, 8, 4, 7, 9).reshape(two, inner // 32, tiles, 2, 32, 8)
 
 
 def _dt_plain(weight: Tensor, shape: Shape) -> Tensor:

@@ -59,6 +59,15 @@ DEVICE float lg2(float x) {
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
     return d;
 }
+// log2(1 + 2^v), relative error below 6e-5: log2(1 + t) / t fitted on [0, 1]
+DEVICE float softplus2(float v) {
+    const float t = ex2(-fabsf(v));
+    float p = fmaf(t, 0.05965084f, -0.22711803f);
+    p = fmaf(t, p, 0.44189793f);
+    p = fmaf(t, p, -0.71698725f);
+    p = fmaf(t, p, 1.44261324f);
+    return fmaf(t, p, fmaxf(v, 0.0f));
+}
 DEVICE float tanh_fast(float x) {
     float d;
     asm("tanh.approx.f32 %0, %1;" : "=f"(d) : "f"(x));
@@ -66,15 +75,6 @@ DEVICE float tanh_fast(float x) {
 }
 // silu(2 a) for a halved argument: one special-function instruction
 DEVICE float silu_of_half(float a) { return fmaf(a, tanh_fast(a), a); }
-
-// 2^x for x <= 0 on the FMA pipe, relative error 1e-4, exact at 0
-DEVICE float ex2_poly(float x) {
-    x = fmaxf(x, -126.0f);
-    const float shifted = x + 12582912.0f;
-    const float f = x - (shifted - 12582912.0f);
-    const float p = fmaf(f, fmaf(f, fmaf(f, 0.05500896f, 0.24221101f), 0.69328293f), 1.0f);
-    return __int_as_float((__float_as_int(shifted) << 23) + __float_as_int(p));
-}
 
 // ---------------------------------------------------------------- memory
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -260,10 +260,11 @@ DEVICE void norm_row(float (*v)[VEC], const float* weight, T* out, float eps, in
     }
 }
 
-// residual (rows, D) += hidden (rows, D); out = its RMS norm. out may be hidden. One warp a row.
+// residual (rows, D) += hidden (rows, D) if there is one, out = its RMS norm; out may be hidden.
+// One warp a row.
 extern "C" __global__ void __launch_bounds__(256)
     add_norm(const T* hidden, float* __restrict__ residual, const float* __restrict__ weight,
-             T* out, int rows, float eps, int keep) {
+             T* out, int rows, float eps) {
     const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     const size_t base = (size_t)row * DIM;
@@ -271,12 +272,14 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
         const size_t at = base + (i * 32 + lane) * VEC;
-        float h[VEC];
-        load_row<VEC>(h, hidden + at);
         load_float<VEC>(v[i], residual + at);
+        if (hidden) {
+            float h[VEC];
+            load_row<VEC>(h, hidden + at);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) v[i][j] += h[j];
-        if (keep) store_float<VEC>(residual + at, v[i]);
+            for (int j = 0; j < VEC; j++) v[i][j] += h[j];
+            store_float<VEC>(residual + at, v[i]);
+        }
     }
     norm_row(v, weight, out + base, eps, lane);
 }
@@ -319,46 +322,49 @@ DEVICE void mma_k16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-DEVICE void mma_k8(float* c, u32 a0, u32 a1, u32 b0) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32." MMA_TYPE "." MMA_TYPE
-        ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(b0));
+DEVICE u32 pack_f16(float lo, float hi) {
+    u32 d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
 }
 
-// ---------------------------------------------------------------- conv + SiLU + x_proj
-// dbc (B L, 2, ROW) = x_proj(silu(conv(x))), both directions; u never reaches memory.
+// ---------------------------------------------------------------- conv + SiLU + x_proj + dt_proj
+// bc (B L, 2, 32) float32 and steps (B L, 2, E) float16 from x, both directions; u never reaches
+// memory. steps = log2(1 + 2^v), v = dt_proj.
 //
 // Time is padded to `padded` = L + 3 rounded up to 4 rows an image; the extra rows are zeros and
-// end one image's convolution and begin the next one's. A block owns 64 of these rows: warp
+// end one image's convolution and begin the next one's. A block owns 32 HALVES of these rows: warp
 // (direction, half of the rows, split) sums its share of the channels, 32 at a time; shared memory
 // adds the shares. Weights and x come through shared memory, two chunks ahead.
 // A thread holds 4 adjacent rows and channels 8q .. 8q+7: the order of the rows and columns of a
 // product is free as long as weights and outputs use the same one. The backward direction takes
 // its rows in falling order, so both are causal.
+// Then the same warp multiplies its 32 rows' step sizes with dt_proj for its share of channels.
 #define NT (ROW / 8)
-#define SPLITS (RP > 32 && INNER % 96 == 0 ? 3 : 2)
-#define CHUNKS (INNER / 32 / SPLITS)
-#define BLOCK_ROWS 64
-#define X_ROWS (BLOCK_ROWS + 6)
 #define SUM_ROW (ROW + 2)
+#define RANK_ROW (16 * KR + 8)
 
+template <int HALVES, int SPLITS>
 struct Stage {  // of one split, bytes
     static constexpr int taps = NT * 512, bias = taps + 512;  // weights come first
     static constexpr int direction = bias + 128;              // one bulk copy
-    static constexpr int x_row = 64 + 16;
-    static constexpr int x = 2 * direction, bytes = x + X_ROWS * x_row;
+    static constexpr int rows = 32 * HALVES, x_rows = rows + 6, x_row = 64 + 16;
+    static constexpr int x = 2 * direction, bytes = x + x_rows * x_row;
 };
 
 extern __shared__ __align__(1024) char memory[];
 
-extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
-    xproj(const u16* __restrict__ xz, const char* __restrict__ weights, u16* __restrict__ dbc,
-          int length, int padded, int total) {
+template <int HALVES, int SPLITS>
+DEVICE void xproj_body(const u16* __restrict__ xz, const char* __restrict__ weights,
+                       const uint4* __restrict__ dt_weight, const float* __restrict__ dt_bias,
+                       float* __restrict__ bc, u16* __restrict__ steps, int length, int padded,
+                       int total) {
+    using S = Stage<HALVES, SPLITS>;
+    constexpr int chunks = INNER / 32 / SPLITS, threads = 64 * HALVES * SPLITS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int direction = warp & 1, half = (warp >> 1) & 1, split = warp >> 2;
-    const int v0 = blockIdx.x * BLOCK_ROWS;
-    constexpr int stage_bytes = SPLITS * Stage::bytes;
+    const int direction = warp & 1, half = (warp >> 1) % HALVES, split = warp / (2 * HALVES);
+    const int v0 = blockIdx.x * S::rows;
+    constexpr int stage_bytes = SPLITS * S::bytes;
     const u32 barriers = shared_address(memory), stages = barriers + 128;
     if (threadIdx.x < 3)
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + threadIdx.x * 8)
@@ -371,30 +377,30 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
     bool valid[3];
 #pragma unroll
     for (int i = 0; i < 3; i++) {
-        const int v = v0 - 3 + x_row + 32 * i, image = v / padded, token = v - image * padded;
+        const int v = v0 - 3 + x_row + 16 * HALVES * i, image = v / padded;
+        const int token = v - image * padded;
         valid[i] = v >= 0 && v < total && token < length;
         const size_t row = valid[i] ? (size_t)image * length + token : 0;
         source[i] = xz + row * (2 * INNER) + x_chunk / 4 * (INNER / SPLITS) + x_chunk % 4 * 8;
     }
-    const u32 x_to = stages + x_chunk / 4 * Stage::bytes + Stage::x + x_row * Stage::x_row +
-                     x_chunk % 4 * 16;
+    const u32 x_to = stages + x_chunk / 4 * S::bytes + S::x + x_row * S::x_row + x_chunk % 4 * 16;
     auto fetch = [&](int chunk, int slot) {
-        if (chunk < CHUNKS) {
+        if (chunk < chunks) {
             const u32 stage = slot * stage_bytes;
 #pragma unroll
             for (int i = 0; i < 3; i++) {
-                if (i < 2 || x_row < X_ROWS - 64)
-                    copy16(x_to + stage + 32 * i * Stage::x_row, source[i], valid[i]);
+                if (i < 2 || x_row < S::x_rows - S::rows)
+                    copy16(x_to + stage + 16 * HALVES * i * S::x_row, source[i], valid[i]);
                 source[i] += 32;
             }
             if (threadIdx.x == 0) {
                 const u32 barrier = barriers + slot * 8;
-                expect_bytes(barrier, SPLITS * 2 * Stage::direction);
+                expect_bytes(barrier, SPLITS * 2 * S::direction);
 #pragma unroll
                 for (int i = 0; i < 2 * SPLITS; i++) {
-                    const int at = (i & 1) * (INNER / 32) + (i >> 1) * CHUNKS + chunk;
-                    bulk_copy(stages + stage + (i >> 1) * Stage::bytes + (i & 1) * Stage::direction,
-                              weights + (size_t)at * Stage::direction, Stage::direction, barrier);
+                    const int at = (i & 1) * (INNER / 32) + (i >> 1) * chunks + chunk;
+                    bulk_copy(stages + stage + (i >> 1) * S::bytes + (i & 1) * S::direction,
+                              weights + (size_t)at * S::direction, S::direction, barrier);
                 }
             }
         }
@@ -410,20 +416,20 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
     fetch(0, 0);
     fetch(1, 1);
     const int row0 = half * 32 + (direction ? 37 - 4 * g : 4 * g);
-    const int pitch = direction ? -Stage::x_row : Stage::x_row;
-    const u32 own = stages + split * Stage::bytes;
+    const int pitch = direction ? -S::x_row : S::x_row;
+    const u32 own = stages + split * S::bytes;
     int slot = 0, phase = 0;
 #pragma unroll 1
-    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+    for (int chunk = 0; chunk < chunks; chunk++) {
         wait_copies<1>();
         wait_barrier(barriers + slot * 8, phase);
         __syncthreads();
         fetch(chunk + 2, slot == 0 ? 2 : slot - 1);
-        const u32 stage = own + slot * stage_bytes, mine = stage + direction * Stage::direction;
-        const u32 x_at = stage + Stage::x + row0 * Stage::x_row + q * 16;
+        const u32 stage = own + slot * stage_bytes, mine = stage + direction * S::direction;
+        const u32 x_at = stage + S::x + row0 * S::x_row + q * 16;
         const u32 w_at = mine + lane * 8;
-        const u32 taps_at = mine + Stage::taps + q * 16;
-        const u32 bias_at = mine + Stage::bias + q * 32;
+        const u32 taps_at = mine + S::taps + q * 16;
+        const u32 bias_at = mine + S::bias + q * 32;
         u32 x[7][4];
 #pragma unroll
         for (int r = 0; r < 7; r++) load_shared<16>(x[r], x_at + pitch * r);
@@ -463,7 +469,8 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
     }
     wait_copies<0>();
     __syncthreads();  // the stages become the partial sums: (split, direction, row, ROW)
-    float* sums = (float*)memory + ((split * 2 + direction) * BLOCK_ROWS + half * 32) * SUM_ROW;
+    float* const all = (float*)memory;
+    float* sums = all + ((split * 2 + direction) * S::rows + half * 32) * SUM_ROW;
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -475,333 +482,381 @@ extern "C" __global__ void __launch_bounds__(128 * SPLITS, SPLITS == 2 ? 2 : 1)
                     make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
             }
     __syncthreads();
-    for (int i = threadIdx.x; i < BLOCK_ROWS * ROW; i += 128 * SPLITS) {
-        const int pair = i % (ROW / 2), d = i / (ROW / 2) % 2, r = i / ROW;
-        const int v = v0 + r, image = v / padded, token = v - image * padded;
-        if (v >= total || token >= length) continue;
+    u16* const ranks = (u16*)(all + SPLITS * 2 * S::rows * SUM_ROW);  // (direction, row, RANK_ROW)
+    for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
+        const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
         float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
         for (int s = 0; s < SPLITS; s++) {
-            const float2 part = *(const float2*)((const float*)memory +
-                                                 ((s * 2 + d) * BLOCK_ROWS + r) * SUM_ROW + pair * 2);
+            const float2 part = *(const float2*)(all + ((s * 2 + d) * S::rows + r) * SUM_ROW + pair);
             sum.x += part.x, sum.y += part.y;
         }
-        const size_t row = (size_t)image * length + token;
-        *(u32*)(dbc + (row * 2 + d) * ROW + pair * 2) = pack(sum.x, sum.y);
-    }
-}
-
-// ---------------------------------------------------------------- scan
-// out (B, L, E) = (y_forward + y_backward) * silu(z), from x and z in xz (B, L, 2E) and dbc.
-//
-// A block is 16 MT channels of PAIRS images, two warps an image: one walks forward, one
-// backward. Each leaves its y of the first half of its walk in `out`; they meet at one barrier;
-// in the second half each reads the other's y, adds, gates and writes.
-//
-// A tile is 8 steps in walking order. Thread (g, q) owns channels g 2MT .. and prepares steps 2q
-// and 2q + 1 of the tile (step size, conv, u, D u, gate): just the layout of an A fragment with
-// k = step and of a C fragment with columns = step. In a step it holds states 2q, 2q+1, 2q+8,
-// 2q+9 of its channels: a C fragment with columns = state. So, on the tensor cores:
-//   step sizes  v (channel x step) = W (channel x rank) dt (rank x step)
-//   h (channel x state) += s u (channel x step) B (step x state), B masked to the current step
-//   y (channel x step) += h (channel x state) C (state x step), C masked to the current step
-// POLY of every 8 exponentials run on the FMA pipe, the rest on the special-function unit.
-// The exponents come from the tensor cores too: s A (channel x state) = diag(s) (channel x channel)
-// A (channel x state), in float16 (2^-11 of a time constant).
-#define PAIRS 2  // images a block, to share the weights
-
-// barrier of a forward and a backward warp
-DEVICE void meet(int pair) {
-    if (pair == 0)
-        asm volatile("bar.sync 1, 64;" ::: "memory");
-    else
-        asm volatile("bar.sync 2, 64;" ::: "memory");
-}
-DEVICE u32 pack_f16(float lo, float hi) {
-    u32 d;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
-    return d;
-}
-// d = a b
-DEVICE void mma_f16(float* d, const u32* a, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
-}
-
-template <int MT>
-struct Layout {  // of shared memory, in bytes: weights of both directions, zeros, a region a warp
-    static constexpr int channels = 16 * MT, mine = 2 * MT, row = channels * 2;
-    static constexpr int vectors = channels * 16, dt = vectors + channels * 16;
-    static constexpr int weights = dt + MT * KR * 512;  // taps come first
-    static constexpr int x_row = row + 16;              // of x, z and y
-    static constexpr int projected_row = ROW % 16 ? ROW * 2 : ROW * 2 + 16;
-    static constexpr int step_row = MT * 128 + 16;
-    static constexpr int x = 0, projected = x + 24 * x_row;  // x: last, this and next tile
-    static constexpr int steps = projected + 16 * projected_row, gate = steps + 8 * step_row;
-    static constexpr int other = gate + 8 * x_row, warp = other + 8 * x_row;
-    static constexpr int zeros = 8 * step_row;
-};
-
-// taps and vectors as (channel of a thread, g), dt_weight as (pair, k, g, q): no bank conflicts
-template <int MT>
-DEVICE void load_weights(u32 to, const uint4* taps, const uint4* vectors, const uint4* dt_weight,
-                         int index, int threads) {
-    using S = Layout<MT>;
-    for (int i = index; i < S::channels; i += threads) {
-        const int from = (i % 8) * S::mine + i / 8;
-        copy16(to + i * 16, taps + from, true);
-        copy16(to + S::vectors + i * 16, vectors + from, true);
-    }
-    for (int i = index; i < MT * KR * 32; i += threads) {
-        const int q = i % 4, g = i / 4 % 8, k = i / 32 % KR, pair = i / (32 * KR);
-        copy16(to + S::dt + i * 16, dt_weight + ((g * MT + pair) * KR + k) * 4 + q, true);
-    }
-}
-
-template <int MT, int POLY, int UNROLL>
-DEVICE void scan_body(const u16* __restrict__ xz, const u16* __restrict__ dbc,
-                      const float* __restrict__ decay, const float4* __restrict__ taps,
-                      const float4* __restrict__ vectors, const uint4* __restrict__ dt_weight,
-                      u16* out, int length, int batch) {
-    using S = Layout<MT>;
-    constexpr int mine = S::mine;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int direction = warp & 1;
-    const int c0 = blockIdx.x * S::channels;
-    const u32 weights = shared_address(memory) + direction * S::weights;
-    const u32 zeros = shared_address(memory) + 2 * S::weights;
-    const u32 base = zeros + S::zeros + warp * S::warp;
-    const u32 nothing[4] = {0, 0, 0, 0};
-    {
-        const int first = direction * INNER + c0;
-        load_weights<MT>(weights, (const uint4*)taps + first, (const uint4*)vectors + first,
-                         dt_weight + first / 2 * KR * 4, (warp >> 1) * 32 + lane, 32 * PAIRS);
-        commit();
-        for (int i = threadIdx.x; i < S::zeros / 16; i += 64 * PAIRS)
-            store_shared<16>(zeros + i * 16, nothing);
-        wait_copies<0>();
-        __syncthreads();
-    }
-    const int image = blockIdx.y * PAIRS + (warp >> 1);
-    if (image >= batch) return;
-    const int tiles = (length + 7) / 8, last = 8 * tiles - 1;
-    const int first = direction ? tiles / 2 : tiles - tiles / 2;  // tiles of the first half
-    const int sign = direction ? -1 : 1;
-    xz += (size_t)image * length * (2 * INNER) + c0;
-    dbc += ((size_t)image * length * 2 + direction) * ROW;
-    out += (size_t)image * length * INNER + c0;
-
-    u32 A[MT][4];  // B fragments: channels 2q, 2q + 1 (and those of r = 1), states g, g + 8
-    float h[MT][8];
-#pragma unroll
-    for (int i = 0; i < MT; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int c = direction * INNER + c0 + 2 * q * mine + 2 * i + (j & 1);
-            const int n = (j >> 1) * 8 + g;
-            A[i][j] = pack_f16(decay[(size_t)c * 16 + n], decay[(size_t)(c + mine) * 16 + n]);
-            h[i][2 * j] = h[i][2 * j + 1] = 0.0f;
+        if (pair < RP) {
+            *(u32*)(ranks + (d * S::rows + r) * RANK_ROW + pair) = pack(sum.x, sum.y);
+            continue;
         }
-
-    // 16-byte copies: lane takes column lane % chunks of rows lane / chunks, ... of x, z and y
-    constexpr int chunks = S::row / 16, copies = (8 * chunks + 31) / 32;
-    constexpr int projected_copies = (ROW + 31) / 32;
-    const int copy_row = lane / chunks, copy_column = lane % chunks;
-    const bool copies_x = 8 * chunks >= 32 || lane < 8 * chunks;
-    const u32 x_to = base + copy_row * S::x_row + copy_column * 16;
-    xz += copy_column * 8;
-    const u16* const other_y = out + copy_column * 8;
-    auto start_of = [&](int tile) { return direction ? last - 8 * tile : 8 * tile; };
-    auto fetch = [&](int tile, int slot) {
-        if (tile < tiles) {
-            const int start = start_of(tile);
-            const u32 x = x_to + S::x + slot * (8 * S::x_row);
-#pragma unroll
-            for (int i = 0; i < copies; i++) {
-                const int token = start + sign * (copy_row + 32 / chunks * i);
-                if (copies_x)
-                    copy16(x + 32 / chunks * i * S::x_row, xz + (size_t)token * (2 * INNER),
-                           token < length);
-            }
-            const u32 projected = base + S::projected + (tile & 1) * (8 * S::projected_row);
-#pragma unroll
-            for (int i = 0; i < projected_copies; i++) {
-                const int index = lane + 32 * i, row = index / (ROW / 8);
-                const int column = index % (ROW / 8), token = start + sign * row;
-                if (index < ROW)
-                    copy16(projected + row * S::projected_row + column * 16,
-                           dbc + (size_t)token * (2 * ROW) + column * 8, token < length);
-            }
+        const int v = v0 + r, image = v / padded, token = v - image * padded;
+        if (v < total && token < length) {
+            const size_t row = (size_t)image * length + token;
+            *(float2*)(bc + (row * 2 + d) * 32 + pair - RP) = sum;
         }
-        commit();
+    }
+    if (RP % 16)  // the last 8 ranks of the last k tile
+        for (int i = threadIdx.x; i < S::rows * 2 * 4; i += threads)
+            *(u32*)(ranks + i / 4 * RANK_ROW + RP + i % 4 * 2) = 0;
+    __syncthreads();
+
+    // rows 16 m + g, 16 m + g + 8 of this warp's 32; channels 8q .. 8q + 7 of each chunk
+    u32 a[2][KR][4];
+    u16* to[2][2];
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int r = half * 32 + 16 * m + 8 * h + g;
+            const u16* from = ranks + (direction * S::rows + r) * RANK_ROW + 2 * q;
+#pragma unroll
+            for (int k = 0; k < KR; k++) {
+                a[m][k][h] = *(const u32*)(from + 16 * k);
+                a[m][k][2 + h] = *(const u32*)(from + 16 * k + 8);
+            }
+            const int v = v0 + r, image = v / padded, token = v - image * padded;
+            const size_t row = (size_t)image * length + token;
+            const size_t at = (row * 2 + direction) * INNER + split * (chunks * 32) + q * 8;
+            to[m][h] = v < total && token < length ? steps + at : nullptr;
+        }
+    const int first = direction * (INNER / 32) + split * chunks;
+    const uint4* from = dt_weight + (size_t)first * KR * 64 + lane;
+    const float* bias_from = dt_bias + first * 32 + q * 8;
+    uint4 next[KR][2];
+    auto load = [&](int chunk) {
+        if (chunk < chunks)
+#pragma unroll
+            for (int k = 0; k < KR; k++)
+#pragma unroll
+                for (int j = 0; j < 2; j++) next[k][j] = from[(chunk * KR + k) * 64 + j * 32];
     };
-    auto fetch_gate = [&](int tile) {  // z and the other direction's y
-        const int start = start_of(tile);
-#pragma unroll
-        for (int i = 0; i < copies; i++) {
-            const int token = start + sign * (copy_row + 32 / chunks * i);
-            const u32 to = x_to + S::gate + 32 / chunks * i * S::x_row;
-            if (copies_x) {
-                copy16(to, xz + (size_t)token * (2 * INNER) + INNER, token < length);
-                copy16(to + S::other - S::gate, other_y + (size_t)token * INNER, token < length);
-            }
-        }
-    };
-
-    // the rows before the first step are zeros
-    for (int i = lane; i < 8 * S::x_row / 16; i += 32)
-        store_shared<16>(base + S::x + 16 * S::x_row + i * 16, nothing);
-    fetch(0, 0);
-    const bool diagonal = (g >> 1) == q;
-    const u32 diagonal_mask = g & 1 ? 0xffff0000u : 0x0000ffffu;
-    const u32 step_at = diagonal ? base + S::steps + g * 16 : zeros;
-
-    int slot = 0;
+    load(0);
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
-        if (tile == first) meet(warp >> 1);
-        __syncwarp();
-        const int next_slot = slot == 2 ? 0 : slot + 1;
-        if (tile >= first) fetch_gate(tile);
-        commit();
-        fetch(tile + 1, next_slot);
-        wait_copies<2>();
-        __syncwarp();
-
-        // ---- prepare: step sizes, u, s u, D u for my channels and steps 2q, 2q + 1
-        float y[MT][4];
-        u32 su[MT][2], B[2], C[2];
-        {
-            u32 dt[KR][2];
-            const u32 projected = base + S::projected + (tile & 1) * (8 * S::projected_row);
-            const u32 mine_row = projected + g * S::projected_row + q * 4;
+    for (int chunk = 0; chunk < chunks; chunk++) {
+        uint4 w[KR][2];
 #pragma unroll
-            for (int k = 0; k < KR; k++) load_shared<8>(dt[k], mine_row + k * 32 + q * 4);
-            load_shared<4>(&C[0], mine_row + (RP + 16) * 2);
-            load_shared<4>(&C[1], mine_row + (RP + 24) * 2);
-            asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                         : "=r"(B[0]), "=r"(B[1])
-                         : "r"(projected + (lane & 7) * S::projected_row + RP * 2 +
-                               ((lane >> 3) & 1) * 16));
-            u32 x[5][MT];
+        for (int k = 0; k < KR; k++) w[k][0] = next[k][0], w[k][1] = next[k][1];
+        load(chunk + 1);
+        float b[8];
+        load_float<4>(b, bias_from + chunk * 32);
+        load_float<4>(b + 4, bias_from + chunk * 32 + 4);
 #pragma unroll
-            for (int j = 0; j < 5; j++) {
-                int row = slot * 8 + 2 * q + j - 3;
-                if (j < 3 && row < 0) row += 24;
-                load_shared<4 * MT>(x[j], base + S::x + row * S::x_row + g * (mine * 2));
-            }
+        for (int m = 0; m < 2; m++) {
+            u32 packed[2][4];
 #pragma unroll
-            for (int i = 0; i < MT; i++) {
-                float v[4], vec[2][2];  // step size; conv bias and D of two channels
-                load_shared<16>((u32*)v, weights + S::vectors + (2 * i * 8 + g) * 16);
-                load_shared<16>((u32*)vec, weights + S::vectors + ((2 * i + 1) * 8 + g) * 16);
-                u32 s[2][2];
+            for (int n = 0; n < 4; n++) {
+                float v[4] = {b[2 * n], b[2 * n + 1], b[2 * n], b[2 * n + 1]};
 #pragma unroll
                 for (int k = 0; k < KR; k++) {
-                    u32 w[4];
-                    load_shared<16>(w, weights + S::dt + ((i * KR + k) * 32 + lane) * 16);
-                    mma_k16(v, w[0], w[1], w[2], w[3], dt[k][0], dt[k][1]);
+                    const uint4 f = w[k][n >> 1];
+                    mma_k16(v, a[m][k][0], a[m][k][1], a[m][k][2], a[m][k][3], n & 1 ? f.z : f.x,
+                            n & 1 ? f.w : f.y);
                 }
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    float k[4];
-                    load_shared<16>((u32*)k, weights + ((2 * i + r) * 8 + g) * 16);
-                    float f[5], u[2], size[2];
-#pragma unroll
-                    for (int j = 0; j < 5; j++) f[j] = r ? high(x[j][i]) : low(x[j][i]);
-#pragma unroll
-                    for (int j = 0; j < 2; j++) {
-                        float a = fmaf(k[0], f[j], vec[r][0]);
-                        a = fmaf(k[1], f[j + 1], a);
-                        a = fmaf(k[2], f[j + 2], a);
-                        a = fmaf(k[3], f[j + 3], a);
-                        u[j] = silu_of_half(a);
-                        size[j] = lg2(1.0f + ex2(fminf(v[2 * r + j], 126.0f)));
-                        s[j][r] = pack_f16(size[j], size[j]) & diagonal_mask;
-                        y[i][2 * r + j] = vec[r][1] * u[j];
-                    }
-                    su[i][r] = pack(size[0] * u[0], size[1] * u[1]);
-                }
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    const u32 quad[4] = {s[j][0], 0, 0, s[j][1]};
-                    store_shared<16>(
-                        base + S::steps + (2 * q + j) * S::step_row + i * 128 + g * 16, quad);
-                }
+                for (int j = 0; j < 4; j++) v[j] = softplus2(v[j]);
+                packed[0][n] = pack_f16(v[0], v[1]);
+                packed[1][n] = pack_f16(v[2], v[3]);
             }
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                if (to[m][h]) store_global<16>(to[m][h] + chunk * 32, packed[h]);
         }
-        __syncwarp();
-
-        // ---- walk the 8 steps
-#pragma unroll UNROLL
-        for (int pair = 0; pair < 4; pair++) {
-#pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                const u32 row = step_at + (2 * pair + odd) * S::step_row;
-                const u32 half_mask = odd ? 0xffff0000u : 0x0000ffffu;
-                const u32 b0 = q == pair ? B[0] & half_mask : 0u;
-                const u32 b1 = q == pair ? B[1] & half_mask : 0u;
-                const u32 k0 = g == 2 * pair + odd ? C[0] : 0u;
-                const u32 k1 = g == 2 * pair + odd ? C[1] : 0u;
-#pragma unroll
-                for (int i = 0; i < MT; i++) {
-                    u32 s[4];
-                    float e[8];
-                    load_shared<16>(s, row + i * 128);
-                    mma_f16(e, s, A[i][0], A[i][1]);
-                    mma_f16(e + 4, s, A[i][2], A[i][3]);
-#pragma unroll
-                    for (int j = 0; j < 8; j++)
-                        h[i][j] *= j >= 8 - POLY ? ex2_poly(e[j]) : ex2(e[j]);
-                    mma_k8(&h[i][0], su[i][0], su[i][1], b0);
-                    mma_k8(&h[i][4], su[i][0], su[i][1], b1);
-                    mma_k16(y[i], pack(h[i][0], h[i][1]), pack(h[i][2], h[i][3]),
-                            pack(h[i][4], h[i][5]), pack(h[i][6], h[i][7]), k0, k1);
-                }
-            }
-        }
-
-        // ---- finish steps 2q, 2q + 1: first half y alone, second half the gated sum
-        const bool second = tile >= first;
-        wait_copies<1>();
-        __syncwarp();
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const int step = 2 * q + j, token = start_of(tile) + sign * step;
-            u32 result[MT];
-            if (second) {
-                u32 z[MT], p[MT];
-                const u32 at = base + step * S::x_row + g * (mine * 2);
-                load_shared<4 * MT>(z, at + S::gate);
-                load_shared<4 * MT>(p, at + S::other);
-#pragma unroll
-                for (int i = 0; i < MT; i++)
-                    result[i] = pack((y[i][j] + low(p[i])) * silu_of_half(low(z[i])),
-                                     (y[i][2 + j] + high(p[i])) * silu_of_half(high(z[i])));
-            } else {
-#pragma unroll
-                for (int i = 0; i < MT; i++) result[i] = pack(y[i][j], y[i][2 + j]);
-            }
-            if (token < length)
-                store_global<4 * MT>(out + (size_t)token * INNER + g * mine, result);
-        }
-        slot = next_slot;
     }
-    if (first == tiles) meet(warp >> 1);
 }
 
-#define SCAN_KERNEL(NAME, MT, POLY, BLOCKS, UNROLL)                                               \
-    extern "C" __global__ void __launch_bounds__(64 * PAIRS, BLOCKS)                              \
-        NAME(const u16* xz, const u16* dbc, const float* decay, const float4* taps,               \
-             const float4* vectors, const uint4* dt_weight, u16* out, int length, int batch) {    \
-        scan_body<MT, POLY, UNROLL>(xz, dbc, decay, taps, vectors, dt_weight, out, length,        \
-                                    batch);                                                       \
+#define XPROJ_KERNEL(NAME, HALVES, SPLITS, BLOCKS)                                                \
+    extern "C" __global__ void __launch_bounds__(64 * HALVES * SPLITS, BLOCKS)                    \
+        NAME(const u16* xz, const char* weights, const uint4* dt_weight, const float* dt_bias,    \
+             float* bc, u16* steps, int length, int padded, int total) {                          \
+        xproj_body<HALVES, SPLITS>(xz, weights, dt_weight, dt_bias, bc, steps, length, padded,    \
+                                   total);                                                        \
     }
-SCAN_KERNEL(scan_4, 4, 1, 3, 1)
-SCAN_KERNEL(scan_2, 2, 1, 5, 2)
-SCAN_KERNEL(scan_1, 1, 0, 4, 4)
+XPROJ_KERNEL(xproj_21, 2, 1, 4)
+XPROJ_KERNEL(xproj_12, 1, 2, 3)
+#if INNER % 128 == 0
+XPROJ_KERNEL(xproj_14, 1, 4, 1)
+#endif
+
+// ---------------------------------------------------------------- scan
+// (y_forward + y_backward) * silu(z) from x and z in xz (B L, 2E), steps (B L, 2, E) and bc
+// (B L, 2, 32) float32; the result replaces steps[:, 0]. Where `only` is no -1, only that token is
+// needed: each walk ends with it.
+//
+// A block is two warps on the same channels of one image: one walks forward, one backward. Each
+// leaves its y of the first half of its walk in place of its own step sizes, which it no longer
+// needs; they meet at one barrier; in the second half each reads the other's y, adds, gates and
+// writes.
+//
+// A thread holds 16 / SPLIT states of CH channels in registers. A state's step is
+//   h = 2^(s A) h + (s u) B, y += h C
+// with s in log2 units: four instructions on the FMA pipe and one on the special-function unit,
+// which takes eight issue slots and is the limit. To keep it busy the exponentials of the next
+// four states are issued while four are updated, across the steps. x, s, B and C arrive in shared
+// memory TILE steps at a time, two tiles ahead.
+struct Yes {
+    static constexpr bool value = true;
+};
+struct No {
+    static constexpr bool value = false;
+};
+
+DEVICE float low_f16(u32 v) {
+    float d;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(d) : "r"(v));
+    return d;
+}
+DEVICE float high_f16(u32 v) {
+    float d;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(d) : "r"(v));
+    return d;
+}
+// the CH 16-bit elements of a thread
+template <int CH>
+DEVICE u32 load_pair(u32 a) {
+    u32 v;
+    if constexpr (CH == 2)
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a));
+    else
+        asm volatile("{.reg .b16 h; ld.shared.b16 h, [%1]; mov.b32 %0, {h, h};}" : "=r"(v) : "r"(a));
+    return v;
+}
+
+// A warp's walk over an image: its channels, and the tiles' way into its shared memory.
+template <int CHANNELS, int TILE>
+struct Walk {
+    // bytes: three tiles of x, s, B and C; two of z and the other direction's y
+    static constexpr int row = 2 * CHANNELS, s = TILE * row, bc = 2 * TILE * row;
+    static constexpr int data_size = bc + TILE * 128, gates = 3 * data_size, other = TILE * row;
+    static constexpr int gate_size = 2 * TILE * row, warp_size = gates + 2 * gate_size;
+    static constexpr int chunks = row / 16, copies = (TILE * chunks + 31) / 32;
+    static constexpr bool all_lanes = TILE * chunks >= 32;
+
+    int length, direction, lane, c0, sign, tiles, last, first, enough, slot;
+    const u16* xz;
+    const float* projected;
+    u16* steps;
+    u32 base;
+
+    DEVICE Walk(const u16* all_xz, const float* all_bc, u16* all_steps, int L, int only) {
+        length = L, direction = threadIdx.x / 32, lane = threadIdx.x % 32, slot = 0;
+        c0 = blockIdx.x * CHANNELS, base = shared_address(memory) + direction * warp_size;
+        sign = direction ? -1 : 1, tiles = (length + TILE - 1) / TILE, last = TILE * tiles - 1;
+        first = direction ? tiles / 2 : tiles - tiles / 2;  // tiles of the first half
+        enough = only < 0 ? tiles : (direction ? last - only : only) / TILE + 1;
+        const size_t image = (size_t)blockIdx.y * length;
+        xz = all_xz + image * (2 * INNER) + c0;
+        projected = all_bc + (image * 2 + direction) * 32;
+        steps = all_steps + image * (2 * INNER) + c0;
+        fetch(0, 0);
+        commit();
+        fetch(1, 1);
+        commit();
+    }
+    DEVICE int start_of(int tile) const { return direction ? last - TILE * tile : TILE * tile; }
+    DEVICE int end_of(int tile) const {
+        return direction ? TILE : min(TILE, length - TILE * tile);
+    }
+    DEVICE int skipped() const { return direction ? last + 1 - length : 0; }  // before any token
+    DEVICE u32 data(int ahead) const {
+        const int to = slot + ahead;
+        return base + (to >= 3 ? to - 3 : to) * data_size;
+    }
+    DEVICE u32 gate(int tile) const { return base + gates + (tile & 1) * gate_size; }
+
+    DEVICE void fetch(int tile, int ahead) const {
+        if (tile >= tiles) return;
+        const int start = start_of(tile);
+        const u32 to = data(ahead);
+#pragma unroll
+        for (int i = 0; i < copies; i++) {
+            const int index = lane + 32 * i, token = start + sign * (index / chunks);
+            const bool valid = token < length;
+            const size_t from = (size_t)(valid ? token : 0) * (2 * INNER) + index % chunks * 8;
+            if (all_lanes || index < TILE * chunks) {
+                copy16(to + index * 16, xz + from, valid);
+                copy16(to + s + index * 16, steps + direction * INNER + from, valid);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < TILE / 4; i++) {
+            const int index = lane + 32 * i, token = start + sign * (index / 8);
+            const bool valid = token < length;
+            copy16(to + bc + index * 16, projected + (valid ? token : 0) * 64 + index % 8 * 4, valid);
+        }
+    }
+    DEVICE void fetch_gate(int tile) const {  // z and the other direction's y
+        if (tile >= tiles) return;
+        const int start = start_of(tile);
+        const u32 to = gate(tile);
+#pragma unroll
+        for (int i = 0; i < copies; i++) {
+            const int index = lane + 32 * i, token = start + sign * (index / chunks);
+            const bool valid = token < length;
+            const size_t from = (size_t)(valid ? token : 0) * (2 * INNER) + index % chunks * 8;
+            if (all_lanes || index < TILE * chunks) {
+                copy16(to + index * 16, xz + from + INNER, valid);
+                copy16(to + other + index * 16, steps + (1 - direction) * INNER + from, valid);
+            }
+        }
+    }
+    DEVICE void turn(int tile) const {  // at a tile's start: the next is there, its next on the way
+        __syncwarp();
+        fetch(tile + 2, 2);
+        if (tile >= first) fetch_gate(tile + 1);
+        commit();
+        wait_copies<1>();
+        __syncwarp();
+    }
+    template <class Steps>
+    DEVICE void run(Steps& steps_of) {
+#pragma unroll 1
+        for (int tile = 0; tile < first; tile++) {
+            turn(tile);
+            steps_of(tile, No());
+            slot = slot == 2 ? 0 : slot + 1;
+        }
+        __syncthreads();
+        fetch_gate(first);
+        commit();
+#pragma unroll 1
+        for (int tile = first; tile < enough; tile++) {
+            turn(tile);
+            steps_of(tile, Yes());
+            slot = slot == 2 ? 0 : slot + 1;
+        }
+    }
+};
+
+template <int CH, int SPLIT, int TILE, int UNROLL>
+DEVICE void scan_body(const u16* xz, const float* bc, u16* steps, const float* __restrict__ decay,
+                      const float4* __restrict__ taps, const float2* __restrict__ vectors,
+                      int length, int only) {
+    constexpr int N = 16 / SPLIT, GROUPS = N / 4;
+    using W = Walk<32 * CH / SPLIT, TILE>;
+    W walk(xz, bc, steps, length, only);
+    const int place = walk.lane / SPLIT * CH, part = walk.lane % SPLIT;  // channels and states
+    float A[CH][N], h[CH][N], k[CH][4], bias[CH], skip[CH], tail[CH][3];
+#pragma unroll
+    for (int i = 0; i < CH; i++) {
+        const int at = walk.direction * INNER + walk.c0 + place + i;
+#pragma unroll
+        for (int j = 0; j < GROUPS; j++)
+            load_float<4>(&A[i][4 * j], decay + (size_t)at * 16 + part * N + 4 * j);
+#pragma unroll
+        for (int j = 0; j < N; j++) h[i][j] = 0.0f;
+        const float4 t = taps[at];
+        k[i][0] = t.x, k[i][1] = t.y, k[i][2] = t.z, k[i][3] = t.w;
+        bias[i] = vectors[at].x, skip[i] = vectors[at].y;
+        tail[i][0] = tail[i][1] = tail[i][2] = bias[i];
+    }
+    wait_copies<1>();
+    __syncwarp();
+
+    // carried from step to step: the step's x and s, and the first four exponentials
+    u32 x = 0;
+    float s[CH], e[CH][4];
+    auto load_step = [&](u32 at, u32& x_to, float* s_to) {
+        x_to = load_pair<CH>(at + place * 2);
+        const u32 v = load_pair<CH>(at + W::s + place * 2);
+        s_to[0] = low_f16(v);
+        if (CH == 2) s_to[CH - 1] = high_f16(v);
+    };
+    auto exponentials = [&](float (*to)[4], const float* size, int group) {
+#pragma unroll
+        for (int i = 0; i < CH; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) to[i][j] = ex2(size[i] * A[i][4 * group + j]);
+    };
+    const int skipped = walk.skipped() / UNROLL * UNROLL;
+    load_step(walk.data(0) + skipped * W::row, x, s);
+    exponentials(e, s, 0);
+
+    auto steps_of = [&](int tile, auto second) {
+        constexpr bool gated = decltype(second)::value;
+        const int start = walk.start_of(tile), end = walk.end_of(tile);
+        const u32 data = walk.data(0), next_data = walk.data(1), gate = walk.gate(tile) + place * 2;
+        const int begin = tile == 0 ? skipped : 0, side = gated ? 0 : walk.direction;
+        u16* to = walk.steps + side * INNER + place +
+                  (ptrdiff_t)(start + walk.sign * begin) * (2 * INNER);
+#pragma unroll 1
+        for (int row = begin; row < end; row += UNROLL) {
+#pragma unroll
+            for (int r = 0; r < UNROLL; r++) {
+                const u32 at = data + (row + r) * W::row, bc_at = data + W::bc + (row + r) * 128;
+                u32 next_x;
+                float next_s[CH], u[CH], su[CH], y[CH], f[CH];
+                const u32 next_at = r + 1 < UNROLL || row + UNROLL < TILE ? at + W::row : next_data;
+                load_step(next_at, next_x, next_s);
+                f[0] = low(x);
+                if (CH == 2) f[CH - 1] = high(x);
+#pragma unroll
+                for (int i = 0; i < CH; i++) {
+                    const float a = fmaf(k[i][3], f[i], tail[i][0]);
+                    tail[i][0] = fmaf(k[i][2], f[i], tail[i][1]);
+                    tail[i][1] = fmaf(k[i][1], f[i], tail[i][2]);
+                    tail[i][2] = fmaf(k[i][0], f[i], bias[i]);
+                    u[i] = silu_of_half(a);
+                    su[i] = s[i] * u[i];
+                    y[i] = part == 0 ? skip[i] * u[i] : 0.0f;
+                }
+#pragma unroll
+                for (int group = 0; group < GROUPS; group++) {
+                    float next_e[CH][4], B[4], C[4];
+                    load_shared<16>((u32*)B, bc_at + part * (N * 4) + group * 16);
+                    load_shared<16>((u32*)C, bc_at + 64 + part * (N * 4) + group * 16);
+                    if (group + 1 < GROUPS)
+                        exponentials(next_e, s, group + 1);
+                    else
+                        exponentials(next_e, next_s, 0);
+#pragma unroll
+                    for (int i = 0; i < CH; i++)
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            float& state = h[i][4 * group + j];
+                            state = fmaf(e[i][j], state, su[i] * B[j]);
+                            y[i] = fmaf(state, C[j], y[i]);
+                            e[i][j] = next_e[i][j];
+                        }
+                }
+                x = next_x;
+#pragma unroll
+                for (int i = 0; i < CH; i++) {
+                    s[i] = next_s[i];
+#pragma unroll
+                    for (int m = 1; m < SPLIT; m *= 2)
+                        y[i] += __shfl_xor_sync(0xffffffffu, y[i], m);
+                }
+                if (gated) {
+                    const u32 z = load_pair<CH>(gate + (row + r) * W::row);
+                    const u32 p = load_pair<CH>(gate + W::other + (row + r) * W::row);
+                    y[0] = (y[0] + low(p)) * silu_of_half(low(z));
+                    if (CH == 2) y[CH - 1] = (y[CH - 1] + high(p)) * silu_of_half(high(z));
+                }
+                if (start + walk.sign * (row + r) < length && part == 0) store_row<CH>(to, y);
+                to += walk.sign * (2 * INNER);
+            }
+        }
+    };
+    walk.run(steps_of);
+}
+
+#define SCAN_KERNEL(CHANNELS, CH, SPLIT, TILE, UNROLL, BLOCKS)                                    \
+    extern "C" __global__ void __launch_bounds__(64, BLOCKS)                                      \
+        scan_##CHANNELS(const u16* xz, const float* bc, u16* steps, const float* decay,           \
+                        const float4* taps, const float2* vectors, int length, int only) {        \
+        static_assert(CHANNELS * SPLIT == 32 * CH && TILE % UNROLL == 0, "");                     \
+        scan_body<CH, SPLIT, TILE, UNROLL>(xz, bc, steps, decay, taps, vectors, length, only);    \
+    }
+SCAN_KERNEL(64, 2, 1, 8, 4, 6)
+SCAN_KERNEL(32, 1, 1, 8, 4, 10)
+SCAN_KERNEL(16, 1, 2, 8, 8, 8)
+SCAN_KERNEL(8, 1, 4, 16, 8, 8)
 
 #else
 // ---------------------------------------------------------------- float32
@@ -812,7 +867,7 @@ DEVICE float silu(float v) { return v / (1.0f + __expf(-v)); }
 // u (2, B L, E) = silu(conv(x)): both directions of 4 channels of one token a thread.
 extern "C" __global__ void conv_silu(const float* __restrict__ xz,
                                      const float4* __restrict__ taps,
-                                     const float4* __restrict__ vectors, float* __restrict__ u,
+                                     const float2* __restrict__ vectors, float* __restrict__ u,
                                      int length, int rows) {
     const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= (long long)rows * (INNER / 4)) return;
@@ -849,7 +904,7 @@ extern "C" __global__ void conv_silu(const float* __restrict__ xz,
 extern "C" __global__ void __launch_bounds__(64)
     scan(const float* __restrict__ xz, const float* __restrict__ u,
          const float* __restrict__ delta, const float* __restrict__ dbc,
-         const float4* __restrict__ decay, const float4* __restrict__ vectors, float* out,
+         const float4* __restrict__ decay, const float2* __restrict__ vectors, float* out,
          int length, int rows) {
     const int direction = threadIdx.x / 32, c = blockIdx.x * 32 + threadIdx.x % 32;
     const size_t image = (size_t)blockIdx.y * length;
@@ -860,7 +915,7 @@ extern "C" __global__ void __launch_bounds__(64)
     u += shift * INNER + c;
     delta += shift * INNER + c;
     dbc += shift * ROW + RP;
-    const float skip = vectors[direction * INNER + c].z;
+    const float skip = vectors[direction * INNER + c].y;
     float A[16], h[16];
 #pragma unroll
     for (int j = 0; j < 4; j++) {
