@@ -7,6 +7,7 @@ with tensors that are already on the device. Knows nothing of queues or HTTP.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
@@ -37,6 +38,20 @@ class Backbone(Protocol):
     def token_count(self, height: int, width: int) -> int: ...
 
 
+class Fast(Backbone, Protocol):
+    """The same forward in another form: float32 images in, tokens in the compute dtype out."""
+
+    def __call__(
+        self, pixel_values: Tensor, *, on_block: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
+        """on_block(i, stream): sees the residual stream (B, T, D) float32 after each block."""
+        ...
+
+    def cls(self, pixel_values: Tensor) -> Tensor:
+        """Only the final class tokens (B, D)."""
+        ...
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """Outcome of a self-check: relative L2 error against the reference, and what is allowed."""
@@ -57,7 +72,7 @@ class Embedder:
         info: ModelInfo,
         module: nn.Module,
         device: torch.device,
-        fast: Backbone | None = None,
+        fast: Fast | None = None,
     ) -> None:
         """module: the model on `device`. fast: the same forward in another form, which takes
         float32 images and is used wherever the module's own layers are not asked for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
-from vim_embed.models.embedder import Backbone, Embedder
+from vim_embed.models.embedder import Embedder, Fast
 from vim_embed.models.hub import Located, WeightsError, digest_files, locate
 from vim_embed.models.info import ModelInfo, Weights
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
@@ -19,6 +20,7 @@ from vim_embed.models.vit import Vit, load_vit, random_vit, read_preprocessing
 from vim_embed.models.weights import build_vim, read_checkpoint
 from vim_embed.preprocess import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
 
+_LOG = logging.getLogger(__name__)
 FUSED = "fused"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -34,7 +36,7 @@ class _Built:
 class _Compute:
     backend: str
     reason: str
-    fast: Backbone | None = None
+    fast: Fast | None = None
 
 
 def load_model(
@@ -105,16 +107,35 @@ def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) ->
     """
     why_not = ""
     if backend == FUSED or (backend == "auto" and device.type == "cuda"):
-        works, reason = supports(vim.config, dtype, device)
-        if works:
+        try:
+            fast, reason = _fused(vim, device, dtype)
+        except BackendUnavailable as error:
+            if backend == FUSED:
+                raise BackendUnavailable(f"{error}; use --backend auto") from error
+            why_not = f" (unavailable: {error})"
+            _LOG.warning("slower kernels", extra={"reason": str(error)})
+        else:
             vim.use_ops(select_backend("torch", device, dtype).ops)
-            return _Compute(FUSED, reason, FusedVim(vim, dtype, device))
-        if backend == FUSED:
-            raise BackendUnavailable(f"{FUSED}: {reason}; use --backend auto")
-        why_not = f" ({FUSED}: {reason})"
+            return _Compute(FUSED, reason, fast)
     chosen = select_backend(backend, device, dtype)
     vim.use_ops(chosen.ops)
     return _Compute(chosen.name, chosen.reason + why_not)
+
+
+def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[Fast, str]:
+    """The fused forward and what it is. Raises BackendUnavailable, whatever the fault.
+
+    Compilers, drivers and full devices fail in more ways than can be listed, and other kernels
+    can still answer.
+    """
+    works, reason = supports(vim.config, dtype, device)
+    if not works:
+        raise BackendUnavailable(f"{FUSED}: {reason}")
+    try:
+        return FusedVim(vim, dtype, device), reason
+    except Exception as error:
+        problem = str(error).strip() or type(error).__name__
+        raise BackendUnavailable(f"{FUSED}: {problem}") from error
 
 
 def resolve_device(name: str) -> torch.device:
