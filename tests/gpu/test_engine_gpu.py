@@ -106,7 +106,7 @@ def test_running_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture
     made = engine(CATALOGUE["vim-tiny"], torch.float16, random=True)
     pixels = images(256, 448)
     expected = embed(made, "vim-tiny", pixels)
-    made._graphs.clear()
+    made._models["vim-tiny"]._graphs = None
     staged = made.stage("vim-tiny", [pixels], MEAN)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

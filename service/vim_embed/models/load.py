@@ -22,6 +22,7 @@ from vim_embed.preprocess import VIM_PREPROCESSING, VIT_PREPROCESSING, Preproces
 
 _LOG = logging.getLogger(__name__)
 FUSED = "fused"
+BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless set
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -76,8 +77,9 @@ def load_entry(
     backend: str,
     random_weights: bool = False,
     seed: int = 0,
+    batch_rows: int = 0,
 ) -> Embedder:
-    """`load_model` for an entry that is already parsed."""
+    """`load_model` for an entry that is already parsed. batch_rows: of the largest CUDA graph."""
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
@@ -97,7 +99,10 @@ def load_entry(
         min_size=module.min_size,
         any_size=isinstance(module, Vim),
     )
-    return Embedder(info, module, device, compute.fast)
+    model = Embedder(info, module, device, compute.fast)
+    if device.type == "cuda":
+        model.use_graphs(batch_rows or BATCH_ROWS["cuda"])
+    return model
 
 
 def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) -> _Compute:
