@@ -32,13 +32,14 @@ class SelfCheckFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How models are loaded and batched. batch_rows: at a model's native size; 0: by device."""
+    """How models are loaded and batched. Rows are those of the native size; 0: by device."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     backend: str = "auto"
     random_weights: bool = False
     batch_rows: int = 0
+    exact_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class TorchEngine:
             backend=opts.backend,
             random_weights=opts.random_weights,
             batch_rows=opts.batch_rows,
+            exact_rows=opts.exact_rows,
         )
         report = model.self_check()
         if not report.ok:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from vim_embed.models.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.models.graphs import Capture, GraphCache, buckets_up_to
 from vim_embed.models.info import EMBEDDING, GRANULARITIES, EmbedOptions, ModelInfo
 from vim_embed.models.layers import LAST, capture, layer_modules
@@ -87,6 +89,7 @@ class Embedder:
         self._fast = fast
         self._graphs: GraphCache | None = None
         self._chunk_rows = _CHUNK_ROWS
+        self._independent: dict[tuple[object, ...], bool] = {}
         self._constants: dict[Triple, Tensor] = {}
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
 
@@ -135,11 +138,26 @@ class Embedder:
         In exact mode in batches of one fixed shape, the last filled up. From any thread.
         """
         with self._lock:
-            if not options.exact:
-                return _on_host(self._forward(pixel_values, options), len(pixel_values))
-            rows, inexact = self._exact_rows(pixel_values, options), replace(options, exact=False)
-            parts = [self._fixed(part, rows, inexact) for part in torch.split(pixel_values, rows)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            if options.exact:
+                return self._run_exact(pixel_values, replace(options, exact=False))
+            found = self._forward(pixel_values, options)
+            return {name: output.to("cpu", copy=True) for name, output in found.items()}
+
+    @torch.inference_mode()
+    def settle_exact(self, rows: int = 0) -> None:
+        """Fix the batches of exact mode at `rows` (0: by device) of the native size, if that works.
+
+        Where rows depend on their batch, or memory is short, exact mode goes row by row.
+        """
+        rows = rows or EXACT_ROWS[self.device.type]
+        self._set_exact(rows, "as set" if rows > 1 else "row by row")
+        try:
+            if rows > 1 and self._exact_rows(self._blank(1), EmbedOptions()) < rows:
+                self._set_exact(1, f"row by row: in batches of {rows}, rows depend on their mates")
+            elif rows > 1:
+                self._set_exact(rows, "rows were tried and do not depend on their mates")
+        except torch.OutOfMemoryError:
+            self._set_exact(1, f"row by row: batches of {rows} do not fit the memory")
 
     def use_graphs(self, rows: int, capture: Capture | None = None) -> None:
         """Run through CUDA graphs of up to `rows` images from now on, captured at first use."""
@@ -159,22 +177,29 @@ class Embedder:
     def _forward(
         self, pixel_values: Tensor, options: EmbedOptions, bucket: int | None = None
     ) -> dict[str, Tensor]:
-        """Through a graph, or eagerly for layers: hooks see no replay."""
+        """Through a graph (of `bucket` rows), or eagerly for layers: hooks see no replay."""
         if self._graphs is None or options.layers is not None:
             return self.compute(pixel_values, options)
         return self._graphs(pixel_values, options, bucket)
 
-    def _exact_rows(self, pixel_values: Tensor, options: EmbedOptions) -> int:
-        """Rows of every batch in exact mode: by the image size, and one for a module's layers."""
-        if options.layers is not None:
-            return 1
-        return self.rows_at_once(self.info.exact_rows, *pixel_values.shape[-2:])
+    def _run_exact(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        rows = self._exact_rows(pixel_values, options)
+        forward = partial(self._forward, options=options, bucket=rows)
+        return in_fixed_batches(forward, pixel_values, rows)
 
-    def _fixed(self, part: Tensor, rows: int, options: EmbedOptions) -> dict[str, Tensor]:
-        """In a batch of exactly `rows`, in memory of its own: one shape and one alignment."""
-        batch = part.new_zeros(rows, *part.shape[1:])
-        batch[: len(part)] = part
-        return _on_host(self._forward(batch, options, rows), len(part))
+    def _exact_rows(self, like: Tensor, options: EmbedOptions) -> int:
+        """Rows of every exact batch of such images: as set, where that was tried out, else 1."""
+        rows = self.rows_at_once(self.info.exact_rows, *like.shape[-2:])
+        if rows == 1 or options.layers is not None:
+            return 1
+        key = (rows, tuple(like.shape[1:]), like.dtype, options.pooling)
+        if key not in self._independent:
+            forward = partial(self._forward, options=options, bucket=rows)
+            self._independent[key] = rows_are_independent(forward, like, rows)
+        return rows if self._independent[key] else 1
+
+    def _set_exact(self, rows: int, reason: str) -> None:
+        self.info = replace(self.info, exact_rows=rows, exact_reason=reason)
 
     def _embedding(self, images: Tensor, pooling: str) -> Tensor:
         if self._fast is None:
@@ -265,11 +290,6 @@ class Embedder:
         if output.ndim == 3:
             return self._pool(output, pooling if output.shape[1] == tokens else "mean")
         return output.float().flatten(1)
-
-
-def _on_host(outputs: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """The first `rows` of each, in memory that no later forward writes."""
-    return {name: output[:rows].to("cpu", copy=True) for name, output in outputs.items()}
 
 
 @contextmanager

@@ -49,13 +49,15 @@ def load_model(
     backend: str = "auto",
     random_weights: bool = False,
     seed: int = 0,
+    exact_rows: int = 0,
 ) -> Embedder:
     """Load a model for use in this process.
 
     name: a catalogue name or its Hub id, or any name if `weights` is given: a path, or
     org/repo[@revision][:file]. device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32",
     "float16", "bfloat16". backend: see kernels/select.py. random_weights: seeded random weights,
-    for demos and tests only.
+    for demos and tests only. exact_rows: of every batch in exact mode, as the service's setting;
+    0: 1 on a CPU, 32 on CUDA.
 
     Raises ModelArgumentError, WeightsError, BackendUnavailable or ValueError, each naming the fix.
     """
@@ -66,6 +68,7 @@ def load_model(
         backend=backend,
         random_weights=random_weights,
         seed=seed,
+        exact_rows=exact_rows,
     )
 
 
@@ -78,6 +81,7 @@ def load_entry(
     random_weights: bool = False,
     seed: int = 0,
     batch_rows: int = 0,
+    exact_rows: int = 0,
 ) -> Embedder:
     """`load_model` for an entry that is already parsed. batch_rows: of the largest CUDA graph."""
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
@@ -102,6 +106,7 @@ def load_entry(
     model = Embedder(info, module, device, compute.fast)
     if device.type == "cuda":
         model.use_graphs(batch_rows or BATCH_ROWS["cuda"])
+    model.settle_exact(exact_rows)
     return model
 
 
