@@ -97,6 +97,29 @@ def test_exact_mode_gives_the_same_bytes(name: str, dtype: str) -> None:
         assert model.embed(pixels[5], pooling, exact=True).tobytes() == whole[5:6].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "patch-mean"])
+def test_blocks_of_the_fused_forward(pooling: str, dtype: str) -> None:
+    from vim_embed import load_model
+
+    bar = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
+    expected = load_model("vim-tiny", random_weights=True, device="cpu").embed_layers(
+        images(3, 224), pooling=pooling
+    )
+    model = load_model("vim-tiny", random_weights=True, device="cuda", dtype=dtype)
+    assert model.info.backend == "fused", model.info.backend_reason
+    for pixels, rows in ((images(3, 224), 3), (images(3, 224)[:1], 1)):
+        found = model.embed_layers(pixels, pooling=pooling)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert relative_l2(found[name], value[:rows]) < 1.5 * bar, name
+        last = found["last_hidden_state"]
+        assert relative_l2(last, model.embed(pixels, pooling)) < bar
+    whole = model.embed_layers(images(40, 224), pooling=pooling, exact=True)
+    alone = model.embed_layers(images(40, 224)[33], pooling=pooling, exact=True)
+    assert all(alone[name].tobytes() == whole[name][33:34].tobytes() for name in whole)
+
+
 def test_staging_overlaps_without_mixing_batches() -> None:
     made = engine(MICRO, torch.float32)
     batcher = Batcher(made, queue_rows=100_000, queue_bytes=10**10)

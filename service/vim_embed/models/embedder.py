@@ -129,6 +129,8 @@ class Embedder:
         with self._lock, _without_tf32():
             if options.layers is None:
                 return {EMBEDDING: self._embedding(images, options.pooling)}
+            if self._fast is not None and options.layers == "blocks":
+                return self._fast_blocks(self._fast, images, options.pooling)
             return self._module_layers(images, options.layers, options.pooling)
 
     @torch.inference_mode()
@@ -177,8 +179,8 @@ class Embedder:
     def _forward(
         self, pixel_values: Tensor, options: EmbedOptions, bucket: int | None = None
     ) -> dict[str, Tensor]:
-        """Through a graph (of `bucket` rows), or eagerly for layers: hooks see no replay."""
-        if self._graphs is None or options.layers is not None:
+        """Through a graph (of `bucket` rows), or eagerly for hooks, which see no replay."""
+        if self._graphs is None or self._needs_hooks(options):
             return self.compute(pixel_values, options)
         return self._graphs(pixel_values, options, bucket)
 
@@ -190,9 +192,9 @@ class Embedder:
     def _exact_rows(self, like: Tensor, options: EmbedOptions) -> int:
         """Rows of every exact batch of such images: as set, where that was tried out, else 1."""
         rows = self.rows_at_once(self.info.exact_rows, *like.shape[-2:])
-        if rows == 1 or options.layers is not None:
+        if rows == 1 or self._needs_hooks(options):
             return 1
-        key = (rows, tuple(like.shape[1:]), like.dtype, options.pooling)
+        key = (rows, tuple(like.shape[1:]), like.dtype, options.pooling, options.layers)
         if key not in self._independent:
             forward = partial(self._forward, options=options, bucket=rows)
             self._independent[key] = rows_are_independent(forward, like, rows)
@@ -201,12 +203,28 @@ class Embedder:
     def _set_exact(self, rows: int, reason: str) -> None:
         self.info = replace(self.info, exact_rows=rows, exact_reason=reason)
 
+    def _needs_hooks(self, options: EmbedOptions) -> bool:
+        """Whether the module's own layers are looked into; the fused forward shows its blocks."""
+        shown = (None,) if self._fast is None else (None, "blocks")
+        return options.layers not in shown
+
     def _embedding(self, images: Tensor, pooling: str) -> Tensor:
         if self._fast is None:
             return self._pool(self._backbone(images.to(self.dtype)), pooling)
         if pooling == "cls":
             return self._fast.cls(images).float()
         return self._pool(self._fast(images), pooling)
+
+    def _fast_blocks(self, fast: Fast, images: Tensor, pooling: str) -> dict[str, Tensor]:
+        """What hooks on the module's blocks would give, under the same names, by `on_block`."""
+        vim = cast(Vim, self.module)
+        layers = {"patch_embed": self._pool(vim.patch_embed(images.to(self.dtype)), "mean")}
+
+        def keep(index: int, stream: Tensor) -> None:
+            layers[f"layers.{index}"] = self._pool(stream, pooling)
+
+        final = self._pool(fast(images, on_block=keep), pooling)
+        return {**layers, "norm_f": final, LAST: final}
 
     def _module_layers(self, images: Tensor, granularity: str, pooling: str) -> dict[str, Tensor]:
         tokens = self._backbone.token_count(*images.shape[-2:])
