@@ -11,18 +11,20 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vim_embed import __version__
+from vim_embed.auth import Keys
 from vim_embed.engine import Engine
 from vim_embed.errors import (
     InternalError,
@@ -31,6 +33,7 @@ from vim_embed.errors import (
     MethodNotAllowed,
     NotFound,
     ServiceError,
+    Unauthorized,
 )
 from vim_embed.routes import embed, state
 from vim_embed.service import Service
@@ -38,7 +41,8 @@ from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_QUIET = ("/health/live", "/health/ready", "/metrics")
+_OPEN = ("/health/live", "/health/ready")  # need no key
+_QUIET = (*_OPEN, "/metrics")
 _BY_STATUS: dict[int, type[ServiceError]] = {
     400: MalformedRequest,
     404: NotFound,
@@ -76,6 +80,9 @@ def create_app(
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
+    keys = accepted_keys(settings)
+    if keys:
+        app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(RequestContext, service=service)
     return app
 
@@ -104,6 +111,36 @@ def build_engine(settings: Settings) -> Engine:
         exact_rows=settings.exact_rows,
     )
     return TorchEngine(entries, options)
+
+
+def accepted_keys(settings: Settings) -> Keys:
+    """The API keys of the settings. Raises ValueError that names the fix."""
+    given = settings.api_keys.get_secret_value().split(",")
+    file = Path(settings.api_keys_file) if settings.api_keys_file else None
+    return Keys([key.strip() for key in given if key.strip()], file)
+
+
+class RequireKey:
+    """Lets only requests with an accepted bearer key through, and the health checks."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _OPEN or self._allowed(scope):
+            await self.app(scope, receive, send)
+            return
+        error = Unauthorized("this service wants an API key: send Authorization: Bearer KEY")
+        response = _response(error, scope)
+        response.headers["WWW-Authenticate"] = "Bearer"
+        response.headers["Connection"] = "close"  # the body is not read
+        await response(scope, receive, send)
+
+    def _allowed(self, scope: Scope) -> bool:
+        value = Headers(scope=scope).get("authorization", "")
+        scheme, _, key = value.partition(" ")
+        return scheme.lower() == "bearer" and self.keys.allow(key.strip())
 
 
 class RequestContext:

@@ -1,4 +1,4 @@
-"""`vim-embed-server`: serve, models, check, bench."""
+"""`vim-embed-server`: serve, models, check, fetch, bench."""
 
 from __future__ import annotations
 
@@ -120,6 +120,22 @@ def check(as_json: bool, **flags: Any) -> None:
         for status in statuses:
             click.echo(f"{status.name}: {status.state}{_summary(status)}")
     sys.exit(0 if all(status.state == "ready" for status in statuses) else 1)
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="MODEL...")
+def fetch(names: tuple[str, ...]) -> None:
+    """Bring weights to the local Hub cache (HF_HOME), for starts with HF_HUB_OFFLINE=1."""
+    from vim_embed.models.catalogue import parse_model
+    from vim_embed.models.hub import WeightsError, digest_files, locate
+
+    for argument in names:
+        try:
+            located = locate(parse_model(argument))
+        except (ValueError, WeightsError) as error:
+            raise click.ClickException(str(error)) from error
+        revision = f" at {located.revision}" if located.revision else ""
+        click.echo(f"{argument}: {located.source}{revision}, {digest_files(located.files)}")
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 ServiceError
 ├── MalformedRequest      400
+├── Unauthorized          401
 ├── UnknownModel          404
 ├── NotFound              404
 ├── MethodNotAllowed      405
@@ -58,6 +59,10 @@ class ServiceError(Exception):
 
 class MalformedRequest(ServiceError):
     code, status, retryable = "malformed_request", 400, False
+
+
+class Unauthorized(ServiceError):
+    code, status, retryable = "unauthorized", 401, False
 
 
 class UnknownModel(ServiceError):

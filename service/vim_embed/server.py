@@ -14,7 +14,8 @@ from types import FrameType
 
 import uvicorn
 
-from vim_embed.app import create_app
+from vim_embed.app import accepted_keys, create_app
+from vim_embed.auth import require_keys
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; the process's exit code: 1 if it could not start or load a model."""
+    """Serve until a signal; the process's exit code: 1 if it could not start or load a model.
+
+    Raises ValueError if the settings contradict each other or open the service to everybody.
+    """
+    require_keys(accepted_keys(settings), settings.published_host or settings.host)
     stopping, failed = threading.Event(), threading.Event()
 
     def on_loaded(any_ready: bool) -> None:

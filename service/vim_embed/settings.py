@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -14,6 +14,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VIM_EMBED_", extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
+    published_host: str = Field(
+        "", description="address under which others reach it, if not `host` (a container's)"
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="accepted API keys, plain or sha256:HEX, with commas; needed beyond loopback",
+    )
+    api_keys_file: str = Field(
+        "", description="file of accepted API keys, one a line; read again when it changes"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("vim-tiny",),

@@ -638,9 +638,12 @@ struct Walk {
     static constexpr bool all_lanes = TILE * chunks >= 32;
 
     int length, direction, lane, c0, sign, tiles, last, first, enough, slot;
+    // Of this lane's first row of the tile to be fetched next: token, and where it lies in a row of
+    // xz or steps and of bc. Walking, they rise or fall by a tile.
+    int token, offset, bc_token, bc_offset;
     const u16* xz;
     const float* projected;
-    u16* steps;
+    u16 *steps, *own;  // `own`: the step sizes of this direction
     u32 base;
 
     DEVICE Walk(const u16* all_xz, const float* all_bc, u16* all_steps, int L, int only) {
@@ -652,10 +655,12 @@ struct Walk {
         const size_t image = (size_t)blockIdx.y * length;
         xz = all_xz + image * (2 * INNER) + c0;
         projected = all_bc + (image * 2 + direction) * 32;
-        steps = all_steps + image * (2 * INNER) + c0;
-        fetch(0, 0);
+        steps = all_steps + image * (2 * INNER) + c0, own = steps + direction * INNER;
+        token = start_of(0) + sign * (lane / chunks), bc_token = start_of(0) + sign * (lane / 8);
+        offset = token * (2 * INNER) + lane % chunks * 8, bc_offset = bc_token * 64 + lane % 8 * 4;
+        fetch(0);
         commit();
-        fetch(1, 1);
+        fetch(1);
         commit();
     }
     DEVICE int start_of(int tile) const { return direction ? last - TILE * tile : TILE * tile; }
@@ -669,46 +674,45 @@ struct Walk {
     }
     DEVICE u32 gate(int tile) const { return base + gates + (tile & 1) * gate_size; }
 
-    DEVICE void fetch(int tile, int ahead) const {
-        if (tile >= tiles) return;
-        const int start = start_of(tile);
-        const u32 to = data(ahead);
+    // Copies of rows after the last token read nothing and leave zeros.
+    DEVICE void fetch(int ahead) {
+        const u32 to = data(ahead) + lane * 16;
 #pragma unroll
         for (int i = 0; i < copies; i++) {
-            const int index = lane + 32 * i, token = start + sign * (index / chunks);
-            const bool valid = token < length;
-            const size_t from = (size_t)(valid ? token : 0) * (2 * INNER) + index % chunks * 8;
-            if (all_lanes || index < TILE * chunks) {
-                copy16(to + index * 16, xz + from, valid);
-                copy16(to + s + index * 16, steps + direction * INNER + from, valid);
+            const int rows = sign * (32 / chunks) * i, at = offset + rows * (2 * INNER);
+            const bool valid = (u32)(token + rows) < (u32)length;
+            if (all_lanes || lane < TILE * chunks) {
+                copy16(to + i * 512, xz + at, valid);
+                copy16(to + s + i * 512, own + at, valid);
             }
         }
 #pragma unroll
         for (int i = 0; i < TILE / 4; i++) {
-            const int index = lane + 32 * i, token = start + sign * (index / 8);
-            const bool valid = token < length;
-            copy16(to + bc + index * 16, projected + (valid ? token : 0) * 64 + index % 8 * 4, valid);
+            const int rows = sign * 4 * i;
+            const bool valid = (u32)(bc_token + rows) < (u32)length;
+            copy16(to + bc + i * 512, projected + (bc_offset + rows * 64), valid);
         }
+        token += sign * TILE, offset += sign * (TILE * 2 * INNER);
+        bc_token += sign * TILE, bc_offset += sign * (TILE * 64);
     }
-    DEVICE void fetch_gate(int tile) const {  // z and the other direction's y
-        if (tile >= tiles) return;
-        const int start = start_of(tile);
-        const u32 to = gate(tile);
+    // z and the other direction's y of the tile that lies `back` tiles before the next fetch
+    DEVICE void fetch_gate(int tile, int back) const {
+        const u32 to = gate(tile) + lane * 16;
 #pragma unroll
         for (int i = 0; i < copies; i++) {
-            const int index = lane + 32 * i, token = start + sign * (index / chunks);
-            const bool valid = token < length;
-            const size_t from = (size_t)(valid ? token : 0) * (2 * INNER) + index % chunks * 8;
-            if (all_lanes || index < TILE * chunks) {
-                copy16(to + index * 16, xz + from + INNER, valid);
-                copy16(to + other + index * 16, steps + (1 - direction) * INNER + from, valid);
+            const int rows = sign * ((32 / chunks) * i - TILE * back);
+            const int at = offset + rows * (2 * INNER);
+            const bool valid = (u32)(token + rows) < (u32)length;
+            if (all_lanes || lane < TILE * chunks) {
+                copy16(to + i * 512, xz + (at + INNER), valid);
+                copy16(to + other + i * 512, own + (at + sign * INNER), valid);
             }
         }
     }
-    DEVICE void turn(int tile) const {  // at a tile's start: the next is there, its next on the way
+    DEVICE void turn(int tile) {  // at a tile's start: the next is there, its next on the way
         __syncwarp();
-        fetch(tile + 2, 2);
-        if (tile >= first) fetch_gate(tile + 1);
+        fetch(2);
+        if (tile >= first) fetch_gate(tile + 1, 2);
         commit();
         wait_copies<1>();
         __syncwarp();
@@ -722,7 +726,7 @@ struct Walk {
             slot = slot == 2 ? 0 : slot + 1;
         }
         __syncthreads();
-        fetch_gate(first);
+        fetch_gate(first, 2);
         commit();
 #pragma unroll 1
         for (int tile = first; tile < enough; tile++) {
