@@ -6,28 +6,26 @@
     PYTHONPATH=service python benchmarks/gpu_bench.py large
 
 Times are medians of CUDA-event timings of graph replays over rotated random inputs. `table` runs
-the fused kernels, the public kernels (hustvl_reference.py) and timm's DeiT side by side.
+the fused kernels, the public kernels (vim_embed/gpu_reference.py) and timm's DeiT side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vim_embed.gpu_meter import CudaMeter, graph_of, relative, replay_times
 from vim_embed.kernels.fused.launch import SCANS
 from vim_embed.kernels.scan.reference import ReferenceOps
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.models.vim_fused import FusedVim
 
-sys.path.insert(0, str(Path(__file__).parent))
 DEVICE = torch.device("cuda")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BARS = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
@@ -41,44 +39,11 @@ def seeded(name: str) -> Vim:
 
 
 def images(batch: int, size: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator(DEVICE).manual_seed(seed)
-    return torch.randn(batch, 3, size, size, device=DEVICE, generator=generator)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-# ------------------------------------------------------------------ timing
-def graph_of(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return CudaMeter(DEVICE).images(batch, size, seed)
 
 
 def median_ms(run: Callable[[], object], before: Callable[[int], object], repeats: int) -> float:
-    times = []
-    for index in range(repeats + 3):
-        before(index)
-        start, end = _event(), _event()
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        if index >= 3:
-            times.append(start.elapsed_time(end))
-    return float(statistics.median(times))
+    return float(statistics.median(replay_times(run, before, repeats)))
 
 
 def time_forward(forward: Forward, batch: int, size: int, *, graph: bool = True) -> float:
@@ -94,12 +59,7 @@ def time_forward(forward: Forward, batch: int, size: int, *, graph: bool = True)
 
 def peak_mib(forward: Forward, batch: int, size: int) -> float:
     """Peak of allocated memory over a forward, weights and input counted."""
-    pixels = images(batch, size)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    forward(pixels)
-    torch.cuda.synchronize()
-    return int(torch.cuda.max_memory_allocated()) / 2**20
+    return CudaMeter(DEVICE).peak_mib(partial(forward, images(batch, size)), held=0)
 
 
 # ------------------------------------------------------------------ commands
@@ -153,7 +113,7 @@ def deit(name: str, dtype: torch.dtype, size: int) -> Forward:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    from hustvl_reference import Reference  # type: ignore[import-not-found, unused-ignore]
+    from vim_embed.gpu_reference import Reference
 
     for label in arguments.dtypes:
         dtype = DTYPES[label]
@@ -190,7 +150,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def large(arguments: argparse.Namespace) -> None:
     """1248 × 1248, B = 16."""
-    from hustvl_reference import Reference  # type: ignore[import-not-found, unused-ignore]
+    from vim_embed.gpu_reference import Reference
 
     for name in arguments.models:
         model = seeded(name)

@@ -21,7 +21,7 @@ class Provenance:
 
     weights_digest: sha256 of the weights. preprocessing_digest: of size, interpolation, mean and
     std. dtype: of the computation, not of the answer. random_weights: the numbers mean nothing.
-    version: the service's.
+    exact_rows: rows of every batch at the native size, in exact mode. version: the service's.
     """
 
     model: str
@@ -33,6 +33,7 @@ class Provenance:
     backend: str = ""
     device: str = ""
     exact: bool = False
+    exact_rows: str = ""
     random_weights: bool = False
     version: str = ""
 
@@ -141,6 +142,8 @@ class ModelEntry(TypedDict):
     device: str
     backend: str
     backend_reason: str
+    exact_rows: int
+    exact_reason: str
     weights: WeightsEntry
     preprocessing: PreprocessingEntry
     poolings: list[str]

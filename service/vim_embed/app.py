@@ -108,6 +108,7 @@ def build_engine(settings: Settings) -> Engine:
         backend=settings.backend,
         random_weights=settings.random_weights,
         batch_rows=settings.batch_rows,
+        exact_rows=settings.exact_rows,
     )
     return TorchEngine(entries, options)
 

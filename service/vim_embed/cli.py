@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -17,6 +18,7 @@ from vim_embed import __version__
 from vim_embed.settings import Settings
 
 _FLAGS = {"models": "--model"}
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 # OpenMP's threads spin while they wait, which starves them wherever a core is shared (with a client
 # on the same machine, say): spin briefly. Read when torch is imported, so it has to be set before.
@@ -145,17 +147,38 @@ def fetch(names: tuple[str, ...]) -> None:
 @click.option("--seconds", default=5.0, show_default=True, help="Seconds of the bare loop.")
 @click.option("--wire", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def bench(bare: bool, rows: int, seconds: float, wire: str, as_json: bool, **flags: Any) -> None:
+@click.option("--batches", default="1,32,128,256", show_default=True, help="On CUDA: batch sizes.")
+@click.option("--sizes", default="224", show_default=True, help="On CUDA: pixels of a side.")
+@click.option("--output", type=_FILE, help="On CUDA: write the table there (Markdown).")
+def bench(
+    bare: bool,
+    rows: int,
+    seconds: float,
+    wire: str,
+    as_json: bool,
+    batches: str,
+    sizes: str,
+    output: Path | None,
+    **flags: Any,
+) -> None:
     """Time the models in this process: the kernels side by side, and images/s of `embed`.
 
-    The kernels are timed on the CPU at a catalogue model's shapes, with random weights.
+    On a CUDA device: images/s, latency and memory beside the public kernels and DeiT, after a
+    comparison with the reference; exit 1 if that fails. On the CPU: the kernels at a catalogue
+    model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
     """
     from vim_embed.bench import bare_loop
-    from vim_embed.models.load import load_model
+    from vim_embed.models.load import load_model, resolve_device
 
     settings = read_settings(flags)
     _set_threads(settings.threads)
-    if not (bare or as_json):
+    try:
+        on_cuda = resolve_device(settings.device).type == "cuda"
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if on_cuda and not (bare or as_json):
+        _bench_gpu(settings, batches, sizes, output)
+    elif not (bare or as_json):
         _print_kernels(settings, rows)
     for argument in settings.models:
         name, _, source = argument.partition("=")
@@ -175,6 +198,26 @@ def bench(bare: bool, rows: int, seconds: float, wire: str, as_json: bool, **fla
                 f"{name}: {result.rows_per_s:.1f} images/s in batches of {rows} "
                 f"({result.backend} on {result.device}, {result.threads} threads)"
             )
+
+
+def _bench_gpu(settings: Settings, batches: str, sizes: str, output: Path | None) -> None:
+    """Print the table of the configured Vims; ends the process if one fails its comparison."""
+    from vim_embed import gpu_bench
+    from vim_embed.models.vim import VIM_CONFIGS
+
+    names = [argument.partition("=")[0] for argument in settings.models]
+    try:
+        cases = gpu_bench.cases_of(
+            [name for name in names if name in VIM_CONFIGS],
+            [settings.dtype],
+            gpu_bench.numbers(batches),
+            gpu_bench.numbers(sizes),
+        )
+        right = not cases or gpu_bench.bench(cases, output=output, echo=click.echo)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if not right:
+        sys.exit(1)
 
 
 def _set_threads(threads: int) -> None:

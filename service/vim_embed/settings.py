@@ -41,6 +41,13 @@ class Settings(BaseSettings):
     exact: bool = Field(
         False, description="make every request exact: the same bytes whatever shares the batch"
     )
+    exact_rows: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="rows of every batch in exact mode at the native image size; 0: 1 on CPU, "
+        "32 on CUDA. Equal numbers are needed for equal bytes",
+    )
     batch_rows: int = Field(
         0, ge=0, description="rows of one batch at the native image size; 0: 8 on CPU, 64 on CUDA"
     )

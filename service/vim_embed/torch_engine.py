@@ -18,14 +18,12 @@ from vim_embed.engine import ModelStatus, Outputs, Staged
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models.catalogue import CatalogueEntry
 from vim_embed.models.embedder import CheckReport, Embedder
-from vim_embed.models.graphs import Compute, GraphCache, buckets_up_to
 from vim_embed.models.hub import WeightsError
 from vim_embed.models.info import EmbedOptions, ModelInfo
-from vim_embed.models.load import load_entry
+from vim_embed.models.load import BATCH_ROWS, load_entry
 from vim_embed.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
-_DEFAULT_BATCH_ROWS = {"cpu": 8, "cuda": 64}
 
 
 class SelfCheckFailed(RuntimeError):
@@ -34,13 +32,14 @@ class SelfCheckFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How models are loaded and batched. batch_rows: at a model's native size; 0: by device."""
+    """How models are loaded and batched. Rows are those of the native size; 0: by device."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     backend: str = "auto"
     random_weights: bool = False
     batch_rows: int = 0
+    exact_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ class TorchEngine:
         self.options = options
         self._entries = tuple(entries)
         self._models: dict[str, Embedder] = {}
-        self._graphs: dict[str, GraphCache] = {}
         self._layers: dict[str, dict[str, list[str]]] = {}
         self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
         cuda = options.device.type == "cuda"
@@ -72,7 +70,6 @@ class TorchEngine:
 
     def load(self) -> None:
         """Load and self-check every model, one after the other."""
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         for entry in self._entries:
             self._status[entry.name] = self._load_one(entry)
 
@@ -84,7 +81,7 @@ class TorchEngine:
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         """The row budget, divided by how much larger than the native size the images are."""
-        rows = self.options.batch_rows or _DEFAULT_BATCH_ROWS[self.options.device.type]
+        rows = self.options.batch_rows or BATCH_ROWS[self.options.device.type]
         native = self._models[model].info.preprocessing.image_size
         return max(1, int(rows * native**2 / (shape[-1] * shape[-2])))
 
@@ -105,29 +102,9 @@ class TorchEngine:
         assert isinstance(staged, TorchBatch)
         if staged.copied is not None:
             torch.cuda.default_stream(self.options.device).wait_event(staged.copied)
-        forward = self._forward(staged.model, staged.options)
-
-        def compute(pixels: Tensor) -> dict[str, Tensor]:
-            return {k: v.cpu() for k, v in forward(pixels, staged.options).items()}
-
-        outputs = halving_on_oom(compute, staged.pixels)
+        model, options = self._models[staged.model], staged.options
+        outputs = halving_on_oom(lambda pixels: model.run(pixels, options), staged.pixels)
         return {name: tensor.numpy() for name, tensor in outputs.items()}
-
-    def _forward(self, name: str, options: EmbedOptions) -> Compute:
-        """Graphs where there are any; eagerly for layers (hooks) and exact mode (row by row)."""
-        graphs = self._graphs.get(name)
-        if graphs is None or options.layers is not None or options.exact:
-            return self._models[name].compute
-        return graphs
-
-    def _warmed_up(self, model: Embedder) -> GraphCache:
-        size = model.info.preprocessing.image_size
-        rows = self.options.batch_rows or _DEFAULT_BATCH_ROWS["cuda"]
-        graphs = GraphCache(model.compute, buckets_up_to(rows))
-        for bucket in reversed(graphs.buckets):
-            blank = torch.zeros(bucket, 3, size, size, dtype=torch.uint8, device=model.device)
-            graphs(blank, EmbedOptions())
-        return graphs
 
     def _load_one(self, entry: CatalogueEntry) -> ModelStatus:
         """Load one model; whatever goes wrong is its state and reason, never the service's end."""
@@ -152,6 +129,8 @@ class TorchEngine:
             dtype=opts.dtype,
             backend=opts.backend,
             random_weights=opts.random_weights,
+            batch_rows=opts.batch_rows,
+            exact_rows=opts.exact_rows,
         )
         report = model.self_check()
         if not report.ok:
@@ -160,8 +139,7 @@ class TorchEngine:
                 f"{report.tolerance:.0e}; try --backend torch"
             )
         self._layers[entry.name] = model.layer_names()
-        if opts.device.type == "cuda":
-            self._graphs[entry.name] = self._warmed_up(model)
+        model.warm_up()
         self._models[entry.name] = model
         _announce(model, report)
         return model.info

@@ -46,7 +46,11 @@ def _cpu(device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def _torch(device: torch.device, dtype: torch.dtype) -> Backend:
-    return Backend("torch", "chunked plain torch, runs anywhere", ChunkedOps())
+    return Backend(
+        "torch",
+        "chunked plain torch: runs anywhere, several times slower than kernels",
+        ChunkedOps(),
+    )
 
 
 def _reference(device: torch.device, dtype: torch.dtype) -> Backend:

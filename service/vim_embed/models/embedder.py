@@ -1,20 +1,25 @@
 """A loaded model: pixels in, embeddings out, on one device.
 
-`embed` and `embed_layers` are the public Python interface; `compute` is what the engine calls
-with tensors that are already on the device. Knows nothing of queues or HTTP.
+`embed` and `embed_layers` are the public Python interface; the engine calls `run`, with tensors
+that are already on the device, so that both give the same bytes. Knows nothing of queues or HTTP.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from functools import partial
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from vim_embed.models.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
+from vim_embed.models.graphs import Capture, GraphCache, buckets_up_to
 from vim_embed.models.info import EMBEDDING, GRANULARITIES, EmbedOptions, ModelInfo
 from vim_embed.models.layers import LAST, capture, layer_modules
 from vim_embed.models.vim import Vim
@@ -37,6 +42,20 @@ class Backbone(Protocol):
     def token_count(self, height: int, width: int) -> int: ...
 
 
+class Fast(Backbone, Protocol):
+    """The same forward in another form: float32 images in, tokens in the compute dtype out."""
+
+    def __call__(
+        self, pixel_values: Tensor, *, on_block: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
+        """on_block(i, stream): sees the residual stream (B, T, D) float32 after each block."""
+        ...
+
+    def cls(self, pixel_values: Tensor) -> Tensor:
+        """Only the final class tokens (B, D)."""
+        ...
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """Outcome of a self-check: relative L2 error against the reference, and what is allowed."""
@@ -57,7 +76,7 @@ class Embedder:
         info: ModelInfo,
         module: nn.Module,
         device: torch.device,
-        fast: Backbone | None = None,
+        fast: Fast | None = None,
     ) -> None:
         """module: the model on `device`. fast: the same forward in another form, which takes
         float32 images and is used wherever the module's own layers are not asked for.
@@ -67,9 +86,12 @@ class Embedder:
         self.module = module
         self.dtype = next(module.parameters()).dtype
         self._backbone = fast or cast(Backbone, module)
-        self._backbone_dtype = torch.float32 if fast else self.dtype
+        self._fast = fast
+        self._graphs: GraphCache | None = None
+        self._chunk_rows = _CHUNK_ROWS
+        self._independent: dict[tuple[object, ...], bool] = {}
         self._constants: dict[Triple, Tensor] = {}
-        self._lock = threading.Lock()  # hooks see every forward of the module
+        self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
 
     def embed(
         self, pixel_values: ArrayLike | Tensor, pooling: str = "mean", *, exact: bool = False
@@ -99,35 +121,124 @@ class Embedder:
 
     @torch.inference_mode()
     def compute(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
-        """(B, 3, H, W) on the device to named float32 (B, D): `embedding`, or one per layer."""
-        if options.exact:
-            return self._compute_exact(pixel_values, options)
+        """One forward: (B, 3, H, W) on the device to named float32 (B, D) there, in this shape.
+
+        The names: `embedding`, or one per layer.
+        """
         images = self._normalised(pixel_values, options)
-        if options.layers is None:
-            with self._lock:
-                final = self._backbone(images.to(self._backbone_dtype))
-            return {EMBEDDING: self._pool(final, options.pooling)}
+        with self._lock, _without_tf32():
+            if options.layers is None:
+                return {EMBEDDING: self._embedding(images, options.pooling)}
+            if self._fast is not None and options.layers == "blocks":
+                return self._fast_blocks(self._fast, images, options.pooling)
+            return self._module_layers(images, options.layers, options.pooling)
+
+    @torch.inference_mode()
+    def run(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        """`compute` as it serves: through graphs where there are any; tensors on the host.
+
+        In exact mode in batches of one fixed shape, the last filled up. From any thread.
+        """
+        with self._lock:
+            if options.exact:
+                return self._run_exact(pixel_values, replace(options, exact=False))
+            found = self._forward(pixel_values, options)
+            return {name: output.to("cpu", copy=True) for name, output in found.items()}
+
+    @torch.inference_mode()
+    def settle_exact(self, rows: int = 0) -> None:
+        """Fix the batches of exact mode at `rows` (0: by device) of the native size, if that works.
+
+        Where rows depend on their batch, or memory is short, exact mode goes row by row.
+        """
+        rows = rows or EXACT_ROWS[self.device.type]
+        self._set_exact(rows, "as set" if rows > 1 else "row by row")
+        try:
+            if rows > 1 and self._exact_rows(self._blank(1), EmbedOptions()) < rows:
+                self._set_exact(1, f"row by row: in batches of {rows}, rows depend on their mates")
+            elif rows > 1:
+                self._set_exact(rows, "rows were tried and do not depend on their mates")
+        except torch.OutOfMemoryError:
+            self._set_exact(1, f"row by row: batches of {rows} do not fit the memory")
+
+    def use_graphs(self, rows: int, capture: Capture | None = None) -> None:
+        """Run through CUDA graphs of up to `rows` images from now on, captured at first use."""
+        self._graphs = GraphCache(self.compute, buckets_up_to(rows), capture=capture)
+        self._chunk_rows = rows
+
+    def warm_up(self) -> None:
+        """Capture the graphs of the native size and the default options now."""
+        for bucket in reversed([] if self._graphs is None else self._graphs.buckets):
+            self.run(self._blank(bucket), EmbedOptions())
+
+    def rows_at_once(self, rows: int, height: int, width: int) -> int:
+        """`rows` of the native size in images of another: fewer of larger ones, at least 1."""
+        native = self.info.preprocessing.image_size
+        return max(1, min(rows, rows * native**2 // (height * width)))
+
+    def _forward(
+        self, pixel_values: Tensor, options: EmbedOptions, bucket: int | None = None
+    ) -> dict[str, Tensor]:
+        """Through a graph (of `bucket` rows), or eagerly for hooks, which see no replay."""
+        if self._graphs is None or self._needs_hooks(options):
+            return self.compute(pixel_values, options)
+        return self._graphs(pixel_values, options, bucket)
+
+    def _run_exact(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        rows = self._exact_rows(pixel_values, options)
+        forward = partial(self._forward, options=options, bucket=rows)
+        return in_fixed_batches(forward, pixel_values, rows)
+
+    def _exact_rows(self, like: Tensor, options: EmbedOptions) -> int:
+        """Rows of every exact batch of such images: as set, where that was tried out, else 1."""
+        rows = self.rows_at_once(self.info.exact_rows, *like.shape[-2:])
+        if rows == 1 or self._needs_hooks(options):
+            return 1
+        key = (rows, tuple(like.shape[1:]), like.dtype, options.pooling, options.layers)
+        if key not in self._independent:
+            forward = partial(self._forward, options=options, bucket=rows)
+            self._independent[key] = rows_are_independent(forward, like, rows)
+        return rows if self._independent[key] else 1
+
+    def _set_exact(self, rows: int, reason: str) -> None:
+        self.info = replace(self.info, exact_rows=rows, exact_reason=reason)
+
+    def _needs_hooks(self, options: EmbedOptions) -> bool:
+        """Whether the module's own layers are looked into; the fused forward shows its blocks."""
+        shown = (None,) if self._fast is None else (None, "blocks")
+        return options.layers not in shown
+
+    def _embedding(self, images: Tensor, pooling: str) -> Tensor:
+        if self._fast is None:
+            return self._pool(self._backbone(images.to(self.dtype)), pooling)
+        if pooling == "cls":
+            return self._fast.cls(images).float()
+        return self._pool(self._fast(images), pooling)
+
+    def _fast_blocks(self, fast: Fast, images: Tensor, pooling: str) -> dict[str, Tensor]:
+        """What hooks on the module's blocks would give, under the same names, by `on_block`."""
+        vim = cast(Vim, self.module)
+        layers = {"patch_embed": self._pool(vim.patch_embed(images.to(self.dtype)), "mean")}
+
+        def keep(index: int, stream: Tensor) -> None:
+            layers[f"layers.{index}"] = self._pool(stream, pooling)
+
+        final = self._pool(fast(images, on_block=keep), pooling)
+        return {**layers, "norm_f": final, LAST: final}
+
+    def _module_layers(self, images: Tensor, granularity: str, pooling: str) -> dict[str, Tensor]:
         tokens = self._backbone.token_count(*images.shape[-2:])
 
         def pool(output: Tensor) -> Tensor:
-            return self._pool_layer(output, options.pooling, tokens)
+            return self._pool_layer(output, pooling, tokens)
 
-        modules = layer_modules(self.module, options.layers)
-        with self._lock, capture(modules, pool) as layers:
+        with capture(layer_modules(self.module, granularity), pool) as layers:
             final = self.module(images.to(self.dtype))
-        return {**layers, LAST: self._pool(final, options.pooling)}
-
-    def _compute_exact(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
-        """Row by row, each in a fresh tensor: one shape and one alignment for every row."""
-        inexact = replace(options, exact=False)
-        parts = [self.compute(row.clone(), inexact) for row in torch.split(pixel_values, 1)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {**layers, LAST: self._pool(final, pooling)}
 
     def layer_names(self) -> dict[str, list[str]]:
         """By granularity, the layers that `embed_layers` gives; from one blank image's forward."""
-        size = self.info.preprocessing.image_size
-        blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
-        names = list(self.compute(blank, EmbedOptions(layers="all")))
+        names = list(self.compute(self._blank(1), EmbedOptions(layers="all")))
         modules = {g: layer_modules(self.module, g) for g in GRANULARITIES}
         return {g: [n for n in names if n in modules[g] or n == LAST] for g in GRANULARITIES}
 
@@ -154,13 +265,16 @@ class Embedder:
         if isinstance(pixel_values, Tensor):
             pixel_values = pixel_values.detach().cpu().numpy()
         pixels = check_pixels(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
-        parts = [
-            self.compute(
-                torch.from_numpy(np.require(part, requirements="W")).to(self.device), options
-            )
-            for part in np.array_split(pixels, -(-len(pixels) // _CHUNK_ROWS))
-        ]
-        return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in parts[0]}
+        rows = self.rows_at_once(self._chunk_rows, *pixels.shape[-2:])
+        parts = []
+        for part in np.array_split(pixels, -(-len(pixels) // rows)):
+            tensor = torch.from_numpy(np.require(part, requirements="W"))
+            parts.append(self.run(tensor.to(self.device), options))
+        return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
+
+    def _blank(self, rows: int) -> Tensor:
+        size = self.info.preprocessing.image_size
+        return torch.zeros(rows, 3, size, size, dtype=torch.uint8, device=self.device)
 
     def _normalised(self, pixel_values: Tensor, options: EmbedOptions) -> Tensor:
         if pixel_values.dtype != torch.uint8:
@@ -179,7 +293,7 @@ class Embedder:
         tokens = tokens.float()
         middle = self._backbone.cls_index(tokens.shape[1])
         if pooling == "cls":
-            return tokens[:, middle].contiguous()
+            return tokens[:, middle].clone()
         if pooling == "patch-mean":
             tokens = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
         return tokens.mean(dim=1)
@@ -194,3 +308,15 @@ class Embedder:
         if output.ndim == 3:
             return self._pool(output, pooling if output.shape[1] == tokens else "mean")
         return output.float().flatten(1)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions in full float32: cuDNN would use TF32 unless told otherwise."""
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before

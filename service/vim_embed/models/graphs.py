@@ -34,6 +34,9 @@ class Captured:
     outputs: dict[str, Tensor]
 
 
+Capture = Callable[[Compute, Tensor, EmbedOptions], Captured]
+
+
 def buckets_up_to(rows: int) -> list[int]:
     """1, 2, 4, 8, 16, then steps of half a power of two (24, 32, 48, …), ending at `rows`."""
     sizes = {rows}
@@ -55,7 +58,7 @@ class GraphCache:
         buckets: Sequence[int],
         *,
         limit: int = 32,
-        capture: Callable[[Compute, Tensor, EmbedOptions], Captured] | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.buckets = sorted(buckets)
         self._compute = compute
@@ -66,12 +69,18 @@ class GraphCache:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def __call__(self, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
-        """`compute(pixels, options)`; the outputs are valid until the next call."""
+    def __call__(
+        self, pixels: Tensor, options: EmbedOptions, bucket: int | None = None
+    ) -> dict[str, Tensor]:
+        """`compute(pixels, options)`; the outputs are valid until the next call.
+
+        bucket: rows of the graph, at least those of `pixels`, instead of the next bucket.
+        """
         rows = len(pixels)
-        if rows > self.buckets[-1]:
-            return self._in_parts(pixels, options)
-        bucket = next(size for size in self.buckets if size >= rows)
+        if bucket is None:
+            if rows > self.buckets[-1]:
+                return self._in_parts(pixels, options)
+            bucket = next(size for size in self.buckets if size >= rows)
         graph = self._graph(((bucket, *pixels.shape[1:]), pixels.dtype, options), pixels)
         graph.pixels[:rows].copy_(pixels)
         graph.replay()
@@ -103,14 +112,15 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Compute, pixels: Tensor, options: EmbedOptions) -> Captured:
-        side = torch.cuda.Stream(pixels.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(pixels.device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                compute(pixels, options)
-        torch.cuda.current_stream(pixels.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # other threads stage batches meanwhile, which a global capture would forbid
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = compute(pixels, options)
+        with torch.cuda.device(pixels.device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):
+                    compute(pixels, options)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # other threads stage batches meanwhile, which a global capture would forbid
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                outputs = compute(pixels, options)
         return Captured(graph.replay, pixels, outputs)

@@ -30,7 +30,8 @@ class ModelInfo:
     """A loaded model as `/models` shows it.
 
     kind: "vim" or "vit". dim: width of an embedding. dtype: of the computation.
-    any_size: whether images of other sizes than the native one are taken.
+    any_size: whether images of other sizes than the native one are taken. exact_rows: rows of
+    every batch in exact mode at the native size, fewer of larger images; exact_reason: why.
     """
 
     name: str
@@ -44,6 +45,8 @@ class ModelInfo:
     preprocessing: Preprocessing
     min_size: int
     any_size: bool
+    exact_rows: int = 1
+    exact_reason: str = "row by row"
     aliases: tuple[str, ...] = ()
     poolings: tuple[str, ...] = POOLINGS
     granularities: tuple[str, ...] = GRANULARITIES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
-from vim_embed.models.embedder import Backbone, Embedder
+from vim_embed.models.embedder import Embedder, Fast
 from vim_embed.models.hub import Located, WeightsError, digest_files, locate
 from vim_embed.models.info import ModelInfo, Weights
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
@@ -19,7 +20,9 @@ from vim_embed.models.vit import Vit, load_vit, random_vit, read_preprocessing
 from vim_embed.models.weights import build_vim, read_checkpoint
 from vim_embed.preprocess import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
 
+_LOG = logging.getLogger(__name__)
 FUSED = "fused"
+BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless set
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -34,7 +37,7 @@ class _Built:
 class _Compute:
     backend: str
     reason: str
-    fast: Backbone | None = None
+    fast: Fast | None = None
 
 
 def load_model(
@@ -46,13 +49,15 @@ def load_model(
     backend: str = "auto",
     random_weights: bool = False,
     seed: int = 0,
+    exact_rows: int = 0,
 ) -> Embedder:
     """Load a model for use in this process.
 
     name: a catalogue name or its Hub id, or any name if `weights` is given: a path, or
     org/repo[@revision][:file]. device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32",
     "float16", "bfloat16". backend: see kernels/select.py. random_weights: seeded random weights,
-    for demos and tests only.
+    for demos and tests only. exact_rows: of every batch in exact mode, as the service's setting;
+    0: 1 on a CPU, 32 on CUDA.
 
     Raises ModelArgumentError, WeightsError, BackendUnavailable or ValueError, each naming the fix.
     """
@@ -63,6 +68,7 @@ def load_model(
         backend=backend,
         random_weights=random_weights,
         seed=seed,
+        exact_rows=exact_rows,
     )
 
 
@@ -74,8 +80,10 @@ def load_entry(
     backend: str,
     random_weights: bool = False,
     seed: int = 0,
+    batch_rows: int = 0,
+    exact_rows: int = 0,
 ) -> Embedder:
-    """`load_model` for an entry that is already parsed."""
+    """`load_model` for an entry that is already parsed. batch_rows: of the largest CUDA graph."""
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
@@ -95,7 +103,11 @@ def load_entry(
         min_size=module.min_size,
         any_size=isinstance(module, Vim),
     )
-    return Embedder(info, module, device, compute.fast)
+    model = Embedder(info, module, device, compute.fast)
+    if device.type == "cuda":
+        model.use_graphs(batch_rows or BATCH_ROWS["cuda"])
+    model.settle_exact(exact_rows)
+    return model
 
 
 def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) -> _Compute:
@@ -105,16 +117,35 @@ def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) ->
     """
     why_not = ""
     if backend == FUSED or (backend == "auto" and device.type == "cuda"):
-        works, reason = supports(vim.config, dtype, device)
-        if works:
+        try:
+            fast, reason = _fused(vim, device, dtype)
+        except BackendUnavailable as error:
+            if backend == FUSED:
+                raise BackendUnavailable(f"{error}; use --backend auto") from error
+            why_not = f" (unavailable: {error})"
+            _LOG.warning("slower kernels", extra={"reason": str(error)})
+        else:
             vim.use_ops(select_backend("torch", device, dtype).ops)
-            return _Compute(FUSED, reason, FusedVim(vim, dtype, device))
-        if backend == FUSED:
-            raise BackendUnavailable(f"{FUSED}: {reason}; use --backend auto")
-        why_not = f" ({FUSED}: {reason})"
+            return _Compute(FUSED, reason, fast)
     chosen = select_backend(backend, device, dtype)
     vim.use_ops(chosen.ops)
     return _Compute(chosen.name, chosen.reason + why_not)
+
+
+def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[Fast, str]:
+    """The fused forward and what it is. Raises BackendUnavailable, whatever the fault.
+
+    Compilers, drivers and full devices fail in more ways than can be listed, and other kernels
+    can still answer.
+    """
+    works, reason = supports(vim.config, dtype, device)
+    if not works:
+        raise BackendUnavailable(f"{FUSED}: {reason}")
+    try:
+        return FusedVim(vim, dtype, device), reason
+    except Exception as error:
+        problem = str(error).strip() or type(error).__name__
+        raise BackendUnavailable(f"{FUSED}: {problem}") from error
 
 
 def resolve_device(name: str) -> torch.device:

@@ -50,6 +50,7 @@ def provenance(info: ModelInfo, options: EmbedOptions) -> dict[str, str]:
         "backend": info.backend,
         "device": info.device,
         "exact": str(options.exact).lower(),
+        "exact_rows": str(info.exact_rows) if options.exact else "",
         "random_weights": str(info.weights.random).lower(),
         "version": __version__,
     }

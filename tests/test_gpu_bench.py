@@ -1,0 +1,207 @@
+"""The GPU benchmark's logic on a CPU: what is compared, what is left out, what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from vim_embed import gpu_bench, gpu_rivals
+from vim_embed.cli import main
+from vim_embed.gpu_bench import Case, Figures, Line, cases_of, run
+from vim_embed.gpu_meter import Call, CudaMeter, percentile
+from vim_embed.gpu_rivals import Forward, RivalMissing
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class FakeMeter(CudaMeter):
+    """Computes on the CPU; `timed` has the shapes that were timed."""
+
+    device: torch.device = CPU
+    timed: list[tuple[int, ...]] = field(default_factory=list)
+
+    def clear(self) -> int:
+        return 100 * 2**20
+
+    def peak_mib(self, call: Call, held: int) -> float:
+        call()
+        return 500 - held / 2**20
+
+    def captured(self, call: Call) -> tuple[Callable[[], object], Tensor]:
+        out = torch.full_like(call(), torch.nan)
+        return (lambda: out.copy_(call())), out
+
+    def times(self, replay: Callable[[], object], pixels: Tensor, seconds: float) -> list[float]:
+        self.timed.append(tuple(pixels.shape))
+        return [2.0] * 98 + [3.0, 9.0]
+
+
+def embed(pixels: Tensor) -> Tensor:
+    return pixels.flatten(2).sum(2)
+
+
+def maker(factor: float) -> Callable[..., Forward]:
+    return lambda *_: lambda pixels: factor * embed(pixels)
+
+
+def missing(*_: object) -> Forward:
+    raise RivalMissing("timm is not installed: pip install timm")
+
+
+def full(*_: object) -> Forward:
+    raise torch.OutOfMemoryError("no room")
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> FakeMeter:
+    monkeypatch.setattr(gpu_bench, "reference", lambda *_: embed)
+    monkeypatch.setattr(gpu_bench, "fused", maker(1 + 2**-20))
+    monkeypatch.setattr(
+        gpu_bench, "RIVALS", {"good": maker(1), "wrong": maker(1.1), "DeiT": missing, "big": full}
+    )
+    monkeypatch.setattr(gpu_bench, "_without_tf32", lambda: None)
+    return FakeMeter()
+
+
+CASE = Case("vim-tiny", "float16", 4, 32)
+RIVALS = ("good", "wrong", "DeiT", "big")
+
+
+def test_a_line(meter: FakeMeter) -> None:
+    (line,) = run([CASE], rivals=RIVALS, meter=meter)
+    assert isinstance(line.ours, Figures)
+    assert (line.ours.rate, line.ours.p50, line.ours.p99) == (2000.0, 2.0, 3.0)
+    assert line.ours.peak == 400
+    assert line.ours.error == pytest.approx(2**-20, rel=0.01)
+    assert isinstance(line.rivals["good"], Figures)
+    assert "is over 3.0e-03: not timed" in str(line.rivals["wrong"])
+    assert line.rivals["DeiT"] == "timm is not installed: pip install timm"
+    assert line.rivals["big"] == "out of memory"
+    assert len(meter.timed) == 2
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_wrong_numbers_are_not_timed(
+    meter: FakeMeter, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    monkeypatch.setattr(gpu_bench, "fused", maker(factor))
+    (line,) = run([CASE], rivals=RIVALS, meter=meter)
+    assert not line.ok
+    assert "not timed" in str(line.ours)
+    assert meter.timed == []
+
+
+def test_a_float32_error_that_half_precision_may_have(
+    meter: FakeMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_bench, "fused", maker(1 + 1e-4))
+    lines = run([CASE, Case("vim-tiny", "float32", 1, 32)], rivals=(), meter=meter)
+    assert [line.ok for line in lines] == [True, False]
+
+
+def test_the_report(meter: FakeMeter) -> None:
+    lines = run([CASE], rivals=RIVALS, meter=meter)
+    text = gpu_bench.as_markdown(lines, {"date": "2026-11-23", "device": "H"}, RIVALS)
+    assert "Measured: date 2026-11-23; device H." in text
+    assert "| vim-tiny | float16 | 4 | 32² | 2000 | 2.000 | 3.000 | 400 | 9.5e-07 |" in text
+    assert "1.00× (2000, 400 MiB)" in text
+    assert "- DeiT, vim-tiny, float16: timm is not installed" in text
+    rows = [row for row in text.splitlines() if row.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_cases() -> None:
+    cases = cases_of(["tiny", "vim-base"], ["fp16", "float32"], [1, 2], [224])
+    assert len(cases) == 8
+    assert cases[0] == Case("vim-tiny", "float16", 1, 224)
+    with pytest.raises(ValueError, match="unknown model 'huge': use one of vim-tiny"):
+        cases_of(["huge"], ["fp16"], [1], [224])
+    with pytest.raises(ValueError, match="unknown dtype 'int8': use one of float32"):
+        cases_of(["tiny"], ["int8"], [1], [224])
+    with pytest.raises(ValueError, match="batches start at 1"):
+        cases_of(["tiny"], ["fp16"], [0], [224])
+
+
+def test_percentiles() -> None:
+    times = [float(n) for n in range(1, 101)]
+    assert (percentile(times, 0.5), percentile(times, 0.99)) == (50, 99)
+    assert percentile([7.0], 0.99) == 7
+
+
+def test_the_command_without_a_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_bench.main(["--models", "tiny"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    assert gpu_bench.main(["--rivals", "resnet"]) == 2
+    assert "unknown rival" in capsys.readouterr().err
+
+
+def test_files(
+    meter: FakeMeter,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_bench, "describe_machine", lambda: {"device": "H"})
+    monkeypatch.setattr(gpu_bench, "CudaMeter", lambda: meter)
+    arguments = ["--models", "tiny", "--batches", "4", "--sizes", "32", "--rivals", "good,DeiT"]
+    files = ["--output", str(tmp_path / "t.md"), "--json", str(tmp_path / "t.json")]
+    assert gpu_bench.main([*arguments, *files]) == 0
+    assert (tmp_path / "t.md").read_text() in capsys.readouterr().out
+    stored = json.loads((tmp_path / "t.json").read_text())
+    assert stored["lines"][0]["ours"]["rate"] == 2000
+    assert stored["lines"][0]["rivals"]["DeiT"].startswith("timm")
+    monkeypatch.setattr(gpu_bench, "fused", maker(2))
+    assert gpu_bench.main(arguments) == 1
+    assert gpu_bench.main([*arguments, "--output", str(tmp_path / "no" / "t.md")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_failed_line_has_no_ratios() -> None:
+    text = gpu_bench.as_text(Line(CASE, "error 1e-2: not timed"), RIVALS)
+    assert text.endswith("| error 1e-2: not timed |")
+
+
+def test_the_servers_command(
+    meter: FakeMeter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(gpu_bench, "describe_machine", lambda: {"device": "H"})
+    monkeypatch.setattr(gpu_bench, "CudaMeter", lambda: meter)
+    monkeypatch.setattr(gpu_bench, "fused", maker(2))
+    command = ["bench", "--dtype", "float16", "--batches", "2", "--sizes", "32"]
+    found = CliRunner().invoke(main, [*command, "--output", str(tmp_path / "t.md")])
+    assert found.exit_code == 1, found.output
+    assert "| vim-tiny | float16 | 2 | 32² | error" in (tmp_path / "t.md").read_text()
+    found = CliRunner().invoke(main, [*command[:-1], "x"])
+    assert found.exit_code == 2
+
+
+def test_the_reference_is_the_class_token_of_the_seeded_model() -> None:
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = gpu_rivals.seeded("vim-tiny")
+    expected = model(pixels)[:, model.cls_index(5)]
+    assert torch.equal(gpu_rivals.reference("vim-tiny", CPU)(pixels), expected)
+
+
+@pytest.mark.parametrize("name", ["mamba_ssm", "hustvl"])
+def test_public_kernels_need_a_device(name: str) -> None:
+    with pytest.raises(RivalMissing, match="CUDA device"):
+        gpu_rivals.RIVALS[name]("vim-tiny", torch.float16, CPU, 224)
+
+
+def test_a_rival_that_is_not_there() -> None:
+    with pytest.raises(RivalMissing, match="no DeiT like vim-tiny-plus"):
+        gpu_rivals.deit("vim-tiny-plus", torch.float16, CPU, 224)
