@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 MODEL ?= vim-tiny
 
-.PHONY: help demo serve test lint unit gpu-test bench clean
+.PHONY: help demo serve test lint unit gpu-test container-test bench clean
 
 help:
 	@echo "make demo     embed real galaxies over HTTP and score them"
@@ -15,6 +15,7 @@ help:
 	@echo "make serve    serve MODEL=$(MODEL) on 127.0.0.1:8000"
 	@echo "make bench    kernels, bare model and HTTP side by side"
 	@echo "make gpu-test the tests that need a CUDA device"
+	@echo "make container-test   build the cpu image and prove it (needs Docker)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,6 +52,10 @@ unit: $(VENV)/.installed-dev
 
 gpu-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
+
+# Builds and runs the cpu image; WHEELS=DIR offers ready wheels, such as a CPU build of torch.
+container-test: $(VENV)/.installed
+	PYTHON=$(BIN)/python docker/verify.sh
 
 bench: $(VENV)/.installed
 	$(BIN)/vim-embed-server bench --model $(MODEL) --random-weights

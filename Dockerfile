@@ -1,0 +1,158 @@
+# Targets: gpu (default) and cpu. Both run as a user without rights on a read-only root.
+#   docker build .                      docker build --target cpu .
+# Behind a proxy or a mirror: --secret id=pip_conf,src=pip.conf and --secret id=ca_bundle,src=ca.pem
+# are used while building and leave nothing behind; --build-context wheels=DIR offers ready wheels.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu24.04
+ARG CUDA_RUN_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
+
+# Ready wheels, none by default: replaced by --build-context wheels=DIR.
+FROM scratch AS wheels
+
+# ---------------------------------------------------------------- cpu
+FROM ${PYTHON_IMAGE} AS cpu-build
+ARG PIP_ARGS=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/vim-embed
+COPY constraints.txt /src/
+# torch goes first and by its exact pin: an open range would pull in another build.
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
+    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+    --mount=type=bind,from=wheels,target=/wheels \
+    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
+    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
+    && torch="$(grep '^torch==' /src/constraints.txt)" \
+    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels "$torch"
+COPY pyproject.toml README.md LICENSE /src/
+COPY service /src/service
+COPY client /src/client
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
+    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+    --mount=type=bind,from=wheels,target=/wheels \
+    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
+    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
+    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
+        -c /src/constraints.txt "/src[service]" \
+    && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
+    && /opt/vim-embed/bin/pip uninstall -y pip \
+    && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \
+    && rm -rf /opt/vim-embed/lib/python*/site-packages/torch/include \
+              /opt/vim-embed/lib/python*/site-packages/torch/bin/protoc*
+
+FROM ${PYTHON_IMAGE} AS cpu
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="vim-embed" \
+      org.opencontainers.image.description="Native Vision Mamba and ViT proxies behind a batched embedding service (CPU)" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --home-dir /cache --shell /usr/sbin/nologin vim \
+    && install -d -o vim -g vim /cache
+COPY --from=cpu-build /opt/vim-embed /opt/vim-embed
+ENV PATH=/opt/vim-embed/bin:$PATH \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/cache/huggingface VIM_EMBED_CACHE_DIR=/cache/kernels \
+    VIM_EMBED_HOST=0.0.0.0 VIM_EMBED_DEVICE=cpu
+USER 10001:10001
+VOLUME /cache
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=12s --start-period=20m --start-interval=3s --retries=3 \
+    CMD ["vim-embed", "health", "--url", "http://127.0.0.1:8000"]
+ENTRYPOINT ["vim-embed-server"]
+CMD ["serve"]
+
+# ---------------------------------------------------------------- gpu
+FROM ${CUDA_IMAGE} AS gpu-build
+ARG PIP_ARGS=""
+# Compute capabilities the public kernels are compiled for. Our own kernels compile at first use.
+ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0"
+ARG MAMBA_SSM_VERSION=2.3.2.post1
+ARG CAUSAL_CONV1D_VERSION=1.7.0
+# The public kernels are only needed below compute capability 9.0, or for comparison: 0 leaves
+# them out, which saves most of the build.
+ARG PUBLIC_KERNELS=1
+ARG MAX_JOBS=4
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 DEBIAN_FRONTEND=noninteractive
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3-dev python3-venv g++ git ccache \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/vim-embed
+COPY constraints.txt /src/
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
+    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
+    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
+    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
+    && torch="$(grep '^torch==' /src/constraints.txt)" \
+    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels "$torch" \
+        setuptools wheel packaging ninja
+# A ready wheel in the context is taken as it is, else the source is compiled.
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
+    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=cache,target=/root/.cache/ccache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    if [ "${PUBLIC_KERNELS}" = 0 ]; then exit 0; fi; \
+    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
+    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
+    && export PATH=/usr/lib/ccache:/opt/vim-embed/bin:$PATH \
+              CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
+    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels --no-deps \
+        --no-build-isolation \
+        "causal-conv1d==${CAUSAL_CONV1D_VERSION}" "mamba-ssm==${MAMBA_SSM_VERSION}"
+COPY pyproject.toml README.md LICENSE /src/
+COPY service /src/service
+COPY client /src/client
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
+    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
+    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
+    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
+    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
+        -c /src/constraints.txt "/src[service]" cuda-bindings \
+    && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
+    && /opt/vim-embed/bin/pip uninstall -y pip setuptools wheel \
+    && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \
+    && rm -rf /opt/vim-embed/lib/python*/site-packages/torch/include
+
+FROM ${CUDA_RUN_IMAGE} AS gpu
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="vim-embed" \
+      org.opencontainers.image.description="Native Vision Mamba and ViT proxies behind a batched embedding service (CUDA)" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --home-dir /cache --shell /usr/sbin/nologin vim \
+    && install -d -o vim -g vim /cache
+COPY --from=gpu-build /opt/vim-embed /opt/vim-embed
+ENV PATH=/opt/vim-embed/bin:$PATH \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/cache/huggingface VIM_EMBED_CACHE_DIR=/cache/kernels \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    VIM_EMBED_HOST=0.0.0.0 VIM_EMBED_DEVICE=cuda VIM_EMBED_DTYPE=float16
+USER 10001:10001
+VOLUME /cache
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=12s --start-period=20m --start-interval=3s --retries=3 \
+    CMD ["vim-embed", "health", "--url", "http://127.0.0.1:8000"]
+ENTRYPOINT ["vim-embed-server"]
+CMD ["serve"]
