@@ -23,7 +23,7 @@ State = Literal["loading", "ready", "failed"]
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A configured model: `info` once it is ready, the reason if it failed."""
+    """A configured model: `info` once it is ready, until then why not, or what it is at."""
 
     name: str
     aliases: tuple[str, ...]

@@ -7,6 +7,7 @@ previous batch computes. Running out of memory halves the batch and retries.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -118,11 +119,17 @@ class TorchEngine:
             reason = f"unexpected {type(error).__name__} while loading: {error}"
             _LOG.exception("model failed to load", extra={"model": entry.name})
         else:
-            return replace(status, state="ready", info=info)
+            return replace(status, state="ready", reason=None, info=info)
         return replace(status, state="failed", reason=reason)
+
+    def _stage(self, entry: CatalogueEntry, what: str) -> None:
+        """What a loading model is doing: logged, and the reason why it is not ready."""
+        self._status[entry.name] = replace(self._status[entry.name], reason=what)
+        _LOG.info("model loading", extra={"model": entry.name, "stage": what})
 
     def _load_checked(self, entry: CatalogueEntry) -> ModelInfo:
         opts = self.options
+        self._stage(entry, "bringing its weights here and loading them")
         model = load_entry(
             entry,
             device=opts.device,
@@ -132,6 +139,7 @@ class TorchEngine:
             batch_rows=opts.batch_rows,
             exact_rows=opts.exact_rows,
         )
+        self._stage(entry, "comparing its kernels with the reference")
         report = model.self_check()
         if not report.ok:
             raise SelfCheckFailed(
@@ -139,7 +147,15 @@ class TorchEngine:
                 f"{report.tolerance:.0e}; try --backend torch"
             )
         self._layers[entry.name] = model.layer_names()
-        model.warm_up()
+        begin = time.monotonic()
+
+        def progress(done: int, of: int) -> None:
+            if done < of:
+                left = (time.monotonic() - begin) / done * (of - done) if done else 0.0
+                estimate = f", about {left:.0f} s left" if done else ""
+                self._stage(entry, f"warming up, {done} of {of} batch sizes done{estimate}")
+
+        model.warm_up(progress)
         self._models[entry.name] = model
         _announce(model, report)
         return model.info

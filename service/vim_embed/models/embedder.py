@@ -166,10 +166,16 @@ class Embedder:
         self._graphs = GraphCache(self.compute, buckets_up_to(rows), capture=capture)
         self._chunk_rows = rows
 
-    def warm_up(self) -> None:
-        """Capture the graphs of the native size and the default options now."""
-        for bucket in reversed([] if self._graphs is None else self._graphs.buckets):
+    def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+        """Capture the graphs of the native size and the default options now.
+
+        progress(done, of): called before the first graph and after each.
+        """
+        buckets = [] if self._graphs is None else self._graphs.buckets[::-1]
+        for done, bucket in enumerate(buckets):
+            progress(done, len(buckets))
             self.run(self._blank(bucket), EmbedOptions())
+        progress(len(buckets), len(buckets))
 
     def rows_at_once(self, rows: int, height: int, width: int) -> int:
         """`rows` of the native size in images of another: fewer of larger ones, at least 1."""
