@@ -30,10 +30,10 @@ from vim_embed.preprocess import VIM_PREPROCESSING
 
 COUNT, PIXELS, NEIGHBOURS = 1000, 48, 10
 PRECISIONS = {
-    "float32": (torch.float32, "ieee"),
-    "float32 with TF32": (torch.float32, "tf32"),
-    "float16": (torch.float16, "ieee"),
-    "bfloat16": (torch.bfloat16, "ieee"),
+    "float32": (torch.float32, False),
+    "float32 with TF32": (torch.float32, True),
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
 }
 
 
@@ -83,14 +83,14 @@ def agreement(found: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """cuBLAS's float32 products in "ieee" or "tf32"."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = name
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether cuBLAS may use TF32 for float32 products."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def compare_model(
@@ -98,10 +98,10 @@ def compare_model(
 ) -> dict[str, tuple[float, float]]:
     """By precision: neighbours kept and relative L2, both against the fused float32."""
     runs: dict[str, Tensor] = {}
-    for label, (dtype, precision) in PRECISIONS.items():
-        with matmul_precision(precision):
+    for label, (dtype, allowed) in PRECISIONS.items():
+        with tf32(allowed):
             runs[label] = embedded(FusedVim(seeded(name), dtype, device).cls, stamps, device, batch)
-    with matmul_precision("ieee"):
+    with tf32(False):
         runs["reference operations, float32"] = embedded(
             reference(name, device), stamps, device, batch
         )
@@ -126,7 +126,7 @@ def compare(arguments: argparse.Namespace) -> None:
     stamps = np.load(arguments.stamps, allow_pickle=False)
     if stamps.dtype != np.uint8 or stamps.shape[1:] != (PIXELS, PIXELS, 3):
         raise SystemExit(f"{arguments.stamps} holds {stamps.dtype} {stamps.shape}: make it anew")
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda")
     names = arguments.models.split(",")
     results = {name: compare_model(name, stamps, device, arguments.batch) for name in names}

@@ -80,8 +80,8 @@ def main() -> None:
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device is available: run this where there is one")
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     meter = CudaMeter()
     machine = "; ".join(f"{key} {value}" for key, value in describe_machine().items())
     lines = [f"Measured: {machine}. {given.model}, random weights, 224×224.", ""]

@@ -79,9 +79,9 @@ def test_a_table(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = HalfOnTheCpu(Vim.__new__(Vim), torch.float32, torch.device("cpu"))
     monkeypatch.setattr(script, "reference", lambda *_: exact.cls)
     stamps = script.largest_stamps(60)
-    before = torch.backends.cuda.matmul.fp32_precision
+    before = torch.backends.cuda.matmul.allow_tf32
     results = {"vim-tiny": script.compare_model("vim-tiny", stamps, torch.device("cpu"), 25)}
-    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert torch.backends.cuda.matmul.allow_tf32 == before
     kept, error = results["vim-tiny"]["bfloat16"]
     assert 0.5 < kept < 1
     assert 1e-4 < error < 1e-2
