@@ -75,7 +75,8 @@ def load_entry(
     random_weights: bool = False,
     seed: int = 0,
 ) -> Embedder:
-    """`load_model` for an entry that is already parsed."""
+    """`load_model` for an entry that is already parsed; its own dtype goes before `dtype`."""
+    dtype = resolve_dtype(entry.dtype) if entry.dtype else dtype
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
