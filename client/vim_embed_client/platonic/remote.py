@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self, TypeVar
 
@@ -71,9 +72,15 @@ class RemoteModel:
         patience = patience_from_environment()
         client = Client()
         asked = _Patience(patience if client.base_url in _seen else 0.0, client.base_url)
-        entry = asked.until_done(lambda: _ready_entry(client, model))
+        try:
+            entry = asked.until_done(lambda: _ready_entry(client, model))
+        except BaseException:
+            client.close()
+            raise
         _seen.add(client.base_url)
-        return cls(client, entry, patience)
+        connected = cls(client, entry, patience)
+        weakref.finalize(connected, client.close)  # the host only drops its adapters
+        return connected
 
     def describe(self) -> str:
         entry, weights = self._entry, self._entry["weights"]
