@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 from datasets import Features, IterableDataset, List, Value
 
-COUNT = int(os.environ.get("TEST_GALAXIES", "12"))
+COUNT = int(os.environ.get("TEST_GALAXIES", "8"))
 FLAT = 3  # this galaxy's JWST band 3 is constant, so the host filters it out
 PRECOMPUTED = 32
 _HSC = (np.array([0.2, 0.4, 0.6, 0.9, 1.0]), 160)
