@@ -53,6 +53,10 @@ class Engine(Protocol):
         """The layers that `EmbedOptions(layers=granularity)` gives, in order."""
         ...
 
+    def layer_kinds(self, model: str) -> Mapping[str, str]:
+        """Of every layer that is a module, the name of its class."""
+        ...
+
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         """How many rows of this (3, H, W) shape go well into one batch."""
         ...
@@ -103,6 +107,9 @@ class ArithmeticEngine:
 
     def layer_names(self, model: str, granularity: str) -> list[str]:
         return ["first", "last_hidden_state"]
+
+    def layer_kinds(self, model: str) -> Mapping[str, str]:
+        return {"first": "Negation"}
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return 16

@@ -80,6 +80,9 @@ class TorchEngine:
     def layer_names(self, model: str, granularity: str) -> list[str]:
         return self._layers[model][granularity]
 
+    def layer_kinds(self, model: str) -> Mapping[str, str]:
+        return self._models[model].layer_kinds()
+
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         """The row budget, divided by how much larger than the native size the images are."""
         rows = self.options.batch_rows or BATCH_ROWS[self.options.device.type]

@@ -248,6 +248,10 @@ class Embedder:
         modules = {g: layer_modules(self.module, g) for g in GRANULARITIES}
         return {g: [n for n in names if n in modules[g] or n == LAST] for g in GRANULARITIES}
 
+    def layer_kinds(self) -> dict[str, str]:
+        """Of every layer that is a module, the name of its class."""
+        return {n: type(m).__name__ for n, m in layer_modules(self.module, "all").items()}
+
     def self_check(self, seed: int = 0) -> CheckReport:
         """Embed one seeded image and compare with the float32 reference operations.
 

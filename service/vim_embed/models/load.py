@@ -83,7 +83,11 @@ def load_entry(
     batch_rows: int = 0,
     exact_rows: int = 0,
 ) -> Embedder:
-    """`load_model` for an entry that is already parsed. batch_rows: of the largest CUDA graph."""
+    """`load_model` for an entry that is already parsed; its own dtype goes before `dtype`.
+
+    batch_rows: of the largest CUDA graph.
+    """
+    dtype = resolve_dtype(entry.dtype) if entry.dtype else dtype
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
