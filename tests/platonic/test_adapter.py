@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -454,3 +455,45 @@ def test_the_processor_takes_what_the_host_passes() -> None:
     assert np.array_equal(flipped[:, ::-1], array.numpy())
     with pytest.raises(InputError, match=r"got float32 \(4, 4, 3\)"):
         processor(np.zeros((4, 4, 3), np.float32))
+
+
+class ReleasePreprocess:
+    """The arguments of `pu.preprocess.PreprocessHF` in 0.1.0."""
+
+    def __init__(self, modes: Any, autoproc: Any, resize: bool = False) -> None:
+        self.given = {"modes": modes, "autoproc": autoproc, "resize": resize}
+
+
+class HeadPreprocess:
+    """The arguments of `pu.preprocess.PreprocessHF` in the development head."""
+
+    def __init__(
+        self,
+        modes: Any,
+        autoproc: Any,
+        resize: bool = True,
+        resize_mode: str = "match",
+        alias: str | None = None,
+    ) -> None:
+        self.given = {"modes": modes, "autoproc": autoproc, "resize": resize}
+        self.given |= {"resize_mode": resize_mode, "alias": alias}
+
+
+@pytest.mark.parametrize(
+    ("cls", "more"),
+    [
+        (ReleasePreprocess, {}),
+        (HeadPreprocess, {"resize_mode": "match", "alias": "vim-remote"}),
+    ],
+)
+def test_the_host_s_own_preprocessor_is_built_for_either_version(
+    fake: FakeService, monkeypatch: pytest.MonkeyPatch, cls: type, more: dict[str, Any]
+) -> None:
+    package, module = types.ModuleType("pu"), types.ModuleType("pu.preprocess")
+    module.PreprocessHF = cls  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pu", package)
+    monkeypatch.setitem(sys.modules, "pu.preprocess", module)
+    adapter = loaded()
+    made = adapter.get_preprocessor(iter(["hsc", "jwst"]), resize=True, resize_mode="match")
+    given = {"modes": ["hsc", "jwst"], "autoproc": adapter.processor, "resize": True}
+    assert made.given == given | more
