@@ -90,4 +90,5 @@ def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
         dtype=resolve_dtype(dtype),
         backend=settings.backend,
         random_weights=settings.random_weights,
+        exact_rows=settings.exact_rows,
     )
