@@ -130,7 +130,6 @@ class TorchEngine:
             backend=opts.backend,
             random_weights=opts.random_weights,
             batch_rows=opts.batch_rows,
-            exact_rows=opts.exact_rows,
         )
         report = model.self_check()
         if not report.ok:
@@ -139,7 +138,8 @@ class TorchEngine:
                 f"{report.tolerance:.0e}; try --backend torch"
             )
         self._layers[entry.name] = model.layer_names()
-        model.warm_up()
+        model.warm_up()  # the largest graph first: the others fit into its memory
+        model.settle_exact(opts.exact_rows)
         self._models[entry.name] = model
         _announce(model, report)
         return model.info
