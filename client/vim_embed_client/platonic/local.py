@@ -84,11 +84,12 @@ class LocalModel:
 def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
     from vim_embed.models.load import load_entry, resolve_device, resolve_dtype
 
-    return load_entry(
+    embedder = load_entry(
         entry,
         device=resolve_device(settings.device),
         dtype=resolve_dtype(dtype),
         backend=settings.backend,
         random_weights=settings.random_weights,
-        exact_rows=settings.exact_rows,
     )
+    embedder.settle_exact(settings.exact_rows)
+    return embedder
