@@ -156,8 +156,8 @@ async def _answer_or_gone(
     left = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
     pending: set[asyncio.Future[Any]] = {answer, left}
     try:
-        left = max(0.0, deadline - time.monotonic())
-        await asyncio.wait(pending, timeout=left, return_when="FIRST_COMPLETED")
+        seconds = max(0.0, deadline - time.monotonic())
+        await asyncio.wait(pending, timeout=seconds, return_when="FIRST_COMPLETED")
     finally:
         left.cancel()
         if not answer.done():
