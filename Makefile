@@ -30,8 +30,11 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@$(PIP) -e '.[service,demo,parquet]'
 	@touch $@
 
+# platonic-universe and its astropt go without their dependencies: these ask for torchvision,
+# whose wheels fit one build of torch only, and which the tests do not need.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) -e '.[service,demo,parquet,dev]'
+	@$(PIP) -e '.[service,demo,parquet,dev,host]'
+	@$(PIP) --no-deps platonic-universe astropt
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -85,3 +85,15 @@ def test_every_setting_reads_its_environment_variable(
         check=True,
     ).stdout
     assert flag in help_text
+
+
+def test_the_adapters_environment_is_in_the_readme() -> None:
+    documented = [row[0] for row in _table(README.read_text(), "| environment | default | meaning")]
+    client = ROOT / "client" / "vim_embed_client"
+    sources = [client / "options.py", *(client / "platonic").rglob("*.py")]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r'environ\.get\("(VIM_EMBED_\w+)"', path.read_text())
+    }
+    assert {name.strip("`") for name in documented} == read

@@ -170,6 +170,12 @@ class AsyncClient(BaseClient):
         layers: list[str] = (await self._get(call, "layers"))["layers"]
         return layers
 
+    async def layer_kinds(self, name: str, granularity: str = "blocks") -> dict[str, str]:
+        """See Client.layer_kinds."""
+        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
+        kinds: dict[str, str] = (await self._get(call, "kinds"))["kinds"]
+        return kinds
+
     async def live(self) -> Liveness:
         """See Client.live."""
         liveness: Liveness = await self._get(Call(path="/health/live", may_retry=False), "status")

@@ -39,6 +39,7 @@ COMMANDS = {
     "health": Lazy("cli_info:health", "Ask whether the service takes requests."),
     "score": Lazy("score:score_command", "Score two sets of embeddings (MKNN).", "demo"),
     "bench": Lazy("bench:bench", "Measure rows per second and latency."),
+    "attach": Lazy("platonic.command:attach", "Teach platonic-universe the models of vim-embed."),
     "demo": Lazy("demo.command:demo", "Run everything once on real galaxies.", "demo"),
 }
 

@@ -201,6 +201,12 @@ class Client(BaseClient):
         layers: list[str] = self._get(call, "layers")["layers"]
         return layers
 
+    def layer_kinds(self, name: str, granularity: str = "blocks") -> dict[str, str]:
+        """Layer name -> class of the module, for all of `layers` but `last_hidden_state`."""
+        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
+        kinds: dict[str, str] = self._get(call, "kinds")["kinds"]
+        return kinds
+
     def live(self) -> Liveness:
         """Ask once whether the process answers; raises TransportError where it does not."""
         liveness: Liveness = self._get(Call(path="/health/live", may_retry=False), "status")

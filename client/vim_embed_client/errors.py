@@ -14,6 +14,7 @@ VimEmbedError
 │   └── ProvenanceChangedError    pieces of one batch came from different weights or settings
 └── StatusError                   the service answered with an error: one class per code
     ├── MalformedRequestError      400
+    ├── UnauthorizedError          401
     ├── UnknownModelError          404
     ├── NotFoundError              404
     ├── MethodNotAllowedError      405
@@ -138,6 +139,10 @@ class StatusError(VimEmbedError):
 
 class MalformedRequestError(StatusError):
     code, status, retryable = "malformed_request", 400, False
+
+
+class UnauthorizedError(StatusError):
+    code, status, retryable = "unauthorized", 401, False
 
 
 class UnknownModelError(StatusError):

@@ -36,7 +36,7 @@ def as_pixels(values: ArrayLike) -> Array:
     One (3, H, W) image becomes a batch of one. Raises InputError for a wrong rank, channel
     count or dtype, an empty batch, and NaN or infinite pixels, naming their rows.
     """
-    array = _as_array(values)
+    array = as_array(values)
     if array.dtype.name not in _TAKEN:
         raise InputError(
             f"pixels of dtype {array.dtype} are not taken: send uint8 for resized RGB, "
@@ -55,7 +55,8 @@ def as_pixels(values: ArrayLike) -> Array:
     return array
 
 
-def _as_array(values: Any) -> Array:
+def as_array(values: Any) -> Array:
+    """`values`, a tensor or anything array-like, as numpy; shares memory where it can."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         if str(values.dtype) == "torch.bfloat16":

@@ -131,7 +131,10 @@ class RequireKey:
         if scope["type"] != "http" or scope["path"] in _OPEN or self._allowed(scope):
             await self.app(scope, receive, send)
             return
-        error = Unauthorized("this service wants an API key: send Authorization: Bearer KEY")
+        error = Unauthorized(
+            "this service wants an API key: set VIM_EMBED_API_KEY for vim-embed, or send "
+            "Authorization: Bearer KEY"
+        )
         response = _response(error, scope)
         response.headers["WWW-Authenticate"] = "Bearer"
         response.headers["Connection"] = "close"  # the body is not read

@@ -23,7 +23,7 @@ State = Literal["loading", "ready", "failed"]
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A configured model: `info` once it is ready, the reason if it failed."""
+    """A configured model: `info` once it is ready, until then why not, or what it is at."""
 
     name: str
     aliases: tuple[str, ...]
@@ -51,6 +51,10 @@ class Engine(Protocol):
 
     def layer_names(self, model: str, granularity: str) -> list[str]:
         """The layers that `EmbedOptions(layers=granularity)` gives, in order."""
+        ...
+
+    def layer_kinds(self, model: str) -> Mapping[str, str]:
+        """Of every layer that is a module, the name of its class."""
         ...
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
@@ -103,6 +107,9 @@ class ArithmeticEngine:
 
     def layer_names(self, model: str, granularity: str) -> list[str]:
         return ["first", "last_hidden_state"]
+
+    def layer_kinds(self, model: str) -> Mapping[str, str]:
+        return {"first": "Negation"}
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return 16

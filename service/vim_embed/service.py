@@ -84,7 +84,9 @@ class Service:
         """A model that can answer now. Raises UnknownModel or NotReady."""
         status = self.find(name)
         if status.info is None:
-            why = status.reason or "it is still loading; retry shortly"
+            why = status.reason or ""
+            if status.state == "loading":
+                why = f"it is still loading ({why or 'queued'}); retry shortly"
             raise NotReady(f"model {status.name!r} is not ready: {why}", retry_after=2)
         return status.info
 

@@ -7,6 +7,7 @@ previous batch computes. Running out of memory halves the batch and retries.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,6 +80,9 @@ class TorchEngine:
     def layer_names(self, model: str, granularity: str) -> list[str]:
         return self._layers[model][granularity]
 
+    def layer_kinds(self, model: str) -> Mapping[str, str]:
+        return self._models[model].layer_kinds()
+
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         """The row budget, divided by how much larger than the native size the images are."""
         rows = self.options.batch_rows or BATCH_ROWS[self.options.device.type]
@@ -118,11 +122,17 @@ class TorchEngine:
             reason = f"unexpected {type(error).__name__} while loading: {error}"
             _LOG.exception("model failed to load", extra={"model": entry.name})
         else:
-            return replace(status, state="ready", info=info)
+            return replace(status, state="ready", reason=None, info=info)
         return replace(status, state="failed", reason=reason)
+
+    def _stage(self, entry: CatalogueEntry, what: str) -> None:
+        """What a loading model is doing: logged, and the reason why it is not ready."""
+        self._status[entry.name] = replace(self._status[entry.name], reason=what)
+        _LOG.info("model loading", extra={"model": entry.name, "stage": what})
 
     def _load_checked(self, entry: CatalogueEntry) -> ModelInfo:
         opts = self.options
+        self._stage(entry, "bringing its weights here and loading them")
         model = load_entry(
             entry,
             device=opts.device,
@@ -131,6 +141,7 @@ class TorchEngine:
             random_weights=opts.random_weights,
             batch_rows=opts.batch_rows,
         )
+        self._stage(entry, "comparing its kernels with the reference")
         report = model.self_check()
         if not report.ok:
             raise SelfCheckFailed(
@@ -138,7 +149,15 @@ class TorchEngine:
                 f"{report.tolerance:.0e}; try --backend torch"
             )
         self._layers[entry.name] = model.layer_names()
-        model.warm_up()  # the largest graph first: the others fit into its memory
+        begin = time.monotonic()
+
+        def progress(done: int, of: int) -> None:
+            if done < of:
+                left = (time.monotonic() - begin) / done * (of - done) if done else 0.0
+                estimate = f", about {left:.0f} s left" if done else ""
+                self._stage(entry, f"warming up, {done} of {of} batch sizes done{estimate}")
+
+        model.warm_up(progress)  # the largest graph first: the others fit into its memory
         model.settle_exact(opts.exact_rows)
         self._models[entry.name] = model
         _announce(model, report)

@@ -166,7 +166,7 @@ class FakeService:
 
     async def layers(self, request: Request) -> Response:
         assert request.query_params["granularity"] in ("blocks", "leaves")
-        return JSONResponse({"layers": LAYERS})
+        return JSONResponse({"layers": LAYERS, "kinds": dict.fromkeys(LAYERS[:-1], "Block")})
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"status": "live"})

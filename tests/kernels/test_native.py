@@ -170,6 +170,7 @@ def test_other_cpu_capabilities(cache: Path, capability: str) -> None:
 def test_prebuild_covers_this_machine(tmp_path: Path) -> None:
     paths = cpu.prebuild(tmp_path / "out", [native.cpu_capability()])
     assert [path.parent for path in paths] == [tmp_path / "out"]
+    assert (tmp_path / "out").stat().st_mode & 0o055 == 0o055  # every user of an image reads it
     assert native.cpu_capability() in native.buildable_capabilities()
 
 

@@ -80,7 +80,9 @@ def test_threads_do_not_share_a_buffer(
 
 def test_warm_up_captures_every_bucket(graphed: tuple[Embedder, RecordedCapture]) -> None:
     model, capture = graphed
-    model.warm_up()
+    seen: list[tuple[int, int]] = []
+    model.warm_up(lambda done, of: seen.append((done, of)))
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     assert [shape[0] for shape in capture.shapes] == [8, 4, 2, 1]
     model.embed(images(8))
     assert len(capture.shapes) == 4

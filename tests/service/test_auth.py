@@ -22,7 +22,7 @@ from vim_embed.cli import main
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed_client import Client
-from vim_embed_client.errors import StatusError
+from vim_embed_client.errors import UnauthorizedError
 
 
 @contextmanager
@@ -70,7 +70,10 @@ def test_a_large_body_without_a_key_is_refused_at_once() -> None:
         with Client(url, api_key="first") as client:
             pixels = np.zeros((1, 3, 224, 224), np.uint8)
             assert client.embed(pixels).embeddings.shape[0] == 1
-        with Client(url, api_key="wrong") as client, pytest.raises(StatusError, match="API key"):
+        with (
+            Client(url, api_key="wrong") as client,
+            pytest.raises(UnauthorizedError, match="VIM_EMBED_API_KEY"),
+        ):
             client.models()
 
 

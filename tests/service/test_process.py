@@ -127,6 +127,16 @@ def _next_refusal(url: str) -> httpx.Response:
     raise AssertionError("a draining server took new work")
 
 
+def test_loading_says_what_it_is_at() -> None:
+    with server("--model", MICRO) as (url, _, log):
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        stages = [line["stage"] for line in lines if line["event"] == "model loading"]
+        assert any("weights" in stage for stage in stages)
+        assert any("reference" in stage for stage in stages)
+        (model,) = httpx.get(f"{url}/models").json()["models"]
+        assert model["reason"] is None
+
+
 def test_ctrl_c_ends_cleanly() -> None:
     with server("--model", MICRO) as (_, process, log):
         process.send_signal(signal.SIGINT)

@@ -1,6 +1,7 @@
 """The models that have a name, and how a `--model` argument is read.
 
 A user's own checkpoint is one more entry: `NAME=PATH` or `NAME=org/repo[@revision][:file]`.
+A name that ends in -float16 or -bfloat16 is the same model computed in that dtype.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 _HUB = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<file>\S+))?$")
 _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
+_TWIN = re.compile(r"^(?P<base>.+)-(?P<dtype>float16|bfloat16)$")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
@@ -23,7 +25,8 @@ class CatalogueEntry:
     """A model to load: from `path` if given, else from `repo` at `revision` on the Hub.
 
     kind: "vim", "vit", or None to find out from what is there. file: the file within the
-    repository. architecture: the catalogue name whose shapes the weights must have.
+    repository. architecture: the catalogue name whose shapes the weights must have. dtype: of
+    the computation, where the name asks for one (vim-tiny-float16).
     """
 
     name: str
@@ -33,6 +36,7 @@ class CatalogueEntry:
     file: str | None = None
     path: Path | None = None
     architecture: str | None = None
+    dtype: str | None = None
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -78,7 +82,7 @@ def parse_model(argument: str) -> CatalogueEntry:
         raise ModelArgumentError(
             f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-', no slash"
         )
-    known = CATALOGUE.get(name, CatalogueEntry(name=name))
+    known = _twin(name) or CATALOGUE.get(name, CatalogueEntry(name=name))
     return _with_source(known, source)
 
 
@@ -88,10 +92,22 @@ def _catalogued(name: str) -> CatalogueEntry:
     for entry in CATALOGUE.values():
         if name in entry.aliases:
             return entry
+    twin = _twin(name)
+    if twin is not None and twin.repo is not None:
+        return twin
     raise ModelArgumentError(
         f"unknown model {name!r}: use one of {', '.join(CATALOGUE)}, or name your own checkpoint "
         f"with NAME=PATH or NAME=org/repo[@revision][:file]"
     )
+
+
+def _twin(name: str) -> CatalogueEntry | None:
+    """A model under a name that asks for a half-precision computation; None for other names."""
+    match = _TWIN.match(name)
+    if match is None:
+        return None
+    known = CATALOGUE.get(match["base"], CatalogueEntry(name=name))
+    return replace(known, name=name, dtype=match["dtype"])
 
 
 def _with_source(entry: CatalogueEntry, source: str) -> CatalogueEntry:

@@ -166,10 +166,16 @@ class Embedder:
         self._graphs = GraphCache(self.compute, buckets_up_to(rows), capture=capture)
         self._chunk_rows = rows
 
-    def warm_up(self) -> None:
-        """Capture the graphs of the native size and the default options now."""
-        for bucket in reversed([] if self._graphs is None else self._graphs.buckets):
+    def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+        """Capture the graphs of the native size and the default options now.
+
+        progress(done, of): called before the first graph and after each.
+        """
+        buckets = [] if self._graphs is None else self._graphs.buckets[::-1]
+        for done, bucket in enumerate(buckets):
+            progress(done, len(buckets))
             self.run(self._blank(bucket), EmbedOptions())
+        progress(len(buckets), len(buckets))
 
     def rows_at_once(self, rows: int, height: int, width: int) -> int:
         """`rows` of the native size in images of another: fewer of larger ones, at least 1."""
@@ -241,6 +247,10 @@ class Embedder:
         names = list(self.compute(self._blank(1), EmbedOptions(layers="all")))
         modules = {g: layer_modules(self.module, g) for g in GRANULARITIES}
         return {g: [n for n in names if n in modules[g] or n == LAST] for g in GRANULARITIES}
+
+    def layer_kinds(self) -> dict[str, str]:
+        """Of every layer that is a module, the name of its class."""
+        return {n: type(m).__name__ for n, m in layer_modules(self.module, "all").items()}
 
     def self_check(self, seed: int = 0) -> CheckReport:
         """Embed one seeded image and compare with the float32 reference operations.

@@ -85,8 +85,9 @@ def load_entry(
 ) -> Embedder:
     """`load_model` for an entry that is already parsed, with exact mode not yet settled.
 
-    batch_rows: of the largest CUDA graph.
+    The entry's own dtype goes before `dtype`. batch_rows: of the largest CUDA graph.
     """
+    dtype = resolve_dtype(entry.dtype) if entry.dtype else dtype
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):

@@ -37,7 +37,9 @@ async def layers(
         )
     info = service.ready_model(name)
     names = service.engine.layer_names(info.name, granularity)
-    return {"model": info.name, "granularity": granularity, "layers": names}
+    every = service.engine.layer_kinds(info.name)
+    kinds = {layer: every[layer] for layer in names if layer in every}
+    return {"model": info.name, "granularity": granularity, "layers": names, "kinds": kinds}
 
 
 @router.get("/models/{name:path}", summary="One model")

@@ -1,0 +1,94 @@
+"""A model in this process, through the service package and its settings (VIM_EMBED_*)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from vim_embed_client.errors import ServiceNotInstalledError
+from vim_embed_client.platonic.model import Spec
+from vim_embed_client.wire import Array
+
+if TYPE_CHECKING:
+    from vim_embed.models.catalogue import CatalogueEntry
+    from vim_embed.models.embedder import Embedder
+    from vim_embed.settings import Settings
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """One model of this process. `load` is the way to get one."""
+
+    _entry: CatalogueEntry
+    _settings: Settings
+    _embedder: Embedder
+
+    @classmethod
+    def load(cls, model: str) -> Self:
+        """Load a catalogue name or Hub id as `vim-embed-server serve` would.
+
+        VIM_EMBED_MODELS may name other weights for it (vim-tiny=/data/my_vim.pth).
+        Raises ServiceNotInstalledError, or the service package's own errors.
+        """
+        try:
+            from vim_embed.models.catalogue import parse_model
+            from vim_embed.models.load import load_model  # noqa: F401  needs torch
+            from vim_embed.settings import Settings
+        except ModuleNotFoundError as error:
+            raise ServiceNotInstalledError(
+                f'models in this process need {error.name}: pip install "vim-embed[service]", '
+                "or use vim-remote with a running service"
+            ) from None
+        settings = Settings()
+        wanted = parse_model(model)
+        configured = (parse_model(argument) for argument in settings.models)
+        entry = next((e for e in configured if e.name == wanted.name), wanted)
+        return cls(entry, settings, _loaded(entry, settings, settings.dtype))
+
+    @property
+    def spec(self) -> Spec:
+        found = self._embedder.info.preprocessing
+        return Spec(found.image_size, found.interpolation, found.mean, found.std)
+
+    def describe(self) -> str:
+        info = self._embedder.info
+        weights = info.weights
+        revision = f" at {weights.revision}" if weights.revision else ""
+        warning = "; RANDOM WEIGHTS: the numbers mean nothing" if weights.random else ""
+        return (
+            f"{info.name} in this process: {weights.source}{revision} ({weights.digest}), "
+            f"{info.backend} on {info.device} in {info.dtype}{warning}"
+        )
+
+    def embed(self, pixels: Array) -> Array:
+        return self._embedder.embed(pixels, exact=self._settings.exact)
+
+    def embed_layers(self, pixels: Array, granularity: str) -> Mapping[str, Array]:
+        return self._embedder.embed_layers(pixels, granularity, exact=self._settings.exact)
+
+    def layer_names(self, granularity: str) -> list[str]:
+        return self._embedder.layer_names()[granularity]
+
+    def layer_kinds(self, granularity: str) -> dict[str, str]:
+        kinds = self._embedder.layer_kinds()
+        return {name: kinds[name] for name in self.layer_names(granularity) if name in kinds}
+
+    def half(self) -> Self:
+        if self._embedder.info.dtype != "float32":
+            return self
+        embedder = _loaded(self._entry, self._settings, "float16")
+        return type(self)(self._entry, self._settings, embedder)
+
+
+def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
+    from vim_embed.models.load import load_entry, resolve_device, resolve_dtype
+
+    return load_entry(
+        entry,
+        device=resolve_device(settings.device),
+        dtype=resolve_dtype(dtype),
+        backend=settings.backend,
+        random_weights=settings.random_weights,
+        exact_rows=settings.exact_rows,
+    )

@@ -1,0 +1,53 @@
+"""What an adapter needs of a model, wherever it runs; the two kinds are remote.py and local.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, Self
+
+from vim_embed_client.wire import Array
+
+LAST = "last_hidden_state"
+
+
+class Spec(NamedTuple):
+    """How an image becomes pixels: resized to image_size squared, scaled to [0, 1], normalised.
+
+    interpolation: a Pillow filter in lower case. mean, std: of the channels, in RGB order.
+    """
+
+    image_size: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Model(Protocol):
+    """A loaded model. Pixels are (B, 3, H, W): uint8 resized RGB, or normalised floats."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def describe(self) -> str:
+        """Which weights and which backend answer, in one line."""
+        ...
+
+    def embed(self, pixels: Array) -> Array:
+        """(B, D) float32, in the order of the rows."""
+        ...
+
+    def embed_layers(self, pixels: Array, granularity: str) -> Mapping[str, Array]:
+        """Layer name -> (B, D) float32; the last is `last_hidden_state`, what `embed` gives."""
+        ...
+
+    def layer_names(self, granularity: str) -> list[str]:
+        """Names of `embed_layers`, in its order."""
+        ...
+
+    def layer_kinds(self, granularity: str) -> dict[str, str]:
+        """Layer name -> class of the module; `last_hidden_state` is no module."""
+        ...
+
+    def half(self) -> Self:
+        """The same weights computed in half precision. Raises ConfigurationError without."""
+        ...
