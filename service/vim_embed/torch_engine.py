@@ -140,6 +140,7 @@ class TorchEngine:
             backend=opts.backend,
             random_weights=opts.random_weights,
             batch_rows=opts.batch_rows,
+            exact_rows=opts.exact_rows,
         )
         self._stage(entry, "comparing its kernels with the reference")
         report = model.self_check()
@@ -157,8 +158,7 @@ class TorchEngine:
                 estimate = f", about {left:.0f} s left" if done else ""
                 self._stage(entry, f"warming up, {done} of {of} batch sizes done{estimate}")
 
-        model.warm_up(progress)  # the largest graph first: the others fit into its memory
-        model.settle_exact(opts.exact_rows)
+        model.warm_up(progress)
         self._models[entry.name] = model
         _announce(model, report)
         return model.info

@@ -54,7 +54,7 @@ def test_every_batch_has_the_same_shape() -> None:
         found = np.concatenate(
             [model.embed(PIXELS[:1], exact=True), model.embed(PIXELS[1:20], exact=True)]
         )
-        assert {shape[0] for shape in capture.shapes} == {6}
+        assert [shape[0] for shape in capture.shapes] == [rows, 6]  # the first is a warm-up
         assert relative_l2(found, model.embed(PIXELS[:20])) < 1e-5
 
 

@@ -84,12 +84,11 @@ class LocalModel:
 def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
     from vim_embed.models.load import load_entry, resolve_device, resolve_dtype
 
-    embedder = load_entry(
+    return load_entry(
         entry,
         device=resolve_device(settings.device),
         dtype=resolve_dtype(dtype),
         backend=settings.backend,
         random_weights=settings.random_weights,
+        exact_rows=settings.exact_rows,
     )
-    embedder.settle_exact(settings.exact_rows)
-    return embedder

@@ -152,14 +152,20 @@ class Embedder:
         Where rows depend on their batch, or memory is short, exact mode goes row by row.
         """
         rows = rows or EXACT_ROWS[self.device.type]
-        self._set_exact(rows, "as set" if rows > 1 else "row by row")
+        self._set_exact(rows, "row by row")
+        if rows == 1:
+            return
         try:
-            if rows > 1 and self._exact_rows(self._blank(1), EmbedOptions()) < rows:
-                self._set_exact(1, f"row by row: in batches of {rows}, rows depend on their mates")
-            elif rows > 1:
-                self._set_exact(rows, "rows were tried and do not depend on their mates")
+            if self._graphs is not None:  # the largest first: the others fit into its memory
+                self.run(self._blank(self._chunk_rows), EmbedOptions())
+            holds = self._exact_rows(self._blank(1), EmbedOptions()) == rows
         except torch.OutOfMemoryError:
             self._set_exact(1, f"row by row: batches of {rows} do not fit the memory")
+        else:
+            if holds:
+                self._set_exact(rows, "rows were tried and do not depend on their mates")
+            else:
+                self._set_exact(1, f"row by row: in batches of {rows}, rows depend on their mates")
 
     def use_graphs(self, rows: int, capture: Capture | None = None) -> None:
         """Run through CUDA graphs of up to `rows` images from now on, captured at first use."""

@@ -61,16 +61,15 @@ def load_model(
 
     Raises ModelArgumentError, WeightsError, BackendUnavailable or ValueError, each naming the fix.
     """
-    model = load_entry(
+    return load_entry(
         parse_model(f"{name}={weights}" if weights is not None else name),
         device=resolve_device(device),
         dtype=resolve_dtype(dtype),
         backend=backend,
         random_weights=random_weights,
         seed=seed,
+        exact_rows=exact_rows,
     )
-    model.settle_exact(exact_rows)
-    return model
 
 
 def load_entry(
@@ -82,10 +81,11 @@ def load_entry(
     random_weights: bool = False,
     seed: int = 0,
     batch_rows: int = 0,
+    exact_rows: int = 0,
 ) -> Embedder:
-    """`load_model` for an entry that is already parsed, with exact mode not yet settled.
+    """`load_model` for an entry that is already parsed; its own dtype goes before `dtype`.
 
-    Its own dtype goes before `dtype`. batch_rows: of the largest CUDA graph.
+    batch_rows: of the largest CUDA graph.
     """
     dtype = resolve_dtype(entry.dtype) if entry.dtype else dtype
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
@@ -110,6 +110,7 @@ def load_entry(
     model = Embedder(info, module, device, compute.fast)
     if device.type == "cuda":
         model.use_graphs(batch_rows or BATCH_ROWS["cuda"])
+    model.settle_exact(exact_rows)
     return model
 
 
