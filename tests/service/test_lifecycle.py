@@ -47,8 +47,8 @@ def slow_server(settings: Settings) -> Iterator[tuple[str, SlowEngine]]:
             engine.gate.set()
 
 
-def post(url: str) -> httpx.Response:
-    return httpx.post(f"{url}/embed", content=npy(PIXELS), headers=NPY, timeout=60)
+def post(url: str, query: str = "") -> httpx.Response:
+    return httpx.post(f"{url}/embed{query}", content=npy(PIXELS), headers=NPY, timeout=60)
 
 
 def waiting_rows(url: str) -> float:
@@ -97,6 +97,37 @@ def test_an_answer_that_takes_too_long() -> None:
         assert answer.json()["error"]["code"] == "deadline_exceeded"
         engine.gate.set()
         assert post(url).status_code == 200
+
+
+def test_a_request_may_have_a_deadline_of_its_own() -> None:
+    with slow_server(Settings()) as (url, engine), ThreadPoolExecutor() as pool:
+        patient = pool.submit(post, url)
+        assert engine.entered.acquire(timeout=20)
+        begin = time.monotonic()
+        hasty = post(url, "?timeout=0.4")
+        assert 0.4 <= time.monotonic() - begin < 20
+        assert hasty.status_code == 504
+        assert hasty.json()["error"]["code"] == "deadline_exceeded"
+        engine.gate.set()
+        assert patient.result().status_code == 200
+        assert post(url, "?timeout=60").status_code == 200
+        assert engine.rows == 2 * len(PIXELS)  # the hasty one's rows never ran
+        for wrong in ("0", "-1", "nan", "inf", "soon"):
+            assert post(url, f"?timeout={wrong}").status_code == 422
+
+
+def test_a_body_that_outlasts_the_deadline() -> None:
+    def slowly() -> Iterator[bytes]:
+        body = npy(PIXELS)
+        yield body[:100]
+        time.sleep(0.5)
+        yield body[100:]
+
+    with slow_server(Settings()) as (url, engine):
+        answer = httpx.post(f"{url}/embed?timeout=0.2", content=slowly(), headers=NPY)
+        assert answer.status_code == 504
+        assert "timeout of 0.2 s" in answer.json()["error"]["message"]
+        assert engine.rows == 0
 
 
 def test_a_full_queue_says_when_to_retry() -> None:

@@ -36,6 +36,9 @@ class EmbedQuery(BaseModel):
     dtype: Literal["float32", "float16"] = Field("float32", description="dtype of the answer")
     encoding: Literal["float", "base64"] = Field("float", description="of arrays in JSON")
     exact: bool | None = Field(None, description="the same bytes whatever shares the batch")
+    timeout: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="seconds until the answer is of no use"
+    )
     mean: str | None = Field(None, description="three numbers that replace the model's mean")
     std: str | None = Field(None, description="three numbers that replace the model's std")
 
@@ -112,8 +115,11 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     pixels = await parse_pixels(request, kind, body, info, limits)
     pixels = await _checked(pixels, info, service.settings.max_image_size)
     deadline = time.monotonic() + service.settings.request_timeout
+    if query.timeout is not None:
+        deadline = min(deadline, begin + query.timeout)
+        _in_time(deadline, query.timeout)
     ticket = service.batcher.submit(info.name, pixels, options, deadline=deadline)
-    done = await _answer_or_gone(request, ticket, service.settings.request_timeout)
+    done = await _answer_or_gone(request, ticket, deadline, begin)
     if done is None:
         return Response(status_code=_GONE)
     service.metrics.queue_seconds.labels(info.name).observe(done.queue_seconds)
@@ -128,6 +134,11 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     )
 
 
+def _in_time(deadline: float, timeout: float) -> None:
+    if time.monotonic() > deadline:
+        raise DeadlineExceeded(f"reading the body took longer than the timeout of {timeout:g} s")
+
+
 async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray:
     try:
         if pixels.nbytes <= _INLINE_BYTES:
@@ -137,13 +148,16 @@ async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray
         raise InvalidInput(str(error)) from error
 
 
-async def _answer_or_gone(request: Request, ticket: Ticket, timeout: float) -> Embedded | None:
+async def _answer_or_gone(
+    request: Request, ticket: Ticket, deadline: float, begin: float
+) -> Embedded | None:
     """The answer, or None when the client left first. Raises what the request failed with."""
     answer = asyncio.wrap_future(ticket.future)
     left = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
     pending: set[asyncio.Future[Any]] = {answer, left}
     try:
-        await asyncio.wait(pending, timeout=timeout, return_when="FIRST_COMPLETED")
+        seconds = max(0.0, deadline - time.monotonic())
+        await asyncio.wait(pending, timeout=seconds, return_when="FIRST_COMPLETED")
     finally:
         left.cancel()
         if not answer.done():
@@ -152,7 +166,7 @@ async def _answer_or_gone(request: Request, ticket: Ticket, timeout: float) -> E
         return ticket.future.result()
     if left.done() and not left.cancelled():
         return None
-    raise DeadlineExceeded(f"no answer within {timeout:.0f} s")
+    raise DeadlineExceeded(f"no answer within {deadline - begin:.3g} s")
 
 
 def _timing(done: Embedded, begin: float) -> str:
