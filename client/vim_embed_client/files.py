@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.errors import InputError
-from vim_embed_client.wire import Array
+from vim_embed_client.wire import NPY_HEADER_LOCK, Array
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
@@ -108,7 +108,8 @@ def _file_size(path: str) -> int:
 def open_array(path: str) -> Array:
     """An .npy file as a read-only memory map; raises InputError where it is not sound."""
     try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with NPY_HEADER_LOCK:
+            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy lets its parser's own errors through
         raise InputError(f"cannot be read as .npy ({error})") from None
     return array

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,10 @@ Array = NDArray[Any]
 NPY = "application/x-npy"
 SAFETENSORS = "application/vnd.safetensors"
 CHUNK_BYTES = 1 << 20
+
+# numpy reads headers with Python's own parser, which several threads at once confuse in Python
+# 3.11 ("AST constructor recursion depth mismatch", seen on sound files).
+NPY_HEADER_LOCK = threading.Lock()
 
 _SAFETENSORS_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2",
@@ -84,7 +89,8 @@ def parse_npy(content: bytes) -> Array:
     """
     buffer = io.BytesIO(content)
     try:
-        shape, fortran_order, dtype = _read_npy_header(buffer)
+        with NPY_HEADER_LOCK:
+            shape, fortran_order, dtype = _read_npy_header(buffer)
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
         array = np.frombuffer(content, dtype, offset=buffer.tell())

@@ -10,6 +10,7 @@ import binascii
 import io
 import json
 import math
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from vim_embed.errors import InvalidInput, MalformedRequest
 from vim_embed.pixels import PixelArray
 
 Buffer = bytes | bytearray | memoryview
+# numpy reads headers with Python's own parser, which several threads at once confuse in Python
+# 3.11 ("AST constructor recursion depth mismatch", seen on sound files).
+_HEADER_LOCK = threading.Lock()
 _MAX_NPY_HEADER = 10_000
 _JSON_DTYPES = ("uint8", "float16", "float32", "float64")
 
@@ -34,7 +38,8 @@ def read_npy(body: Buffer) -> PixelArray:
             (1, 0): npy_format.read_array_header_1_0,
             (2, 0): npy_format.read_array_header_2_0,
         }[version]
-        shape, fortran, dtype = read_header(head, max_header_size=_MAX_NPY_HEADER)
+        with _HEADER_LOCK:
+            shape, fortran, dtype = read_header(head, max_header_size=_MAX_NPY_HEADER)
     except (ValueError, KeyError, TypeError, SyntaxError, RecursionError) as error:
         raise MalformedRequest(
             f"the body is not a .npy file as numpy.save writes it ({error})"

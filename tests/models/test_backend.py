@@ -41,6 +41,23 @@ def test_a_failing_constructor(
         _choose(VIM, "fused", torch.device("cuda"), torch.float16)
 
 
+def test_a_failing_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __call__(self, pixels: torch.Tensor) -> None:
+            raise RuntimeError("CUDA driver: too much shared memory")
+
+    monkeypatch.setattr(load, "supports", lambda *_: (True, "it should"))
+    monkeypatch.setattr(load, "FusedVim", Refused)
+    chosen = _choose(VIM, "auto", torch.device("cuda"), torch.float16)
+    assert chosen.backend == "torch"
+    assert "fused: CUDA driver: too much shared memory" in chosen.reason
+    with pytest.raises(BackendUnavailable, match="shared memory; use --backend auto"):
+        _choose(VIM, "fused", torch.device("cuda"), torch.float16)
+
+
 def test_an_unsupported_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "supports", lambda *_: (False, "d_state is 8, not 16"))
     chosen = _choose(VIM, "auto", torch.device("cuda"), torch.float16)

@@ -137,16 +137,21 @@ def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[Fast, str]:
-    """The fused forward and what it is. Raises BackendUnavailable, whatever the fault.
+    """The fused forward, tried on one image, and what it is. Raises BackendUnavailable.
 
-    Compilers, drivers and full devices fail in more ways than can be listed, and other kernels
-    can still answer.
+    Compilers, drivers and full devices fail in more ways than can be listed, some of them only at
+    the first launch, and other kernels can still answer.
     """
     works, reason = supports(vim.config, dtype, device)
     if not works:
         raise BackendUnavailable(f"{FUSED}: {reason}")
+    size = vim.config.image_size
     try:
-        return FusedVim(vim, dtype, device), reason
+        fast = FusedVim(vim, dtype, device)
+        fast(torch.zeros(1, 3, size, size))
+        if device.type == "cuda" and torch.cuda.is_available():
+            torch.cuda.synchronize(device)
+        return fast, reason
     except Exception as error:
         problem = str(error).strip() or type(error).__name__
         raise BackendUnavailable(f"{FUSED}: {problem}") from error
