@@ -12,10 +12,12 @@ from vim_embed_client.client import Client
 from vim_embed_client.errors import (
     BadAnswerError,
     ConfigurationError,
+    ConflictError,
     ConnectionLostError,
     DeadlineExceededError,
     DeadlineExpiredError,
     DrainingError,
+    ForbiddenError,
     InputError,
     InternalServerError,
     InvalidInputError,
@@ -39,6 +41,7 @@ from vim_embed_client.errors import (
     UnknownModelError,
     UnsupportedMediaTypeError,
     VimEmbedError,
+    WorkerFailedError,
 )
 from vim_embed_client.local_server import LocalServer
 from vim_embed_client.results import Embeddings, LayerEmbeddings, Provenance
@@ -48,11 +51,13 @@ __all__ = [
     "BadAnswerError",
     "Client",
     "ConfigurationError",
+    "ConflictError",
     "ConnectionLostError",
     "DeadlineExceededError",
     "DeadlineExpiredError",
     "DrainingError",
     "Embeddings",
+    "ForbiddenError",
     "InputError",
     "InternalServerError",
     "InvalidInputError",
@@ -79,6 +84,7 @@ __all__ = [
     "UnknownModelError",
     "UnsupportedMediaTypeError",
     "VimEmbedError",
+    "WorkerFailedError",
     "__version__",
 ]
 __version__ = version("vim-embed")

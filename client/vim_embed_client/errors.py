@@ -15,17 +15,20 @@ VimEmbedError
 └── StatusError                   the service answered with an error: one class per code
     ├── MalformedRequestError      400
     ├── UnauthorizedError          401
+    ├── ForbiddenError             403
     ├── UnknownModelError          404
     ├── NotFoundError              404
     ├── MethodNotAllowedError      405
     ├── NotAcceptableError         406
     ├── RequestTimeoutError        408  retry
+    ├── ConflictError              409
     ├── PayloadTooLargeError       413
     ├── UnsupportedMediaTypeError  415
     ├── InvalidInputError          422
     ├── QueueFullError             429  retry, after Retry-After
     ├── InternalServerError        500  retry
     ├── NotReadyError              503  retry
+    ├── WorkerFailedError          503  retry
     ├── DrainingError              503  retry
     ├── DeadlineExceededError      504
     └── UnexpectedStatusError      an answer that is not the service's own, such as a proxy's
@@ -145,6 +148,10 @@ class UnauthorizedError(StatusError):
     code, status, retryable = "unauthorized", 401, False
 
 
+class ForbiddenError(StatusError):
+    code, status, retryable = "forbidden", 403, False
+
+
 class UnknownModelError(StatusError):
     code, status, retryable = "unknown_model", 404, False
 
@@ -163,6 +170,10 @@ class NotAcceptableError(StatusError):
 
 class RequestTimeoutError(StatusError):
     code, status, retryable = "request_timeout", 408, True
+
+
+class ConflictError(StatusError):
+    code, status, retryable = "conflict", 409, False
 
 
 class PayloadTooLargeError(StatusError):
@@ -187,6 +198,10 @@ class InternalServerError(StatusError):
 
 class NotReadyError(StatusError):
     code, status, retryable = "not_ready", 503, True
+
+
+class WorkerFailedError(StatusError):
+    code, status, retryable = "worker_failed", 503, True
 
 
 class DrainingError(StatusError):

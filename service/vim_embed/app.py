@@ -9,8 +9,9 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -24,7 +25,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vim_embed import __version__
-from vim_embed.auth import Keys
+from vim_embed.auth import Keys, bearer, listed
 from vim_embed.engine import Engine
 from vim_embed.errors import (
     InternalError,
@@ -35,7 +36,8 @@ from vim_embed.errors import (
     ServiceError,
     Unauthorized,
 )
-from vim_embed.routes import embed, state
+from vim_embed.faults import Faults
+from vim_embed.routes import control, embed, state
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 
@@ -52,15 +54,18 @@ _BY_STATUS: dict[int, type[ServiceError]] = {
 
 def create_app(
     settings: Settings,
-    engine: Engine | None = None,
+    engine: Engine | Sequence[Engine] | None = None,
     *,
     on_loaded: Callable[[bool], None] | None = None,
+    on_lost: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application. Its lifespan loads the models in the background and drains at the end.
 
-    on_loaded: called from the loading thread with whether any model became ready.
+    engine: one, or one for each device; else those of the settings. on_loaded: called from the
+    loading thread with whether any model became ready. on_lost: when no worker is left.
     """
-    service = Service(settings, engine or build_engine(settings))
+    faults = Faults() if settings.fault_injection else None
+    service = Service(settings, engine or build_engines(settings, faults), on_lost=on_lost)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,6 +81,7 @@ def create_app(
     )
     app.state.service = service
     app.include_router(embed.router)
+    app.include_router(control.router(settings, faults))
     app.include_router(state.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
@@ -87,12 +93,12 @@ def create_app(
     return app
 
 
-def build_engine(settings: Settings) -> Engine:
-    """The torch engine that the settings describe. Raises ValueError that names the fix."""
+def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engine]:
+    """A torch engine for each device of the settings. Raises ValueError that names the fix."""
     import torch
 
     from vim_embed.models.catalogue import parse_model
-    from vim_embed.models.load import resolve_device, resolve_dtype
+    from vim_embed.models.load import resolve_devices, resolve_dtype
     from vim_embed.torch_engine import EngineOptions, TorchEngine
 
     if settings.threads:
@@ -102,22 +108,24 @@ def build_engine(settings: Settings) -> Engine:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"model {', '.join(twice)} is given twice: give each its own name")
+    devices = resolve_devices(settings.device)
     options = EngineOptions(
-        device=resolve_device(settings.device),
+        device=devices[0],
         dtype=resolve_dtype(settings.dtype),
         backend=settings.backend,
         random_weights=settings.random_weights,
         batch_rows=settings.batch_rows,
         exact_rows=settings.exact_rows,
+        on_forward=faults.strike if faults is not None else None,
     )
-    return TorchEngine(entries, options)
+    return [TorchEngine(entries, replace(options, device=device)) for device in devices]
 
 
 def accepted_keys(settings: Settings) -> Keys:
-    """The API keys of the settings. Raises ValueError that names the fix."""
-    given = settings.api_keys.get_secret_value().split(",")
+    """The API keys of the settings, admins' included. Raises ValueError that names the fix."""
     file = Path(settings.api_keys_file) if settings.api_keys_file else None
-    return Keys([key.strip() for key in given if key.strip()], file)
+    given = [*listed(settings.api_keys), *listed(settings.admin_keys)]
+    return Keys(given, file)
 
 
 class RequireKey:
@@ -141,9 +149,7 @@ class RequireKey:
         await response(scope, receive, send)
 
     def _allowed(self, scope: Scope) -> bool:
-        value = Headers(scope=scope).get("authorization", "")
-        scheme, _, key = value.partition(" ")
-        return scheme.lower() == "bearer" and self.keys.allow(key.strip())
+        return self.keys.allow(bearer(Headers(scope=scope).get("authorization", "")))
 
 
 class RequestContext:

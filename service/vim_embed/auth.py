@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import SecretStr
+
 _HASHED = "sha256:"
 _HASH_LENGTH = 64
 
@@ -47,6 +49,17 @@ class Keys:
         with suppress(OSError, ValueError):
             if _stamp(self._file) != self._stamp:
                 self._stamp, self._read = _read_file(self._file)
+
+
+def bearer(header: str) -> str:
+    """The key of an Authorization header, or ""."""
+    scheme, _, key = header.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def listed(keys: SecretStr) -> list[str]:
+    """The keys of a setting, with commas between."""
+    return [key.strip() for key in keys.get_secret_value().split(",") if key.strip()]
 
 
 def require_keys(keys: Keys, reachable: str) -> None:

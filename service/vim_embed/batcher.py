@@ -1,13 +1,13 @@
-"""Row-level batching across requests, between HTTP and the engine.
+"""Row-level batching across requests, between HTTP and the engines.
 
-No timer: a batch is taken when the device is free, from the rows that wait then, up to the row
-budget; while the device is busy, one full batch is prepared ahead. The queue is bounded and
-refuses. Rows whose client left or whose deadline passed never reach the engine. Requests are served
-in order, but large ones do not hold up small ones, and groups of rows that cannot share a batch
-(another model, size or option) take turns.
+No timer: a batch is taken when a device is free, from the rows that wait then, up to the row
+budget; while every device is busy, one full batch each is prepared ahead. The queue is bounded and
+refuses, also one client that would take all of it. Rows whose client left or whose deadline passed
+never reach an engine. Requests are served in order, but large ones do not hold up small ones, and
+groups of rows that cannot share a batch (another model, size or option) take turns.
 
-Two threads: one takes and stages, one runs and delivers. Knows neither HTTP nor asyncio; callers
-get a `concurrent.futures.Future`.
+One worker for each engine, all from one queue. Knows neither HTTP nor asyncio; callers get a
+`concurrent.futures.Future`.
 """
 
 from __future__ import annotations
@@ -16,167 +16,96 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 
-import numpy as np
-
-from vim_embed.engine import Engine, Outputs, Staged
+from vim_embed.engine import Engine
 from vim_embed.errors import (
     DeadlineExceeded,
     Draining,
-    InternalError,
+    NotReady,
     PayloadTooLarge,
     QueueFull,
-    ServiceError,
 )
-from vim_embed.models.info import EmbedOptions
+from vim_embed.models.info import CheckReport, EmbedOptions
 from vim_embed.pixels import PixelArray
+from vim_embed.tickets import BatchKey, Embedded, Slice, Ticket
+from vim_embed.worker import Observer, Patience, SilentObserver, Worker
+
+__all__ = ["BatchKey", "Batcher", "Embedded", "Observer", "SilentObserver", "Ticket"]
 
 _LOG = logging.getLogger(__name__)
 _RATE_SMOOTHING = 0.2
-
-
-@dataclass(frozen=True)
-class BatchKey:
-    """Rows with equal keys may share a batch."""
-
-    model: str
-    options: EmbedOptions
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A finished request: named (rows, D) arrays, and seconds spent waiting and computing."""
-
-    outputs: Outputs
-    queue_seconds: float
-    forward_seconds: float
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One request in the queue. `future` gives an Embedded, or the error it failed with."""
-
-    key: BatchKey
-    pixels: PixelArray
-    deadline: float | None
-    submitted: float = field(default_factory=time.monotonic)
-    future: Future[Embedded] = field(default_factory=Future)
-    taken: int = 0
-    done: int = 0
-    outputs: Outputs = field(default_factory=dict)
-    started: float | None = None
-    forward_seconds: float = 0.0
-
-    @property
-    def rows(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def waiting(self) -> int:
-        return self.rows - self.taken
-
-    @property
-    def open(self) -> bool:
-        return not self.future.done()
-
-    def cancel(self) -> None:
-        """Drop the rows that still wait; nobody reads the answer any more."""
-        self.future.cancel()
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Rows [start, stop) of a ticket within a batch."""
-
-    ticket: Ticket
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def pixels(self) -> PixelArray:
-        return self.ticket.pixels[self.start : self.stop]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch on its way to the engine."""
-
-    key: BatchKey
-    slices: tuple[Slice, ...]
-    staged: Staged
-
-
-class Observer(Protocol):
-    """Hears of what the batcher does; metrics implement it."""
-
-    def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None: ...
-
-    def dropped(self, key: BatchKey, rows: int, reason: str) -> None: ...
-
-
-class SilentObserver:
-    """Hears and forgets."""
-
-    def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
-        return None
-
-    def dropped(self, key: BatchKey, rows: int, reason: str) -> None:
-        return None
+_SUPERVISION = 0.1  # seconds between two looks at the workers
 
 
 class Batcher:
-    """Owns the queue of one engine. `submit` may be called from any thread."""
+    """Owns the queue of one or several engines. `submit` may be called from any thread."""
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Engine | Sequence[Engine],
         *,
         queue_rows: int,
         queue_bytes: int,
+        client_share: float = 1.0,
         observer: Observer | None = None,
+        patience: Patience | None = None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self.engine = engine
+        """engines: one for each device, all with the same models. client_share: of the queue,
+        how much one client may fill. on_lost: called when no worker is left.
+        """
         self.queue_rows = queue_rows
         self.queue_bytes = queue_bytes
+        self.client_share = client_share
         self.observer = observer or SilentObserver()
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
+        self._on_lost = on_lost
         self._waiting: OrderedDict[BatchKey, deque[Ticket]] = OrderedDict()
-        self._prepared: Prepared | None = None
-        self._staging = False
-        self._running = False
         self._accepting = True
-        self._stopped = False
-        self._rows_per_second = 0.0
-        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._rows_per_second = 0.0  # of one worker that has rows
+        self._supervisor: threading.Thread | None = None
+        self.workers = [
+            Worker(
+                engine,
+                self,
+                observer=self.observer,
+                patience=patience or Patience(),
+                on_lost=self._lost,
+            )
+            for engine in (engines if isinstance(engines, Sequence) else [engines])
+        ]
 
     def start(self) -> None:
-        """Start the two threads."""
-        for name, step in (("stage", self._stage_next), ("run", self._run_next)):
-            thread = threading.Thread(
-                target=self._forever, args=(step,), name=f"vim-embed-{name}", daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
+        """Start the workers and who looks after them."""
+        for worker in self.workers:
+            worker.start()
+        self._supervisor = threading.Thread(
+            target=self._supervise, name="vim-embed-supervise", daemon=True
+        )
+        self._supervisor.start()
 
     @property
     def alive(self) -> bool:
-        """Whether both threads are at work."""
-        return len(self._threads) == 2 and all(thread.is_alive() for thread in self._threads)
+        """Whether some worker is at work."""
+        return any(worker.alive for worker in self.workers)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """By device, why its worker is not at work."""
+        return {w.engine.device: w.reason or w.state for w in self.workers if w.state != "up"}
 
     @property
     def waiting_rows(self) -> int:
-        with self._changed:
+        with self.changed:
             return sum(ticket.waiting for ticket in self._tickets() if ticket.open)
+
+    @property
+    def waiting_bytes(self) -> int:
+        with self.changed:
+            return sum(ticket.pixels.nbytes for ticket in self._tickets() if ticket.open)
 
     def submit(
         self,
@@ -185,40 +114,58 @@ class Batcher:
         options: EmbedOptions,
         *,
         deadline: float | None = None,
+        client: str = "",
     ) -> Ticket:
         """Queue rows (n, 3, H, W) that passed `check_pixels`. deadline: in `time.monotonic()`.
 
         Raises QueueFull, PayloadTooLarge or Draining at once; never waits.
         """
         key = BatchKey(model, options, pixels.shape[1:], str(pixels.dtype))
-        ticket = Ticket(key, pixels, deadline)
-        with self._changed:
+        ticket = Ticket(key, pixels, deadline, client)
+        with self.changed:
             self._admit(ticket)
             self._waiting.setdefault(key, deque()).append(ticket)
-            self._changed.notify_all()
+            self.changed.notify_all()
         ticket.future.add_done_callback(lambda _: self._wake())
         return ticket
 
+    def check(self, model: str) -> list[Future[CheckReport]]:
+        """Let every worker at work that holds the model compare its known image."""
+        up = [worker for worker in self.workers if worker.state == "up"]
+        return [w.probe(model) for w in up if w.knows(model) or model in w.unfit]
+
+    def unfit(self, model: str) -> str | None:
+        """Why no worker may run the model, or None if one may."""
+        if any(worker.serves(model) for worker in self.workers):
+            return None
+        reasons = [worker.unfit.get(model, "") or worker.reason for worker in self.workers]
+        return next(filter(None, reasons), "it is not loaded")
+
+    def busy_with(self, model: str) -> bool:
+        """Whether rows of the model wait or are in a batch."""
+        with self.changed:
+            waiting = any(t.open for t in self._tickets() if t.key.model == model)
+            return waiting or any(worker.holds(model) for worker in self.workers)
+
     def stop_accepting(self) -> None:
         """Refuse new rows with Draining; what is queued goes on."""
-        with self._changed:
+        with self.changed:
             self._accepting = False
 
     def drain(self, timeout: float) -> bool:
         """Refuse new rows, wait for the rest, then end the threads. False if time ran out."""
         self.stop_accepting()
-        with self._changed:
-            empty = self._changed.wait_for(lambda: not self._busy(), timeout)
-            self._stopped = True
+        with self.changed:
+            empty = self.changed.wait_for(lambda: not self._busy(), timeout)
             left = list(self._tickets())
-            if self._prepared is not None:
-                left += [part.ticket for part in self._prepared.slices]
-                self._prepared = None
-            self._changed.notify_all()
+            self._waiting.clear()
+        for worker in self.workers:
+            left += [part.ticket for part in worker.stop(timeout=5)]
+        self._stopping.set()
         for ticket in left:
-            _fail(ticket, Draining("the service stopped before this request was computed"))
-        for thread in self._threads:
-            thread.join(timeout=5)
+            ticket.fail(Draining("the service stopped before this request was computed"))
+        if self._supervisor is not None:
+            self._supervisor.join(timeout=5)
         return empty
 
     # admission
@@ -233,19 +180,31 @@ class Batcher:
                 f"send fewer rows per request"
             )
         tickets = [t for t in self._tickets() if t.open]
-        rows = sum(t.waiting for t in tickets)
-        held = sum(t.pixels.nbytes for t in tickets)
-        if rows + ticket.rows > self.queue_rows or held + ticket.pixels.nbytes > self.queue_bytes:
+        if self._over(tickets, ticket, 1.0):
+            rows = sum(t.waiting for t in tickets)
             raise QueueFull(
                 f"{rows} rows are waiting already: retry after the time in Retry-After",
                 retry_after=self._retry_after(rows),
             )
+        own = [t for t in tickets if ticket.client and t.client == ticket.client]
+        if own and self._over(own, ticket, self.client_share):
+            rows = sum(t.waiting for t in own)
+            raise QueueFull(
+                f"{rows} rows of this client are waiting already, its share of the queue: retry "
+                "after the time in Retry-After",
+                retry_after=self._retry_after(rows),
+            )
+
+    def _over(self, tickets: Sequence[Ticket], new: Ticket, share: float) -> bool:
+        """Whether `new` beside these would fill more than a share of the queue."""
+        rows = sum(t.waiting for t in tickets) + new.rows
+        held = sum(t.pixels.nbytes for t in tickets) + new.pixels.nbytes
+        return rows > share * self.queue_rows or held > share * self.queue_bytes
 
     def _retry_after(self, rows: int) -> int:
         """Seconds until half of the waiting rows are done at the measured rate, 1 to 60."""
-        if not self._rows_per_second:
-            return 1
-        return int(min(60, max(1, rows / 2 / self._rows_per_second)))
+        rate = self._rows_per_second * sum(worker.state == "up" for worker in self.workers)
+        return int(min(60, max(1, rows / 2 / rate))) if rate else 1
 
     def _tickets(self) -> Iterator[Ticket]:
         for tickets in self._waiting.values():
@@ -253,81 +212,54 @@ class Batcher:
 
     def _busy(self) -> bool:
         waiting = any(ticket.open for ticket in self._tickets())
-        return waiting or self._staging or self._running or self._prepared is not None
+        return waiting or any(worker.held for worker in self.workers)
 
     def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        with self.changed:
+            self.changed.notify_all()
 
-    # the two threads
+    # looking after the workers
 
-    def _forever(self, step: Step) -> None:
-        while not self._stopped:
+    def _supervise(self) -> None:
+        while not self._stopping.wait(_SUPERVISION):
             try:
-                step()
+                for worker in self.workers:
+                    worker.supervise()
+                self._fail_unserved()
             except Exception:
-                _LOG.exception("the batcher recovered from a fault of its own")
+                _LOG.exception("the supervision recovered from a fault of its own")
 
-    def _stage_next(self) -> None:
-        with self._changed:
-            self._changed.wait_for(self._may_stage)
-            if self._stopped:
-                return
-            key, slices = self._take()
-            self._staging = bool(slices)
-        if not slices:
-            return
-        try:
-            staged = self.engine.stage(key.model, [s.pixels for s in slices], key.options)
-            prepared = Prepared(key, tuple(slices), staged)
-        except Exception as error:
-            prepared = None
-            _fail_all(slices, error)
-        with self._changed:
-            self._prepared, self._staging = prepared, False
-            self._changed.notify_all()
+    def _fail_unserved(self) -> None:
+        """Rows that nobody may run any more are answered at once."""
+        with self.changed:
+            models = {key.model for key in self._waiting}
+            reasons = {model: self.unfit(model) for model in models}
+            left = [t for t in self._tickets() if reasons[t.key.model] is not None]
+            for key in [key for key in self._waiting if reasons[key.model] is not None]:
+                del self._waiting[key]
+        for ticket in left:
+            model = ticket.key.model
+            ticket.fail(NotReady(f"model {model!r} is not ready: {reasons[model]}", retry_after=2))
 
-    def _run_next(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._prepared is not None or self._stopped)
-            prepared, self._prepared = self._prepared, None
-            if prepared is None:
-                return
-            self._running = True
-            self._changed.notify_all()
-        try:
-            self._run(prepared)
-        except Exception as error:
-            _fail_all(prepared.slices, error)
-        finally:
-            with self._changed:
-                self._running = False
-                self._changed.notify_all()
+    def _lost(self, worker: Worker) -> None:
+        if all(other.state == "lost" for other in self.workers):
+            self._on_lost()
 
-    # taking
+    # what workers call, with the lock held
 
-    def _may_stage(self) -> bool:
-        if self._stopped:
-            return True
-        if self._prepared is not None or not self._waiting:
-            return False
-        return not self._running or any(self._fills_batch(key) for key in self._waiting)
+    def available(self, worker: Worker) -> bool:
+        """Whether there are rows for this worker: a full batch, if it is to be prepared ahead."""
+        return self._next_key(worker) is not None
 
-    def _fills_batch(self, key: BatchKey) -> bool:
-        waiting = sum(ticket.waiting for ticket in self._waiting[key] if ticket.open)
-        return waiting >= self.engine.batch_rows(key.model, key.shape)
-
-    def _take(self) -> tuple[BatchKey, list[Slice]]:
+    def take(self, worker: Worker) -> tuple[BatchKey, list[Slice]]:
         """The next group's rows, up to the budget; the group goes to the back of the line."""
-        key = next(iter(self._waiting))
-        if self._running:
-            key = next(k for k in self._waiting if self._fills_batch(k))
-        tickets = self._waiting[key]
+        key = self._next_key(worker)
+        assert key is not None, "asked only when something is available"
         self._drop_closed(key)
-        shares = shares_of_batch(
-            [ticket.waiting for ticket in tickets], self.engine.batch_rows(key.model, key.shape)
-        )
-        slices = [_take_rows(ticket, share) for ticket, share in zip(tickets, shares, strict=True)]
+        tickets = self._waiting[key]
+        budget = worker.engine.batch_rows(key.model, key.shape)
+        shares = shares_of_batch([ticket.waiting for ticket in tickets], budget)
+        slices = [ticket.take(share) for ticket, share in zip(tickets, shares, strict=True)]
         left = deque(ticket for ticket in tickets if ticket.waiting)
         if left:
             self._waiting[key] = left
@@ -335,6 +267,30 @@ class Batcher:
         else:
             del self._waiting[key]
         return key, [s for s in slices if s.rows]
+
+    def delivered(self, rows: int, seconds: float) -> None:
+        """Rows that a worker finished, for the rate."""
+        rate = rows / max(seconds, 1e-9)
+        old = self._rows_per_second or rate
+        self._rows_per_second = old + _RATE_SMOOTHING * (rate - old)
+
+    def _next_key(self, worker: Worker) -> BatchKey | None:
+        ahead = worker.running
+        for key in self._waiting:
+            if not worker.knows(key.model):
+                continue
+            if not ahead:
+                return key
+            if self._fills_batch(key, worker) and not self._idle_other(key, worker):
+                return key
+        return None
+
+    def _fills_batch(self, key: BatchKey, worker: Worker) -> bool:
+        waiting = sum(ticket.waiting for ticket in self._waiting[key] if ticket.open)
+        return waiting >= worker.engine.batch_rows(key.model, key.shape)
+
+    def _idle_other(self, key: BatchKey, worker: Worker) -> bool:
+        return any(w is not worker and w.idle and w.knows(key.model) for w in self.workers)
 
     def _drop_closed(self, key: BatchKey) -> None:
         now = time.monotonic()
@@ -347,61 +303,7 @@ class Batcher:
             self.observer.dropped(key, ticket.waiting, "deadline" if late else "cancelled")
             if late:
                 waited = now - ticket.submitted
-                _fail(ticket, DeadlineExceeded(f"not computed after {waited:.1f} s in the queue"))
-
-    # running
-
-    def _run(self, prepared: Prepared) -> None:
-        begin = time.monotonic()
-        try:
-            outputs = self.engine.run(prepared.staged)
-        except Exception as error:
-            self._run_apart(prepared, error)
-            return
-        seconds = time.monotonic() - begin
-        rows = sum(s.rows for s in prepared.slices)
-        self._measure(rows, seconds)
-        self.observer.batch(prepared.key, rows, len(prepared.slices), seconds)
-        self._deliver(prepared.slices, outputs, begin, seconds)
-
-    def _run_apart(self, prepared: Prepared, error: Exception) -> None:
-        """One item's failure is that item's alone: run the requests of a failed batch singly."""
-        _LOG.error("a batch failed", extra={"model": prepared.key.model, "error": repr(error)})
-        if len(prepared.slices) == 1:
-            _fail_all(prepared.slices, error)
-            return
-        for part in prepared.slices:
-            begin = time.monotonic()
-            try:
-                staged = self.engine.stage(prepared.key.model, [part.pixels], prepared.key.options)
-                outputs = self.engine.run(staged)
-            except Exception as own:
-                _fail_all([part], own)
-            else:
-                self._deliver([part], outputs, begin, time.monotonic() - begin)
-
-    def _measure(self, rows: int, seconds: float) -> None:
-        rate = rows / max(seconds, 1e-9)
-        old = self._rows_per_second or rate
-        self._rows_per_second = old + _RATE_SMOOTHING * (rate - old)
-
-    def _deliver(
-        self, slices: Sequence[Slice], outputs: Outputs, begin: float, seconds: float
-    ) -> None:
-        expected = sum(part.rows for part in slices)
-        if any(len(array) != expected for array in outputs.values()):
-            raise RuntimeError(f"the engine did not return {expected} rows")
-        first = 0
-        for part in slices:
-            rows = {name: array[first : first + part.rows] for name, array in outputs.items()}
-            first += part.rows
-            _give(part, rows, begin, seconds)
-
-
-class Step(Protocol):
-    """One round of a thread."""
-
-    def __call__(self) -> None: ...
+                ticket.fail(DeadlineExceeded(f"not computed after {waited:.1f} s in the queue"))
 
 
 def shares_of_batch(wanted: Sequence[int], budget: int) -> list[int]:
@@ -422,58 +324,3 @@ def shares_of_batch(wanted: Sequence[int], budget: int) -> list[int]:
         shares.append(min(want, left[is_large]))
         left[is_large] -= shares[-1]
     return shares
-
-
-def _take_rows(ticket: Ticket, rows: int) -> Slice:
-    start = ticket.taken
-    ticket.taken += rows
-    return Slice(ticket, start, ticket.taken)
-
-
-def _give(part: Slice, rows: Outputs, begin: float, seconds: float) -> None:
-    ticket = part.ticket
-    if any(not np.isfinite(array).all() for array in rows.values()):
-        _fail(
-            ticket,
-            InternalError(
-                "the model gave NaN or infinite values for these pixels: check that they are "
-                "normalised, or use a server with --dtype float32"
-            ),
-        )
-        return
-    ticket.started = ticket.started or begin
-    ticket.forward_seconds += seconds
-    if part.rows == ticket.rows:
-        ticket.outputs = rows
-    else:
-        for name, array in rows.items():
-            whole = ticket.outputs.setdefault(
-                name, np.full((ticket.rows, *array.shape[1:]), np.nan, array.dtype)
-            )
-            whole[part.start : part.stop] = array
-    ticket.done += part.rows
-    if ticket.done == ticket.rows:
-        waited = ticket.started - ticket.submitted
-        _resolve(ticket, Embedded(ticket.outputs, waited, ticket.forward_seconds))
-
-
-def _resolve(ticket: Ticket, result: Embedded) -> None:
-    try:
-        ticket.future.set_result(result)
-    except InvalidStateError:  # cancelled meanwhile
-        return
-
-
-def _fail(ticket: Ticket, error: Exception) -> None:
-    if not isinstance(error, ServiceError):
-        error = InternalError(f"the model failed on this request ({type(error).__name__}): retry")
-    try:
-        ticket.future.set_exception(error)
-    except InvalidStateError:  # cancelled, or failed with another of its slices
-        return
-
-
-def _fail_all(slices: Sequence[Slice], error: Exception) -> None:
-    _LOG.error("requests failed", exc_info=error)
-    for part in slices:
-        _fail(part.ticket, error)

@@ -108,10 +108,11 @@ def models(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(as_json: bool, **flags: Any) -> None:
     """Load the models, run their self-checks, say what would answer; exit 1 if one cannot."""
-    from vim_embed.app import build_engine
+    from vim_embed.app import build_engines
+    from vim_embed.engine_group import EngineGroup
 
     try:
-        engine = build_engine(read_settings(flags))
+        engine = EngineGroup(build_engines(read_settings(flags)))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     engine.load()

@@ -2,6 +2,7 @@
 
 An engine knows models, devices and batches of pixels; it knows neither requests nor HTTP.
 `stage` may run in one thread while `run` runs in another, each from one thread at a time.
+A failure is a request's or a batch's, unless it is EngineFailed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed.models.info import EMBEDDING, EmbedOptions, ModelInfo, Weights
+from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo, Weights
 from vim_embed.pixels import PixelArray
 from vim_embed.preprocess import Preprocessing
 
 Outputs = dict[str, NDArray[np.float32]]
-State = Literal["loading", "ready", "failed"]
+State = Literal["loading", "ready", "failed", "unloaded"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,26 @@ class ModelStatus:
     info: ModelInfo | None = None
 
 
+class EngineFailed(RuntimeError):
+    """The engine can run nothing more until `restart`; raised by that: for good."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A known image (1, 3, H, W) uint8, its embedding (1, D) float32 when the model was sound,
+    and the relative L2 error that is allowed.
+    """
+
+    pixels: PixelArray
+    expected: NDArray[np.float32]
+    tolerance: float
+
+    def compare(self, found: NDArray[np.float32]) -> CheckReport:
+        error = np.linalg.norm(found - self.expected) / np.linalg.norm(self.expected)
+        same = found.tobytes() == self.expected.tobytes()
+        return CheckReport(float(error), self.tolerance, same)
+
+
 class Staged(Protocol):
     """A batch that is ready to run."""
 
@@ -39,11 +60,20 @@ class Staged(Protocol):
     def rows(self) -> int: ...
 
 
-class Engine(Protocol):
-    """Runs batches. One instance serves one device."""
+class Models(Protocol):
+    """Which models there are, on one device or on several alike."""
 
     def load(self) -> None:
         """Load every configured model; a model that fails is recorded as such. Blocking."""
+        ...
+
+    def load_model(self, name: str) -> None:
+        """Load one more model, or an unloaded one again. Raises ValueError for an unknown name."""
+        ...
+
+    def unload(self, name: str) -> None:
+        """Give a model's memory back; it must not be running."""
+        ...
 
     def status(self) -> Mapping[str, ModelStatus]:
         """Every configured model by name, in the order of the settings."""
@@ -59,6 +89,27 @@ class Engine(Protocol):
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         """How many rows of this (3, H, W) shape go well into one batch."""
+        ...
+
+
+class Engine(Models, Protocol):
+    """Runs batches on one device."""
+
+    @property
+    def device(self) -> str:
+        """As torch names it: cpu, cuda:0."""
+        ...
+
+    def golden(self, model: str) -> Golden:
+        """What a loaded model must go on giving. Raises KeyError."""
+        ...
+
+    def restart(self) -> None:
+        """Begin anew after a failure, with the models that were loaded.
+
+        A call of `run` that never ends may still be under way. Raises EngineFailed if this process
+        cannot recover.
+        """
         ...
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
@@ -83,26 +134,45 @@ class _ArithmeticBatch:
 class ArithmeticEngine:
     """A deterministic engine without torch, for tests of everything above the engine.
 
-    A row's embedding is the mean and the standard deviation of each channel, the position-weighted
-    sum of all pixels, and the pooling's index: it changes when rows are swapped or pixels move.
+    `device` is its name. A row's embedding is the mean and the standard deviation of each channel,
+    the position-weighted sum of all pixels, and the pooling's index: it changes when rows are
+    swapped or pixels move.
     """
 
     DIM = 8
 
-    def __init__(self, names: Sequence[str] = ("arithmetic",), *, image_size: int = 8) -> None:
+    def __init__(
+        self, names: Sequence[str] = ("arithmetic",), *, image_size: int = 8, device: str = "cpu"
+    ) -> None:
         self.image_size = image_size
-        self._names = tuple(names)
-        self._ready = False
+        self.device = device
+        self._states: dict[str, State] = dict.fromkeys(names, "loading")
 
     def load(self) -> None:
-        self._ready = True
+        self._states = dict.fromkeys(self._states, "ready")
+
+    def load_model(self, name: str) -> None:
+        if name not in self._states:
+            raise ValueError(f"no model {name!r}")
+        self._states[name] = "ready"
+
+    def unload(self, name: str) -> None:
+        self._states[name] = "unloaded"
+
+    def restart(self) -> None:
+        return None
+
+    def golden(self, model: str) -> Golden:
+        random = np.random.default_rng(0)
+        shape = (1, 3, self.image_size, self.image_size)
+        pixels = random.integers(0, 256, shape, dtype=np.uint8)
+        batch = _ArithmeticBatch(pixels.astype(np.float64), EmbedOptions())
+        return Golden(pixels, ArithmeticEngine.run(self, batch)[EMBEDDING], 1e-6)
 
     def status(self) -> Mapping[str, ModelStatus]:
         return {
-            name: ModelStatus(
-                name, (), "ready" if self._ready else "loading", None, self._info(name)
-            )
-            for name in self._names
+            name: ModelStatus(name, (), state, None, self._info(name) if state == "ready" else None)
+            for name, state in self._states.items()
         }
 
     def layer_names(self, model: str, granularity: str) -> list[str]:

@@ -3,17 +3,20 @@
 ServiceError
 ├── MalformedRequest      400
 ├── Unauthorized          401
+├── Forbidden             403
 ├── UnknownModel          404
 ├── NotFound              404
 ├── MethodNotAllowed      405
 ├── NotAcceptable         406
 ├── RequestTimeout        408  retry
+├── Conflict              409
 ├── PayloadTooLarge       413
 ├── UnsupportedMediaType  415
 ├── InvalidInput          422
 ├── QueueFull             429  retry, with Retry-After
 ├── InternalError         500  retry
 ├── NotReady              503  retry
+├── WorkerFailed          503  retry
 ├── Draining              503  retry
 └── DeadlineExceeded      504
 
@@ -65,6 +68,10 @@ class Unauthorized(ServiceError):
     code, status, retryable = "unauthorized", 401, False
 
 
+class Forbidden(ServiceError):
+    code, status, retryable = "forbidden", 403, False
+
+
 class UnknownModel(ServiceError):
     code, status, retryable = "unknown_model", 404, False
 
@@ -83,6 +90,10 @@ class NotAcceptable(ServiceError):
 
 class RequestTimeout(ServiceError):
     code, status, retryable = "request_timeout", 408, True
+
+
+class Conflict(ServiceError):
+    code, status, retryable = "conflict", 409, False
 
 
 class PayloadTooLarge(ServiceError):
@@ -107,6 +118,10 @@ class InternalError(ServiceError):
 
 class NotReady(ServiceError):
     code, status, retryable = "not_ready", 503, True
+
+
+class WorkerFailed(ServiceError):
+    code, status, retryable = "worker_failed", 503, True
 
 
 class Draining(ServiceError):

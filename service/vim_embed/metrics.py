@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from vim_embed.batcher import BatchKey
+from vim_embed.tickets import BatchKey
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -32,6 +32,10 @@ class Metrics:
         self.request_seconds = self._histogram(
             "request_seconds", "Seconds from request to answer", "route"
         )
+        self.worker_failures = self._counter(
+            "worker_failures", "Failures of a worker, each followed by a restart", "device", "cause"
+        )
+        self.self_checks = self._counter("self_checks", "Self-checks", "model", "result")
         waiting = Gauge("vim_embed_waiting_rows", "Rows in the queue", registry=self.registry)
         waiting.set_function(waiting_rows)
 
@@ -42,6 +46,12 @@ class Metrics:
 
     def dropped(self, key: BatchKey, rows: int, reason: str) -> None:
         self.dropped_rows.labels(key.model, reason).inc(rows)
+
+    def worker_failed(self, device: str, cause: str) -> None:
+        self.worker_failures.labels(device, cause).inc()
+
+    def checked(self, model: str, ok: bool) -> None:
+        self.self_checks.labels(model, "ok" if ok else "failed").inc()
 
     def text(self) -> bytes:
         """The exposition format of `GET /metrics`."""

@@ -49,7 +49,12 @@ def serve(settings: Settings) -> int:
             failed.set()
             stopping.set()
 
-    app = create_app(settings, on_loaded=on_loaded)
+    def on_lost() -> None:
+        _LOG.error("no worker is left: stopping")
+        failed.set()
+        stopping.set()
+
+    app = create_app(settings, on_loaded=on_loaded, on_lost=on_lost)
     service = app.state.service
     server = DrainingServer(
         uvicorn.Config(

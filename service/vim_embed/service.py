@@ -5,16 +5,21 @@ What the routes need and nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
 from vim_embed.batcher import Batcher
-from vim_embed.engine import Engine, ModelStatus
+from vim_embed.engine import Engine, Models, ModelStatus
+from vim_embed.engine_group import EngineGroup
 from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.metrics import Metrics
-from vim_embed.models.info import ModelInfo
+from vim_embed.model_control import ModelControl
+from vim_embed.models.info import CheckReport, ModelInfo
+from vim_embed.self_checks import IdleChecks
 from vim_embed.settings import Settings
+from vim_embed.worker import Patience
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
 
@@ -22,17 +27,35 @@ _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to fini
 class Service:
     """Loads models in the background, answers what is ready, drains on request."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Engine | Sequence[Engine],
+        *,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """engines: one for each device. on_lost: called when no worker is left."""
+        members = list(engines) if isinstance(engines, Sequence) else [engines]
         self.settings = settings
-        self.engine = engine
+        self.engine: Models = members[0] if len(members) == 1 else EngineGroup(members)
         self.metrics = Metrics(lambda: self.batcher.waiting_rows)
         self.batcher = Batcher(
-            engine,
+            members,
             queue_rows=settings.queue_rows,
             queue_bytes=settings.queue_bytes,
+            client_share=settings.client_share,
             observer=self.metrics,
+            patience=Patience(settings.forward_timeout, settings.worker_restarts),
+            on_lost=on_lost,
+        )
+        self.control = ModelControl(
+            self.engine,
+            self.batcher,
+            max_models=settings.max_models,
+            patience=settings.request_timeout,
         )
         self.draining = False
+        self._checks = IdleChecks(self.batcher, self._ready_names, settings.check_interval)
         self._loading: threading.Thread | None = None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
@@ -46,6 +69,7 @@ class Service:
         self.batcher.start()
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
+        self._checks.start()
 
     def begin_drain(self) -> None:
         """Answer 503 to new work from now on; what is in flight goes on."""
@@ -55,6 +79,7 @@ class Service:
     def stop(self) -> bool:
         """Finish what is in flight within the drain timeout. False if something was left."""
         self.begin_drain()
+        self._checks.stop()
         empty = self.batcher.drain(self.settings.drain_timeout)
         if self._loading is not None:
             self._loading.join(timeout=_LOADING_PATIENCE)
@@ -70,36 +95,50 @@ class Service:
         """The model of a request that names none."""
         return next(iter(self.engine.status()))
 
+    def statuses(self) -> dict[str, ModelStatus]:
+        """Every model by name; one that no worker may run counts as failed."""
+        return {name: self._judged(status) for name, status in self.engine.status().items()}
+
     def find(self, name: str | None) -> ModelStatus:
         """A configured model by name or alias. Raises UnknownModel."""
         models = self.engine.status()
         if name is None:
-            return models[self.default_model]
+            return self._judged(models[self.default_model])
         for status in models.values():
             if name == status.name or name in status.aliases:
-                return status
+                return self._judged(status)
         raise UnknownModel(f"no model {name!r} is loaded here: use one of {', '.join(models)}")
 
     def ready_model(self, name: str | None) -> ModelInfo:
         """A model that can answer now. Raises UnknownModel or NotReady."""
         status = self.find(name)
-        if status.info is None:
+        if status.state != "ready" or status.info is None:
             why = status.reason or ""
             if status.state == "loading":
                 why = f"it is still loading ({why or 'queued'}); retry shortly"
             raise NotReady(f"model {status.name!r} is not ready: {why}", retry_after=2)
+        self.control.use(status.name)
         return status.info
+
+    async def check(self, name: str) -> list[CheckReport]:
+        """Let each device compare the model's known image now. Raises NotReady or WorkerFailed."""
+        status = self.find(name)
+        probes = self.batcher.check(status.name)
+        if not probes:
+            raise NotReady(f"model {status.name!r} is not loaded: {status.reason or status.state}")
+        return [await asyncio.wrap_future(probe) for probe in probes]
 
     def check_ready(self) -> dict[str, str]:
         """State by model, if the service can answer. Raises NotReady with the reasons."""
-        models = self.engine.status()
+        models = self.statuses()
         states = {name: status.state for name, status in models.items()}
         reasons = {name: s.reason or s.state for name, s in models.items() if s.state != "ready"}
         problem = None
         if self.draining:
             problem = "the service is shutting down"
         elif not self.batcher.alive:
-            problem = "the worker threads are not running"
+            broken = self.batcher.problems or {"worker": "its threads are not running"}
+            problem = "no worker: " + "; ".join(f"{k}: {v}" for k, v in broken.items())
         elif "ready" not in states.values():
             problem = "no model is ready: " + "; ".join(f"{k}: {v}" for k, v in reasons.items())
         if problem:
@@ -113,6 +152,7 @@ class Service:
             "aliases": list(status.aliases),
             "state": status.state,
             "reason": status.reason,
+            "pinned": status.name in self.control.pinned,
         }
         if status.info is None:
             return entry
@@ -128,3 +168,14 @@ class Service:
                 "batch_rows": self.engine.batch_rows(status.name, shape),
             },
         }
+
+    def _ready_names(self) -> list[str]:
+        return [name for name, status in self.engine.status().items() if status.state == "ready"]
+
+    def _judged(self, status: ModelStatus) -> ModelStatus:
+        if status.state != "ready":
+            return status
+        if status.name in self.control.leaving:
+            return replace(status, state="unloaded", reason="it is being unloaded", info=None)
+        reason = self.batcher.unfit(status.name)
+        return status if reason is None else replace(status, state="failed", reason=reason)

@@ -30,7 +30,10 @@ class Settings(BaseSettings):
         description="models to load: NAME, NAME=PATH or NAME=org/repo[@revision][:file] "
         "(commas in the environment; the flag is --model and repeats)",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda, cuda:N, several with commas, or all (every CUDA device)",
+    )
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="dtype of the computation"
     )
@@ -54,6 +57,9 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="CPU threads of the model; 0: torch's choice")
     queue_rows: int = Field(4096, ge=1, description="rows that may wait before 429")
     queue_bytes: int = Field(2 * 1024**3, ge=1, description="bytes of waiting requests before 429")
+    client_share: float = Field(
+        0.75, gt=0, le=1, description="of the queue, how much one key or address may fill"
+    )
     max_rows: int = Field(1024, ge=1, description="rows of one request")
     max_body_bytes: int = Field(512 * 1024**2, ge=1, description="bytes of one request body")
     max_image_size: int = Field(1344, ge=1, description="longest side of an image array, in pixels")
@@ -64,6 +70,28 @@ class Settings(BaseSettings):
         300.0, gt=0, description="seconds from the whole body to the answer before 504"
     )
     body_timeout: float = Field(60.0, gt=0, description="seconds between two parts of a body")
+    forward_timeout: float = Field(
+        120.0, gt=0, description="seconds of one forward before its worker counts as hanging"
+    )
+    worker_restarts: int = Field(
+        5, ge=0, description="failures of a worker in a row, after which it is given up"
+    )
+    check_interval: float = Field(
+        600.0, ge=0, description="seconds between self-checks of an idle service; 0: none"
+    )
+    model_control: bool = Field(
+        False, description="routes that load, unload and pin models while the service runs"
+    )
+    admin_keys: SecretStr = Field(
+        SecretStr(""),
+        description="keys that alone may control models, as api_keys; without them any key may",
+    )
+    max_models: int = Field(
+        0, ge=0, description="loaded models, before the least used goes; 0: no limit"
+    )
+    fault_injection: bool = Field(
+        False, description="routes that make forwards fail, for tests of the recovery"
+    )
     drain_timeout: float = Field(
         30.0, ge=0, description="seconds that requests in flight get after SIGTERM"
     )

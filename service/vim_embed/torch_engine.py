@@ -6,25 +6,30 @@ previous batch computes. Running out of memory halves the batch and retries.
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vim_embed.engine import ModelStatus, Outputs, Staged
+from vim_embed.engine import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.kernels.select import BackendUnavailable
-from vim_embed.models.catalogue import CatalogueEntry
-from vim_embed.models.embedder import CheckReport, Embedder
+from vim_embed.models.catalogue import CatalogueEntry, parse_model
+from vim_embed.models.embedder import Embedder
 from vim_embed.models.hub import WeightsError
-from vim_embed.models.info import EmbedOptions, ModelInfo
+from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
 from vim_embed.models.load import BATCH_ROWS, load_entry
 from vim_embed.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
+_SYNC_SECONDS = 5.0  # that a device gets to answer before it counts as gone
+_DEVICE_ERRORS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS")
 
 
 class SelfCheckFailed(RuntimeError):
@@ -33,7 +38,10 @@ class SelfCheckFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How models are loaded and batched. Rows are those of the native size; 0: by device."""
+    """How models are loaded and batched. Rows are those of the native size; 0: by device.
+
+    on_forward: called with the rows of every forward before it, to inject faults.
+    """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -41,6 +49,7 @@ class EngineOptions:
     random_weights: bool = False
     batch_rows: int = 0
     exact_rows: int = 0
+    on_forward: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,64 +66,144 @@ class TorchBatch:
         return self.pixels.shape[0]
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is asked of a loaded model, also while it loads anew."""
+
+    layers: dict[str, list[str]]
+    kinds: dict[str, str]
+    golden: Golden
+
+
 class TorchEngine:
     """Loads and runs the models of `entries` on one device."""
 
     def __init__(self, entries: Sequence[CatalogueEntry], options: EngineOptions) -> None:
         self.options = options
-        self._entries = tuple(entries)
+        self.device = str(options.device)
+        self._entries = {entry.name: entry for entry in entries}
         self._models: dict[str, Embedder] = {}
-        self._layers: dict[str, dict[str, list[str]]] = {}
+        self._facts: dict[str, _Facts] = {}
         self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
+        self._loading = threading.Lock()
         cuda = options.device.type == "cuda"
         self._copies = torch.cuda.Stream(options.device) if cuda else None  # type: ignore[no-untyped-call]
 
     def load(self) -> None:
         """Load and self-check every model, one after the other."""
-        for entry in self._entries:
+        for entry in list(self._entries.values()):
             self._status[entry.name] = self._load_one(entry)
+
+    def load_model(self, name: str) -> None:
+        """Load one more model of the catalogue, or an unloaded one again."""
+        entry = self._entries.get(name) or parse_model(name)
+        if entry.name in self._models:
+            return
+        self._entries[entry.name] = entry
+        self._status[entry.name] = ModelStatus(entry.name, entry.aliases, "loading")
+        self._status[entry.name] = self._load_one(entry)
+
+    def unload(self, name: str) -> None:
+        self._status[name] = replace(
+            self._status[name], state="unloaded", reason="it was unloaded", info=None
+        )
+        self._models.pop(name, None)
+        self._facts.pop(name, None)
+        gc.collect()
+        if self._copies is not None:
+            torch.cuda.empty_cache()
+
+    def restart(self) -> None:
+        """Load anew what was loaded; requests meanwhile wait. One model at a time."""
+        self._check_device()
+        for name in list(self._facts):
+            self._models.pop(name, None)
+            gc.collect()
+            info = self._load_checked(self._entries[name])
+            self._status[name] = replace(self._status[name], reason=None, info=info)
 
     def status(self) -> Mapping[str, ModelStatus]:
         return dict(self._status)
 
+    def golden(self, model: str) -> Golden:
+        return self._facts[model].golden
+
     def layer_names(self, model: str, granularity: str) -> list[str]:
-        return self._layers[model][granularity]
+        return self._facts[model].layers[granularity]
 
     def layer_kinds(self, model: str) -> Mapping[str, str]:
-        return self._models[model].layer_kinds()
+        return self._facts[model].kinds
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         """The row budget, divided by how much larger than the native size the images are."""
         rows = self.options.batch_rows or BATCH_ROWS[self.options.device.type]
-        native = self._models[model].info.preprocessing.image_size
+        info = self._status[model].info
+        native = info.preprocessing.image_size if info is not None else 1
         return max(1, int(rows * native**2 / (shape[-1] * shape[-2])))
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         rows = sum(len(part) for part in parts)
         dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
         shape = (rows, *parts[0].shape[1:])
-        buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
-        np.concatenate(parts, out=buffer.numpy())
-        if self._copies is None:
-            return TorchBatch(model, buffer, options, None)
-        with torch.cuda.stream(self._copies):
-            pixels = buffer.to(self.options.device, non_blocking=True)
-        pixels.record_stream(torch.cuda.default_stream(self.options.device))
-        return TorchBatch(model, pixels, options, self._copies.record_event())
+        with self._on_device(), failing_with_the_device():
+            buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
+            np.concatenate(parts, out=buffer.numpy())
+            if self._copies is None:
+                return TorchBatch(model, buffer, options, None)
+            with torch.cuda.stream(self._copies):
+                pixels = buffer.to(self.options.device, non_blocking=True)
+            pixels.record_stream(torch.cuda.default_stream(self.options.device))
+            return TorchBatch(model, pixels, options, self._copies.record_event())
 
     def run(self, staged: Staged) -> Outputs:
         assert isinstance(staged, TorchBatch)
-        if staged.copied is not None:
-            torch.cuda.default_stream(self.options.device).wait_event(staged.copied)
-        model, options = self._models[staged.model], staged.options
-        outputs = halving_on_oom(lambda pixels: model.run(pixels, options), staged.pixels)
+        model = self._models.get(staged.model)
+        if model is None:
+            raise RuntimeError(f"{staged.model} is not loaded")
+        with self._on_device(), failing_with_the_device():
+            if staged.copied is not None:
+                torch.cuda.default_stream(self.options.device).wait_event(staged.copied)
+            outputs = halving_on_oom(
+                lambda pixels: self._forward(model, pixels, staged.options), staged.pixels
+            )
         return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    def _forward(self, model: Embedder, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        if self.options.on_forward is not None:
+            self.options.on_forward(len(pixels))
+        return model.run(pixels, options)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        cuda = self.options.device.type == "cuda"
+        return torch.cuda.device(self.options.device) if cuda else nullcontext()
+
+    def _check_device(self) -> None:
+        """Raise EngineFailed where the device answers no more: only a new process gets it back."""
+        if self.options.device.type != "cuda":
+            return
+        problems: list[str] = []
+
+        def synchronise() -> None:
+            try:
+                torch.cuda.synchronize(self.options.device)
+            except RuntimeError as error:
+                problems.append(str(error).splitlines()[0])
+            else:
+                problems.append("")
+
+        waiting = threading.Thread(target=synchronise, daemon=True)
+        waiting.start()
+        waiting.join(_SYNC_SECONDS)
+        problem = problems[0] if problems else f"no answer within {_SYNC_SECONDS:.0f} s"
+        if problem:
+            raise EngineFailed(f"{self.device} is lost to this process ({problem})")
 
     def _load_one(self, entry: CatalogueEntry) -> ModelStatus:
         """Load one model; whatever goes wrong is its state and reason, never the service's end."""
         status = self._status[entry.name]
         try:
-            info = self._load_checked(entry)
+            with self._loading:
+                info = self._load_checked(entry)
         except (WeightsError, BackendUnavailable, SelfCheckFailed) as error:
             reason = str(error)
             _LOG.error("model failed to load", extra={"model": entry.name, "reason": reason})
@@ -133,35 +222,43 @@ class TorchEngine:
     def _load_checked(self, entry: CatalogueEntry) -> ModelInfo:
         opts = self.options
         self._stage(entry, "bringing its weights here and loading them")
-        model = load_entry(
-            entry,
-            device=opts.device,
-            dtype=opts.dtype,
-            backend=opts.backend,
-            random_weights=opts.random_weights,
-            batch_rows=opts.batch_rows,
-            exact_rows=opts.exact_rows,
-        )
-        self._stage(entry, "comparing its kernels with the reference")
-        report = model.self_check()
-        if not report.ok:
-            raise SelfCheckFailed(
-                f"self-check failed: error {report.error:.2e} against the reference is over "
-                f"{report.tolerance:.0e}; try --backend torch"
+        with self._on_device():
+            model = load_entry(
+                entry,
+                device=opts.device,
+                dtype=opts.dtype,
+                backend=opts.backend,
+                random_weights=opts.random_weights,
+                batch_rows=opts.batch_rows,
+                exact_rows=opts.exact_rows,
             )
-        self._layers[entry.name] = model.layer_names()
-        begin = time.monotonic()
+            self._stage(entry, "comparing its kernels with the reference")
+            report = model.self_check()
+            if not report.ok:
+                raise SelfCheckFailed(
+                    f"self-check failed: error {report.error:.2e} against the reference is over "
+                    f"{report.tolerance:.0e}; try --backend torch"
+                )
+            begin = time.monotonic()
 
-        def progress(done: int, of: int) -> None:
-            if done < of:
-                left = (time.monotonic() - begin) / done * (of - done) if done else 0.0
-                estimate = f", about {left:.0f} s left" if done else ""
-                self._stage(entry, f"warming up, {done} of {of} batch sizes done{estimate}")
+            def progress(done: int, of: int) -> None:
+                if done < of:
+                    left = (time.monotonic() - begin) / done * (of - done) if done else 0.0
+                    estimate = f", about {left:.0f} s left" if done else ""
+                    self._stage(entry, f"warming up, {done} of {of} batch sizes done{estimate}")
 
-        model.warm_up(progress)
-        self._models[entry.name] = model
+            model.warm_up(progress)
+            facts = _Facts(model.layer_names(), model.layer_kinds(), _golden(model, report))
+        self._facts[entry.name], self._models[entry.name] = facts, model
         _announce(model, report)
         return model.info
+
+
+def _golden(model: Embedder, report: CheckReport) -> Golden:
+    """The image of the self-check, embedded as requests are."""
+    image = model.check_image()
+    found = model.run(image.to(model.device), EmbedOptions())[EMBEDDING]
+    return Golden(image.numpy(), found.numpy(), report.tolerance)
 
 
 def _announce(model: Embedder, report: CheckReport) -> None:
@@ -183,6 +280,24 @@ def _announce(model: Embedder, report: CheckReport) -> None:
         _LOG.warning(
             "RANDOM WEIGHTS: embeddings mean nothing scientifically", extra={"model": info.name}
         )
+
+
+@contextmanager
+def failing_with_the_device() -> Iterator[None]:
+    """Tell a lost device, after which nothing runs in this process, from a fault of one batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if isinstance(error, EngineFailed) or not is_device_error(error):
+            raise
+        raise EngineFailed(str(error).splitlines()[0]) from error
+
+
+def is_device_error(error: RuntimeError) -> bool:
+    """Whether torch raised it for CUDA itself."""
+    return any(text in str(error) for text in _DEVICE_ERRORS)
 
 
 def halving_on_oom(

@@ -56,6 +56,7 @@ class GatedEngine(ArithmeticEngine):
 
 @contextmanager
 def batching(engine: ArithmeticEngine, **limits: int) -> Iterator[Batcher]:
+    engine.load()
     batcher = Batcher(
         engine,
         queue_rows=limits.get("queue_rows", 10_000),
@@ -84,7 +85,7 @@ def result(ticket: Ticket) -> PixelArray:
 
 
 def wait_until_busy(engine: GatedEngine, batcher: Batcher) -> Ticket:
-    first = batcher.submit("arithmetic", rows(1, 99), MEAN)
+    first = batcher.submit(next(iter(engine.status())), rows(1, 99), MEAN)
     assert engine.entered.acquire(timeout=20)
     return first
 

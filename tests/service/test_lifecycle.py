@@ -5,17 +5,16 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 
 import httpx
 import numpy as np
 
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, ModelStatus, Outputs, Staged
+from vim_embed.engine import ArithmeticEngine, Outputs, Staged
 from vim_embed.settings import Settings
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
@@ -154,12 +153,6 @@ def test_not_ready_while_loading() -> None:
         def load(self) -> None:
             assert self.gate.wait(60)
             super().load()
-
-        def status(self) -> Mapping[str, ModelStatus]:
-            statuses = super().status()
-            return (
-                statuses if self._ready else {n: replace(s, info=None) for n, s in statuses.items()}
-            )
 
     with running(create_app(Settings(), LateEngine()), wait=False) as url:
         assert httpx.get(f"{url}/health/live").status_code == 200

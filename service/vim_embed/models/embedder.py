@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from vim_embed.models.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.models.graphs import Capture, GraphCache, buckets_up_to
-from vim_embed.models.info import EMBEDDING, GRANULARITIES, EmbedOptions, ModelInfo
+from vim_embed.models.info import (
+    EMBEDDING,
+    GRANULARITIES,
+    CheckReport,
+    EmbedOptions,
+    ModelInfo,
+)
 from vim_embed.models.layers import LAST, capture, layer_modules
 from vim_embed.models.vim import Vim
 from vim_embed.pixels import check_options, check_pixels
@@ -54,18 +60,6 @@ class Fast(Backbone, Protocol):
     def cls(self, pixel_values: Tensor) -> Tensor:
         """Only the final class tokens (B, D)."""
         ...
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """Outcome of a self-check: relative L2 error against the reference, and what is allowed."""
-
-    error: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        return self.error <= self.tolerance  # False for NaN
 
 
 class Embedder:
@@ -263,9 +257,7 @@ class Embedder:
 
         A ViT has no second implementation here: its check is that the numbers are finite.
         """
-        size = self.info.preprocessing.image_size
-        generator = torch.Generator().manual_seed(seed)
-        image = torch.randint(0, 256, (1, 3, size, size), generator=generator, dtype=torch.uint8)
+        image = self.check_image(seed)
         found = self.compute(image.to(self.device), EmbedOptions())[EMBEDDING]
         expected = found
         if isinstance(self.module, Vim):
@@ -273,6 +265,12 @@ class Embedder:
             expected = reference.compute(image.to(self.device), EmbedOptions())[EMBEDDING]
         error = float((found - expected).norm() / expected.norm())
         return CheckReport(error, SELF_CHECK_TOLERANCE[self.dtype])
+
+    def check_image(self, seed: int = 0) -> Tensor:
+        """The seeded image (1, 3, S, S) uint8 of the self-check, on the host."""
+        size = self.info.preprocessing.image_size
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 256, (1, 3, size, size), generator=generator, dtype=torch.uint8)
 
     def _in_chunks(
         self, pixel_values: ArrayLike | Tensor, options: EmbedOptions

@@ -52,6 +52,26 @@ class ModelInfo:
     granularities: tuple[str, ...] = GRANULARITIES
 
 
+@dataclass(frozen=True)
+class CheckReport:
+    """Outcome of a self-check: relative L2 error against what is right, and what is allowed.
+
+    same_bytes: whether nothing differed at all, where that was looked at.
+    """
+
+    error: float
+    tolerance: float
+    same_bytes: bool | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN
+
+    @property
+    def problem(self) -> str:
+        return f"error {self.error:.2e} is over {self.tolerance:.0e}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
     """What an embedding depends on besides model and pixels.

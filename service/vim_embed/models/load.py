@@ -175,6 +175,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_devices(names: str) -> list[torch.device]:
+    """Devices with commas between, or "all" CUDA devices. Raises ValueError."""
+    if names.strip() == "all":
+        names = ",".join(f"cuda:{n}" for n in range(torch.cuda.device_count()))
+        if not names:
+            raise ValueError("torch sees no CUDA device: use --device cpu, or check the driver")
+    devices = [resolve_device(name.strip()) for name in names.split(",")]
+    if len(devices) > 1:
+        devices = [torch.device("cuda", 0) if d == torch.device("cuda") else d for d in devices]
+    twice = sorted({str(d) for d in devices if devices.count(d) > 1})
+    if twice:
+        raise ValueError(f"device {', '.join(twice)} is given twice")
+    return devices
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """Raises ValueError for a name that is not a compute dtype."""
     if name not in DTYPES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from vim_embed.auth import bearer
 from vim_embed.batcher import Embedded, Ticket
 from vim_embed.errors import DeadlineExceeded, InvalidInput, MalformedRequest
 from vim_embed.models.info import EmbedOptions, ModelInfo
@@ -118,7 +120,9 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     if query.timeout is not None:
         deadline = min(deadline, begin + query.timeout)
         _in_time(deadline, query.timeout)
-    ticket = service.batcher.submit(info.name, pixels, options, deadline=deadline)
+    ticket = service.batcher.submit(
+        info.name, pixels, options, deadline=deadline, client=client_of(request)
+    )
     done = await _answer_or_gone(request, ticket, deadline, begin)
     if done is None:
         return Response(status_code=_GONE)
@@ -132,6 +136,14 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         layers=options.layers is not None,
         timing=_timing(done, begin),
     )
+
+
+def client_of(request: Request) -> str:
+    """Whose share of the queue a request takes: its key's (as a digest), else its address's."""
+    key = bearer(request.headers.get("authorization", ""))
+    if key:
+        return hashlib.sha256(key.encode()).hexdigest()
+    return request.client.host if request.client is not None else ""
 
 
 def _in_time(deadline: float, timeout: float) -> None:

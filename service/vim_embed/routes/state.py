@@ -22,7 +22,7 @@ def _service(request: Request) -> Service:
 @router.get("/models", summary="The configured models and their state")
 async def models(request: Request) -> dict[str, object]:
     service = _service(request)
-    entries = [service.describe(status) for status in service.engine.status().values()]
+    entries = [service.describe(status) for status in service.statuses().values()]
     return {"models": entries, "default": service.default_model}
 
 

@@ -1,0 +1,138 @@
+"""Routes of whoever runs the service: check a model, load, unload and pin models, inject faults.
+
+Checking is always there; the others only where a setting enables them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from vim_embed.auth import Keys, bearer, listed
+from vim_embed.errors import Forbidden, NotFound
+from vim_embed.faults import Fault, Faults, Kind
+from vim_embed.service import Service
+from vim_embed.settings import Settings
+
+
+class FaultBody(BaseModel):
+    """A fault for the next forwards."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind
+    forwards: int = Field(1, ge=1, le=1000)
+    seconds: float = Field(0.0, ge=0, le=600, description="how long a hang lasts")
+
+
+def router(settings: Settings, faults: Faults | None) -> APIRouter:
+    """The routes that the settings enable."""
+    routes = APIRouter()
+    routes.post("/models/{name:path}/check", summary="Compare a model with its known image")(check)
+    guarded = [Depends(_only(Keys(listed(settings.admin_keys), None)))]
+    if settings.model_control:
+        routes.include_router(_model_routes(), dependencies=guarded)
+    if faults is not None:
+        routes.include_router(_fault_routes(faults), dependencies=guarded)
+    return routes
+
+
+async def check(request: Request, name: str) -> dict[str, object]:
+    """Embed the model's known image now, on each device, between two batches."""
+    service = _service(request)
+    reports = await service.check(name)
+    status = service.find(name)
+    return {
+        "model": status.name,
+        "ok": all(report.ok for report in reports),
+        "state": status.state,
+        "reason": status.reason,
+        "reports": [
+            {"error": r.error, "tolerance": r.tolerance, "same_bytes": r.same_bytes, "ok": r.ok}
+            for r in reports
+        ],
+    }
+
+
+def _model_routes() -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/models/{name:path}/load", summary="Load a model; the others go on answering")
+    async def load(request: Request, name: str) -> dict[str, object]:
+        service = _service(request)
+        known = _known(service, name)
+        await asyncio.to_thread(service.control.load, known)
+        return service.describe(service.find(known))
+
+    @routes.post(
+        "/models/{name:path}/unload", summary="Finish a model's rows, give back its memory"
+    )
+    async def unload(request: Request, name: str) -> dict[str, object]:
+        service = _service(request)
+        known = service.find(name).name
+        await asyncio.to_thread(service.control.unload, known)
+        return service.describe(service.find(known))
+
+    @routes.post("/models/{name:path}/pin", summary="Keep a model from being unloaded")
+    async def pin(request: Request, name: str) -> dict[str, object]:
+        return _pin(_service(request), name, True)
+
+    @routes.post("/models/{name:path}/unpin", summary="Let a model be unloaded again")
+    async def unpin(request: Request, name: str) -> dict[str, object]:
+        return _pin(_service(request), name, False)
+
+    return routes
+
+
+def _fault_routes(faults: Faults) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/faults", summary="Make the next forwards fail (tests only)")
+    async def arm(body: FaultBody) -> dict[str, object]:
+        faults.arm(Fault(body.kind, body.forwards, body.seconds))
+        return {"armed": faults.armed, "met": faults.met}
+
+    @routes.get("/faults", summary="Faults that are armed, and those that were met")
+    async def armed() -> dict[str, object]:
+        return {"armed": faults.armed, "met": faults.met}
+
+    return routes
+
+
+def _only(admins: Keys) -> Callable[[Request], None]:
+    """A dependency that lets admins alone in, where there are any."""
+
+    def allowed(request: Request) -> None:
+        if admins and not admins.allow(bearer(request.headers.get("authorization", ""))):
+            raise Forbidden("this needs one of the service's admin keys")
+
+    return allowed
+
+
+def _pin(service: Service, name: str, on: bool) -> dict[str, object]:
+    status = service.find(name)
+    service.control.pin(status.name, on)
+    return service.describe(status)
+
+
+def _known(service: Service, name: str) -> str:
+    """The name that a request means: one that is configured, or one of the catalogue."""
+    from vim_embed.models.catalogue import parse_model
+
+    for status in service.engine.status().values():
+        if name == status.name or name in status.aliases:
+            return status.name
+    if "=" in name:
+        raise NotFound("models are loaded by name; files and repositories are the settings' matter")
+    try:
+        return parse_model(name).name
+    except ValueError as error:
+        raise NotFound(str(error)) from error
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

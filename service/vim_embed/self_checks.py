@@ -1,0 +1,47 @@
+"""Checks an idle service from time to time: every model embeds its known image and is compared."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from vim_embed.batcher import Batcher
+from vim_embed.errors import ServiceError
+
+_LOG = logging.getLogger(__name__)
+_PATIENCE = 600.0  # seconds for one comparison; the workers' own watch is stricter
+
+
+class IdleChecks:
+    """A thread that checks every `interval` seconds, if nothing waits then."""
+
+    def __init__(
+        self, batcher: Batcher, names: Callable[[], Iterable[str]], interval: float
+    ) -> None:
+        """names: of the models that are loaded."""
+        self._batcher = batcher
+        self._names = names
+        self._interval = interval
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="vim-embed-check", daemon=True)
+
+    def start(self) -> None:
+        if self._interval:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _repeat(self) -> None:
+        while not self._stopping.wait(self._interval):
+            for name in self._names():
+                if self._batcher.waiting_rows == 0:
+                    self._check(name)
+
+    def _check(self, name: str) -> None:
+        for future in self._batcher.check(name):
+            with suppress(ServiceError, TimeoutError):  # the worker logged it and restarts
+                report = future.result(_PATIENCE)
+                _LOG.debug("self-check", extra={"model": name, "error": report.error})

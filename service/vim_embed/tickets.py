@@ -1,0 +1,162 @@
+"""One request on its way through the batches: what it asked for, and the rows that came back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vim_embed.engine import Outputs, Staged
+from vim_embed.errors import InternalError, ServiceError
+from vim_embed.models.info import EmbedOptions
+from vim_embed.pixels import PixelArray
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """Rows with equal keys may share a batch."""
+
+    model: str
+    options: EmbedOptions
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A finished request: named (rows, D) arrays, and seconds spent waiting and computing."""
+
+    outputs: Outputs
+    queue_seconds: float
+    forward_seconds: float
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request in the queue. `future` gives an Embedded, or the error it failed with.
+
+    client: whose share of the queue it takes; "" counts for nobody.
+    """
+
+    key: BatchKey
+    pixels: PixelArray
+    deadline: float | None
+    client: str = ""
+    submitted: float = field(default_factory=time.monotonic)
+    future: Future[Embedded] = field(default_factory=Future)
+    taken: int = 0
+    done: int = 0
+    outputs: Outputs = field(default_factory=dict)
+    started: float | None = None
+    forward_seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def waiting(self) -> int:
+        return self.rows - self.taken
+
+    @property
+    def open(self) -> bool:
+        return not self.future.done()
+
+    def cancel(self) -> None:
+        """Drop the rows that still wait; nobody reads the answer any more."""
+        self.future.cancel()
+
+    def take(self, rows: int) -> Slice:
+        """The next `rows` that wait."""
+        start = self.taken
+        self.taken += rows
+        return Slice(self, start, self.taken)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with `error`; one that is no ServiceError is not shown to the caller."""
+        if not isinstance(error, ServiceError):
+            kind = type(error).__name__
+            error = InternalError(f"the model failed on this request ({kind}): retry")
+        try:
+            self.future.set_exception(error)
+        except InvalidStateError:  # cancelled, or failed with another of its slices
+            return
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows [start, stop) of a ticket within a batch."""
+
+    ticket: Ticket
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def pixels(self) -> PixelArray:
+        return self.ticket.pixels[self.start : self.stop]
+
+    def give(self, rows: Outputs, begin: float, seconds: float) -> None:
+        """Hand the rows' embeddings to the ticket, which is answered with its last slice.
+
+        begin: of the forward, in `time.monotonic()`; seconds: that it took.
+        """
+        ticket = self.ticket
+        if any(not np.isfinite(array).all() for array in rows.values()):
+            ticket.fail(
+                InternalError(
+                    "the model gave NaN or infinite values for these pixels: check that they are "
+                    "normalised, or use a server with --dtype float32"
+                )
+            )
+            return
+        ticket.started = ticket.started or begin
+        ticket.forward_seconds += seconds
+        self._keep(rows)
+        ticket.done += self.rows
+        if ticket.done == ticket.rows:
+            waited = ticket.started - ticket.submitted
+            _resolve(ticket, Embedded(ticket.outputs, waited, ticket.forward_seconds))
+
+    def _keep(self, rows: Outputs) -> None:
+        ticket = self.ticket
+        if self.rows == ticket.rows:
+            ticket.outputs = rows
+            return
+        for name, array in rows.items():
+            whole = ticket.outputs.setdefault(
+                name, np.full((ticket.rows, *array.shape[1:]), np.nan, array.dtype)
+            )
+            whole[self.start : self.stop] = array
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch on its way to the engine."""
+
+    key: BatchKey
+    slices: tuple[Slice, ...]
+    staged: Staged
+
+
+def fail_all(slices: Iterable[Slice], error: Exception) -> None:
+    """Fail the requests that the slices belong to."""
+    _LOG.error("requests failed", exc_info=error)
+    for part in slices:
+        part.ticket.fail(error)
+
+
+def _resolve(ticket: Ticket, result: Embedded) -> None:
+    try:
+        ticket.future.set_result(result)
+    except InvalidStateError:  # cancelled meanwhile, or failed with its worker
+        return

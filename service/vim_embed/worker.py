@@ -1,0 +1,448 @@
+"""One engine at work: two threads that take, stage, run and deliver, and what if they fail.
+
+A failure that is one request's stays that request's: the requests of a failed batch run singly,
+and a known image tells whether the engine still works. A worker that fails (an exception that the
+known image shares, a thread that ends, a forward that hangs) fails at once what it held, with an
+error that may be retried, loads its engine anew and goes on; after too many failures in a row it
+is lost. Threads that hang cannot be ended: they are left behind, and deliver nothing any more.
+
+Knows neither HTTP nor how the queue is ordered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from vim_embed.engine import Engine, EngineFailed, Outputs
+from vim_embed.errors import WorkerFailed
+from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions
+from vim_embed.tickets import BatchKey, Prepared, Slice, fail_all
+
+_LOG = logging.getLogger(__name__)
+State = Literal["up", "restarting", "lost"]
+Cause = Literal["exception", "hang", "thread", "check"]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """What a worker is given: seconds for one forward, failures in a row, seconds between them."""
+
+    forward: float = 120.0
+    failures: int = 5
+    first_pause: float = 0.1
+    longest_pause: float = 10.0
+    restart: float = 600.0
+
+    def pause(self, failures: int) -> float:
+        """Seconds before the restart that follows this many failures in a row."""
+        return min(self.longest_pause, self.first_pause * 2.0 ** (failures - 1))
+
+
+class Observer(Protocol):
+    """Hears of what the batcher and its workers do; metrics implement it."""
+
+    def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None: ...
+
+    def dropped(self, key: BatchKey, rows: int, reason: str) -> None: ...
+
+    def worker_failed(self, device: str, cause: str) -> None: ...
+
+    def checked(self, model: str, ok: bool) -> None: ...
+
+
+class SilentObserver:
+    """Hears and forgets."""
+
+    def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
+        return None
+
+    def dropped(self, key: BatchKey, rows: int, reason: str) -> None:
+        return None
+
+    def worker_failed(self, device: str, cause: str) -> None:
+        return None
+
+    def checked(self, model: str, ok: bool) -> None:
+        return None
+
+
+class Work(Protocol):
+    """Where workers take rows from. Called with the lock `changed` held."""
+
+    changed: threading.Condition
+
+    def available(self, worker: Worker) -> bool:
+        """Whether there is something that this worker should stage now."""
+        ...
+
+    def take(self, worker: Worker) -> tuple[BatchKey, list[Slice]]:
+        """Its next rows; none of them if all were dropped."""
+        ...
+
+    def delivered(self, rows: int, seconds: float) -> None:
+        """Rows that came out of a batch, and the seconds of its forward."""
+        ...
+
+
+class Shift:
+    """Two threads and what they hold, from a (re)start to a failure."""
+
+    def __init__(self) -> None:
+        self.prepared: Prepared | None = None
+        self.staging: Sequence[Slice] = ()
+        self.running: Sequence[Slice] = ()
+        self.since: dict[str, float] = {}  # when what is under way began, by thread
+        self.ending = False  # take nothing more
+        self.over = False  # abandoned: what it held is answered already
+        self.threads: list[threading.Thread] = []
+
+    @property
+    def held(self) -> list[Slice]:
+        prepared = self.prepared.slices if self.prepared is not None else ()
+        return [*self.staging, *prepared, *self.running]
+
+
+class Worker:
+    """Keeps one engine at work. State changes happen under the lock of `work`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        work: Work,
+        *,
+        observer: Observer,
+        patience: Patience,
+        on_lost: Callable[[Worker], None],
+    ) -> None:
+        self.engine = engine
+        self.state: State = "up"
+        self.reason = ""
+        self.unfit: dict[str, str] = {}
+        self._work = work
+        self._changed = work.changed
+        self._observer = observer
+        self._patience = patience
+        self._on_lost = on_lost
+        self._shift = Shift()
+        self._probes: deque[tuple[str, Future[CheckReport]]] = deque()
+        self._failures = 0
+        self._restarting_since = 0.0
+        self._stopping = threading.Event()
+
+    # what others ask
+
+    @property
+    def alive(self) -> bool:
+        """Whether both threads are at work."""
+        threads = self._shift.threads
+        return self.state == "up" and bool(threads) and all(t.is_alive() for t in threads)
+
+    @property
+    def idle(self) -> bool:
+        return self.state == "up" and not self.held
+
+    @property
+    def running(self) -> bool:
+        return bool(self._shift.running)
+
+    @property
+    def held(self) -> list[Slice]:
+        """What is being staged, prepared or run."""
+        return [] if self._shift.over else self._shift.held
+
+    def holds(self, model: str) -> bool:
+        """Whether rows of the model are among them."""
+        return any(part.ticket.key.model == model for part in self.held)
+
+    def knows(self, model: str) -> bool:
+        """Whether the model is loaded here and passed its last check."""
+        status = self.engine.status().get(model)
+        return status is not None and status.state == "ready" and model not in self.unfit
+
+    def serves(self, model: str) -> bool:
+        """Whether this worker may run the model, now or after its restart."""
+        return self.state != "lost" and self.knows(model)
+
+    # from outside
+
+    def start(self) -> None:
+        with self._changed:
+            self._begin_shift()
+
+    def probe(self, model: str) -> Future[CheckReport]:
+        """Embed the model's known image between two batches, and compare.
+
+        A difference makes the model unfit here until a later probe succeeds.
+        """
+        future: Future[CheckReport] = Future()
+        with self._changed:
+            if self.state != "up":
+                future.set_exception(_failure(self.reason))
+            else:
+                self._probes.append((model, future))
+                self._changed.notify_all()
+        return future
+
+    def supervise(self) -> None:
+        """Notice threads that ended or hang; called a few times a second."""
+        now = time.monotonic()
+        with self._changed:
+            shift, state = self._shift, self.state
+            overdue = [what for what, since in shift.since.items() if self._is_late(now - since)]
+            dead = any(not thread.is_alive() for thread in shift.threads)
+        if state == "restarting" and now - self._restarting_since > self._patience.restart:
+            self._lose(f"its restart did not end within {self._patience.restart:.0f} s")
+        elif state == "up" and overdue:
+            self._fail(shift, "hang", f"no end of a forward within {self._patience.forward:g} s")
+        elif state == "up" and dead and not shift.ending:
+            self._fail(shift, "thread", "a worker thread ended")
+
+    def stop(self, timeout: float) -> list[Slice]:
+        """End the threads; what runs may finish in time. Gives what was prepared and will not."""
+        self._stopping.set()
+        with self._changed:
+            shift = self._shift
+            shift.ending = True
+            left = list(shift.prepared.slices) if shift.prepared is not None else []
+            shift.prepared = None
+            self._changed.notify_all()
+        end = time.monotonic() + timeout
+        for thread in shift.threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return left
+
+    # the two threads
+
+    def _begin_shift(self) -> None:
+        shift = self._shift = Shift()
+        for name, step in (("stage", self._stage_next), ("run", self._run_next)):
+            thread = threading.Thread(
+                target=self._repeat, args=(shift, step), name=f"vim-embed-{name}", daemon=True
+            )
+            shift.threads.append(thread)
+        for thread in shift.threads:
+            thread.start()
+
+    def _repeat(self, shift: Shift, step: Callable[[Shift], None]) -> None:
+        while not (shift.over or shift.ending):
+            try:
+                step(shift)
+            except Exception as error:
+                _LOG.exception("a worker's own fault")
+                self._fail(shift, "thread", f"{type(error).__name__} in a worker thread")
+
+    def _stage_next(self, shift: Shift) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._may_stage(shift))
+            if shift.over or shift.ending:
+                return
+            key, slices = self._work.take(self)
+            if not slices:
+                return
+            shift.staging = slices
+            shift.since["stage"] = time.monotonic()
+        prepared = None
+        try:
+            staged = self.engine.stage(key.model, [s.pixels for s in slices], key.options)
+            prepared = Prepared(key, tuple(slices), staged)
+        except EngineFailed as error:
+            self._fail(shift, "exception", str(error))
+        except Exception as error:
+            fail_all(slices, error)
+        with self._changed:
+            shift.prepared, shift.staging = prepared, ()
+            shift.since.pop("stage", None)
+            self._changed.notify_all()
+
+    def _may_stage(self, shift: Shift) -> bool:
+        if shift.over or shift.ending:
+            return True
+        return shift.prepared is None and self._work.available(self)
+
+    def _run_next(self, shift: Shift) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: shift.prepared or self._probes or shift.over or shift.ending
+            )
+            if shift.over or (shift.ending and shift.prepared is None):
+                return
+            probe = self._probes.popleft() if self._probes else None
+            prepared = None
+            if probe is None:
+                prepared, shift.prepared = shift.prepared, None
+            shift.running = prepared.slices if prepared is not None else ()
+            shift.since["run"] = time.monotonic()
+            self._changed.notify_all()
+        if probe is not None:
+            self._answer_probe(shift, *probe)
+        elif prepared is not None:
+            self._run(shift, prepared)
+        with self._changed:
+            shift.running = ()
+            shift.since.pop("run", None)
+            self._changed.notify_all()
+
+    # running
+
+    def _run(self, shift: Shift, prepared: Prepared) -> None:
+        begin = time.monotonic()
+        try:
+            outputs = self.engine.run(prepared.staged)
+            seconds = time.monotonic() - begin
+            deliver(shift, prepared.slices, outputs, begin, seconds)
+        except EngineFailed as error:
+            self._fail(shift, "exception", str(error))
+        except Exception as error:
+            self._run_apart(shift, prepared, error)
+        else:
+            rows = sum(part.rows for part in prepared.slices)
+            self._failures = 0
+            self._work.delivered(rows, seconds)
+            self._observer.batch(prepared.key, rows, len(prepared.slices), seconds)
+
+    def _run_apart(self, shift: Shift, prepared: Prepared, error: Exception) -> None:
+        """One item's failure is that item's alone: run the requests of a failed batch singly."""
+        model = prepared.key.model
+        _LOG.error("a batch failed", extra={"model": model, "error": repr(error)})
+        failed = [p for p in prepared.slices if not self._run_alone(shift, prepared, p, error)]
+        if len(failed) == len(prepared.slices) and not shift.over:
+            self._suspect(shift, model, error)
+
+    def _run_alone(self, shift: Shift, prepared: Prepared, part: Slice, error: Exception) -> bool:
+        if shift.over:
+            return False
+        if len(prepared.slices) == 1:
+            fail_all([part], error)
+            return False
+        begin = time.monotonic()
+        try:
+            key = prepared.key
+            outputs = self.engine.run(self.engine.stage(key.model, [part.pixels], key.options))
+            deliver(shift, [part], outputs, begin, time.monotonic() - begin)
+        except EngineFailed as own:
+            self._fail(shift, "exception", str(own))
+        except Exception as own:
+            fail_all([part], own)
+        else:
+            return True
+        return False
+
+    def _suspect(self, shift: Shift, model: str, error: Exception) -> None:
+        """Nothing of a batch came out: was it the rows, or is it the engine?"""
+        try:
+            self._compare(model)
+        except Exception as own:
+            _LOG.error("the known image failed too", extra={"model": model, "error": repr(own)})
+            self._fail(shift, "exception", f"{type(error).__name__} in the model: {error}")
+
+    def _compare(self, model: str) -> CheckReport:
+        golden = self.engine.golden(model)
+        staged = self.engine.stage(model, [golden.pixels], EmbedOptions())
+        report = golden.compare(self.engine.run(staged)[EMBEDDING])
+        self._observer.checked(model, report.ok)
+        with self._changed:
+            self.unfit.pop(model, None)
+            if not report.ok:
+                self.unfit[model] = f"self-check failed: {report.problem}"
+                _LOG.error("model unfit", extra={"model": model, "reason": self.unfit[model]})
+            self._changed.notify_all()
+        return report
+
+    def _answer_probe(self, shift: Shift, model: str, future: Future[CheckReport]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(self._compare(model))
+        except KeyError:  # unloaded meanwhile
+            future.set_exception(_failure(f"{model} is not loaded"))
+        except Exception as error:
+            reason = f"{type(error).__name__} on the known image: {error}"
+            future.set_exception(_failure(reason))
+            self._fail(shift, "check", reason)
+
+    # failing and beginning anew
+
+    def _is_late(self, seconds: float) -> bool:
+        return seconds > self._patience.forward
+
+    def _fail(self, shift: Shift, cause: Cause, reason: str) -> None:
+        with self._changed:
+            if shift.over or self._stopping.is_set():
+                return
+            shift.over = True
+            self.state, self.reason = "restarting", reason
+            self._restarting_since = time.monotonic()
+            held, probes = shift.held, list(self._probes)
+            self._probes.clear()
+            self._changed.notify_all()
+        device = self.engine.device
+        _LOG.error("worker failed", extra={"device": device, "cause": cause, "reason": reason})
+        for part in held:
+            part.ticket.fail(_failure(reason))
+        for _, future in probes:
+            future.set_exception(_failure(reason))
+        self._observer.worker_failed(device, cause)
+        threading.Thread(target=self._restart, name="vim-embed-restart", daemon=True).start()
+
+    def _restart(self) -> None:
+        while self.state == "restarting":
+            self._failures += 1
+            if self._failures > self._patience.failures:
+                self._lose(f"{self.reason}; it failed {self._failures} times in a row")
+                return
+            if self._stopping.wait(self._patience.pause(self._failures)):
+                return
+            try:
+                self.engine.restart()
+            except EngineFailed as error:
+                self._lose(f"{self.reason}; {error}")
+            except Exception as error:
+                _LOG.exception("restart failed")
+                self.reason = f"{type(error).__name__} while loading anew: {error}"
+            else:
+                self._return_to_work()
+
+    def _return_to_work(self) -> None:
+        with self._changed:
+            if self.state == "lost" or self._stopping.is_set():
+                return
+            self.unfit.clear()
+            self._begin_shift()
+            self.state, self.reason = "up", ""
+            self._changed.notify_all()
+        _LOG.info("worker back at work", extra={"device": self.engine.device})
+
+    def _lose(self, reason: str) -> None:
+        with self._changed:
+            if self.state == "lost":
+                return
+            self.state, self.reason = "lost", reason
+            self._changed.notify_all()
+        _LOG.error("worker lost", extra={"device": self.engine.device, "reason": reason})
+        self._on_lost(self)
+
+
+def deliver(
+    shift: Shift, slices: Sequence[Slice], outputs: Outputs, begin: float, seconds: float
+) -> None:
+    """Give each slice its rows of a batch. Raises RuntimeError for another number of rows."""
+    expected = sum(part.rows for part in slices)
+    if any(len(array) != expected for array in outputs.values()):
+        raise RuntimeError(f"the engine did not return {expected} rows")
+    first = 0
+    for part in slices:
+        rows = {name: array[first : first + part.rows] for name, array in outputs.items()}
+        first += part.rows
+        if not shift.over:
+            part.give(rows, begin, seconds)
+
+
+def _failure(reason: str) -> WorkerFailed:
+    return WorkerFailed(f"the worker failed ({reason}) and is loading anew: retry", retry_after=1)
