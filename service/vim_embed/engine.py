@@ -67,8 +67,12 @@ class Models(Protocol):
         """Load every configured model; a model that fails is recorded as such. Blocking."""
         ...
 
+    def known_name(self, name: str) -> str:
+        """The name of a configured or catalogued model, or of its alias. Raises ValueError."""
+        ...
+
     def load_model(self, name: str) -> None:
-        """Load one more model, or an unloaded one again. Raises ValueError for an unknown name."""
+        """Load one more model by its known name, or an unloaded one again."""
         ...
 
     def unload(self, name: str) -> None:
@@ -151,9 +155,12 @@ class ArithmeticEngine:
     def load(self) -> None:
         self._states = dict.fromkeys(self._states, "ready")
 
-    def load_model(self, name: str) -> None:
+    def known_name(self, name: str) -> str:
         if name not in self._states:
-            raise ValueError(f"no model {name!r}")
+            raise ValueError(f"no model {name!r}: use one of {', '.join(self._states)}")
+        return name
+
+    def load_model(self, name: str) -> None:
         self._states[name] = "ready"
 
     def unload(self, name: str) -> None:

@@ -25,6 +25,9 @@ class EngineGroup:
         """Load every device's models, the devices at the same time."""
         self._on_all(lambda engine: engine.load())
 
+    def known_name(self, name: str) -> str:
+        return self.members[0].known_name(name)
+
     def load_model(self, name: str) -> None:
         self._on_all(lambda engine: engine.load_model(name))
 

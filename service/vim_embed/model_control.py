@@ -35,16 +35,20 @@ class ModelControl:
         """Note that a request wants the model: the least recently used goes first."""
         self._used[name] = time.monotonic()
 
+    def known_name(self, name: str) -> str:
+        """The name of a configured or catalogued model, or of its alias. Raises UnknownModel."""
+        try:
+            return self._models.known_name(name)
+        except ValueError as error:
+            raise UnknownModel(str(error)) from error
+
     def load(self, name: str) -> None:
-        """Load a configured or catalogued model. Raises UnknownModel, Conflict or NotReady."""
+        """Load a model by its known name. Raises Conflict or NotReady."""
         with self._one_at_a_time:
             if self._state(name) == "ready":
                 return
             self._make_room(name)
-            try:
-                self._models.load_model(name)
-            except ValueError as error:
-                raise UnknownModel(str(error)) from error
+            self._models.load_model(name)
             status = self._models.status()[name]
             if status.state != "ready":
                 raise NotReady(f"model {name!r} could not be loaded: {status.reason}")

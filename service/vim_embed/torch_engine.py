@@ -94,8 +94,15 @@ class TorchEngine:
         for entry in list(self._entries.values()):
             self._status[entry.name] = self._load_one(entry)
 
+    def known_name(self, name: str) -> str:
+        for entry in self._entries.values():
+            if name == entry.name or name in entry.aliases:
+                return entry.name
+        if "=" in name:
+            raise ValueError(f"{name!r}: models are loaded by name, files come from the settings")
+        return parse_model(name).name
+
     def load_model(self, name: str) -> None:
-        """Load one more model of the catalogue, or an unloaded one again."""
         entry = self._entries.get(name) or parse_model(name)
         if entry.name in self._models:
             return

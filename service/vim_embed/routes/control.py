@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from vim_embed.auth import Keys, bearer, listed
-from vim_embed.errors import Forbidden, NotFound
+from vim_embed.errors import Forbidden
 from vim_embed.faults import Fault, Faults, Kind
 from vim_embed.service import Service
 from vim_embed.settings import Settings
@@ -63,7 +63,7 @@ def _model_routes() -> APIRouter:
     @routes.post("/models/{name:path}/load", summary="Load a model; the others go on answering")
     async def load(request: Request, name: str) -> dict[str, object]:
         service = _service(request)
-        known = _known(service, name)
+        known = service.control.known_name(name)
         await asyncio.to_thread(service.control.load, known)
         return service.describe(service.find(known))
 
@@ -116,21 +116,6 @@ def _pin(service: Service, name: str, on: bool) -> dict[str, object]:
     status = service.find(name)
     service.control.pin(status.name, on)
     return service.describe(status)
-
-
-def _known(service: Service, name: str) -> str:
-    """The name that a request means: one that is configured, or one of the catalogue."""
-    from vim_embed.models.catalogue import parse_model
-
-    for status in service.engine.status().values():
-        if name == status.name or name in status.aliases:
-            return status.name
-    if "=" in name:
-        raise NotFound("models are loaded by name; files and repositories are the settings' matter")
-    try:
-        return parse_model(name).name
-    except ValueError as error:
-        raise NotFound(str(error)) from error
 
 
 def _service(request: Request) -> Service:

@@ -1,0 +1,302 @@
+"""Workers that fail: what they held is answered at once, they begin anew, the rest goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from vim_embed.batcher import Batcher, Ticket
+from vim_embed.engine import ArithmeticEngine, EngineFailed, Outputs, Staged
+from vim_embed.errors import InternalError, NotReady, WorkerFailed
+from vim_embed.models.info import EMBEDDING, EmbedOptions
+from vim_embed.pixels import PixelArray
+from vim_embed.worker import Patience
+
+MEAN = EmbedOptions()
+QUICK = Patience(forward=0.3, failures=3, first_pause=0.01, longest_pause=0.02)
+
+
+class EndOfThread(BaseException):
+    """Nothing catches it."""
+
+
+class BreakableEngine(ArithmeticEngine):
+    """Does what `fault` says in `run`, and counts its restarts."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(device=device)
+        self.fault: Callable[[], None] | None = None
+        self.on_restart: Callable[[], None] | None = None
+        self.restarts = 0
+        self.offset = 0.0
+        self.rows = 0
+        self.load()
+
+    def restart(self) -> None:
+        self.restarts += 1
+        if self.on_restart is not None:
+            self.on_restart()
+
+    def run(self, staged: Staged) -> Outputs:
+        if self.fault is not None:
+            self.fault()
+        self.rows += staged.rows
+        return {name: array + self.offset for name, array in super().run(staged).items()}
+
+
+@contextmanager
+def batching(
+    *engines: BreakableEngine, on_lost: Callable[[], None] = lambda: None
+) -> Iterator[Batcher]:
+    batcher = Batcher(
+        engines, queue_rows=10_000, queue_bytes=10**9, patience=QUICK, on_lost=on_lost
+    )
+    batcher.start()
+    yield batcher
+    for engine in engines:
+        engine.fault = None
+    batcher.drain(20)
+    assert not batcher.alive
+
+
+def rows(count: int, seed: int = 0) -> PixelArray:
+    return np.random.default_rng(seed).integers(0, 250, (count, 3, 8, 8), dtype=np.uint8)
+
+
+def submit(batcher: Batcher, count: int = 3, seed: int = 0) -> Ticket:
+    return batcher.submit("arithmetic", rows(count, seed), MEAN)
+
+
+def assert_right(ticket: Ticket) -> None:
+    engine = ArithmeticEngine()
+    expected = engine.run(engine.stage("arithmetic", [ticket.pixels], MEAN))[EMBEDDING]
+    np.testing.assert_array_equal(ticket.future.result(20).outputs[EMBEDDING], expected)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def once(fail: Callable[[], None], engine: BreakableEngine) -> Callable[[], None]:
+    def fault() -> None:
+        engine.fault = None
+        fail()
+
+    return fault
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def fault() -> None:
+        raise error
+
+    return fault
+
+
+def wait_for(event: threading.Event) -> None:
+    event.wait(20)
+
+
+def meet(barrier: threading.Barrier) -> None:
+    barrier.wait()
+
+
+def test_a_failure_that_the_known_image_does_not_share_is_the_request_s() -> None:
+    engine = BreakableEngine()
+    with batching(engine) as batcher:
+        engine.fault = once(raising(RuntimeError("these rows")), engine)
+        with pytest.raises(InternalError):
+            submit(batcher).future.result(20)
+        assert_right(submit(batcher))
+        assert engine.restarts == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [EngineFailed("gone"), EndOfThread()])
+def test_a_worker_that_fails_begins_anew(error: BaseException) -> None:
+    engine = BreakableEngine()
+    with batching(engine) as batcher:
+        engine.fault = once(raising(error), engine)
+        with pytest.raises(WorkerFailed) as refusal:
+            submit(batcher).future.result(20)
+        assert refusal.value.retryable
+        assert refusal.value.retry_after == 1
+        assert_right(submit(batcher))
+        assert engine.restarts == 1
+        assert batcher.problems == {}
+
+
+def test_an_engine_that_fails_on_its_known_image_too_begins_anew() -> None:
+    engine = BreakableEngine()
+    with batching(engine) as batcher:
+        engine.fault = raising(RuntimeError("always"))
+        engine.on_restart = lambda: setattr(engine, "fault", None)
+        with pytest.raises(InternalError):
+            submit(batcher).future.result(20)
+        until(lambda: engine.restarts == 1)
+        assert_right(submit(batcher))
+
+
+def test_a_forward_that_hangs_is_left_behind() -> None:
+    engine, released = BreakableEngine(), threading.Event()
+    with batching(engine) as batcher:
+        engine.fault = once(lambda: wait_for(released), engine)
+        stuck = submit(batcher, seed=1)
+        until(lambda: engine.fault is None)
+        waiting = submit(batcher, seed=2)
+        with pytest.raises(WorkerFailed, match=r"no end of a forward within 0\.3 s"):
+            stuck.future.result(20)
+        assert_right(waiting)  # what had waited in the queue was not lost
+        released.set()
+        assert_right(submit(batcher, seed=3))
+
+
+def test_what_a_late_thread_still_delivers_reaches_nobody() -> None:
+    engine, released = BreakableEngine(), threading.Event()
+    with batching(engine) as batcher:
+        engine.fault = once(lambda: wait_for(released), engine)
+        large = submit(batcher, 40)  # in slices of 16 rows
+        with pytest.raises(WorkerFailed):
+            large.future.result(20)
+        released.set()
+        until(lambda: engine.rows >= 16)
+        assert_right(submit(batcher, 40, seed=4))
+        assert large.done == 0
+
+
+def test_a_worker_that_fails_again_and_again_is_lost() -> None:
+    engine, lost = BreakableEngine(), threading.Event()
+    with batching(engine, on_lost=lost.set) as batcher:
+        engine.fault = raising(EngineFailed("gone"))
+        engine.on_restart = raising(RuntimeError("does not load"))
+        with pytest.raises(WorkerFailed):
+            submit(batcher).future.result(20)
+        late = submit(batcher)
+        assert lost.wait(20)
+        assert engine.restarts == QUICK.failures
+        with pytest.raises(NotReady, match="4 times in a row"):
+            late.future.result(20)
+        assert not batcher.alive
+        assert "does not load" in batcher.problems["cpu"]
+
+
+def test_an_engine_that_cannot_recover_is_lost_at_once() -> None:
+    engine, lost = BreakableEngine(), threading.Event()
+    with batching(engine, on_lost=lost.set) as batcher:
+        engine.fault = raising(EngineFailed("gone"))
+        engine.on_restart = raising(EngineFailed("for good"))
+        submit(batcher)
+        assert lost.wait(20)
+        assert engine.restarts == 1
+        assert "for good" in batcher.problems["cpu"]
+
+
+def test_success_forgets_earlier_failures() -> None:
+    engine = BreakableEngine()
+    with batching(engine) as batcher:
+        for _ in range(2 * QUICK.failures):
+            engine.fault = once(raising(EngineFailed("gone")), engine)
+            with pytest.raises(WorkerFailed):
+                submit(batcher).future.result(20)
+            assert_right(submit(batcher))
+
+
+def test_a_model_whose_known_image_changed_runs_no_more() -> None:
+    engine = BreakableEngine()
+    with batching(engine) as batcher:
+        (report,) = (future.result(20) for future in batcher.check("arithmetic"))
+        assert report.ok
+        assert report.same_bytes
+        engine.offset = 0.5
+        (report,) = (future.result(20) for future in batcher.check("arithmetic"))
+        assert not report.ok
+        assert "self-check failed" in (batcher.unfit("arithmetic") or "")
+        with pytest.raises(NotReady, match="self-check failed"):
+            submit(batcher).future.result(20)
+        engine.offset = 0.0
+        (report,) = (future.result(20) for future in batcher.check("arithmetic"))
+        assert report.ok
+        assert batcher.unfit("arithmetic") is None
+        assert_right(submit(batcher))
+
+
+def test_a_check_that_raises_restarts_the_worker() -> None:
+    engine = BreakableEngine()
+    with batching(engine) as batcher:
+        engine.fault = once(raising(RuntimeError("odd")), engine)
+        (future,) = batcher.check("arithmetic")
+        with pytest.raises(WorkerFailed, match="RuntimeError on the known image: odd"):
+            future.result(20)
+        until(lambda: engine.restarts == 1)
+        assert_right(submit(batcher))
+
+
+# several devices
+
+
+def pair() -> Sequence[BreakableEngine]:
+    return BreakableEngine("one"), BreakableEngine("two")
+
+
+def test_every_device_works_while_there_is_work() -> None:
+    first, second = pair()
+    barrier = threading.Barrier(2, timeout=20)
+    with batching(first, second) as batcher:
+        first.fault = second.fault = lambda: meet(barrier)
+        tickets = [submit(batcher, 16, seed) for seed in range(8)]
+        for ticket in tickets:  # passes only where both run at once, every time
+            assert_right(ticket)
+        assert first.rows == second.rows == 64
+        first.fault = second.fault = None
+
+
+def test_no_batch_is_prepared_ahead_while_a_device_is_idle() -> None:
+    first, second = pair()
+    gate = threading.Event()
+    with batching(first, second) as batcher:
+        first.fault = second.fault = lambda: wait_for(gate)
+        tickets = [submit(batcher, 16, seed) for seed in range(2)]
+        until(lambda: all(worker.running for worker in batcher.workers))
+        gate.set()
+        for ticket in tickets:
+            assert_right(ticket)
+
+
+def test_a_lost_device_is_taken_out_and_the_other_goes_on() -> None:
+    first, second = pair()
+    lost = threading.Event()
+    with batching(first, second, on_lost=lost.set) as batcher:
+        first.fault = raising(EngineFailed("gone"))
+        first.on_restart = raising(EngineFailed("for good"))
+        seed = 0
+        while first.restarts == 0:
+            seed += 1
+            ticket = submit(batcher, 16, seed)
+            try:
+                assert_right(ticket)
+            except WorkerFailed:
+                continue
+        until(lambda: "one" in batcher.problems)
+        before = first.rows
+        for ticket in [submit(batcher, 5, seed) for seed in range(50)]:
+            assert_right(ticket)
+        assert first.rows == before
+        assert batcher.alive
+        assert not lost.is_set()
+
+
+def test_a_device_that_lacks_a_model_leaves_it_to_the_other() -> None:
+    first, second = pair()
+    first.unload("arithmetic")
+    with batching(first, second) as batcher:
+        for ticket in [submit(batcher, 20, seed) for seed in range(5)]:
+            assert_right(ticket)
+        assert first.rows == 0
+        assert second.rows == 100
