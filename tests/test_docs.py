@@ -73,6 +73,7 @@ def test_every_setting_reads_its_environment_variable(
     field = Settings.model_fields[name]
     other: dict[type, str] = {bool: "true", int: "7", float: "7.5"}
     choices = {"dtype": "float16", "log_level": "debug", "log_format": "json"}
+    choices |= {"client_share": "0.5"}
     value = choices.get(name) or other.get(type(field.default), "a,b")
     monkeypatch.setenv(f"VIM_EMBED_{name.upper()}", value)
     read = getattr(Settings(), name)
