@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 MODEL ?= vim-tiny
 
-.PHONY: help demo serve test lint unit gpu-test container-test bench clean
+.PHONY: help demo serve test lint unit gpu-test container-test chaos bench clean
 
 help:
 	@echo "make demo     embed real galaxies over HTTP and score them"
@@ -15,6 +15,7 @@ help:
 	@echo "make serve    serve MODEL=$(MODEL) on 127.0.0.1:8000"
 	@echo "make bench    kernels, bare model and HTTP side by side"
 	@echo "make gpu-test the tests that need a CUDA device"
+	@echo "make chaos    faults under load for SECONDS=900"
 	@echo "make container-test   build the cpu image and prove it (needs Docker)"
 
 $(BIN)/python:
@@ -59,6 +60,11 @@ gpu-test: $(VENV)/.installed-dev
 # Builds and runs the cpu image; WHEELS=DIR offers ready wheels, such as a CPU build of torch.
 container-test: $(VENV)/.installed
 	PYTHON=$(BIN)/python docker/verify.sh
+
+# Mixed load while the worker and the process fail, for SECONDS; prints what happened.
+SECONDS ?= 900
+chaos: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/chaos.py --seconds $(SECONDS)
 
 bench: $(VENV)/.installed
 	$(BIN)/vim-embed-server bench --model $(MODEL) --random-weights

@@ -28,11 +28,12 @@ from vim_embed.errors import (
     QueueFull,
 )
 from vim_embed.models.info import CheckReport, EmbedOptions
+from vim_embed.observer import Observer, SilentObserver
 from vim_embed.pixels import PixelArray
 from vim_embed.tickets import BatchKey, Embedded, Slice, Ticket
-from vim_embed.worker import Observer, Patience, SilentObserver, Worker
+from vim_embed.worker import Patience, Worker
 
-__all__ = ["BatchKey", "Batcher", "Embedded", "Observer", "SilentObserver", "Ticket"]
+__all__ = ["Batcher", "Embedded", "Ticket"]
 
 _LOG = logging.getLogger(__name__)
 _RATE_SMOOTHING = 0.2

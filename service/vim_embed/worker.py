@@ -15,14 +15,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from vim_embed.engine import Engine, EngineFailed, Outputs
+from vim_embed.engine import Engine, EngineFailed
 from vim_embed.errors import WorkerFailed
 from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions
+from vim_embed.observer import Observer
+from vim_embed.shift import Shift, deliver
 from vim_embed.tickets import BatchKey, Prepared, Slice, fail_all
 
 _LOG = logging.getLogger(__name__)
@@ -45,34 +47,6 @@ class Patience:
         return min(self.longest_pause, self.first_pause * 2.0 ** (failures - 1))
 
 
-class Observer(Protocol):
-    """Hears of what the batcher and its workers do; metrics implement it."""
-
-    def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None: ...
-
-    def dropped(self, key: BatchKey, rows: int, reason: str) -> None: ...
-
-    def worker_failed(self, device: str, cause: str) -> None: ...
-
-    def checked(self, model: str, ok: bool) -> None: ...
-
-
-class SilentObserver:
-    """Hears and forgets."""
-
-    def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
-        return None
-
-    def dropped(self, key: BatchKey, rows: int, reason: str) -> None:
-        return None
-
-    def worker_failed(self, device: str, cause: str) -> None:
-        return None
-
-    def checked(self, model: str, ok: bool) -> None:
-        return None
-
-
 class Work(Protocol):
     """Where workers take rows from. Called with the lock `changed` held."""
 
@@ -89,24 +63,6 @@ class Work(Protocol):
     def delivered(self, rows: int, seconds: float) -> None:
         """Rows that came out of a batch, and the seconds of its forward."""
         ...
-
-
-class Shift:
-    """Two threads and what they hold, from a (re)start to a failure."""
-
-    def __init__(self) -> None:
-        self.prepared: Prepared | None = None
-        self.staging: Sequence[Slice] = ()
-        self.running: Sequence[Slice] = ()
-        self.since: dict[str, float] = {}  # when what is under way began, by thread
-        self.ending = False  # take nothing more
-        self.over = False  # abandoned: what it held is answered already
-        self.threads: list[threading.Thread] = []
-
-    @property
-    def held(self) -> list[Slice]:
-        prepared = self.prepared.slices if self.prepared is not None else ()
-        return [*self.staging, *prepared, *self.running]
 
 
 class Worker:
@@ -427,21 +383,6 @@ class Worker:
             self._changed.notify_all()
         _LOG.error("worker lost", extra={"device": self.engine.device, "reason": reason})
         self._on_lost(self)
-
-
-def deliver(
-    shift: Shift, slices: Sequence[Slice], outputs: Outputs, begin: float, seconds: float
-) -> None:
-    """Give each slice its rows of a batch. Raises RuntimeError for another number of rows."""
-    expected = sum(part.rows for part in slices)
-    if any(len(array) != expected for array in outputs.values()):
-        raise RuntimeError(f"the engine did not return {expected} rows")
-    first = 0
-    for part in slices:
-        rows = {name: array[first : first + part.rows] for name, array in outputs.items()}
-        first += part.rows
-        if not shift.over:
-            part.give(rows, begin, seconds)
 
 
 def _failure(reason: str) -> WorkerFailed:

@@ -194,6 +194,45 @@ def test_a_queue_full_of_bytes_refuses() -> None:
             batcher.submit("arithmetic", rows(2), MEAN)
 
 
+def test_one_client_does_not_fill_the_whole_queue() -> None:
+    engine = GatedEngine()
+    engine.load()
+    batcher = Batcher(engine, queue_rows=20, queue_bytes=10**9, client_share=0.5)
+    batcher.start()
+    wait_until_busy(engine, batcher)
+
+    def submit(client: str, count: int) -> Ticket:
+        return batcher.submit("arithmetic", rows(count), MEAN, client=client)
+
+    tickets = [submit("greedy", 12)]  # more than its share, but alone
+    with pytest.raises(QueueFull, match="share of the queue"):
+        submit("greedy", 1)
+    tickets += [submit("modest", 4), submit("", 2), submit("", 2)]
+    with pytest.raises(QueueFull, match="20 rows are waiting"):
+        submit("modest", 1)
+    engine.gate.set()
+    for ticket in tickets:
+        result(ticket)
+    assert batcher.drain(20)
+
+
+def test_retry_after_follows_the_measured_rate() -> None:
+    class Slow(ArithmeticEngine):
+        """16 rows in 0.4 s."""
+
+        def run(self, staged: Staged) -> Outputs:
+            time.sleep(0.4)
+            return super().run(staged)
+
+    engine = Slow()
+    with batching(engine, queue_rows=320) as batcher:
+        result(batcher.submit("arithmetic", rows(16), MEAN))
+        batcher.submit("arithmetic", rows(320), MEAN)
+        with pytest.raises(QueueFull) as refusal:
+            batcher.submit("arithmetic", rows(320), MEAN)
+        assert 3 <= (refusal.value.retry_after or 0) <= 6  # 160 rows at 40 a second, less some
+
+
 def test_cancelled_rows_never_reach_the_engine() -> None:
     engine = GatedEngine()
     with batching(engine, queue_rows=10) as batcher:

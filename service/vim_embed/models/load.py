@@ -6,6 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,9 +17,11 @@ from vim_embed.models.hub import Located, WeightsError, digest_files, locate
 from vim_embed.models.info import ModelInfo, Weights
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, supports
-from vim_embed.models.vit import Vit, load_vit, random_vit, read_preprocessing
 from vim_embed.models.weights import build_vim, read_checkpoint
 from vim_embed.preprocess import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
+
+if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not need
+    from vim_embed.models.vit import Vit
 
 _LOG = logging.getLogger(__name__)
 FUSED = "fused"
@@ -205,6 +208,8 @@ def _read(entry: CatalogueEntry, found: Located) -> _Built:
         digest=digest_files(found.files),
     )
     if found.kind == "vit":
+        from vim_embed.models.vit import load_vit, read_preprocessing
+
         vit = load_vit(found.path)
         return _Built(vit, weights, read_preprocessing(found.path, vit.image_size))
     vim = build_vim(read_checkpoint(found.path), found.path)
@@ -229,6 +234,8 @@ def _random(entry: CatalogueEntry, seed: int) -> _Built:
     if entry.architecture is None:
         raise WeightsError(f"{entry.name!r} has no known architecture to fill with random weights")
     if entry.kind == "vit":
+        from vim_embed.models.vit import random_vit
+
         vit = random_vit(entry.architecture, seed)
         return _Built(vit, _random_weights(vit, seed), VIT_PREPROCESSING)
     vim = Vim(VIM_CONFIGS[entry.architecture])

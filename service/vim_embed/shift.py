@@ -1,0 +1,42 @@
+"""What a worker's two threads hold, from a (re)start to a failure, and how rows are handed back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from vim_embed.engine import Outputs
+from vim_embed.tickets import Prepared, Slice
+
+
+class Shift:
+    """Two threads and what they hold, from a (re)start to a failure."""
+
+    def __init__(self) -> None:
+        self.prepared: Prepared | None = None
+        self.staging: Sequence[Slice] = ()
+        self.running: Sequence[Slice] = ()
+        self.since: dict[str, float] = {}  # when what is under way began, by thread
+        self.ending = False  # take nothing more
+        self.over = False  # abandoned: what it held is answered already
+        self.threads: list[threading.Thread] = []
+
+    @property
+    def held(self) -> list[Slice]:
+        prepared = self.prepared.slices if self.prepared is not None else ()
+        return [*self.staging, *prepared, *self.running]
+
+
+def deliver(
+    shift: Shift, slices: Sequence[Slice], outputs: Outputs, begin: float, seconds: float
+) -> None:
+    """Give each slice its rows of a batch. Raises RuntimeError for another number of rows."""
+    expected = sum(part.rows for part in slices)
+    if any(len(array) != expected for array in outputs.values()):
+        raise RuntimeError(f"the engine did not return {expected} rows")
+    first = 0
+    for part in slices:
+        rows = {name: array[first : first + part.rows] for name, array in outputs.items()}
+        first += part.rows
+        if not shift.over:
+            part.give(rows, begin, seconds)
