@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import subprocess
@@ -113,10 +114,29 @@ def test_failing_compiler_says_which(source: Path, monkeypatch: pytest.MonkeyPat
 
 
 @needs_compiler
-def test_unwritable_cache_names_the_variable(source: Path, cache: Path) -> None:
+def test_unwritable_cache_costs_a_compilation_and_says_so(source: Path, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
-    with pytest.raises(NativeUnavailable, match=native.CACHE_VARIABLE):
-        native.load(source)
+    loaded = native.load(source)
+    assert loaded.library.answer() == 42
+    assert loaded.origin.startswith("compiled, not kept")
+    assert native.CACHE_VARIABLE in loaded.origin
+
+
+@needs_compiler
+def test_a_full_disk_costs_a_compilation_and_leaves_nothing(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copyfile(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:100])
+        if target.is_relative_to(cache):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr("vim_embed.kernels.native.shutil.copyfile", copyfile)
+    loaded = native.load(source)
+    assert loaded.library.answer() == 42
+    assert "No space left on device" in loaded.origin
+    assert not list(cache.iterdir())
 
 
 @pytest.mark.usefixtures("no_compiler", "nothing_chosen")

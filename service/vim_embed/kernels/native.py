@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,9 +45,15 @@ class NativeUnavailable(RuntimeError):
     """A native library cannot be had here; the message says why and names the fix."""
 
 
+class CacheUnwritable(NativeUnavailable):
+    """The library was compiled and cannot be kept: a full disk, or a read-only one."""
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded library and where it came from: "prebuilt", "cached" or "compiled"."""
+    """A loaded library and where it came from: "prebuilt", "cached", "compiled", or compiled and
+    not kept, with the reason.
+    """
 
     library: ctypes.CDLL
     path: Path
@@ -64,9 +71,17 @@ def load(source: Path) -> Loaded:
         for path in _intact(directory, wanted):
             with suppress(OSError):
                 return Loaded(ctypes.CDLL(str(path)), path, origin)
-    path = build(source, capability, cache)
     try:
-        return Loaded(ctypes.CDLL(str(path)), path, "compiled")
+        return _opened(build(source, capability, cache), "compiled")
+    except CacheUnwritable as error:
+        with tempfile.TemporaryDirectory(prefix="vim-embed-") as scratch:  # open files outlive it
+            path = build(source, capability, Path(scratch))
+            return _opened(path, f"compiled, not kept ({error})")
+
+
+def _opened(path: Path, origin: str) -> Loaded:
+    try:
+        return Loaded(ctypes.CDLL(str(path)), path, origin)
     except OSError as error:
         raise NativeUnavailable(f"the compiled {path.name} does not load: {error}") from error
 
@@ -155,17 +170,18 @@ def _compile(command: list[str]) -> None:
 
 def _publish(compiled: Path, directory: Path, stem: str) -> Path:
     """Move a finished library into place under its content's digest, in one step."""
+    target = directory / f"{stem}-{_digest(compiled)}.so"
+    partial = directory / f".{stem}-{os.getpid()}-{threading.get_ident()}"
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        target = directory / f"{stem}-{_digest(compiled)}.so"
-        handle, partial = tempfile.mkstemp(dir=directory, prefix=f".{stem}-")
-        os.close(handle)
         shutil.copyfile(compiled, partial)
-        Path(partial).chmod(0o755)
-        Path(partial).replace(target)
+        partial.chmod(0o755)
+        partial.replace(target)
     except OSError as error:
-        raise NativeUnavailable(
-            f"cannot write the compiled library to {directory}: {error}; set {CACHE_VARIABLE}"
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CacheUnwritable(
+            f"{directory} cannot be written: {error.strerror}; set {CACHE_VARIABLE}"
         ) from error
     return target
 
