@@ -131,6 +131,9 @@ def test_large_batches_of_wide_models_go_in_parts(fused: FusedVim) -> None:
     fused.dtype = torch.float16
     fused.config = VimConfig(dim=192, depth=24)
     assert fused._rows_at_once(256, 197) == 256
+    fused.config = VimConfig(dim=384, depth=24)
+    assert fused._rows_at_once(256, 197) == 256
+    assert fused._rows_at_once(512, 197) == 256
     fused.config = VimConfig(dim=768, depth=24)
     assert fused._rows_at_once(256, 197) == 128
     assert fused._rows_at_once(96, 197) == 96

@@ -10,6 +10,7 @@ captured in a CUDA graph. Shapes: B images, M patches, L = M + 1 tokens, D width
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -28,9 +29,10 @@ OnBlock = Callable[[int, Tensor], None]
 _MIN_CAPABILITY = (9, 0)
 _FLOAT_TOKENS = 16384  # float32 keeps u and the step sizes in memory: bound them
 _NARROW = 256  # width up to which cuBLAS does better to add to the residual stream itself
-_PASS = (
-    256 * 197 * 384
-)  # tokens times inner width of a pass: enough to fill a device, or half of it
+# Tokens times inner width that fill a device, with two halves side by side.
+_PASS = 256 * 197 * 384
+# cuBLAS takes 32 MiB for each stream unless told otherwise; these products gain nothing by it.
+_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":16:8")
 
 
 def supports(config: VimConfig, dtype: torch.dtype, device: torch.device | str) -> tuple[bool, str]:
@@ -115,6 +117,7 @@ class FusedVim:
 
         Raises ValueError where `supports` says no.
         """
+        os.environ.setdefault(*_WORKSPACE)
         self.device = torch.device(device)
         self.dtype = dtype
         self.config = config = model.config
@@ -179,7 +182,7 @@ class FusedVim:
         if self.dtype == torch.float32:
             return max(1, min(batch, _FLOAT_TOKENS // length))
         rows = batch
-        while rows % 2 == 0 and rows > 128 and rows // 2 * length * self.config.inner >= _PASS:
+        while rows % 2 == 0 and rows // 2 * length * self.config.inner >= 2 * _PASS:
             rows //= 2
         return rows
 
