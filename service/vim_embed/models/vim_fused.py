@@ -325,7 +325,7 @@ class FusedVim:
     def _choose_scan(self, batch: int) -> int:
         """Channels a warp: many where there are many warps a scheduler."""
         per_scheduler = batch * self.config.inner / 32 / (4 * self._multiprocessors)
-        wanted = [(2.5, 64), (1.0, 32), (0.2, 16)]
+        wanted = [(2.5, 64), (1.0, 32), (0.15, 16)]
         return next((channels for least, channels in wanted if per_scheduler >= least), 8)
 
     def _mix_float(self, index: int, buffers: _Buffers, length: int, tokens: int) -> None:
