@@ -35,13 +35,15 @@ from vim_embed.errors import (
     ServiceError,
     Unauthorized,
 )
-from vim_embed.routes import embed, state
+from vim_embed.routes import embed, state, v2, v2_state
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_OPEN = ("/health/live", "/health/ready")  # need no key
+_V2 = "/v2"
+_HEALTH = ("/health/live", "/health/ready")
+_OPEN = (*_HEALTH, *(_V2 + path for path in _HEALTH))  # need no key
 _QUIET = (*_OPEN, "/metrics")
 _BY_STATUS: dict[int, type[ServiceError]] = {
     400: MalformedRequest,
@@ -77,6 +79,8 @@ def create_app(
     app.state.service = service
     app.include_router(embed.router)
     app.include_router(state.router)
+    app.include_router(v2.router)
+    app.include_router(v2_state.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -185,9 +189,7 @@ class RequestContext:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         code = scope["state"].get("error_code", "")
-        metrics = self.service.metrics
-        metrics.requests.labels(route, str(status), code).inc()
-        metrics.request_seconds.labels(route).observe(seconds)
+        self.service.metrics.answered(route, status, code, seconds)
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -211,7 +213,10 @@ def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"] = error.code
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(error.body(state["request_id"]), status_code=error.status, headers=headers)
+    body = error.body(state["request_id"])
+    if f"{scope['path']}/".startswith(f"{_V2}/"):
+        body = {"error": error.message}  # as the Open Inference Protocol has it
+    return JSONResponse(body, status_code=error.status, headers=headers)
 
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:

@@ -119,6 +119,8 @@ class Prepared:
 class Observer(Protocol):
     """Hears of what the batcher does; metrics implement it."""
 
+    def staged(self, key: BatchKey, seconds: float) -> None: ...
+
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None: ...
 
     def dropped(self, key: BatchKey, rows: int, reason: str) -> None: ...
@@ -126,6 +128,9 @@ class Observer(Protocol):
 
 class SilentObserver:
     """Hears and forgets."""
+
+    def staged(self, key: BatchKey, seconds: float) -> None:
+        return None
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
         return None
@@ -177,6 +182,11 @@ class Batcher:
     def waiting_rows(self) -> int:
         with self._changed:
             return sum(ticket.waiting for ticket in self._tickets() if ticket.open)
+
+    @property
+    def waiting_bytes(self) -> int:
+        with self._changed:
+            return sum(ticket.pixels.nbytes for ticket in self._tickets() if ticket.open)
 
     def submit(
         self,
@@ -277,8 +287,10 @@ class Batcher:
             self._staging = bool(slices)
         if not slices:
             return
+        begin = time.monotonic()
         try:
             staged = self.engine.stage(key.model, [s.pixels for s in slices], key.options)
+            self.observer.staged(key, time.monotonic() - begin)
             prepared = Prepared(key, tuple(slices), staged)
         except Exception as error:
             prepared = None

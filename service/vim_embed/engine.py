@@ -61,6 +61,10 @@ class Engine(Protocol):
         """How many rows of this (3, H, W) shape go well into one batch."""
         ...
 
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of the device's memory that are `allocated` and `reserved`; empty on a CPU."""
+        ...
+
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         """Gather rows (n_i, 3, H, W) of one dtype into a batch, near the device."""
         ...
@@ -113,6 +117,9 @@ class ArithmeticEngine:
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return 16
+
+    def memory(self) -> Mapping[str, int]:
+        return {}
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         return _ArithmeticBatch(np.concatenate(parts).astype(np.float64), options)

@@ -1,51 +1,164 @@
-"""Prometheus metrics of one service. The batcher and the routes report here."""
+"""Prometheus metrics of one service; docs/metrics.md lists them. The batcher and the routes report
+here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
-from vim_embed.batcher import BatchKey
+from vim_embed.batcher import BatchKey, Embedded
+from vim_embed.engine import Engine
 
+REFUSALS = ("unauthorized", "payload_too_large", "queue_full", "not_ready", "draining")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Metrics:
-    """Counters and histograms; a `batcher.Observer`."""
+@dataclass(frozen=True)
+class Totals:
+    """What one model did since the start: counts, and seconds summed over requests (batches for
+    `stage_seconds`)."""
 
-    def __init__(self, waiting_rows: Callable[[], float]) -> None:
+    requests: float
+    failures: float
+    rows: float
+    batches: float
+    request_seconds: float
+    queue_seconds: float
+    compute_seconds: float
+    stage_seconds: float
+
+
+class Metrics:
+    """Counters, histograms and gauges; a `batcher.Observer`.
+
+    Counted per request: `embed_seconds` = `queue_seconds` + `compute_seconds` +
+    `overhead_seconds`. Counted per batch: `stage_seconds`, `forward_seconds`, `batch_rows`.
+    """
+
+    def __init__(
+        self,
+        waiting_rows: Callable[[], float],
+        *,
+        waiting_bytes: Callable[[], float] = lambda: 0.0,
+        engine: Engine | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
+        self._of_http()
+        self._of_requests()
+        self._of_batches()
+        self._gauge("waiting_rows", "Rows in the queue", waiting_rows)
+        self._gauge("waiting_bytes", "Bytes of the requests in the queue", waiting_bytes)
+        self.registry.register(EngineCollector(engine))
+        ProcessCollector(registry=self.registry)
+
+    def _of_http(self) -> None:
         self.requests = self._counter("requests", "Answers", "route", "status", "code")
-        self.rows = self._counter("rows", "Rows embedded", "model")
-        self.dropped_rows = self._counter(
-            "dropped_rows", "Rows dropped before the forward", "model", "reason"
+        self.request_seconds = self._histogram(
+            "request_seconds", "Seconds from request to answer", "route"
         )
-        self.batch_rows = self._histogram("batch_rows", "Rows of a batch", "model", buckets=_ROWS)
-        self.forward_seconds = self._histogram(
-            "forward_seconds", "Seconds of one batch in the engine", "model"
+        self.refusals = self._counter("refusals", "Requests refused unread or unqueued", "reason")
+        for reason in REFUSALS:
+            self.refusals.labels(reason)
+
+    def _of_requests(self) -> None:
+        self.embed_seconds = self._histogram(
+            "embed_seconds", "Seconds of an embedding request, from its first byte", "model"
         )
         self.queue_seconds = self._histogram(
             "queue_seconds", "Seconds from queueing to the first forward", "model"
         )
-        self.request_seconds = self._histogram(
-            "request_seconds", "Seconds from request to answer", "route"
+        self.compute_seconds = self._histogram(
+            "compute_seconds", "Seconds of the forwards that a request had rows in", "model"
         )
-        waiting = Gauge("vim_embed_waiting_rows", "Rows in the queue", registry=self.registry)
-        waiting.set_function(waiting_rows)
+        self.overhead_seconds = self._histogram(
+            "overhead_seconds", "Seconds of a request neither queued nor computing", "model"
+        )
+        self.failures = self._counter(
+            "failures", "Requests for a model that got an error", "model", "reason"
+        )
+
+    def _of_batches(self) -> None:
+        self.rows = self._counter("rows", "Rows embedded", "model")
+        self.batches = self._counter("batches", "Batches executed", "model")
+        self.dropped_rows = self._counter(
+            "dropped_rows", "Rows dropped before the forward", "model", "reason"
+        )
+        self.batch_rows = self._histogram("batch_rows", "Rows of a batch", "model", buckets=_ROWS)
+        self.stage_seconds = self._histogram(
+            "stage_seconds", "Seconds of gathering one batch and starting its copy", "model"
+        )
+        self.forward_seconds = self._histogram(
+            "forward_seconds", "Seconds of one batch in the engine", "model"
+        )
+
+    # the batcher's reports
+
+    def staged(self, key: BatchKey, seconds: float) -> None:
+        self.stage_seconds.labels(key.model).observe(seconds)
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
         self.rows.labels(key.model).inc(rows)
+        self.batches.labels(key.model).inc()
         self.batch_rows.labels(key.model).observe(rows)
         self.forward_seconds.labels(key.model).observe(seconds)
 
     def dropped(self, key: BatchKey, rows: int, reason: str) -> None:
         self.dropped_rows.labels(key.model, reason).inc(rows)
 
+    # the routes' reports
+
+    def answered(self, route: str, status: int, code: str, seconds: float) -> None:
+        """An answer went out; `code` is an error's, or empty."""
+        self.requests.labels(route, str(status), code).inc()
+        self.request_seconds.labels(route).observe(seconds)
+        if code in REFUSALS:
+            self.refusals.labels(code).inc()
+
+    def embedded(self, model: str, done: Embedded, seconds: float) -> None:
+        """An embedding request is answered, `seconds` after its first byte."""
+        self.embed_seconds.labels(model).observe(seconds)
+        self.queue_seconds.labels(model).observe(done.queue_seconds)
+        self.compute_seconds.labels(model).observe(done.forward_seconds)
+        overhead = seconds - done.queue_seconds - done.forward_seconds
+        self.overhead_seconds.labels(model).observe(max(0.0, overhead))
+
+    def failed(self, model: str, reason: str) -> None:
+        """A request that reached this model's queue got an error."""
+        self.failures.labels(model, reason).inc()
+
+    # reading
+
+    def totals(self, model: str) -> Totals:
+        """The sums of one model."""
+        failures = [
+            sample.value
+            for family in self.failures.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total") and sample.labels["model"] == model
+        ]
+        return Totals(
+            requests=self._value("embed_seconds_count", model),
+            failures=sum(failures),
+            rows=self._value("rows_total", model),
+            batches=self._value("batches_total", model),
+            request_seconds=self._value("embed_seconds_sum", model),
+            queue_seconds=self._value("queue_seconds_sum", model),
+            compute_seconds=self._value("compute_seconds_sum", model),
+            stage_seconds=self._value("stage_seconds_sum", model),
+        )
+
     def text(self) -> bytes:
         """The exposition format of `GET /metrics`."""
         return generate_latest(self.registry)
+
+    def _value(self, name: str, model: str) -> float:
+        return self.registry.get_sample_value(f"vim_embed_{name}", {"model": model}) or 0.0
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"vim_embed_{name}", text, labels, registry=self.registry)
@@ -54,3 +167,33 @@ class Metrics:
         self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
     ) -> Histogram:
         return Histogram(f"vim_embed_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        Gauge(f"vim_embed_{name}", text, registry=self.registry).set_function(value)
+
+
+class EngineCollector(Collector):
+    """Asks the engine at every scrape: its models, and its device's memory where it has any."""
+
+    def __init__(self, engine: Engine | None) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        labels = ("model", "kind", "dtype", "device", "backend", "digest", "random")
+        ready = GaugeMetricFamily(
+            "vim_embed_model_ready", "Whether a configured model can answer", labels=("model",)
+        )
+        info = GaugeMetricFamily("vim_embed_model_info", "A model that is loaded", labels=labels)
+        memory = GaugeMetricFamily(
+            "vim_embed_gpu_memory_bytes", "GPU memory of torch in this process", labels=("state",)
+        )
+        if self._engine is not None:
+            for name, status in self._engine.status().items():
+                ready.add_metric((name,), float(status.state == "ready"))
+                if (m := status.info) is not None:
+                    random = str(m.weights.random).lower()
+                    values = (name, m.kind, m.dtype, m.device, m.backend, m.weights.digest, random)
+                    info.add_metric(values, 1)
+            for state, size in self._engine.memory().items():
+                memory.add_metric((state,), size)
+        yield from (ready, info, memory)

@@ -25,7 +25,11 @@ class Service:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self.settings = settings
         self.engine = engine
-        self.metrics = Metrics(lambda: self.batcher.waiting_rows)
+        self.metrics = Metrics(
+            lambda: self.batcher.waiting_rows,
+            waiting_bytes=lambda: self.batcher.waiting_bytes,
+            engine=engine,
+        )
         self.batcher = Batcher(
             engine,
             queue_rows=settings.queue_rows,

@@ -89,6 +89,15 @@ class TorchEngine:
         native = self._models[model].info.preprocessing.image_size
         return max(1, int(rows * native**2 / (shape[-1] * shape[-2])))
 
+    def memory(self) -> Mapping[str, int]:
+        device = self.options.device
+        if device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+        }
+
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         rows = sum(len(part) for part in parts)
         dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
