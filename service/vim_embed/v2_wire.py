@@ -128,6 +128,9 @@ def read_infer(
             "bytes: it counts the JSON part, before compression"
         )
     request = _parse(body[:header_length])
+    names = [output.name for output in request.outputs]
+    if len(set(names)) < len(names):
+        raise InvalidInput("an output is requested twice: name each once")
     return request, _pixels(request, body[len(body) if header_length is None else header_length :])
 
 
