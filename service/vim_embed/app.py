@@ -38,6 +38,7 @@ from vim_embed.errors import (
 from vim_embed.routes import embed, state, v2, v2_state
 from vim_embed.service import Service
 from vim_embed.settings import Settings
+from vim_embed.tracing import NoTraces, RequestSpan
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -69,6 +70,7 @@ def create_app(
         service.start(on_loaded)
         yield
         await anyio.to_thread.run_sync(service.stop)
+        await anyio.to_thread.run_sync(service.traces.stop)
 
     app = FastAPIOffline(
         title="vim-embed",
@@ -177,19 +179,24 @@ class RequestContext:
                     headers["Connection"] = "close"
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception:
-            _LOG.exception("unexpected fault")
-            if status == 0:
-                error = InternalError("the service failed on this request: retry, then report it")
-                await _response(error, scope)(scope, receive, send_with_id)
-        self._record(scope, status, time.monotonic() - begin)
+        traces = NoTraces() if scope["path"] in _QUIET else self.service.traces
+        with traces.request(scope, request_id) as span:
+            try:
+                await self.app(scope, receive, send_with_id)
+            except Exception:
+                _LOG.exception("unexpected fault")
+                if status == 0:
+                    error = InternalError(
+                        "the service failed on this request: retry, then report it"
+                    )
+                    await _response(error, scope)(scope, receive, send_with_id)
+            self._record(scope, span, status, time.monotonic() - begin)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, span: RequestSpan, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         code = scope["state"].get("error_code", "")
         self.service.metrics.answered(route, status, code, seconds)
+        span.answered(route, status, code)
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],

@@ -15,6 +15,7 @@ from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.metrics import Metrics
 from vim_embed.models.info import ModelInfo
 from vim_embed.settings import Settings
+from vim_embed.tracing import traces_of_environment
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
 
@@ -36,6 +37,7 @@ class Service:
             queue_bytes=settings.queue_bytes,
             observer=self.metrics,
         )
+        self.traces = traces_of_environment()
         self.draining = False
         self._loading: threading.Thread | None = None
 

@@ -151,6 +151,7 @@ async def compute(
         raise
     if done is not None:
         service.metrics.embedded(info.name, done, time.monotonic() - begin)
+        service.traces.embedded(info.name, ticket.rows, begin, ticket.submitted, done)
     return done
 
 
