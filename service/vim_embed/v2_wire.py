@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from vim_embed.errors import InvalidInput, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 from vim_embed.pixels import PixelArray
@@ -33,7 +41,18 @@ _LEVEL = 1  # embeddings hardly compress: do not try hard
 _Side = Annotated[int, Field(strict=True, ge=1)]
 
 
-class InputParameters(BaseModel):
+class _Message(BaseModel):
+    """A part of a request, where null is as good as absent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {key: part for key, part in value.items() if part is not None}
+
+
+class InputParameters(_Message):
     """Of one input. Shared memory is not offered."""
 
     model_config = ConfigDict(extra="forbid")
@@ -41,7 +60,7 @@ class InputParameters(BaseModel):
     binary_data_size: Annotated[StrictInt, Field(ge=0)] | None = None
 
 
-class InputTensor(BaseModel):
+class InputTensor(_Message):
     """One input: its data here, or among the raw bytes."""
 
     name: str
@@ -51,7 +70,7 @@ class InputTensor(BaseModel):
     data: Any = None
 
 
-class OutputParameters(BaseModel):
+class OutputParameters(_Message):
     """Of one requested output."""
 
     model_config = ConfigDict(extra="forbid")
@@ -59,14 +78,14 @@ class OutputParameters(BaseModel):
     binary_data: StrictBool | None = None
 
 
-class RequestedOutput(BaseModel):
+class RequestedOutput(_Message):
     """One requested output, by name."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
-class InferParameters(BaseModel):
+class InferParameters(_Message):
     """Of a request. Those of the schedule policy that the queue does not know have no effect."""
 
     model_config = ConfigDict(extra="forbid")
@@ -77,7 +96,7 @@ class InferParameters(BaseModel):
     mean: str | None = None
     std: str | None = None
     dtype: Literal["FP32", "FP16", "float32", "float16"] = "FP32"
-    timeout: Annotated[int, Field(ge=0, description="microseconds; 0: the server's")] = 0
+    timeout: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0  # microseconds; 0: the server's
     binary_data_output: bool = False
     priority: int = 0
     sequence_id: int | str = 0
@@ -89,7 +108,7 @@ class InferParameters(BaseModel):
         return DATATYPES["FP16" if self.dtype in ("FP16", "float16") else "FP32"]
 
 
-class InferRequest(BaseModel):
+class InferRequest(_Message):
     """The JSON part of a request."""
 
     id: str | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import promql_parser
 import pytest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as strict
@@ -248,6 +249,14 @@ def test_the_dashboard_shows_every_metric() -> None:
     asked = " ".join(queries(text))
     for name in described():
         assert re.search(rf"\b{name}(_bucket|_sum|_count)?\b", asked), f"no panel shows {name}"
+    documented = (ROOT / "docs" / "metrics.md").read_text().split("| question | expression |")[1]
+    expressions = re.findall(r"\| `(.+)` \|$", documented.split("\n\n")[0], re.MULTILINE)
+    assert len(expressions) == 5
+    for expression in (*queries(text), *expressions):
+        promql_parser.parse(expression)
+        assert set(re.findall(r"vim_embed_\w+?(?=_bucket|_sum|_count|\b)", expression)) <= set(
+            described()
+        )
     panels = json.loads(text)["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     corners = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from fixtures_vim import DATA
 from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine, Outputs, Staged
@@ -153,6 +157,7 @@ def test_unsampled_requests_are_not_sent(receiver: Receiver) -> None:
 
 def test_nobody_listening_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with running(create_app(Settings(), ArithmeticEngine())) as url:
         assert post(url).status_code == 200
         begin = time.monotonic()
@@ -180,3 +185,41 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ValueError, match=r"pip install 'vim-embed\[otel\]'"):
         create_app(Settings(), ArithmeticEngine())
+
+
+def test_a_server_sends_what_waits_before_it_ends(receiver: Receiver, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve = [sys.executable, "-m", "vim_embed.cli", "serve", "--port", str(port)]
+    model = [
+        "--device",
+        "cpu",
+        "--log-format",
+        "json",
+        "--model",
+        f"micro={DATA / 'vim_micro.pth'}",
+    ]
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen([*serve, *model, "--log-format", "json"], stderr=out)
+    try:
+        end = time.monotonic() + 120
+        ready = False
+        while not ready:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            with suppress(httpx.TransportError):
+                ready = httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+            time.sleep(0.1)
+        pixels = np.zeros((2, 3, 64, 64), np.uint8)
+        answer = httpx.post(f"http://127.0.0.1:{port}/embed", content=npy(pixels), headers=NPY)
+        assert answer.status_code == 200
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+    span = receiver.named("POST /embed")
+    assert attributes(receiver.named("forward"))["vim_embed.model"] == "micro"
+    assert f'"trace_id": "{span.trace_id.hex()}"' in log.read_text()

@@ -153,6 +153,7 @@ BAD: dict[str, tuple[int, str, tuple[bytes, dict[str, str]]]] = {
     "misspelt parameter": (422, "poolin", framed({**ASK, "parameters": {"poolin": "cls"}}, RAW)),
     "exact": (422, "exact", framed({**ASK, "parameters": {"exact": "perhaps"}}, RAW)),
     "timeout": (422, "timeout", framed({**ASK, "parameters": {"timeout": -1}}, RAW)),
+    "endless timeout": (422, "timeout", framed({**ASK, "parameters": {"timeout": 10**400}}, RAW)),
     "dtype": (422, "dtype", framed({**ASK, "parameters": {"dtype": "BF16"}}, RAW)),
     "mean": (400, "three numbers", framed({**ASK, "parameters": {"mean": "1,2"}}, RAW)),
     "std": (422, "positive", framed({**ASK, "parameters": {"std": "1,2,0"}}, RAW)),
@@ -216,6 +217,15 @@ GOOD_BODIES = {
     "nested": framed(data(GOOD.tolist())),
     "nested without the header": (json.dumps(data(GOOD.tolist())).encode(), {}),
     "unknown keys of the request": framed({**ASK, "model_name": "arithmetic"}, RAW),
+    "nulls": framed({**ASK, "id": None, "outputs": None, "parameters": None}, RAW),
+    "nulls within": framed(
+        {
+            "inputs": [{**tensor(), "data": None}],
+            "outputs": [{"name": "embedding", "parameters": None}],
+            "parameters": {"layers": None, "exact": None},
+        },
+        RAW,
+    ),
     "the schedule policy": framed({**ASK, "parameters": {"priority": 1, "timeout": 0}}, RAW),
     "a sequence": framed(
         {

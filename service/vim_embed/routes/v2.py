@@ -103,7 +103,10 @@ async def _read(
         plain = decompressed(body, encoding, limits.body_bytes)
         return read_infer(plain, header_length, info.preprocessing.image_size)
 
-    asked, pixels = parse() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(parse)
+    inline = (
+        len(body) <= _INLINE_BYTES and not encoding
+    )  # a small body may decompress to a large one
+    asked, pixels = parse() if inline else await asyncio.to_thread(parse)
     check_rows(pixels, limits)
     return asked, pixels
 
