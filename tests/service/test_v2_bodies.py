@@ -25,7 +25,8 @@ from vim_embed.engine import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import InvalidInput, MalformedRequest, ServiceError
 from vim_embed.routes.body import Limits
 from vim_embed.settings import Settings
-from vim_embed.v2_wire import DATATYPES, Output, decompressed, infer_answer, read_infer
+from vim_embed.v2_messages import DATATYPES
+from vim_embed.v2_wire import Output, decompressed, infer_answer, read_infer
 
 LIMIT = 100_000
 LENGTH = "Inference-Header-Content-Length"

@@ -13,7 +13,7 @@ from serving import running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.settings import Settings
-from vim_embed.v2_wire import InferParameters
+from vim_embed.v2_messages import InferParameters
 
 PAGE = (ROOT / "docs" / "v2.md").read_text()
 ADDRESS = "127.0.0.1:8000"

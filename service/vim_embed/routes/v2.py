@@ -19,8 +19,8 @@ from vim_embed.routes.body import Limits, check_rows, read_body
 from vim_embed.routes.embed import GONE, EmbedQuery, compute, timing
 from vim_embed.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
 from vim_embed.service import Service
+from vim_embed.v2_messages import InferRequest
 from vim_embed.v2_wire import (
-    InferRequest,
     Output,
     compressed,
     decompressed,
