@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from fixtures_vim import NAMES, load_fixture, relative_l2
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
+from vim_embed.models.info import EmbedOptions
 from vim_embed.settings import Settings
 
 MODELS = ("micro", "plus")
@@ -353,3 +355,45 @@ def test_a_hub_id_is_a_name(micro_url: str) -> None:
         assert client.get_model_metadata("org/name", "1")["name"] == "arithmetic"
         answer = client.infer("org/name", [given], model_version="1").get_response()
         assert answer["model_name"] == "arithmetic"
+
+
+def test_rows_stay_with_their_request_under_load() -> None:
+    """Requests of both routes share batches; each gets its own rows back."""
+    generator = np.random.default_rng(3)
+    parts = [generator.random((rows, 3, 8, 8), np.float32) for rows in [1, 2, 5, 17, 3, 8] * 8]
+    alone = ArithmeticEngine()
+
+    def by_embed(url: str, pixels: NDArray[Any]) -> NDArray[Any]:
+        return embed(url, pixels)
+
+    def by_v2(url: str, pixels: NDArray[Any]) -> NDArray[Any]:
+        given = triton.InferInput("pixel_values", list(pixels.shape), "FP32")
+        given.set_data_from_numpy(pixels)
+        with triton.InferenceServerClient(url.removeprefix("http://")) as own:
+            rows: NDArray[Any] = own.infer("arithmetic", [given]).as_numpy("embedding")
+        return rows
+
+    with running(create_app(Settings(), ArithmeticEngine())) as url, ThreadPoolExecutor(8) as pool:
+        waiting = [
+            pool.submit((by_embed, by_v2)[number % 2], url, part)
+            for number, part in enumerate(parts)
+        ]
+        for part, answer in zip(parts, waiting, strict=True):
+            staged = alone.stage("arithmetic", [part], EmbedOptions())
+            assert np.array_equal(answer.result(60), alone.run(staged)["embedding"])
+
+
+def test_a_key_travels_in_the_headers() -> None:
+    with (
+        running(create_app(Settings(api_keys="k"), ArithmeticEngine()), wait=False) as url,
+        triton.InferenceServerClient(url.removeprefix("http://")) as client,
+    ):
+        assert client.is_server_live()
+        with pytest.raises(InferenceServerException, match="Authorization: Bearer"):
+            client.get_model_metadata("arithmetic")
+        headers = {"Authorization": "Bearer k"}
+        assert client.get_model_metadata("arithmetic", headers=headers)["name"] == "arithmetic"
+        given = triton.InferInput("pixel_values", [1, 3, 8, 8], "FP32")
+        given.set_data_from_numpy(np.ones((1, 3, 8, 8), np.float32))
+        rows = client.infer("arithmetic", [given], headers=headers).as_numpy("embedding")
+        assert rows.shape == (1, 8)
