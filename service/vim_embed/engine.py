@@ -61,8 +61,8 @@ class Engine(Protocol):
         """How many rows of this (3, H, W) shape go well into one batch."""
         ...
 
-    def memory(self) -> Mapping[str, int]:
-        """Bytes of the device's memory that are `allocated` and `reserved`; empty on a CPU."""
+    def memory(self) -> Mapping[tuple[str, str], int]:
+        """Bytes of GPU memory by (device, `allocated` or `reserved`); empty on a CPU."""
         ...
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
@@ -118,7 +118,7 @@ class ArithmeticEngine:
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return 16
 
-    def memory(self) -> Mapping[str, int]:
+    def memory(self) -> Mapping[tuple[str, str], int]:
         return {}
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:

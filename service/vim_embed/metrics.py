@@ -3,16 +3,16 @@ here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from vim_embed.batcher import BatchKey, Embedded
-from vim_embed.engine import Engine
+from vim_embed.engine import ModelStatus
 
 REFUSALS = ("unauthorized", "payload_too_large", "queue_full", "not_ready", "draining")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -46,7 +46,8 @@ class Metrics:
         waiting_rows: Callable[[], float],
         *,
         waiting_bytes: Callable[[], float] = lambda: 0.0,
-        engine: Engine | None = None,
+        models: Callable[[], Mapping[str, ModelStatus]] = dict,
+        memory: Callable[[], Mapping[tuple[str, str], int]] = dict,
     ) -> None:
         self.registry = CollectorRegistry()
         self._of_http()
@@ -54,7 +55,7 @@ class Metrics:
         self._of_batches()
         self._gauge("waiting_rows", "Rows in the queue", waiting_rows)
         self._gauge("waiting_bytes", "Bytes of the requests in the queue", waiting_bytes)
-        self.registry.register(EngineCollector(engine))
+        self.registry.register(EngineCollector(models, memory))
         ProcessCollector(registry=self.registry)
 
     def _of_http(self) -> None:
@@ -173,27 +174,37 @@ class Metrics:
 
 
 class EngineCollector(Collector):
-    """Asks the engine at every scrape: its models, and its device's memory where it has any."""
+    """Asks at every scrape: which models there are, and how much memory they hold."""
 
-    def __init__(self, engine: Engine | None) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        models: Callable[[], Mapping[str, ModelStatus]],
+        memory: Callable[[], Mapping[tuple[str, str], int]],
+    ) -> None:
+        self._models = models
+        self._memory = memory
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask a service that is still being put together."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
         labels = ("model", "kind", "dtype", "device", "backend", "digest", "random")
         ready = GaugeMetricFamily(
             "vim_embed_model_ready", "Whether a configured model can answer", labels=("model",)
         )
         info = GaugeMetricFamily("vim_embed_model_info", "A model that is loaded", labels=labels)
         memory = GaugeMetricFamily(
-            "vim_embed_gpu_memory_bytes", "GPU memory of torch in this process", labels=("state",)
+            "vim_embed_gpu_memory_bytes",
+            "GPU memory of torch in this process",
+            labels=("device", "state"),
         )
-        if self._engine is not None:
-            for name, status in self._engine.status().items():
-                ready.add_metric((name,), float(status.state == "ready"))
-                if (m := status.info) is not None:
-                    random = str(m.weights.random).lower()
-                    values = (name, m.kind, m.dtype, m.device, m.backend, m.weights.digest, random)
-                    info.add_metric(values, 1)
-            for state, size in self._engine.memory().items():
-                memory.add_metric((state,), size)
+        for name, status in self._models().items():
+            ready.add_metric((name,), float(status.state == "ready"))
+            if (m := status.info) is not None:
+                random = str(m.weights.random).lower()
+                values = (name, m.kind, m.dtype, m.device, m.backend, m.weights.digest, random)
+                info.add_metric(values, 1)
+        for place, size in self._memory().items():
+            memory.add_metric(place, size)
         yield from (ready, info, memory)

@@ -29,7 +29,8 @@ class Service:
         self.metrics = Metrics(
             lambda: self.batcher.waiting_rows,
             waiting_bytes=lambda: self.batcher.waiting_bytes,
-            engine=engine,
+            models=engine.status,
+            memory=engine.memory,
         )
         self.batcher = Batcher(
             engine,

@@ -89,13 +89,13 @@ class TorchEngine:
         native = self._models[model].info.preprocessing.image_size
         return max(1, int(rows * native**2 / (shape[-1] * shape[-2])))
 
-    def memory(self) -> Mapping[str, int]:
+    def memory(self) -> Mapping[tuple[str, str], int]:
         device = self.options.device
         if device.type != "cuda":
             return {}
         return {
-            "allocated": torch.cuda.memory_allocated(device),
-            "reserved": torch.cuda.memory_reserved(device),
+            (str(device), "allocated"): torch.cuda.memory_allocated(device),
+            (str(device), "reserved"): torch.cuda.memory_reserved(device),
         }
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:

@@ -16,6 +16,7 @@ def test_held_memory_is_counted() -> None:
     held = torch.zeros(1_000_000, device=device)
     engine = TorchEngine([], EngineOptions(device=device))
     memory = engine.memory()
-    assert held.nbytes <= memory["allocated"] <= memory["reserved"]
-    text = Metrics(lambda: 0.0, engine=engine).text().decode()
-    assert 'vim_embed_gpu_memory_bytes{state="reserved"}' in text
+    allocated, reserved = (memory[str(device), state] for state in ("allocated", "reserved"))
+    assert held.nbytes <= allocated <= reserved
+    text = Metrics(lambda: 0.0, memory=engine.memory).text().decode()
+    assert 'vim_embed_gpu_memory_bytes{device="cuda",state="reserved"}' in text

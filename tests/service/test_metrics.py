@@ -40,8 +40,8 @@ class GatedEngine(ArithmeticEngine):
         self.go = threading.Event()
         self.go.set()
 
-    def memory(self) -> Mapping[str, int]:
-        return {"allocated": 1000, "reserved": 2000}
+    def memory(self) -> Mapping[tuple[str, str], int]:
+        return {("cuda:0", "allocated"): 1000, ("cuda:0", "reserved"): 2000}
 
     def run(self, staged: Staged) -> Outputs:
         assert self.go.wait(30)
@@ -166,10 +166,12 @@ def test_keys_and_readiness() -> None:
 
 
 def test_gpu_memory_is_absent_on_a_cpu() -> None:
-    assert "vim_embed_gpu_memory_bytes{" not in text_of(Metrics(zero, engine=ArithmeticEngine()))
-    text = text_of(Metrics(zero, engine=GatedEngine()))
-    assert 'vim_embed_gpu_memory_bytes{state="allocated"} 1000.0' in text
-    assert 'vim_embed_gpu_memory_bytes{state="reserved"} 2000.0' in text
+    assert "vim_embed_gpu_memory_bytes{" not in text_of(
+        Metrics(zero, memory=ArithmeticEngine().memory)
+    )
+    text = text_of(Metrics(zero, memory=GatedEngine().memory))
+    assert 'vim_embed_gpu_memory_bytes{device="cuda:0",state="allocated"} 1000.0' in text
+    assert 'vim_embed_gpu_memory_bytes{device="cuda:0",state="reserved"} 2000.0' in text
 
 
 def test_the_torch_engine_s_memory_on_a_cpu() -> None:
@@ -193,7 +195,8 @@ def text_of(metrics: Metrics) -> str:
 
 def everything() -> Metrics:
     """Metrics that have a sample of every kind."""
-    metrics = Metrics(zero, engine=GatedEngine())
+    engine = GatedEngine()
+    metrics = Metrics(zero, models=engine.status, memory=engine.memory)
     key = BatchKey("m", EmbedOptions(), (3, 8, 8), "uint8")
     metrics.staged(key, 0.1)
     metrics.batch(key, 4, 2, 0.1)
