@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -21,7 +22,7 @@ from generate_docs import ROOT
 from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.batcher import BatchKey, Embedded
-from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.engine import ArithmeticEngine, ModelStatus, Outputs, Staged
 from vim_embed.metrics import REFUSALS, Metrics
 from vim_embed.models.info import EmbedOptions
 from vim_embed.settings import Settings
@@ -140,13 +141,13 @@ def test_keys_and_readiness() -> None:
             assert self.gate.wait(30)
             super().load()
 
-        def status(self) -> Any:
+        def status(self) -> Mapping[str, ModelStatus]:
             found = super().status()
-            if not self._ready:
-                from dataclasses import replace
-
-                found = {name: replace(s, info=None) for name, s in found.items()}
-            return found
+            if self.gate.is_set():
+                return found
+            return {
+                name: replace(status, state="loading", info=None) for name, status in found.items()
+            }
 
     with running(create_app(Settings(api_keys="k"), Loading()), wait=False) as url:
         assert post(url).status_code == 401
