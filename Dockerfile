@@ -37,7 +37,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
     if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
     && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
     && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
-        -c /src/constraints.txt "/src[service]" \
+        -c /src/constraints.txt "/src[service,otel]" \
     && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip \
     && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \
@@ -123,7 +123,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
     if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
     && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
     && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
-        -c /src/constraints.txt "/src[service]" cuda-bindings \
+        -c /src/constraints.txt "/src[service,otel]" cuda-bindings \
     && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip setuptools wheel \
     && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \

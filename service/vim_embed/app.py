@@ -37,13 +37,16 @@ from vim_embed.errors import (
     Unauthorized,
 )
 from vim_embed.faults import Faults
-from vim_embed.routes import control, embed, state
+from vim_embed.routes import control, embed, state, v2, v2_state
 from vim_embed.service import Service
 from vim_embed.settings import Settings
+from vim_embed.tracing import NoTraces, RequestSpan
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_OPEN = ("/health/live", "/health/ready")  # need no key
+_V2 = "/v2"
+_HEALTH = ("/health/live", "/health/ready")
+_OPEN = (*_HEALTH, *(_V2 + path for path in _HEALTH))  # need no key
 _QUIET = (*_OPEN, "/metrics")
 _BY_STATUS: dict[int, type[ServiceError]] = {
     400: MalformedRequest,
@@ -72,6 +75,7 @@ def create_app(
         service.start(on_loaded)
         yield
         await anyio.to_thread.run_sync(service.stop)
+        await anyio.to_thread.run_sync(service.traces.stop)
 
     app = FastAPIOffline(
         title="vim-embed",
@@ -83,6 +87,8 @@ def create_app(
     app.include_router(embed.router)
     app.include_router(control.router(settings, faults))
     app.include_router(state.router)
+    app.include_router(v2.router)
+    app.include_router(v2_state.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -179,21 +185,24 @@ class RequestContext:
                     headers["Connection"] = "close"
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception:
-            _LOG.exception("unexpected fault")
-            if status == 0:
-                error = InternalError("the service failed on this request: retry, then report it")
-                await _response(error, scope)(scope, receive, send_with_id)
-        self._record(scope, status, time.monotonic() - begin)
+        traces = NoTraces() if scope["path"] in _QUIET else self.service.traces
+        with traces.request(scope, request_id) as span:
+            try:
+                await self.app(scope, receive, send_with_id)
+            except Exception:
+                _LOG.exception("unexpected fault")
+                if status == 0:
+                    error = InternalError(
+                        "the service failed on this request: retry, then report it"
+                    )
+                    await _response(error, scope)(scope, receive, send_with_id)
+            self._record(scope, span, status, time.monotonic() - begin)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, span: RequestSpan, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         code = scope["state"].get("error_code", "")
-        metrics = self.service.metrics
-        metrics.requests.labels(route, str(status), code).inc()
-        metrics.request_seconds.labels(route).observe(seconds)
+        self.service.metrics.answered(route, status, code, seconds)
+        span.answered(route, status, code)
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -217,7 +226,10 @@ def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"] = error.code
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(error.body(state["request_id"]), status_code=error.status, headers=headers)
+    body = error.body(state["request_id"])
+    if f"{scope['path']}/".startswith(f"{_V2}/"):
+        body = {"error": error.message}  # as the Open Inference Protocol has it
+    return JSONResponse(body, status_code=error.status, headers=headers)
 
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:

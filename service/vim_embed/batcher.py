@@ -126,8 +126,9 @@ class Batcher:
         with self.changed:
             self._admit(ticket)
             self._waiting.setdefault(key, deque()).append(ticket)
+            self.observer.entered(key)
             self.changed.notify_all()
-        ticket.future.add_done_callback(lambda _: self._wake())
+        ticket.future.add_done_callback(lambda _: self._left(key))
         return ticket
 
     def check(self, model: str) -> list[Future[CheckReport]]:
@@ -215,7 +216,8 @@ class Batcher:
         waiting = any(ticket.open for ticket in self._tickets())
         return waiting or any(worker.held for worker in self.workers)
 
-    def _wake(self) -> None:
+    def _left(self, key: BatchKey) -> None:
+        self.observer.left(key)
         with self.changed:
             self.changed.notify_all()
 

@@ -95,6 +95,10 @@ class Models(Protocol):
         """How many rows of this (3, H, W) shape go well into one batch."""
         ...
 
+    def memory(self) -> Mapping[tuple[str, str], int]:
+        """Bytes of GPU memory by (device, `allocated` or `reserved`); empty on a CPU."""
+        ...
+
 
 class Engine(Models, Protocol):
     """Runs batches on one device."""
@@ -190,6 +194,9 @@ class ArithmeticEngine:
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return 16
+
+    def memory(self) -> Mapping[tuple[str, str], int]:
+        return {}
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         return _ArithmeticBatch(np.concatenate(parts).astype(np.float64), options)

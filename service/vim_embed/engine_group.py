@@ -48,6 +48,9 @@ class EngineGroup:
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return self._with(model).batch_rows(model, shape)
 
+    def memory(self) -> Mapping[tuple[str, str], int]:
+        return {place: size for e in self.members for place, size in e.memory().items()}
+
     def _with(self, model: str) -> Engine:
         """A device that has it. Raises KeyError."""
         for engine in self.members:

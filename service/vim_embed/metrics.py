@@ -1,46 +1,131 @@
-"""Prometheus metrics of one service. The batcher and the routes report here."""
+"""Prometheus metrics of one service; docs/metrics.md lists them. The batcher and the routes report
+here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
-from vim_embed.tickets import BatchKey
+from vim_embed.engine import ModelStatus
+from vim_embed.live_ratio import LiveRatio
+from vim_embed.tickets import BatchKey, Embedded
 
+REFUSALS = ("unauthorized", "payload_too_large", "queue_full", "not_ready", "draining")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Metrics:
-    """Counters and histograms; a `batcher.Observer`."""
+@dataclass(frozen=True)
+class Totals:
+    """What one model did since the start: counts, and seconds summed over requests (batches for
+    `stage_seconds`)."""
 
-    def __init__(self, waiting_rows: Callable[[], float]) -> None:
+    requests: float
+    failures: float
+    rows: float
+    batches: float
+    request_seconds: float
+    queue_seconds: float
+    compute_seconds: float
+    stage_seconds: float
+
+
+class Metrics:
+    """Counters, histograms and gauges; a `batcher.Observer`.
+
+    Counted per request: `embed_seconds` = `queue_seconds` + `compute_seconds` +
+    `overhead_seconds`. Counted per batch: `stage_seconds`, `forward_seconds`, `batch_rows`.
+    """
+
+    def __init__(
+        self,
+        waiting_rows: Callable[[], float],
+        *,
+        waiting_bytes: Callable[[], float] = lambda: 0.0,
+        models: Callable[[], Mapping[str, ModelStatus]] = dict,
+        memory: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        devices: int = 1,
+    ) -> None:
         self.registry = CollectorRegistry()
+        self.ratio = LiveRatio(devices)
+        self._of_http()
+        self._of_requests()
+        self._of_batches()
+        self._of_workers()
+        self._gauge("waiting_rows", "Rows in the queue", waiting_rows)
+        self._gauge("waiting_bytes", "Bytes of the requests in the queue", waiting_bytes)
+        ratio = "Rows/s delivered over rows/s of the bare forward, over the last minute with work"
+        self._gauge("overhead_ratio", ratio, lambda: self.ratio.value)
+        self.registry.register(WorkingTime(self.ratio))
+        self.registry.register(EngineCollector(models, memory))
+        ProcessCollector(registry=self.registry)
+
+    def _of_http(self) -> None:
         self.requests = self._counter("requests", "Answers", "route", "status", "code")
-        self.rows = self._counter("rows", "Rows embedded", "model")
-        self.dropped_rows = self._counter(
-            "dropped_rows", "Rows dropped before the forward", "model", "reason"
+        self.request_seconds = self._histogram(
+            "request_seconds", "Seconds from request to answer", "route"
         )
-        self.batch_rows = self._histogram("batch_rows", "Rows of a batch", "model", buckets=_ROWS)
-        self.forward_seconds = self._histogram(
-            "forward_seconds", "Seconds of one batch in the engine", "model"
+        self.refusals = self._counter("refusals", "Requests refused unread or unqueued", "reason")
+        for reason in REFUSALS:
+            self.refusals.labels(reason)
+
+    def _of_requests(self) -> None:
+        self.embed_seconds = self._histogram(
+            "embed_seconds", "Seconds of an embedding request, from its first byte", "model"
         )
         self.queue_seconds = self._histogram(
             "queue_seconds", "Seconds from queueing to the first forward", "model"
         )
-        self.request_seconds = self._histogram(
-            "request_seconds", "Seconds from request to answer", "route"
+        self.compute_seconds = self._histogram(
+            "compute_seconds", "Seconds of the forwards that a request had rows in", "model"
         )
+        self.overhead_seconds = self._histogram(
+            "overhead_seconds", "Seconds of a request neither queued nor computing", "model"
+        )
+        self.failures = self._counter(
+            "failures", "Requests for a model that got an error", "model", "reason"
+        )
+
+    def _of_batches(self) -> None:
+        self.rows = self._counter("rows", "Rows embedded", "model")
+        self.batches = self._counter("batches", "Batches executed", "model")
+        self.dropped_rows = self._counter(
+            "dropped_rows", "Rows dropped before the forward", "model", "reason"
+        )
+        self.batch_rows = self._histogram("batch_rows", "Rows of a batch", "model", buckets=_ROWS)
+        self.stage_seconds = self._histogram(
+            "stage_seconds", "Seconds of gathering one batch and starting its copy", "model"
+        )
+        self.forward_seconds = self._histogram(
+            "forward_seconds", "Seconds of one batch in the engine", "model"
+        )
+
+    def _of_workers(self) -> None:
         self.worker_failures = self._counter(
             "worker_failures", "Failures of a worker, each followed by a restart", "device", "cause"
         )
         self.self_checks = self._counter("self_checks", "Self-checks", "model", "result")
-        waiting = Gauge("vim_embed_waiting_rows", "Rows in the queue", registry=self.registry)
-        waiting.set_function(waiting_rows)
+
+    # the batcher's reports
+
+    def entered(self, key: BatchKey) -> None:
+        self.ratio.entered()
+
+    def left(self, key: BatchKey) -> None:
+        self.ratio.left()
+
+    def staged(self, key: BatchKey, seconds: float) -> None:
+        self.stage_seconds.labels(key.model).observe(seconds)
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
+        self.ratio.forward(seconds)
         self.rows.labels(key.model).inc(rows)
+        self.batches.labels(key.model).inc()
         self.batch_rows.labels(key.model).observe(rows)
         self.forward_seconds.labels(key.model).observe(seconds)
 
@@ -53,9 +138,54 @@ class Metrics:
     def checked(self, model: str, ok: bool) -> None:
         self.self_checks.labels(model, "ok" if ok else "failed").inc()
 
+    # the routes' reports
+
+    def answered(self, route: str, status: int, code: str, seconds: float) -> None:
+        """An answer went out; `code` is an error's, or empty."""
+        self.requests.labels(route, str(status), code).inc()
+        self.request_seconds.labels(route).observe(seconds)
+        if code in REFUSALS:
+            self.refusals.labels(code).inc()
+
+    def embedded(self, model: str, done: Embedded, seconds: float) -> None:
+        """An embedding request is answered, `seconds` after its first byte."""
+        self.embed_seconds.labels(model).observe(seconds)
+        self.queue_seconds.labels(model).observe(done.queue_seconds)
+        self.compute_seconds.labels(model).observe(done.forward_seconds)
+        overhead = seconds - done.queue_seconds - done.forward_seconds
+        self.overhead_seconds.labels(model).observe(max(0.0, overhead))
+
+    def failed(self, model: str, reason: str) -> None:
+        """A request that reached this model's queue got an error."""
+        self.failures.labels(model, reason).inc()
+
+    # reading
+
+    def totals(self, model: str) -> Totals:
+        """The sums of one model."""
+        failures = [
+            sample.value
+            for family in self.failures.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total") and sample.labels["model"] == model
+        ]
+        return Totals(
+            requests=self._value("embed_seconds_count", model),
+            failures=sum(failures),
+            rows=self._value("rows_total", model),
+            batches=self._value("batches_total", model),
+            request_seconds=self._value("embed_seconds_sum", model),
+            queue_seconds=self._value("queue_seconds_sum", model),
+            compute_seconds=self._value("compute_seconds_sum", model),
+            stage_seconds=self._value("stage_seconds_sum", model),
+        )
+
     def text(self) -> bytes:
         """The exposition format of `GET /metrics`."""
         return generate_latest(self.registry)
+
+    def _value(self, name: str, model: str) -> float:
+        return self.registry.get_sample_value(f"vim_embed_{name}", {"model": model}) or 0.0
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"vim_embed_{name}", text, labels, registry=self.registry)
@@ -64,3 +194,54 @@ class Metrics:
         self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
     ) -> Histogram:
         return Histogram(f"vim_embed_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        Gauge(f"vim_embed_{name}", text, registry=self.registry).set_function(value)
+
+
+class WorkingTime(Collector):
+    """Seconds in which some request was queued or computed."""
+
+    def __init__(self, ratio: LiveRatio) -> None:
+        self._ratio = ratio
+
+    def collect(self) -> Iterator[Metric]:
+        text = "Seconds in which some request was queued or computed"
+        yield CounterMetricFamily("vim_embed_working_seconds", text, self._ratio.working_seconds)
+
+
+class EngineCollector(Collector):
+    """Asks at every scrape: which models there are, and how much memory they hold."""
+
+    def __init__(
+        self,
+        models: Callable[[], Mapping[str, ModelStatus]],
+        memory: Callable[[], Mapping[tuple[str, str], int]],
+    ) -> None:
+        self._models = models
+        self._memory = memory
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask a service that is still being put together."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("model", "kind", "dtype", "device", "backend", "digest", "random")
+        ready = GaugeMetricFamily(
+            "vim_embed_model_ready", "Whether a configured model can answer", labels=("model",)
+        )
+        info = GaugeMetricFamily("vim_embed_model_info", "A model that is loaded", labels=labels)
+        memory = GaugeMetricFamily(
+            "vim_embed_gpu_memory_bytes",
+            "GPU memory of torch in this process",
+            labels=("device", "state"),
+        )
+        for name, status in self._models().items():
+            ready.add_metric((name,), float(status.state == "ready"))
+            if (m := status.info) is not None:
+                random = str(m.weights.random).lower()
+                values = (name, m.kind, m.dtype, m.device, m.backend, m.weights.digest, random)
+                info.add_metric(values, 1)
+        for place, size in self._memory().items():
+            memory.add_metric(place, size)
+        yield from (ready, info, memory)

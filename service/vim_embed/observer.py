@@ -8,7 +8,15 @@ from vim_embed.tickets import BatchKey
 
 
 class Observer(Protocol):
-    """Hears of batches, of rows that never reach an engine, of failures and of self-checks."""
+    """Hears of requests that enter and leave, of batches, of rows that are dropped, of failures
+    and of self-checks.
+    """
+
+    def entered(self, key: BatchKey) -> None: ...
+
+    def left(self, key: BatchKey) -> None: ...
+
+    def staged(self, key: BatchKey, seconds: float) -> None: ...
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None: ...
 
@@ -21,6 +29,15 @@ class Observer(Protocol):
 
 class SilentObserver:
     """Hears and forgets."""
+
+    def entered(self, key: BatchKey) -> None:
+        return None
+
+    def left(self, key: BatchKey) -> None:
+        return None
+
+    def staged(self, key: BatchKey, seconds: float) -> None:
+        return None
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
         return None

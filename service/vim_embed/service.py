@@ -19,6 +19,7 @@ from vim_embed.model_control import ModelControl
 from vim_embed.models.info import CheckReport, ModelInfo
 from vim_embed.self_checks import IdleChecks
 from vim_embed.settings import Settings
+from vim_embed.tracing import traces_of_environment
 from vim_embed.worker import Patience
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
@@ -38,7 +39,13 @@ class Service:
         members = list(engines) if isinstance(engines, Sequence) else [engines]
         self.settings = settings
         self.engine: Models = members[0] if len(members) == 1 else EngineGroup(members)
-        self.metrics = Metrics(lambda: self.batcher.waiting_rows)
+        self.metrics = Metrics(
+            lambda: self.batcher.waiting_rows,
+            waiting_bytes=lambda: self.batcher.waiting_bytes,
+            models=self.statuses,
+            memory=self.engine.memory,
+            devices=len(members),
+        )
         self.batcher = Batcher(
             members,
             queue_rows=settings.queue_rows,
@@ -54,6 +61,7 @@ class Service:
             max_models=settings.max_models,
             patience=settings.request_timeout,
         )
+        self.traces = traces_of_environment()
         self.draining = False
         self._checks = IdleChecks(self.batcher, self._ready_names, settings.check_interval)
         self._loading: threading.Thread | None = None

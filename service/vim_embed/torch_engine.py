@@ -148,6 +148,15 @@ class TorchEngine:
         native = info.preprocessing.image_size if info is not None else 1
         return max(1, int(rows * native**2 / (shape[-1] * shape[-2])))
 
+    def memory(self) -> Mapping[tuple[str, str], int]:
+        device = self.options.device
+        if device.type != "cuda":
+            return {}
+        return {
+            (str(device), "allocated"): torch.cuda.memory_allocated(device),
+            (str(device), "reserved"): torch.cuda.memory_reserved(device),
+        }
+
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         rows = sum(len(part) for part in parts)
         dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype

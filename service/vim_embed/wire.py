@@ -77,7 +77,7 @@ def read_json(body: Buffer) -> PixelArray:
     inputs = content["inputs"]
     if isinstance(inputs, dict):
         return _read_base64(inputs)
-    return _read_lists(inputs, _json_dtype(content.get("dtype", "float32")))
+    return array_of_lists(inputs, _json_dtype(content.get("dtype", "float32")))
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
@@ -106,6 +106,23 @@ def json_array(array: NDArray[Any], encoding: str) -> object:
         "shape": list(array.shape),
         "dtype": array.dtype.name,
     }
+
+
+def array_of_lists(inputs: object, dtype: np.dtype[Any]) -> PixelArray:
+    """Nested or flat lists of numbers as an array of `dtype`. Raises InvalidInput.
+
+    A number too large for a float dtype becomes infinite, which `check_pixels` refuses.
+    """
+    try:
+        array = np.array(inputs)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"inputs is not a regular nested list of numbers ({error})") from error
+    if array.dtype.kind not in "iuf":
+        raise InvalidInput("inputs holds values that are not numbers: send numbers alone")
+    if dtype == np.uint8 and (array.min(initial=0) < 0 or array.max(initial=0) > 255):
+        raise InvalidInput("inputs has values outside 0 to 255, which uint8 cannot hold")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(dtype)
 
 
 def _view(
@@ -137,18 +154,6 @@ def _read_base64(inputs: dict[str, Any]) -> PixelArray:
         raise MalformedRequest(f"base64 cannot be decoded ({error})") from error
     dtype = _json_dtype(inputs["dtype"]).newbyteorder("<")
     return _view(memoryview(bytearray(raw)), tuple(shape), dtype)
-
-
-def _read_lists(inputs: object, dtype: np.dtype[Any]) -> PixelArray:
-    try:
-        array = np.array(inputs)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise InvalidInput(f"inputs is not a regular nested list of numbers ({error})") from error
-    if array.dtype.kind not in "iuf":
-        raise InvalidInput("inputs holds values that are not numbers: send numbers alone")
-    if dtype == np.uint8 and (array.min(initial=0) < 0 or array.max(initial=0) > 255):
-        raise InvalidInput("inputs has values outside 0 to 255, which uint8 cannot hold")
-    return array.astype(dtype)
 
 
 def _json_dtype(name: object) -> np.dtype[Any]:

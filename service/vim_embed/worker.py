@@ -206,7 +206,9 @@ class Worker:
             shift.since["stage"] = time.monotonic()
         prepared = None
         try:
+            begin = time.monotonic()
             staged = self.engine.stage(key.model, [s.pixels for s in slices], key.options)
+            self._observer.staged(key, time.monotonic() - begin)
             prepared = Prepared(key, tuple(slices), staged)
         except EngineFailed as error:
             self._fail(shift, "exception", str(error))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from vim_embed import __version__
 from vim_embed.engine import Outputs
-from vim_embed.errors import NotAcceptable
+from vim_embed.errors import InvalidInput, NotAcceptable
 from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.routes.body import JSON, NPY, SAFETENSORS
 from vim_embed.wire import json_array, npy_bytes, safetensors_bytes
@@ -67,7 +69,7 @@ def render(
     timing: str,
 ) -> Response:
     """The answer itself. dtype: "float32" or "float16"; encoding: of JSON arrays."""
-    arrays = {name: array.astype(np.dtype(dtype), copy=False) for name, array in outputs.items()}
+    arrays = {name: narrowed(array, np.dtype(dtype)) for name, array in outputs.items()}
     headers = {**provenance_headers(origin), "Server-Timing": timing}
     if kind == NPY:
         content = npy_bytes(next(iter(arrays.values())))
@@ -78,6 +80,15 @@ def render(
         body = {"layers": named} if layers else named
         content = json.dumps({**body, "provenance": dict(origin)}, allow_nan=False).encode()
     return Response(content, media_type=kind, headers=headers)
+
+
+def narrowed(array: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The array in `dtype`. Raises InvalidInput where its values do not fit."""
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype, copy=False)
+    if narrow is not array and not np.isfinite(narrow).all():
+        raise InvalidInput(f"values are too large for {dtype.name}: ask for float32")
+    return narrow
 
 
 def provenance_headers(origin: Mapping[str, str]) -> dict[str, str]:

@@ -90,10 +90,17 @@ async def parse_pixels(
         parse = _ARRAYS[kind]
         inline = len(body) <= _INLINE_BYTES
         array = parse(body) if inline else await asyncio.to_thread(parse, body)
-        if array.ndim == 4 and len(array) > limits.rows:
-            raise _too_many(len(array), limits)
+        check_rows(array, limits)
         return array
     return await asyncio.to_thread(_decode_all, [("the image", body)], model, limits)
+
+
+def check_rows(array: PixelArray, limits: Limits) -> None:
+    """Raise PayloadTooLarge for a batch of more rows than a request may have."""
+    if array.ndim == 4 and len(array) > limits.rows:
+        raise PayloadTooLarge(
+            f"{len(array)} rows are over the limit of {limits.rows}: send fewer per request"
+        )
 
 
 def _content_length(request: Request) -> int | None:
@@ -181,10 +188,4 @@ def _decode_all(
 def _too_large(limits: Limits) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"the body is over the limit of {limits.body_bytes} bytes: send fewer rows per request"
-    )
-
-
-def _too_many(rows: int, limits: Limits) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"{rows} rows are over the limit of {limits.rows}: send fewer per request"
     )

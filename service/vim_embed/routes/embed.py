@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from vim_embed.auth import bearer
 from vim_embed.batcher import Embedded, Ticket
-from vim_embed.errors import DeadlineExceeded, InvalidInput, MalformedRequest
+from vim_embed.errors import DeadlineExceeded, InvalidInput, MalformedRequest, ServiceError
 from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray, PixelError, check_options, check_pixels
 from vim_embed.preprocess import Triple
@@ -24,7 +24,7 @@ from vim_embed.service import Service
 
 router = APIRouter()
 _INLINE_BYTES = 1024 * 1024
-_GONE = 499  # nobody reads this answer; the status is for the log
+GONE = 499  # nobody reads this answer; the status is for the log
 
 
 class EmbedQuery(BaseModel):
@@ -113,20 +113,11 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     try:
         body = await read_body(request, limits)
     except ClientDisconnect:
-        return Response(status_code=_GONE)
+        return Response(status_code=GONE)
     pixels = await parse_pixels(request, kind, body, info, limits)
-    pixels = await _checked(pixels, info, service.settings.max_image_size)
-    deadline = time.monotonic() + service.settings.request_timeout
-    if query.timeout is not None:
-        deadline = min(deadline, begin + query.timeout)
-        _in_time(deadline, query.timeout)
-    ticket = service.batcher.submit(
-        info.name, pixels, options, deadline=deadline, client=client_of(request)
-    )
-    done = await _answer_or_gone(request, ticket, deadline, begin)
+    done = await compute(request, info, pixels, options, timeout=query.timeout, begin=begin)
     if done is None:
-        return Response(status_code=_GONE)
-    service.metrics.queue_seconds.labels(info.name).observe(done.queue_seconds)
+        return Response(status_code=GONE)
     return render(
         done.outputs,
         answer_kind,
@@ -134,7 +125,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         dtype=query.dtype,
         encoding=query.encoding,
         layers=options.layers is not None,
-        timing=_timing(done, begin),
+        timing=timing(done, begin),
     )
 
 
@@ -146,9 +137,44 @@ def client_of(request: Request) -> str:
     return request.client.host if request.client is not None else ""
 
 
-def _in_time(deadline: float, timeout: float) -> None:
+async def compute(
+    request: Request,
+    info: ModelInfo,
+    pixels: PixelArray,
+    options: EmbedOptions,
+    *,
+    timeout: float | None,
+    begin: float,
+) -> Embedded | None:
+    """Check and embed pixels whose body was read whole; None when the client left first.
+
+    timeout: seconds from `begin` after which nobody wants the answer. Raises ServiceError.
+    """
+    service: Service = request.app.state.service
+    try:
+        pixels = await _checked(pixels, info, service.settings.max_image_size)
+        deadline = _deadline(service, timeout, begin)
+        ticket = service.batcher.submit(
+            info.name, pixels, options, deadline=deadline, client=client_of(request)
+        )
+        done = await _answer_or_gone(request, ticket, deadline, begin)
+    except ServiceError as error:
+        service.metrics.failed(info.name, error.code)
+        raise
+    if done is not None:
+        service.metrics.embedded(info.name, done, time.monotonic() - begin)
+        service.traces.embedded(info.name, ticket.rows, begin, ticket.submitted, done)
+    return done
+
+
+def _deadline(service: Service, timeout: float | None, begin: float) -> float:
+    deadline = time.monotonic() + service.settings.request_timeout
+    if timeout is None:
+        return deadline
+    deadline = min(deadline, begin + timeout)
     if time.monotonic() > deadline:
         raise DeadlineExceeded(f"reading the body took longer than the timeout of {timeout:g} s")
+    return deadline
 
 
 async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray:
@@ -181,7 +207,8 @@ async def _answer_or_gone(
     raise DeadlineExceeded(f"no answer within {deadline - begin:.3g} s")
 
 
-def _timing(done: Embedded, begin: float) -> str:
+def timing(done: Embedded, begin: float) -> str:
+    """The value of `Server-Timing`, in milliseconds. begin: of the request."""
     parts = {
         "queue": done.queue_seconds,
         "forward": done.forward_seconds,

@@ -1,0 +1,186 @@
+"""Open Inference Protocol v2: bodies to requests and pixels, arrays to answers. No HTTP objects.
+
+A body is JSON alone, JSON followed by the raw bytes of its binary tensors, or raw bytes alone.
+Array data is not copied on the way in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from vim_embed.errors import InvalidInput, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from vim_embed.pixels import PixelArray
+from vim_embed.v2_messages import DATATYPES, InferParameters, InferRequest, InputTensor
+from vim_embed.wire import Buffer, array_of_lists
+
+INPUT = "pixel_values"
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_LEVEL = 1  # embeddings hardly compress: do not try hard
+
+
+@dataclass(frozen=True)
+class Output:
+    """A named array of an answer."""
+
+    name: str
+    array: NDArray[Any]
+    binary: bool
+
+
+def read_infer(
+    body: memoryview, header_length: int | None, image_size: int
+) -> tuple[InferRequest, PixelArray]:
+    """A request and its pixels.
+
+    header_length: bytes of the JSON part; None: all of the body; 0: none, the body is one float32
+    image of the native size. Raises MalformedRequest or InvalidInput.
+    """
+    if header_length == 0:
+        return _raw_request(body, image_size)
+    if header_length is not None and header_length > len(body):
+        raise MalformedRequest(
+            f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} "
+            "bytes: it counts the JSON part, before compression"
+        )
+    request = _parse(body[:header_length])
+    names = [output.name for output in request.outputs]
+    if len(set(names)) < len(names):
+        raise InvalidInput("an output is requested twice: name each once")
+    return request, _pixels(request, body[len(body) if header_length is None else header_length :])
+
+
+def decompressed(body: Buffer, encoding: str, limit: int) -> memoryview:
+    """The body without its Content-Encoding, at most `limit` bytes of it.
+
+    Raises UnsupportedMediaType, MalformedRequest or PayloadTooLarge.
+    """
+    if encoding in ("", "identity"):
+        return memoryview(body)
+    if encoding not in _WINDOWS:
+        raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken: gzip or deflate")
+    stream = zlib.decompressobj(_WINDOWS[encoding])
+    try:
+        data = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise MalformedRequest(f"the body is not {encoding} ({error})") from error
+    if len(data) > limit:
+        raise PayloadTooLarge(
+            f"the decompressed body is over the limit of {limit} bytes: send fewer rows per request"
+        )
+    if not stream.eof or stream.unused_data:
+        raise MalformedRequest(f"the {encoding} body is cut short, or bytes follow its end")
+    return memoryview(data)
+
+
+def compressed(body: bytes, encoding: str) -> bytes:
+    """The body with a Content-Encoding of `gzip` or `deflate`."""
+    return zlib.compress(body, _LEVEL, _WINDOWS[encoding])
+
+
+def wants_compression(accept_encoding: str) -> str | None:
+    """The encoding to answer in: only when it is all that is asked for.
+
+    General clients list several out of habit; for float arrays none is worth its time.
+    """
+    asked = accept_encoding.strip().lower()
+    return asked if asked in _WINDOWS else None
+
+
+def infer_answer(head: Mapping[str, object], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
+    """The answer's body, and the bytes of its JSON part if raw ones follow."""
+    described, raw = [], []
+    for output in outputs:
+        little = np.ascontiguousarray(output.array, output.array.dtype.newbyteorder("<"))
+        tensor: dict[str, object] = {
+            "name": output.name,
+            "shape": list(little.shape),
+            "datatype": _NAMES[little.dtype],
+        }
+        if output.binary:
+            tensor["parameters"] = {"binary_data_size": little.nbytes}
+            raw.append(little.tobytes())
+        else:
+            tensor["data"] = little.reshape(-1).tolist()
+        described.append(tensor)
+    text = json.dumps({**head, "outputs": described}, allow_nan=False).encode()
+    return b"".join([text, *raw]), len(text) if raw else None
+
+
+def _raw_request(body: memoryview, image_size: int) -> tuple[InferRequest, PixelArray]:
+    shape, dtype = (1, 3, image_size, image_size), DATATYPES["FP32"]
+    if len(body) != math.prod(shape) * dtype.itemsize:
+        raise InvalidInput(
+            f"a raw request (Inference-Header-Content-Length: 0) is one FP32 image {shape}, "
+            f"{math.prod(shape) * dtype.itemsize} bytes, got {len(body)}: for others send JSON too"
+        )
+    parameters = InferParameters(binary_data_output=True)
+    request = InferRequest(inputs=[], parameters=parameters)
+    return request, np.frombuffer(body, dtype).reshape(shape)
+
+
+def _parse(text: memoryview) -> InferRequest:
+    try:
+        return InferRequest.model_validate_json(bytes(text))
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        told = "; ".join(
+            f"{'.'.join(map(str, p['loc'])) or 'body'}: {p['msg']}" for p in problems[:5]
+        )
+        of_parameters = all(p["loc"][:1] == ("parameters",) for p in problems)
+        if of_parameters:
+            known = ", ".join(InferParameters.model_fields)
+            raise InvalidInput(f"invalid parameters ({told}); known: {known}") from error
+        raise MalformedRequest(f"the request is not as the protocol has it ({told})") from error
+
+
+def _pixels(request: InferRequest, raw: memoryview) -> PixelArray:
+    names = [tensor.name for tensor in request.inputs]
+    if names != [INPUT]:
+        raise InvalidInput(f"there is one input, {INPUT}; got {', '.join(names) or 'none'}")
+    (tensor,) = request.inputs
+    if tensor.datatype not in DATATYPES:
+        raise InvalidInput(
+            f"datatype {tensor.datatype!r} is not taken: send UINT8 for resized RGB, FP32 or FP16 "
+            "for normalised pixels"
+        )
+    size = tensor.parameters.binary_data_size
+    if (size is None) == (tensor.data is None):
+        raise MalformedRequest(f"{INPUT} needs either data or binary_data_size, not both or none")
+    if len(raw) != (size or 0):
+        raise MalformedRequest(
+            f"the input promises {size or 0} raw bytes, but {len(raw)} follow the JSON part: check "
+            "binary_data_size and Inference-Header-Content-Length"
+        )
+    dtype = DATATYPES[tensor.datatype]
+    return _of_raw(tensor, raw, dtype) if tensor.data is None else _of_lists(tensor, dtype)
+
+
+def _of_raw(tensor: InputTensor, raw: memoryview, dtype: np.dtype[Any]) -> PixelArray:
+    promised = math.prod(tensor.shape) * dtype.itemsize
+    if promised != len(raw):
+        raise MalformedRequest(
+            f"shape {tensor.shape} of {tensor.datatype} is {promised} bytes, but binary_data_size "
+            f"is {len(raw)}"
+        )
+    return np.frombuffer(raw, dtype).reshape(tensor.shape)
+
+
+def _of_lists(tensor: InputTensor, dtype: np.dtype[Any]) -> PixelArray:
+    array = array_of_lists(tensor.data, dtype)
+    if array.ndim != 1 and list(array.shape) != tensor.shape:
+        raise MalformedRequest(f"shape is {tensor.shape}, but data is nested as {array.shape}")
+    if array.size != math.prod(tensor.shape):
+        raise MalformedRequest(
+            f"shape {tensor.shape} has {math.prod(tensor.shape)} values, but data has {array.size}"
+        )
+    return array.reshape(tensor.shape)
