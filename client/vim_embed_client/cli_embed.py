@@ -26,6 +26,7 @@ from rich.text import Text
 from vim_embed_client.bulk.run import BulkRun, OnError, OnProgress, Summary
 from vim_embed_client.bulk.sources import Reading, find_sources
 from vim_embed_client.cli_common import json_option, print_json, rate, service_options, stderr
+from vim_embed_client.cli_reading import numbers, reading_options
 from vim_embed_client.client import Client
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.outputs import check_output
@@ -33,16 +34,7 @@ from vim_embed_client.outputs import check_output
 _SHOWN_SKIPS = 10
 
 
-def _triple(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        r, g, b = map(float, value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not of the form 0.5,0.5,0.5") from None
-    return r, g, b
+_triple = numbers(float, "0.5,0.5,0.5", count=3)
 
 
 @click.command()
@@ -83,10 +75,7 @@ def _triple(
     "--retries", default=5, show_default=True, type=click.IntRange(0),
     help="Further attempts while the service is busy or restarts.",
 )  # fmt: skip
-@click.option(
-    "--column", metavar="NAME",
-    help="Column of a table, array of an .npz, or extension in a webdataset shard to embed.",
-)  # fmt: skip
+@reading_options
 @click.option(
     "--restart", is_flag=True,
     help="Throw away what an interrupted run finished, and begin anew.",
@@ -102,7 +91,7 @@ def embed(
     in_flight: int,
     on_error: OnError,
     retries: int,
-    column: str | None,
+    reading: Reading,
     restart: bool,
     quiet: bool,
     as_json: bool,
@@ -110,10 +99,12 @@ def embed(
 ) -> None:
     """Embed images and arrays into one file.
 
-    There is a row for each image, sorted by path. PATHS are images, folders (searched with their
-    subfolders), quoted patterns, and .npy files of one (3, H, W) or many (B, 3, H, W) rows.
+    There is a row for each image, sorted by path. PATHS are folders (searched with their
+    subfolders), quoted patterns, images, .npy and .npz arrays of (3, H, W) or (B, 3, H, W), tar
+    and webdataset shards, Parquet, FITS, and Hugging Face data sets as hf:NAME[:SPLIT[:COLUMN]].
     Images are sent as they are, and the service resizes and normalises them; uint8 arrays must
-    have the model's size, and float arrays must be normalised as well.
+    have the model's size (or give --resize), and float arrays must be normalised as well.
+    Fluxes (FITS, columns with `flux`) are stretched to 8-bit RGB.
 
     Finished rows are kept in FILE.parts until all are done: an interrupted run goes on where it
     was when the same command is given again.
@@ -130,7 +121,7 @@ def embed(
             client,
             sources,
             output,
-            reading=Reading(column=column),
+            reading=reading,
             batch_rows=batch_rows,
             in_flight=in_flight,
             on_error=on_error,

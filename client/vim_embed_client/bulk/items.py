@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -15,16 +15,22 @@ from vim_embed_client.wire import Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One row. data: a file's path, encoded bytes, or a (3, H, W) array. size: its bytes."""
+    """One row. size: its bytes.
+
+    data: a file's path, encoded bytes, a (3, H, W) array, or what makes uint8 pixels of any size
+    when the row is sent (and may raise InputError).
+    """
 
     id: str
-    data: str | bytes | Array
+    data: str | bytes | Array | Callable[[], Array]
     size: int
 
     @property
     def like(self) -> tuple[Any, ...] | None:
         """What rows that can share a request have in common; None for encoded images."""
-        return (self.data.shape, self.data.dtype.str) if isinstance(self.data, np.ndarray) else None
+        if isinstance(self.data, np.ndarray):
+            return self.data.shape, self.data.dtype.str
+        return ("made",) if callable(self.data) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

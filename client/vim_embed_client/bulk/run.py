@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from vim_embed_client.bulk.items import Skipped
 from vim_embed_client.bulk.parts import Parts
+from vim_embed_client.bulk.send import Sender
 from vim_embed_client.bulk.sources import Reading, open_unit
 from vim_embed_client.bulk.stream import Answered, answers, digest_of, read_from
 from vim_embed_client.bulk.totals import Totals
@@ -103,17 +104,16 @@ class BulkRun:
     def _embed(self, parts: Parts) -> None:
         entry = self._model()
         self._check(parts, entry)
+        send = Sender(
+            self._client, entry["preprocessing"], self._options, resize=self._reading.resize
+        )
         totals = Totals(self._sources, self._open_unit)
         totals.advance(parts.place)
         done = resumed = parts.rows + parts.skipped
         self._tell(done, resumed, totals)
         entries = read_from(self._sources, self._open_unit, parts.place)
         for answered, provenances in answers(
-            self._client,
-            entries,
-            self._options,
-            batch_rows=self._batch_rows,
-            in_flight=self._in_flight,
+            send, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
         ):
             for provenance in provenances:
                 parts.check(provenance)

@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vim_embed_client.bulk.items import Entry, Item, Skipped, Unit
 from vim_embed_client.calls import MAX_PIECE_BYTES
-from vim_embed_client.client import Client
 from vim_embed_client.errors import (
     InputError,
     InvalidInputError,
@@ -28,6 +25,7 @@ from vim_embed_client.threads import Scope, run_each
 from vim_embed_client.wire import Array
 
 OpenUnit = Callable[[str], Unit]
+Send = Callable[[Sequence[Item]], Embeddings]
 
 # What may be the fault of a single row, and then must not hurt the others.
 _ROW_ERRORS = (
@@ -146,20 +144,20 @@ def _batches(entries: Iterable[tuple[Place, Entry]], rows: int, window: Window) 
 
 
 def answers(
-    client: Client,
+    send: Send,
     entries: Iterable[tuple[Place, Entry]],
-    options: dict[str, Any],
     *,
     batch_rows: int,
     in_flight: int,
 ) -> Iterator[tuple[list[Answered], list[Provenance]]]:
     """What became of every entry, batch by batch in their order, with the answers' provenance.
 
-    options: as of Client.embed, but wire. Raises VimEmbedError for faults of the service.
+    send: embeds alike items; called from several threads. Raises VimEmbedError for faults of the
+    service.
     """
 
     def work(batch: _Batch) -> _Outcome:
-        return _embed(client, batch.entries, options)
+        return _embed(send, batch.entries)
 
     with Scope(None) as scope:
         window = Window(in_flight * _WINDOW, scope)
@@ -175,19 +173,17 @@ def answers(
                 turn += 1
 
 
-def _embed(
-    client: Client, entries: Sequence[tuple[Place, Entry]], options: dict[str, Any]
-) -> _Outcome:
+def _embed(send: Send, entries: Sequence[tuple[Place, Entry]]) -> _Outcome:
     """Embed a batch; where it is refused, halve it until the rows at fault are found."""
     items = [entry for _, entry in entries if isinstance(entry, Item)]
     try:
-        result = _send(client, items, options) if items else None
+        result = send(items) if items else None
     except _ROW_ERRORS as error:
         if len(items) == 1:
             fault = Skipped(id=items[0].id, reason=error.message)
             return _answered([(p, fault if e is items[0] else e) for p, e in entries], None)
         half = len(entries) // 2
-        return _embed(client, entries[:half], options) + _embed(client, entries[half:], options)
+        return _embed(send, entries[:half]) + _embed(send, entries[half:])
     return _answered(entries, result)
 
 
@@ -198,9 +194,3 @@ def _answered(entries: Sequence[tuple[Place, Entry]], result: Embeddings | None)
         for place, entry in entries
     ]
     return _Outcome(answered, [result.provenance] if result else [])
-
-
-def _send(client: Client, items: Sequence[Item], options: dict[str, Any]) -> Embeddings:
-    if items[0].like is None:
-        return client.embed_images([item.data for item in items], **options)  # type: ignore[misc]
-    return client.embed(np.stack([item.data for item in items]), **options)
