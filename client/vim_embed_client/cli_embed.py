@@ -77,6 +77,10 @@ _triple = numbers(float, "0.5,0.5,0.5", count=3)
 )  # fmt: skip
 @reading_options
 @click.option(
+    "--part-rows", default=4096, show_default=True, type=click.IntRange(1),
+    help="Rows after which they are safe on disk, or half a minute: what a crash costs at most.",
+)  # fmt: skip
+@click.option(
     "--restart", is_flag=True,
     help="Throw away what an interrupted run finished, and begin anew.",
 )  # fmt: skip
@@ -92,6 +96,7 @@ def embed(
     on_error: OnError,
     retries: int,
     reading: Reading,
+    part_rows: int,
     restart: bool,
     quiet: bool,
     as_json: bool,
@@ -125,6 +130,7 @@ def embed(
             batch_rows=batch_rows,
             in_flight=in_flight,
             on_error=on_error,
+            part_rows=part_rows,
             restart=restart,
             on_progress=on_progress,
             **options,

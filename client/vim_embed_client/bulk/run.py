@@ -43,8 +43,8 @@ class BulkRun:
     """Embeds every row of `sources`, in their order, into `output`.
 
     batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
-    out what cannot be read or embedded, `fail` raises InputError naming it. restart: throw away
-    what an earlier attempt finished. options: as of Client.embed, but wire.
+    out what cannot be read or embedded, `fail` raises InputError naming it. part_rows:
+    rows after which they are safe on disk. restart: throw away what an earlier attempt finished. options: as of Client.embed, but wire.
     kept: after a failed `run`, the rows that the next attempt need not embed again.
     """
 
@@ -58,6 +58,7 @@ class BulkRun:
         batch_rows: int = 64,
         in_flight: int = 4,
         on_error: OnError = "fail",
+        part_rows: int = 4096,
         restart: bool = False,
         on_progress: OnProgress | None = None,
         **options: Any,
@@ -65,7 +66,7 @@ class BulkRun:
         self._client, self._sources, self._output = client, sources, output
         self._batch_rows, self._in_flight = batch_rows, in_flight
         self._skip = on_error == "skip"
-        self._restart, self._on_progress = restart, on_progress
+        self._part_rows, self._restart, self._on_progress = part_rows, restart, on_progress
         self._options = options
         self._reading = reading or Reading()
         self.kept = 0
@@ -78,7 +79,9 @@ class BulkRun:
         VimEmbedError for faults of the service; what is finished by then is kept for the next
         attempt, also at KeyboardInterrupt.
         """
-        parts = Parts(self._output, self._identity(), restart=self._restart)
+        parts = Parts(
+            self._output, self._identity(), restart=self._restart, part_rows=self._part_rows
+        )
         try:
             resumed = parts.rows
             self._embed(parts)
