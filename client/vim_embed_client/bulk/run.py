@@ -43,9 +43,9 @@ class BulkRun:
     """Embeds every row of `sources`, in their order, into `output`.
 
     batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
-    out what cannot be read or embedded, `fail` raises InputError naming it. part_rows:
-    rows after which they are safe on disk. restart: throw away what an earlier attempt finished. options: as of Client.embed, but wire.
-    kept: after a failed `run`, the rows that the next attempt need not embed again.
+    out what cannot be read or embedded, `fail` raises InputError naming it. part_rows: after so
+    many they are made safe on disk. restart: throw away what an earlier attempt finished.
+    options: as of Client.embed, but wire. kept: after a failed `run`, the rows that the next attempt need not embed again.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
+from tarfile import EmptyHeaderError, InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
 from typing import Self
 
 import numpy as np
@@ -31,6 +31,8 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tarfile)
+        except EmptyHeaderError:
+            raise ReadError("it ends without an end mark: was it cut short?") from None
         except (InvalidHeaderError, TruncatedHeaderError) as error:
             raise ReadError(str(error)) from None
 

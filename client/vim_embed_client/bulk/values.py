@@ -24,7 +24,7 @@ def choose_column(schema: Any, wanted: str | None) -> str:
         if wanted not in schema.names:
             raise InputError(f"there is no column {wanted!r}: it has {', '.join(schema.names)}")
         return wanted
-    found = [field.name for field in schema if _holds_images(_storage(field.type))]
+    found = [field.name for field in schema if _holds_images(field.type)]
     if len(found) != 1:
         some = ", ".join(found or schema.names)
         what = "several columns could hold images" if found else "no column seems to hold images"
@@ -39,6 +39,9 @@ def _storage(kind: Any) -> Any:
 def _holds_images(kind: Any) -> bool:
     import pyarrow as pa
 
+    if len(getattr(kind, "shape", ())) == 3:
+        return True
+    kind = _storage(kind)
     if pa.types.is_struct(kind):
         return {"bytes", "flux"} & {field.name for field in kind} != set()
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _depth(kind) == 3
