@@ -45,7 +45,8 @@ class BulkRun:
     batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
     out what cannot be read or embedded, `fail` raises InputError naming it. part_rows: after so
     many they are made safe on disk. restart: throw away what an earlier attempt finished.
-    options: as of Client.embed, but wire. kept: after a failed `run`, the rows that the next attempt need not embed again.
+    options: as of Client.embed, but wire. kept: after a failed `run`, the rows that the next
+    attempt need not embed again.
     """
 
     def __init__(
