@@ -13,8 +13,8 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,17 +45,6 @@ class Part:
     crc32: int
 
 
-@dataclass
-class _Open:
-    """Answers that no part holds yet."""
-
-    ids: list[str] = field(default_factory=list)
-    rows: list[Array] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    place: Place = field(default_factory=Place)
-    since: float = field(default_factory=time.monotonic)
-
-
 class Parts:
     """The finished parts of one output; append in order, then read them all.
 
@@ -76,7 +65,8 @@ class Parts:
         self.done: list[Part] = []
         self.provenance: Provenance | None = None
         self._part_rows, self._part_seconds = part_rows, part_seconds
-        self._open = _Open()
+        self._open: list[Answered] = []
+        self._committed_at = time.monotonic()
         self.folder.mkdir(exist_ok=True)
         self._lock = _locked(self.folder / _LOCK)
         try:
@@ -115,38 +105,43 @@ class Parts:
 
     def add(self, answered: Answered) -> None:
         """Take the next row; it is on disk after the next commit."""
-        held = self._open
-        if isinstance(answered.row, Skipped):
-            held.skipped.append(answered.row)
-        else:
-            held.ids.append(_text(answered.id))
-            held.rows.append(answered.row)
-        held.place = answered.place
-        full = len(held.ids) + len(held.skipped) >= self._part_rows
-        if full or time.monotonic() - held.since >= self._part_seconds:
+        self._open.append(answered)
+        since = time.monotonic() - self._committed_at
+        if len(self._open) >= self._part_rows or since >= self._part_seconds:
             self.commit()
 
     def commit(self) -> None:
-        """Make a part of what was added since the last one; durable when this returns."""
-        held = self._open
-        if held.ids or held.skipped:
-            number = len(self.done)
-            rows = np.stack(held.rows) if held.rows else np.empty((0, 0), np.float32)
-            names = {"ids": held.ids, "skipped": [asdict(one) for one in held.skipped]}
-            _write(self._path(number, "npy"), lambda file: np.save(file, rows, allow_pickle=False))
-            _write(self._path(number, "json"), lambda file: file.write(json.dumps(names).encode()))
-            _sync_folder(self.folder)
-            part = Part(
-                number=number,
-                rows=len(rows),
-                skipped=len(held.skipped),
-                place=held.place,
-                crc32=_crc(rows, names),
-            )
+        """Make a part of what was added since the last one; durable when this returns.
+
+        May be called again after KeyboardInterrupt at any point of it.
+        """
+        if self._open and self._open[-1].place != self.place:
+            part = self._write_part(self._open)
             provenance = asdict(self.provenance) if self.provenance else None
             self._append(asdict(part) | {"provenance": provenance})
             self.done.append(part)
-        self._open = _Open(place=held.place)
+        self._open = []
+        self._committed_at = time.monotonic()
+
+    def _write_part(self, answered: Sequence[Answered]) -> Part:
+        number = len(self.done)
+        kept = [(one.id, one.row) for one in answered if not isinstance(one.row, Skipped)]
+        skipped = [one.row for one in answered if isinstance(one.row, Skipped)]
+        rows = np.stack([row for _, row in kept]) if kept else np.empty((0, 0), np.float32)
+        names = {
+            "ids": [_text(row_id) for row_id, _ in kept],
+            "skipped": [{"id": _text(one.id), "reason": one.reason} for one in skipped],
+        }
+        _write(self._path(number, "npy"), lambda file: np.save(file, rows, allow_pickle=False))
+        _write(self._path(number, "json"), lambda file: file.write(json.dumps(names).encode()))
+        _sync_folder(self.folder)
+        return Part(
+            number=number,
+            rows=len(rows),
+            skipped=len(skipped),
+            place=answered[-1].place,
+            crc32=_crc(rows, names),
+        )
 
     def blocks(self) -> Iterator[tuple[list[str], Array]]:
         """The ids and embeddings of each part that has rows. Raises ResumeError if damaged."""
@@ -261,7 +256,7 @@ def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, length
 
 
-def _write(path: Path, write: Any) -> None:
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     new = path.with_name(path.name + ".new")
     with new.open("wb") as file:
         write(file)

@@ -276,7 +276,8 @@ def test_signals_keep_what_is_finished(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "15 finished rows are kept" in told
+    # The third answer may have arrived without having been taken.
+    assert "15 finished rows are kept" in told or "10 finished rows are kept" in told
     service.always = None
     assert run(command[1:]) == 0
     np.testing.assert_array_equal(np.load(out), rows_of(folder))
@@ -362,3 +363,38 @@ def test_parts_of_another_format_are_refused(tmp_path: Path) -> None:
     (folder / "manifest.jsonl").write_text('{"format": 99, "options": {}}\n')
     with pytest.raises(ResumeError, match="another version"):
         Parts(tmp_path / "o.npy", {})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("step", range(1, 60))
+def test_an_interrupt_at_any_line_of_a_commit_loses_and_doubles_nothing(
+    tmp_path: Path, step: int
+) -> None:
+    """Ctrl-C before the n-th line of the module, and then the commit that keeps what is there."""
+    parts = Parts(tmp_path / "o.npy", {})
+    part_of(parts, 0, 3)
+    left = [step]
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.endswith("bulk/parts.py"):
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        parts.commit()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    parts.commit()
+    parts.close()
+    again = Parts(tmp_path / "o.npy", {})
+    assert again.rows == 3
+    assert [ids for ids, _ in again.blocks()] == [["0", "1", "2"]]
+    again.close()
