@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,8 @@ from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.wire import Array
 
 HduName = int | str
+
+_FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zlib.error)
 
 
 class FitsUnit(FileUnit):
@@ -36,16 +40,20 @@ class FitsUnit(FileUnit):
                 yield from self._rows(self._chosen(file), start)
         except InputError:
             raise
-        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        except _FAULTS as error:
             raise InputError(f"cannot be read as FITS ({error})") from None
 
     def _chosen(self, file: Any) -> list[Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file cut short, whose data then is an error
+            if self._hdus is None:
+                chosen = [hdu for hdu in file if _is_image(hdu)][:1]
+            else:
+                chosen = [file[name] for name in self._hdus]
+        if not chosen:
+            raise InputError("it holds no image")
         if self._hdus is None:
-            image = next((hdu for hdu in file if _is_image(hdu)), None)
-            if image is None:
-                raise InputError("it holds no image")
-            return [image]
-        chosen = [file[name] for name in self._hdus]
+            return chosen
         for name, hdu in zip(self._hdus, chosen, strict=True):
             if not _is_image(hdu):
                 raise InputError(f"its HDU {name} holds no image")
