@@ -9,7 +9,7 @@ from typing import Any
 
 from vim_embed_client.bulk.items import Entry
 from vim_embed_client.bulk.tables import TableReading
-from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
 
 PREFIX = "hf:"
 _ROWS = 16
@@ -34,11 +34,13 @@ class HfUnit:
 
     def count(self) -> int | None:
         try:
-            return len(self._data)
-        except TypeError:
-            splits = self._data.info.splits or {}
-            known = splits.get(str(self._data.split))
-            return known.num_examples if known and known.num_examples else None
+            data = self._data
+        except InputError:
+            return None
+        if hasattr(data, "__len__"):
+            return len(data)
+        known = (data.info.splits or {}).get(str(data.split))
+        return known.num_examples if known and known.num_examples else None
 
     def read(self, start: int) -> Iterator[Entry]:
         datasets = _datasets()
@@ -49,11 +51,25 @@ class HfUnit:
         data = data.select_columns(columns)
         if isinstance(data.features[columns[0]], datasets.Image):
             data = data.cast_column(columns[0], datasets.Image(decode=False))
-        first = start
         name = f"{PREFIX}{self._path}:{data.split or self._split or 'train'}"
-        for table in data.skip(start).with_format("arrow").iter(batch_size=_ROWS):
-            yield from self._reading.entries(table, columns, name, first)
-            first += len(table)
+        for table in self._tables(data, start):
+            yield from self._reading.entries(table, columns, name, start)
+            start += len(table)
+
+    def _tables(self, data: Any, start: int) -> Iterator[Any]:
+        """Arrow tables from row `start` on.
+
+        Raises VimEmbedError and not InputError where a stream breaks off: what follows is not to
+        be taken for unreadable.
+        """
+        if hasattr(data, "__len__") and start >= len(data):
+            return
+        try:
+            yield from data.skip(start).with_format("arrow").iter(batch_size=_ROWS)
+        except Exception as error:  # files and networks fail in every way
+            raise VimEmbedError(
+                f"{self.name} broke off ({error}): the same command goes on from there"
+            ) from error
 
     @cached_property
     def _data(self) -> Any:
