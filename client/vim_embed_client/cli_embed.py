@@ -12,20 +12,11 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from vim_embed_client.bulk.run import BulkRun, OnError, OnProgress, Summary
+from vim_embed_client.bulk.run import BulkRun, OnError, Summary
 from vim_embed_client.bulk.sources import Reading, find_sources
 from vim_embed_client.cli_common import json_option, print_json, rate, service_options, stderr
+from vim_embed_client.cli_progress import showing_progress
 from vim_embed_client.cli_reading import numbers, reading_options
 from vim_embed_client.client import Client
 from vim_embed_client.errors import ConfigurationError, InputError
@@ -119,7 +110,7 @@ def embed(
     started = time.monotonic()
     with (
         Client(url, api_key=api_key, max_retries=retries, rows_per_request=batch_rows) as client,
-        _progress(console, shown=not quiet and console.is_terminal) as on_progress,
+        showing_progress(console, quiet=quiet) as on_progress,
     ):
         client.live()
         run = BulkRun(
@@ -164,33 +155,6 @@ def _telling_what_is_kept(run: BulkRun, output: Path, console: Console) -> Itera
                 soft_wrap=True,
             )
         raise
-
-
-@contextmanager
-def _progress(console: Console, *, shown: bool) -> Iterator[OnProgress]:
-    columns = (
-        TextColumn("Embedding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        _Rate(),
-        TextColumn("·"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(
-        *columns, console=console, disable=not shown, transient=True, speed_estimate_period=60
-    ) as progress:
-        task = progress.add_task("", total=None, resumed=0)
-        yield lambda done, resumed, total: progress.update(
-            task, completed=done, total=total, resumed=resumed
-        )
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        done = task.completed - task.fields["resumed"]
-        return Text(rate(done / task.elapsed) if task.elapsed else "")
 
 
 def _report(console: Console, summary: Summary, output: Path, seconds: float) -> None:

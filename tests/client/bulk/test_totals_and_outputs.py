@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 
-from vim_embed_client import outputs
+from vim_embed_client import cli_progress, outputs
 from vim_embed_client.bulk.items import Item, Skipped
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources import Reading, find_sources, open_unit
 from vim_embed_client.bulk.stream import Answered, Place, answers, digest_of, read_from
 from vim_embed_client.bulk.totals import Totals
+from vim_embed_client.cli_progress import pace, showing_progress
 from vim_embed_client.client import Client
 from vim_embed_client.outputs import Contents, write_output
 from vim_embed_client.results import Embeddings, Provenance
@@ -179,3 +183,31 @@ def test_names_that_are_no_utf_8_can_be_embedded(service_url: str, tmp_path: Pat
     found: Array = read_embeddings(str(output)).embeddings
     assert found.shape == (1, 8)
     assert read_embeddings(str(output)).ids == [f"{tmp_path}/\ufffd.png"]
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ((0, 0, None, 0.0), "0 rows"),
+        ((0, 0, 5000, 3.0), "0 of 5,000 rows"),
+        ((1500, 0, None, 10.0), "1,500 rows · 150 rows/s"),
+        ((1500, 1000, 3500, 10.0), "1,500 of 3,500 rows · 50.0 rows/s · 0:00:40 left"),
+        ((90, 0, 80, 1.0), "90 of 90 rows · 90.0 rows/s · 0:00:00 left"),
+    ],
+)
+def test_the_pace_as_far_as_it_can_be_said(told: Any, line: str) -> None:
+    assert pace(*told) == line
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_terminals_and_in_logs(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(cli_progress, "_LOG_EVERY_S", 0.0)
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=120)
+    with showing_progress(console, quiet=False) as told:
+        told(30, 0, 100)
+        time.sleep(0.2)
+    assert "30 of 100 rows · " in written.getvalue()
+    assert ("━" in written.getvalue()) == terminal
