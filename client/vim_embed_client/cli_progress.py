@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from vim_embed_client.bulk.run import OnProgress
 from vim_embed_client.cli_common import rate
-
-# Called with rows done, those among them that an earlier attempt did, and all rows where known.
-OnProgress = Callable[[int, int, int | None], None]
 
 _LOG_EVERY_S = 60.0
 
