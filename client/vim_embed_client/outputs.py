@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,8 @@ _NAMED_SKIPS = 1000
 class Contents:
     """What to write: `rows` embeddings of `dim` numbers each, in blocks with their ids.
 
-    blocks and skipped give the same each time that they are called.
+    blocks and skipped give the same each time that they are called. options: with which rows
+    were read and embedded.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class Contents:
     provenance: Provenance
     blocks: Callable[[], Iterator[tuple[list[str], Array]]]
     skipped: Callable[[], Iterable[Skipped]] = tuple
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def first_skipped(self) -> list[dict[str, str]]:
         """What was left out, as far as it goes into the file itself."""
@@ -54,7 +56,7 @@ def check_output(path: Path) -> None:
 def write_output(path: Path, contents: Contents, *, scratch: Path | None = None) -> None:
     """Write in the format of the path's ending; an older file is replaced at the end.
 
-    .npy: the array, with ids, provenance and what was skipped in `<path>.json`.
+    .npy: the array, with ids, provenance, options and what was skipped in `<path>.json`.
     .parquet: columns `id` and `embedding`; the rest as JSON in the schema's metadata.
     .safetensors: the tensor `embedding`; `ids` as JSON and the provenance in the metadata. Ids
     beyond 32 MB go to `<path>.json`, as with .npy.
@@ -78,7 +80,11 @@ def sidecar(path: Path) -> Path:
 
 
 def _write_sidecar(path: Path, contents: Contents, folder: Path) -> None:
-    rest = {"provenance": asdict(contents.provenance), "skipped": contents.first_skipped()}
+    rest = {
+        "provenance": asdict(contents.provenance),
+        "options": contents.options,
+        "skipped": contents.first_skipped(),
+    }
     with _replacing(sidecar(path), folder) as file:
         file.write(b'{\n"ids": [')
         for piece in _ids_json(contents):
@@ -110,6 +116,7 @@ def _write_parquet(path: Path, contents: Contents, folder: Path) -> None:
     pa, parquet = _import_pyarrow()
     about = {
         "vim_embed.provenance": json.dumps(asdict(contents.provenance)),
+        "vim_embed.options": json.dumps(contents.options),
         "vim_embed.skipped": json.dumps(contents.first_skipped()),
     }
     number = pa.from_numpy_dtype(contents.dtype)
@@ -136,6 +143,7 @@ def _import_pyarrow() -> tuple[Any, Any]:
 
 def _write_safetensors(path: Path, contents: Contents, folder: Path) -> None:
     about = {name: _text(value) for name, value in asdict(contents.provenance).items()}
+    about["options"] = json.dumps(contents.options)
     about["skipped"] = json.dumps(contents.first_skipped())
     size = sum(len(piece) for piece in _ids_json(contents))
     if size <= _MAX_HEADER_IDS:

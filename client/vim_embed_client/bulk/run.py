@@ -112,8 +112,8 @@ class BulkRun:
             self._client, entry["preprocessing"], self._options, resize=self._reading.resize
         )
         totals = Totals(self._sources, self._open_unit)
-        totals.advance(parts.place)
         done = resumed = parts.rows + parts.skipped
+        totals.advance(parts.place, done)
         self._tell(done, resumed, totals)
         entries = read_from(self._sources, self._open_unit, parts.place)
         for answered, provenances in answers(
@@ -123,8 +123,8 @@ class BulkRun:
                 parts.check(provenance)
             for one in answered:
                 self._take(parts, one)
-            totals.advance(answered[-1].place)
             done += len(answered)
+            totals.advance(answered[-1].place, done)
             self._tell(done, resumed, totals)
         parts.commit()
 
@@ -180,6 +180,7 @@ class BulkRun:
             provenance=parts.provenance,
             blocks=parts.blocks,
             skipped=parts.all_skipped,
+            options=self._identity(),
         )
         write_output(self._output, contents, scratch=parts.folder)
         return Summary(

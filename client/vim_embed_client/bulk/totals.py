@@ -3,52 +3,56 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Sequence
 
-from vim_embed_client.bulk.items import Unit
+from vim_embed_client.bulk.items import ImageUnit, Unit
 from vim_embed_client.bulk.stream import OpenUnit, Place
+
+# Files opened to count their rows; a run should not begin with a look into each of a million.
+_OPENED = 1000
+_UNCOUNTED = -1
 
 
 class Totals:
     """Rows of all sources, as far as known at a place.
 
-    Units whose rows cannot be counted cheaply (tar, FITS) are taken to have as many rows per byte
-    as those of them that were read.
+    Units whose rows cannot be counted cheaply (tar, FITS, beyond the first thousand files that
+    must be opened) are taken to have as many rows per byte as those of them that were read.
     """
 
     def __init__(self, sources: Sequence[str], open_unit: OpenUnit) -> None:
         self._sources = sources
-        self._unknown: dict[int, int] = {}
-        self._counted = 0
-        for number, source in enumerate(sources):
+        self._counts = array("q")
+        self._uncounted_bytes = opened = 0
+        for source in sources:
             unit: Unit = open_unit(source)
-            count = unit.count()
-            if count is None:
-                self._unknown[number] = _size(source)
-            else:
-                self._counted += count
-        self._read_rows = self._read_bytes = 0
-        self._at = Place()
+            opened += not isinstance(unit, ImageUnit)
+            count = unit.count() if opened <= _OPENED else None
+            self._counts.append(_UNCOUNTED if count is None else count)
+            self._uncounted_bytes += _size(source) if count is None else 0
+        self._counted = sum(count for count in self._counts if count != _UNCOUNTED)
+        self._unit = self._passed = self._read_rows = self._read_bytes = 0
 
-    def advance(self, place: Place) -> None:
-        """Take note that everything before `place` was read."""
-        before, self._at = self._at, place
-        rows = place.row - (before.row if place.unit == before.unit else 0)
-        for number in range(before.unit, place.unit):
-            self._read_bytes += self._unknown.get(number, 0)
-        if place.unit in self._unknown:
-            self._read_rows += rows
+    def advance(self, place: Place, done: int) -> None:
+        """Take note that everything before `place` was read, which were `done` rows."""
+        for number in range(self._unit, place.unit):
+            if self._counts[number] == _UNCOUNTED:
+                self._read_bytes += _size(self._sources[number])
+            else:
+                self._passed += self._counts[number]
+        if self._unit != place.unit:
+            self._read_rows = done - self._passed - place.row
+        self._unit = place.unit
 
     def rows(self) -> int | None:
         """All rows; an estimate while some are uncounted, None before there is any ground."""
-        if not self._unknown:
+        if not self._uncounted_bytes:
             return self._counted
-        everything = sum(self._unknown.values())
         if not self._read_bytes:
             return None
-        finished = self._read_rows - (self._at.row if self._at.unit in self._unknown else 0)
-        return self._counted + round(finished * everything / self._read_bytes)
+        return self._counted + round(self._read_rows * self._uncounted_bytes / self._read_bytes)
 
 
 def _size(source: str) -> int:
-    return os.path.getsize(source) if os.path.exists(source) else 0
+    return os.path.getsize(source) if os.path.isfile(source) else 0

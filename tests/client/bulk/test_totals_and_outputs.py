@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from rich.console import Console
 from safetensors import safe_open
 
 from vim_embed_client import cli_progress, outputs
+from vim_embed_client.bulk import totals
+from vim_embed_client.bulk.flux import Stretch
 from vim_embed_client.bulk.items import Item, Skipped
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources import Reading, find_sources, open_unit
@@ -46,16 +49,16 @@ def test_rows_of_shards_are_estimated_from_those_read(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{number}", pictures(20, seed=number))
     write_npy(tmp_path / "a", pictures(6))
     sources = find_sources([str(tmp_path)])
-    totals = Totals(sources, opened)
-    seen = [totals.rows()]
-    for place, _ in read_from(sources, opened, Place()):
-        totals.advance(place)
-        seen.append(totals.rows())
+    estimate = Totals(sources, opened)
+    seen = [estimate.rows()]
+    for done, (place, _) in enumerate(read_from(sources, opened, Place()), start=1):
+        estimate.advance(place, done)
+        seen.append(estimate.rows())
     assert seen[0] is None
     assert [rows for rows in seen if rows is not None] == pytest.approx([86] * 66, abs=3)
-    again = Totals(sources, opened)
-    again.advance(Place(2, 5))
-    assert again.rows() is not None
+    resumed = Totals(sources, opened)
+    resumed.advance(Place(2, 5), 45)
+    assert resumed.rows() == pytest.approx(86, abs=3)
 
 
 @pytest.mark.parametrize("row", range(0, 60, 7))
@@ -211,3 +214,40 @@ def test_progress_is_shown_on_terminals_and_in_logs(
         time.sleep(0.2)
     assert "30 of 100 rows · " in written.getvalue()
     assert ("━" in written.getvalue()) == terminal
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet", ".safetensors"])
+def test_the_options_of_a_run_are_in_its_output(
+    service_url: str, tmp_path: Path, ending: str
+) -> None:
+    write_npy(tmp_path / "a", pictures(3))
+    output = tmp_path / f"o{ending}"
+    reading = Reading(resize=True, stretch=Stretch(bands=(3, 1, 0)))
+    with Client(service_url) as client:
+        source = str(tmp_path / "a.npy")
+        BulkRun(client, [source], output, reading=reading, pooling="cls").run()
+    if ending == ".npy":
+        options = json.loads((tmp_path / "o.npy.json").read_text())["options"]
+    elif ending == ".parquet":
+        metadata = pyarrow.parquet.read_schema(output).metadata
+        options = json.loads(metadata[b"vim_embed.options"])
+    else:
+        with safe_open(output, "numpy") as file:
+            options = json.loads(file.metadata()["options"])
+    assert (options["pooling"], options["resize"]) == ("cls", True)
+    assert options["stretch"]["bands"] == [3, 1, 0]
+
+
+def test_not_every_one_of_many_files_is_opened_to_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(totals, "_OPENED", 2)
+    for number in range(5):
+        write_npy(tmp_path / f"{number}", pictures(10))
+    sources = find_sources([str(tmp_path)])
+    counted = Totals(sources, opened)
+    assert counted.rows() is None
+    counted.advance(Place(1, 10), 20)
+    assert counted.rows() is None
+    counted.advance(Place(3, 1), 31)
+    assert counted.rows() == 50
