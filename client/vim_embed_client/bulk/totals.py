@@ -24,13 +24,17 @@ class Totals:
     def __init__(self, sources: Sequence[str], open_unit: OpenUnit) -> None:
         self._sources = sources
         self._counts = array("q")
+        self._blind = False  # whether there are sources that not even have a size
         self._uncounted_bytes = opened = 0
         for source in sources:
             unit: Unit = open_unit(source)
             opened += not isinstance(unit, ImageUnit)
             count = unit.count() if opened <= _OPENED else None
             self._counts.append(_UNCOUNTED if count is None else count)
-            self._uncounted_bytes += _size(source) if count is None else 0
+            if count is None:
+                size = _size(source)
+                self._uncounted_bytes += size
+                self._blind |= not size
         self._counted = sum(count for count in self._counts if count != _UNCOUNTED)
         self._unit = self._passed = self._read_rows = self._read_bytes = 0
 
@@ -48,8 +52,8 @@ class Totals:
     def rows(self) -> int | None:
         """All rows; an estimate while some are uncounted, None before there is any ground."""
         if not self._uncounted_bytes:
-            return self._counted
-        if not self._read_bytes:
+            return None if self._blind else self._counted
+        if self._blind or not self._read_bytes:
             return None
         return self._counted + round(self._read_rows * self._uncounted_bytes / self._read_bytes)
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vim_embed_client.bulk import parts as parts_module
 from vim_embed_client.bulk.items import Skipped
 from vim_embed_client.bulk.parts import Parts
 from vim_embed_client.bulk.stream import Answered, Place
 from vim_embed_client.cli import run
 from vim_embed_client.errors import ResumeError
 from vim_embed_client.results import Provenance
+from vim_embed_client.score_files import read_embeddings
 
 from ..fake_service import SIZE, FakeService, embed_rows, refuse
 
@@ -212,6 +214,41 @@ def test_parts_that_no_manifest_names_are_thrown_away(
     assert embed() == 0
     np.testing.assert_array_equal(np.load(out), rows_of(folder))
     assert not parts.exists()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet", ".safetensors"])
+def test_a_crash_while_parts_are_joined_costs_no_row(
+    url: str,
+    folder: Path,
+    tmp_path: Path,
+    service: FakeService,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+) -> None:
+    def crash(*args: Any) -> None:
+        raise SystemError("power cut")
+
+    out = tmp_path / f"o{ending}"
+    out.write_text("older")
+    args = ["embed", "--url", url, str(folder), "-o", str(out), "--quiet"]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        patched.setattr(parts_module, "_write", _plain_write)
+        with pytest.raises(SystemError):
+            run(args)
+    assert out.read_text() == "older"
+    assert len(service.seen) > 0
+    service.seen.clear()
+    assert run(args) == 0
+    assert service.seen == []
+    np.testing.assert_array_equal(read_embeddings(str(out)).embeddings, rows_of(folder))
+    beside = {"o.npy.json"} if ending == ".npy" else set()
+    assert set(os.listdir(tmp_path)) == {"in", out.name} | beside
+
+
+def _plain_write(path: Path, write: Callable[[Any], Any]) -> None:
+    with path.open("wb") as file:
+        write(file)
 
 
 @pytest.mark.usefixtures("stopped")
