@@ -8,12 +8,14 @@ wherever the process, or the machine, stops.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -278,7 +280,8 @@ def _sync_folder(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            with suppress(OSError):  # some network file systems cannot
+                os.fsync(handle)
         finally:
             os.close(handle)
 
@@ -292,7 +295,9 @@ def _locked(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ModuleNotFoundError:  # Windows
         pass
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            return file  # file systems without locks, as clusters have
         file.close()
         raise ConfigurationError(
             f"another run is writing {path.parent}: wait for it, or choose another output"
