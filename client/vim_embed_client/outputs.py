@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from vim_embed_client.bulk.durable import sync_folder
 from vim_embed_client.bulk.items import Skipped
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.results import Provenance
@@ -171,6 +172,7 @@ def _replacing(path: Path, folder: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)  # before the parts that it was made of may go
     finally:
         temporary.unlink(missing_ok=True)
 

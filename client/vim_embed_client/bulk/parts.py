@@ -8,20 +8,19 @@ wherever the process, or the machine, stops.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from vim_embed_client.bulk.durable import locked, sync_folder, whole_lines, write_durably
 from vim_embed_client.bulk.items import Skipped
 from vim_embed_client.bulk.stream import Answered, Place
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
@@ -70,7 +69,12 @@ class Parts:
         self._open: list[Answered] = []
         self._committed_at = time.monotonic()
         self.folder.mkdir(exist_ok=True)
-        self._lock = _locked(self.folder / _LOCK)
+        lock = locked(self.folder / _LOCK)
+        if lock is None:
+            raise ConfigurationError(
+                f"another run is writing {self.folder}: wait for it, or choose another output"
+            )
+        self._lock = lock
         try:
             if restart:
                 self._clear(keep_lock=True)
@@ -134,9 +138,13 @@ class Parts:
             "ids": [_text(row_id) for row_id, _ in kept],
             "skipped": [{"id": _text(one.id), "reason": one.reason} for one in skipped],
         }
-        _write(self._path(number, "npy"), lambda file: np.save(file, rows, allow_pickle=False))
-        _write(self._path(number, "json"), lambda file: file.write(json.dumps(names).encode()))
-        _sync_folder(self.folder)
+        write_durably(
+            self._path(number, "npy"), lambda file: np.save(file, rows, allow_pickle=False)
+        )
+        write_durably(
+            self._path(number, "json"), lambda file: file.write(json.dumps(names).encode())
+        )
+        sync_folder(self.folder)
         return Part(
             number=number,
             rows=len(rows),
@@ -168,7 +176,7 @@ class Parts:
     def _resume(self, options: Options) -> IO[bytes]:
         path = self.folder / _MANIFEST
         options = json.loads(json.dumps(options))
-        lines, length = _whole_lines(path)
+        lines, length = whole_lines(path)
         if lines:
             self._check_options(lines[0], options)
             self._take(lines[1:])
@@ -181,7 +189,7 @@ class Parts:
         if not lines:
             self._manifest = manifest
             self._append({"format": _FORMAT, "options": options})
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         return manifest
 
     def _check_options(self, header: Mapping[str, Any], options: Options) -> None:
@@ -242,31 +250,6 @@ class Parts:
             self.folder.rmdir()
 
 
-def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a manifest and their length; a last line cut short by a crash is left out."""
-    lines: list[dict[str, Any]] = []
-    length = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            record = None
-        if record is None:
-            break
-        lines.append(record)
-        length += len(line)
-    return lines, length
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
 def _crc(rows: Array, names: Any) -> int:
     return zlib.crc32(json.dumps(names).encode(), zlib.crc32(rows.tobytes()))
 
@@ -274,32 +257,3 @@ def _crc(rows: Array, names: Any) -> int:
 def _text(row_id: str) -> str:
     """An id that any file can hold: names that are no UTF-8 lose the bytes at fault."""
     return row_id.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network file systems cannot
-                os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _locked(path: Path) -> IO[bytes]:
-    """An open file that only one process can have; the system frees it when that one ends."""
-    file = path.open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ModuleNotFoundError:  # Windows
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            return file  # file systems without locks, as clusters have
-        file.close()
-        raise ConfigurationError(
-            f"another run is writing {path.parent}: wait for it, or choose another output"
-        ) from None
-    return file

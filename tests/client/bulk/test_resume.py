@@ -233,7 +233,7 @@ def test_a_crash_while_parts_are_joined_costs_no_row(
     args = ["embed", "--url", url, str(folder), "-o", str(out), "--quiet"]
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", crash)
-        patched.setattr(parts_module, "_write", _plain_write)
+        patched.setattr(parts_module, "write_durably", _plain_write)
         with pytest.raises(SystemError):
             run(args)
     assert out.read_text() == "older"
@@ -413,7 +413,7 @@ def test_an_interrupt_at_any_line_of_a_commit_loses_and_doubles_nothing(
     left = [step]
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.endswith("bulk/parts.py"):
+        if not frame.f_code.co_filename.endswith(("bulk/parts.py", "bulk/durable.py")):
             return None
         if event == "line":
             left[0] -= 1
