@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 MODEL ?= vim-tiny
 
-.PHONY: help demo serve test lint unit gpu-test container-test chaos bench clean
+.PHONY: help demo serve test lint unit gpu-test container-test chaos bulk-soak bench clean
 
 help:
 	@echo "make demo     embed real galaxies over HTTP and score them"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench    kernels, bare model and HTTP side by side"
 	@echo "make gpu-test the tests that need a CUDA device"
 	@echo "make chaos    faults under load for SECONDS=900"
+	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
 	@echo "make container-test   build the cpu image and prove it (needs Docker)"
 
 $(BIN)/python:
@@ -34,7 +35,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 # platonic-universe and its astropt go without their dependencies: these ask for torchvision,
 # whose wheels fit one build of torch only, and which the tests do not need.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) -e '.[service,demo,parquet,dev,host]'
+	@$(PIP) -e '.[service,demo,parquet,hf,astro,dev,host]'
 	@$(PIP) --no-deps platonic-universe astropt
 	@touch $@
 
@@ -65,6 +66,10 @@ container-test: $(VENV)/.installed
 SECONDS ?= 900
 chaos: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/chaos.py --seconds $(SECONDS)
+
+# 100,000 small images through `vim-embed embed`, killed twice; client memory watched.
+bulk-soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak tests/client/bulk -s
 
 bench: $(VENV)/.installed
 	$(BIN)/vim-embed-server bench --model $(MODEL) --random-weights

@@ -18,9 +18,8 @@ from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
 from vim_embed_client import score as score_module
 from vim_embed_client.cli import run
-from vim_embed_client.embed_files import FileEmbeddings
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.outputs import write_output
+from vim_embed_client.outputs import Contents, write_output
 from vim_embed_client.results import Provenance
 from vim_embed_client.score import (
     chance,
@@ -196,8 +195,14 @@ def test_what_cannot_be_scored_is_refused(z1: Array, z2: Array, k: int, message:
 
 def write(path: Path, array: Array, ids: list[str], *, random: bool = False) -> str:
     provenance = Provenance(model="vim-tiny", random_weights=random)
-    result = FileEmbeddings(embeddings=array, ids=ids, provenance=provenance, skipped=[])
-    write_output(path, result)
+    contents = Contents(
+        rows=len(array),
+        dim=array.shape[1],
+        dtype=array.dtype,
+        provenance=provenance,
+        blocks=lambda: iter([(ids, array)]),
+    )
+    write_output(path, contents)
     return str(path)
 
 

@@ -12,13 +12,19 @@ from typing import NamedTuple
 
 import click
 
-from vim_embed_client.errors import ConfigurationError, ServerUnreachableError, VimEmbedError
+from vim_embed_client.errors import (
+    ConfigurationError,
+    ResumeError,
+    ServerUnreachableError,
+    VimEmbedError,
+)
 
 EXIT_CODES = {
     0: "done",
     1: "the service reported a failure, or something went wrong",
     2: "wrong usage",
     3: "the service cannot be reached",
+    4: "finished rows of another run are in the way (see embed --restart)",
     130: "interrupted",
 }
 
@@ -109,6 +115,8 @@ def run(args: Sequence[str]) -> int:
 def _exit_code(error: VimEmbedError) -> int:
     if isinstance(error, ServerUnreachableError):
         return 3
+    if isinstance(error, ResumeError):
+        return 4
     return 2 if isinstance(error, ConfigurationError) else 1
 
 

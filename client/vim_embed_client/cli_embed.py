@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,37 +12,20 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
+from vim_embed_client.bulk.run import BulkRun, OnError, Summary
+from vim_embed_client.bulk.sources import Reading, find_sources
 from vim_embed_client.cli_common import json_option, print_json, rate, service_options, stderr
+from vim_embed_client.cli_progress import showing_progress
+from vim_embed_client.cli_reading import numbers, reading_options
 from vim_embed_client.client import Client
-from vim_embed_client.embed_files import FileEmbeddings, OnError, embed_files
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.files import find_files
-from vim_embed_client.outputs import check_output, write_output
+from vim_embed_client.outputs import check_output
 
 _SHOWN_SKIPS = 10
 
 
-def _triple(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        r, g, b = map(float, value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not of the form 0.5,0.5,0.5") from None
-    return r, g, b
+_triple = numbers(float, "0.5,0.5,0.5", count=3)
 
 
 @click.command()
@@ -83,6 +66,15 @@ def _triple(
     "--retries", default=5, show_default=True, type=click.IntRange(0),
     help="Further attempts while the service is busy or restarts.",
 )  # fmt: skip
+@reading_options
+@click.option(
+    "--part-rows", default=4096, show_default=True, type=click.IntRange(1),
+    help="Rows after which they are safe on disk, or half a minute: what a crash costs at most.",
+)  # fmt: skip
+@click.option(
+    "--restart", is_flag=True,
+    help="Throw away what an interrupted run finished, and begin anew.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
 @json_option
 def embed(
@@ -94,95 +86,103 @@ def embed(
     in_flight: int,
     on_error: OnError,
     retries: int,
+    reading: Reading,
+    part_rows: int,
+    restart: bool,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Embed images and arrays into one file.
 
-    There is a row for each image, sorted by path. PATHS are images, folders (searched with their
-    subfolders), quoted patterns, and .npy files of one (3, H, W) or many (B, 3, H, W) rows.
+    There is a row for each image, sorted by path. PATHS are folders (searched with their
+    subfolders), quoted patterns, images, .npy and .npz arrays of (3, H, W) or (B, 3, H, W), tar
+    and webdataset shards, Parquet, FITS, and Hugging Face data sets as hf:NAME[:SPLIT[:COLUMN]].
     Images are sent as they are, and the service resizes and normalises them; uint8 arrays must
-    have the model's size, and float arrays must be normalised as well.
+    have the model's size (or give --resize), and float arrays must be normalised as well.
+    Fluxes (FITS, columns with `flux`) are stretched to 8-bit RGB.
+
+    Finished rows are kept in FILE.parts until all are done: an interrupted run goes on where it
+    was when the same command is given again.
     """
-    files = _files(paths, output)
+    sources = _sources(paths, output)
     console = stderr()
     started = time.monotonic()
     with (
         Client(url, api_key=api_key, max_retries=retries, rows_per_request=batch_rows) as client,
-        _progress(console, shown=not quiet and console.is_terminal) as on_progress,
+        showing_progress(console, quiet=quiet) as on_progress,
     ):
         client.live()
-        result = embed_files(
+        run = BulkRun(
             client,
-            files,
+            sources,
+            output,
+            reading=reading,
             batch_rows=batch_rows,
             in_flight=in_flight,
             on_error=on_error,
+            part_rows=part_rows,
+            restart=restart,
             on_progress=on_progress,
             **options,
         )
-    write_output(output, result)
+        with _telling_what_is_kept(run, output, console):
+            summary = run.run()
     seconds = time.monotonic() - started
     if not quiet:
-        _report(console, result, output, seconds)
+        _report(console, summary, output, seconds)
     if as_json:
-        print_json(_summary(result, output, seconds))
+        print_json(_as_json(summary, output, seconds))
 
 
-def _files(paths: Sequence[str], output: Path) -> list[str]:
+def _sources(paths: Sequence[str], output: Path) -> list[str]:
     try:
         check_output(output)
-        return find_files(paths, leave_out=output)
+        return find_sources(paths, leave_out=output)
     except (ConfigurationError, InputError) as error:
         raise click.UsageError(error.message) from None
 
 
 @contextmanager
-def _progress(console: Console, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    columns = (
-        TextColumn("Embedding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        _Rate(),
-        TextColumn("·"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _telling_what_is_kept(run: BulkRun, output: Path, console: Console) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if run.kept:
+            console.print(
+                f"{run.kept:,} finished rows are kept in {escape(str(output))}.parts: the same "
+                "command goes on from there, --restart begins anew.",
+                soft_wrap=True,
+            )
+        raise
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(rate(task.completed / task.elapsed) if task.elapsed else "")
-
-
-def _report(console: Console, result: FileEmbeddings, output: Path, seconds: float) -> None:
-    for skipped in result.skipped[:_SHOWN_SKIPS]:
+def _report(console: Console, summary: Summary, output: Path, seconds: float) -> None:
+    for skipped in summary.first_skipped[:_SHOWN_SKIPS]:
         line = f"[yellow]skipped[/] {escape(skipped.id)}: {escape(skipped.reason)}"
         console.print(line, soft_wrap=True)
-    if len(result.skipped) > _SHOWN_SKIPS:
-        console.print(f"[yellow]skipped[/] {len(result.skipped) - _SHOWN_SKIPS} more")
-    if result.provenance.random_weights:
+    if summary.skipped > _SHOWN_SKIPS:
+        console.print(f"[yellow]skipped[/] {summary.skipped - _SHOWN_SKIPS:,} more")
+    if summary.provenance.random_weights:
         console.print("[red]The model has random weights: these numbers mean nothing.[/]")
-    rows, dim = result.embeddings.shape
+    rows = summary.rows - summary.resumed
+    before = f", {summary.resumed:,} of them from before" if summary.resumed else ""
     console.print(
-        f"{rows:,} rows × {dim} from {escape(result.provenance.model)} -> "
-        f"{escape(str(output))} ({seconds:.1f} s, {rate(rows / seconds)})",
+        f"{summary.rows:,} rows × {summary.dim} from {escape(summary.provenance.model)} -> "
+        f"{escape(str(output))} ({seconds:.1f} s, {rate(rows / seconds)}{before})",
         soft_wrap=True,
     )
 
 
-def _summary(result: FileEmbeddings, output: Path, seconds: float) -> dict[str, Any]:
-    rows, dim = result.embeddings.shape
+def _as_json(summary: Summary, output: Path, seconds: float) -> dict[str, Any]:
     return {
         "output": str(output),
-        "rows": rows,
-        "dim": dim,
+        "rows": summary.rows,
+        "resumed": summary.resumed,
+        "dim": summary.dim,
         "seconds": round(seconds, 3),
-        "skipped": [asdict(skipped) for skipped in result.skipped],
-        "provenance": asdict(result.provenance),
+        "rows_per_s": round((summary.rows - summary.resumed) / seconds, 3),
+        "skipped": [asdict(skipped) for skipped in summary.first_skipped],
+        "skipped_count": summary.skipped,
+        "provenance": asdict(summary.provenance),
     }

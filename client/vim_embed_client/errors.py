@@ -2,6 +2,7 @@
 
 VimEmbedError
 ├── ConfigurationError            an option, URL or key that cannot work
+│   └── ResumeError               finished parts of another run are in the way
 ├── InputError                    pixels or images refused before anything was sent
 ├── ServiceNotInstalledError      a local server was asked for without the [service] extra
 ├── LocalServerError              a local server died or did not get ready
@@ -61,6 +62,10 @@ class VimEmbedError(Exception):
 
 class ConfigurationError(VimEmbedError, ValueError):
     """An option, URL or key that cannot work."""
+
+
+class ResumeError(ConfigurationError):
+    """An interrupted run left parts that these inputs, options or weights do not fit."""
 
 
 class InputError(VimEmbedError, ValueError):

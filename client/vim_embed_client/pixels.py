@@ -150,7 +150,9 @@ def _part(image: Any, index: int) -> Part:
         path = Path(image)
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         try:
-            return path.name, io.BytesIO(path.read_bytes()), kind
+            # Names that are no UTF-8 cannot travel as they are.
+            name = path.name.encode(errors="surrogateescape").decode(errors="replace")
+            return name, io.BytesIO(path.read_bytes()), kind
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
     return _encoded(image, index)

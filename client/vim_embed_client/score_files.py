@@ -99,9 +99,14 @@ def _read_npz(path: Path, name: str | None) -> EmbeddingFile:
     return EmbeddingFile(label="", embeddings=chosen, ids=ids)
 
 
+def _ids_beside(path: Path) -> Any:
+    beside = sidecar(path)
+    return json.loads(beside.read_text()).get("ids") if beside.exists() else None
+
+
 def _read_safetensors(path: Path, name: str | None) -> EmbeddingFile:
     tensors, metadata = parse_safetensors(path.read_bytes())
-    ids = json.loads(metadata["ids"]) if "ids" in metadata else None
+    ids = json.loads(metadata["ids"]) if "ids" in metadata else _ids_beside(path)
     provenance = json.loads(metadata["provenance"]) if "provenance" in metadata else metadata
     return _described(_choose(tensors, name, path), ids, provenance)
 

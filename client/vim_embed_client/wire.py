@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -132,18 +133,26 @@ def _tensor(data: memoryview, entry: Mapping[str, Any]) -> Array:
     )
 
 
+def safetensors_header(
+    tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """The bytes of a safetensors file before its tensors, which follow in this order."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        size = dtype.itemsize * math.prod(shape)
+        entry = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(shape)}
+        header[name] = entry | {"data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 def safetensors_chunks(
     tensors: Mapping[str, Array], metadata: Mapping[str, str]
 ) -> Iterator[bytes]:
     """The bytes of a safetensors file: the header, then each tensor."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name, tensor in tensors.items():
-        entry = {"dtype": _SAFETENSORS_NAMES[tensor.dtype], "shape": list(tensor.shape)}
-        header[name] = entry | {"data_offsets": [offset, offset + tensor.nbytes]}
-        offset += tensor.nbytes
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
+    yield safetensors_header({name: (t.dtype, t.shape) for name, t in tensors.items()}, metadata)
     for tensor in tensors.values():
         yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data  # type: ignore[misc]

@@ -175,7 +175,7 @@ def test_skip_leaves_out_what_cannot_be_embedded(
 
 
 @pytest.mark.parametrize("index", range(5))
-def test_fail_names_the_file_and_writes_nothing(
+def test_fail_names_the_file_and_keeps_what_is_finished(
     embed: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], index: int
 ) -> None:
     bad = _damage(folder)
@@ -183,9 +183,16 @@ def test_fail_names_the_file_and_writes_nothing(
     out = tmp_path / "out.npy"
     out.write_text("older")
     assert embed(folder / "z.png", folder / "M.TIF", only, "-o", out) == 1
-    assert f"Error: {bad[index]}: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"Error: {bad[index]}: " in told
+    assert "finished rows are kept" in told
     assert out.read_text() == "older"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "out.npy"]
+    again = (folder / "z.png", folder / "M.TIF", only, "-o", out, "--on-error", "skip", "--json")
+    assert embed(*again) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in summary["skipped"]] == [bad[index]]
+    assert summary["resumed"] == (4 if "#" in bad[index] else 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "out.npy", "out.npy.json"]
 
 
 def test_nothing_left_is_a_failure(
@@ -226,7 +233,7 @@ def test_a_service_that_changes_meanwhile_is_noticed(
         (["-o", "out.txt"], "does not end in one of .npy, .parquet, .safetensors"),
         (["-o", "nowhere/out.npy"], "is nowhere a writable folder?"),
         (["-o", "out.npy", "absent.png"], "no such file, folder or pattern: absent.png"),
-        (["-o", "out.npy", "empty"], "no images or .npy files in empty"),
+        (["-o", "out.npy", "empty"], "no images, arrays or shards in empty"),
         (["-o", "out.npy", "--mean", "1,2"], "'1,2' is not of the form"),
         (["-o", "out.npy", "--batch-rows", "0"], "batch-rows"),
         ([], "Missing option"),
@@ -288,7 +295,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing(
         await wait_for(never)(service, request)
 
     service.faults.append(interrupt)
-    assert embed(folder, "-o", tmp_path / "o.npy") == 130
+    assert embed(folder, "-o", tmp_path / "o.npy", "--in-flight", 1) == 130
     never.set()
     assert "Interrupted." in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["images"]

@@ -1,0 +1,193 @@
+"""One bulk run: from sources to one file, going on where an earlier attempt stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from vim_embed_client.bulk.items import Skipped
+from vim_embed_client.bulk.parts import Parts
+from vim_embed_client.bulk.send import Sender
+from vim_embed_client.bulk.sources import Reading, open_unit
+from vim_embed_client.bulk.stream import Answered, answers, digest_of, read_from
+from vim_embed_client.bulk.totals import Totals
+from vim_embed_client.client import Client
+from vim_embed_client.errors import InputError, ResumeError
+from vim_embed_client.outputs import Contents, write_output
+from vim_embed_client.results import ModelEntry, Provenance
+
+OnError = Literal["fail", "skip"]
+# Called with rows done, rows of an earlier attempt among them, and all rows where known.
+OnProgress = Callable[[int, int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A finished run. resumed: rows that an earlier attempt had embedded.
+
+    skipped: how many were left out; first_skipped names the first thousand.
+    """
+
+    rows: int
+    dim: int
+    resumed: int
+    skipped: int
+    first_skipped: list[Skipped]
+    provenance: Provenance
+
+
+class BulkRun:
+    """Embeds every row of `sources`, in their order, into `output`.
+
+    batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
+    out what cannot be read or embedded, `fail` raises InputError naming it. part_rows: after so
+    many they are made safe on disk. restart: throw away what an earlier attempt finished.
+    options: as of Client.embed, but wire. kept: after a failed `run`, the rows that the next
+    attempt need not embed again.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        sources: Sequence[str],
+        output: Path,
+        *,
+        reading: Reading | None = None,
+        batch_rows: int = 64,
+        in_flight: int = 4,
+        on_error: OnError = "fail",
+        part_rows: int = 4096,
+        restart: bool = False,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> None:
+        self._client, self._sources, self._output = client, sources, output
+        self._batch_rows, self._in_flight = batch_rows, in_flight
+        self._skip = on_error == "skip"
+        self._part_rows, self._restart, self._on_progress = part_rows, restart, on_progress
+        self._options = options
+        self._reading = reading or Reading()
+        self.kept = 0
+        self._open_unit = partial(open_unit, reading=self._reading)
+
+    def run(self) -> Summary:
+        """Embed what is not done yet, then write the output.
+
+        Raises InputError for a bad row, ResumeError where an earlier attempt does not fit, and
+        VimEmbedError for faults of the service; what is finished by then is kept for the next
+        attempt, also at KeyboardInterrupt.
+        """
+        parts = Parts(
+            self._output, self._identity(), restart=self._restart, part_rows=self._part_rows
+        )
+        try:
+            resumed = parts.rows
+            self._embed(parts)
+            summary = self._write(parts, resumed) if parts.rows else None
+        except ResumeError:
+            parts.close()
+            raise
+        except BaseException:
+            parts.commit()
+            parts.close()
+            self.kept = parts.rows
+            raise
+        reason = next((f": {one.id}: {one.reason}" for one in parts.all_skipped()), "")
+        parts.close(remove=True)
+        if summary is None:
+            raise InputError(f"none of the files could be embedded{reason}")
+        return summary
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        return self._options | self._reading.identity()
+
+    def _embed(self, parts: Parts) -> None:
+        entry = self._model()
+        self._check(parts, entry)
+        send = Sender(
+            self._client, entry["preprocessing"], self._options, resize=self._reading.resize
+        )
+        totals = Totals(self._sources, self._open_unit)
+        done = resumed = parts.rows + parts.skipped
+        totals.advance(parts.place, done)
+        self._tell(done, resumed, totals)
+        entries = read_from(self._sources, self._open_unit, parts.place)
+        for answered, provenances in answers(
+            send, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
+        ):
+            for provenance in provenances:
+                parts.check(provenance)
+            for one in answered:
+                self._take(parts, one)
+            done += len(answered)
+            totals.advance(answered[-1].place, done)
+            self._tell(done, resumed, totals)
+        parts.commit()
+
+    def _take(self, parts: Parts, answered: Answered) -> None:
+        if isinstance(answered.row, Skipped) and not self._skip:
+            raise InputError(f"{answered.row.id}: {answered.row.reason}")
+        parts.add(answered)
+
+    def _tell(self, done: int, resumed: int, totals: Totals) -> None:
+        if self._on_progress:
+            self._on_progress(done, resumed, totals.rows())
+
+    def _model(self) -> ModelEntry:
+        name = self._options.get("model")
+        return self._client.model(name or self._client.models()["default"])
+
+    def _check(self, parts: Parts, entry: ModelEntry) -> None:
+        """Raise ResumeError where finished parts and what is there now do not belong together."""
+        if not parts.done:
+            return
+        if digest_of(self._sources, self._open_unit, parts.place) != parts.place.digest:
+            raise ResumeError(
+                f"the inputs behind the {parts.rows:,} finished rows in {parts.folder} changed: "
+                "a file was added before the last one read, removed or written again. Put them "
+                "back to go on; --restart throws the finished rows away and begins anew"
+            )
+        before = parts.provenance
+        if before is None:
+            return
+        now = {
+            "model": entry["name"],
+            "weights_digest": entry["weights"]["digest"],
+            "dtype": entry["dtype"],
+        }
+        changed = [
+            f"{name} was {getattr(before, name)}, now {value}"
+            for name, value in now.items()
+            if getattr(before, name) != value
+        ]
+        if changed:
+            raise ResumeError(
+                f"{parts.folder} holds rows from another model ({'; '.join(changed)}): serve the "
+                "former one to go on; --restart throws the finished rows away and begins anew"
+            )
+
+    def _write(self, parts: Parts, resumed: int) -> Summary:
+        _, first = next(parts.blocks())
+        assert parts.provenance is not None
+        contents = Contents(
+            rows=parts.rows,
+            dim=first.shape[1],
+            dtype=first.dtype,
+            provenance=parts.provenance,
+            blocks=parts.blocks,
+            skipped=parts.all_skipped,
+            options=self._identity(),
+        )
+        write_output(self._output, contents, scratch=parts.folder)
+        return Summary(
+            rows=contents.rows,
+            dim=contents.dim,
+            resumed=resumed,
+            skipped=parts.skipped,
+            first_skipped=[Skipped(**one) for one in contents.first_skipped()],
+            provenance=parts.provenance,
+        )

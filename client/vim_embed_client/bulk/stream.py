@@ -1,0 +1,196 @@
+"""From entries of sources to answers in the order of the sources, with a bounded number between.
+
+Knows nothing of files written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vim_embed_client.bulk.items import Entry, Item, Skipped, Unit
+from vim_embed_client.calls import MAX_PIECE_BYTES
+from vim_embed_client.errors import (
+    InputError,
+    InvalidInputError,
+    MalformedRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+from vim_embed_client.results import Embeddings, Provenance
+from vim_embed_client.threads import Scope, run_each
+from vim_embed_client.wire import Array
+
+OpenUnit = Callable[[str], Unit]
+Send = Callable[[Sequence[Item]], Embeddings]
+
+# What may be the fault of a single row, and then must not hurt the others.
+_ROW_ERRORS = (
+    InputError,
+    InvalidInputError,
+    MalformedRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+# Batches between the reader and the writer, for each request in flight.
+_WINDOW = 4
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where reading goes on: unit, row in it, and the digest of all that was read from."""
+
+    unit: int = 0
+    row: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of one entry, and the place after it. row: (D,), or why there is none."""
+
+    place: Place
+    id: str
+    row: Array | Skipped
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    number: int
+    entries: Sequence[tuple[Place, Entry]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    answers: list[Answered]
+    provenances: list[Provenance]
+
+    def __add__(self, other: _Outcome) -> _Outcome:
+        return _Outcome(self.answers + other.answers, self.provenances + other.provenances)
+
+
+def digest_after(digest: str, unit: Unit) -> str:
+    """The digest of everything up to and with `unit`."""
+    return hashlib.sha256(f"{digest}\n{unit.stamp()}".encode(errors="surrogateescape")).hexdigest()
+
+
+def digest_of(sources: Sequence[str], open_unit: OpenUnit, place: Place) -> str:
+    """What `place.digest` must be if nothing that was read before it has changed."""
+    digest = ""
+    for source in sources[: place.unit + (place.row > 0)]:
+        digest = digest_after(digest, open_unit(source))
+    return digest
+
+
+def read_from(
+    sources: Sequence[str], open_unit: OpenUnit, start: Place
+) -> Iterator[tuple[Place, Entry]]:
+    """Every entry from `start` on with the place after it.
+
+    A unit that cannot be read (any further) gives one Skipped with its name.
+    """
+    digest = start.digest
+    for number in range(start.unit, len(sources)):
+        unit = open_unit(sources[number])
+        row = start.row if number == start.unit else 0
+        if row == 0:
+            digest = digest_after(digest, unit)
+        try:
+            for entry in unit.read(row):
+                row += 1
+                yield Place(number, row, digest), entry
+        except InputError as error:
+            yield Place(number + 1, 0, digest), Skipped(id=unit.name, reason=error.message)
+
+
+class Window:
+    """Keeps the reader from running away from the writer."""
+
+    def __init__(self, batches: int, scope: Scope) -> None:
+        self._free = threading.Semaphore(batches)
+        self._scope = scope
+
+    def enter(self) -> None:
+        while not self._free.acquire(timeout=_POLL_S):
+            self._scope.check()
+
+    def leave(self) -> None:
+        self._free.release()
+
+
+def _batches(entries: Iterable[tuple[Place, Entry]], rows: int, window: Window) -> Iterator[_Batch]:
+    number = size = 0
+    like: Any = None
+    held: list[tuple[Place, Entry]] = []
+    window.enter()
+    for place, entry in entries:
+        if isinstance(entry, Item):
+            fits = size == 0 or (entry.like == like and size + entry.size <= MAX_PIECE_BYTES)
+        else:
+            fits = True
+        if held and (len(held) == rows or not fits):
+            yield _Batch(number, held)
+            number, size, held = number + 1, 0, []
+            window.enter()
+        if isinstance(entry, Item):
+            like, size = entry.like, size + max(1, entry.size)
+        held.append((place, entry))
+    if held:
+        yield _Batch(number, held)
+
+
+def answers(
+    send: Send,
+    entries: Iterable[tuple[Place, Entry]],
+    *,
+    batch_rows: int,
+    in_flight: int,
+) -> Iterator[tuple[list[Answered], list[Provenance]]]:
+    """What became of every entry, batch by batch in their order, with the answers' provenance.
+
+    send: embeds alike items; called from several threads. Raises VimEmbedError for faults of the
+    service.
+    """
+
+    def work(batch: _Batch) -> _Outcome:
+        return _embed(send, batch.entries)
+
+    with Scope(None) as scope:
+        window = Window(in_flight * _WINDOW, scope)
+        batches = _batches(entries, batch_rows, window)
+        waiting: dict[int, _Outcome] = {}
+        turn = 0
+        for batch, outcome in run_each(work, batches, workers=in_flight, scope=scope):
+            waiting[batch.number] = outcome
+            while turn in waiting:
+                due = waiting.pop(turn)
+                yield due.answers, due.provenances
+                window.leave()
+                turn += 1
+
+
+def _embed(send: Send, entries: Sequence[tuple[Place, Entry]]) -> _Outcome:
+    """Embed a batch; where it is refused, halve it until the rows at fault are found."""
+    items = [entry for _, entry in entries if isinstance(entry, Item)]
+    try:
+        result = send(items) if items else None
+    except _ROW_ERRORS as error:
+        if len(items) == 1:
+            fault = Skipped(id=items[0].id, reason=error.message)
+            return _answered([(p, fault if e is items[0] else e) for p, e in entries], None)
+        half = len(entries) // 2
+        return _embed(send, entries[:half]) + _embed(send, entries[half:])
+    return _answered(entries, result)
+
+
+def _answered(entries: Sequence[tuple[Place, Entry]], result: Embeddings | None) -> _Outcome:
+    rows = iter(result.embeddings if result else ())
+    answered = [
+        Answered(place, entry.id, entry if isinstance(entry, Skipped) else next(rows))
+        for place, entry in entries
+    ]
+    return _Outcome(answered, [result.provenance] if result else [])

@@ -1,0 +1,119 @@
+"""Options of `vim-embed embed` that say how rows are taken out of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from vim_embed_client.bulk.flux import SURVEYS, survey_stretch
+from vim_embed_client.bulk.sources import Reading
+from vim_embed_client.errors import ConfigurationError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STRETCH = ("bands", "percentiles", "limits", "kind", "per_band", "blank")
+
+
+def numbers(
+    kind: Callable[[str], Any], form: str, *, count: int | None = None
+) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...] | None]:
+    """A callback that splits a value at its commas. form: an example, for the message."""
+
+    def callback(
+        ctx: click.Context, param: click.Parameter, value: str | None
+    ) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        try:
+            found = tuple(map(kind, value.split(",")))
+        except ValueError:
+            found = ()
+        if not found or (count is not None and len(found) != count):
+            raise click.BadParameter(f"{value!r} is not of the form {form}")
+        return found
+
+    return callback
+
+
+def _pair(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(":"))
+    return low, high
+
+
+def _hdu(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+_OPTIONS = (
+    click.option(
+        "--column", metavar="NAME",
+        help="What to embed: a column of a table or data set, an array of an .npz, or an "
+        "extension (`jpg`, `left.png`) in webdataset shards.",
+    ),
+    click.option(
+        "--id-column", metavar="NAME",
+        help="Column of a table or data set whose values are the ids of rows.",
+    ),
+    click.option(
+        "--shape", metavar="3,H,W", callback=numbers(int, "3,224,224", count=3),
+        help="Of images that a table holds as flat lists.",
+    ),
+    click.option(
+        "--resize", is_flag=True, help="Bring uint8 arrays to the model's size, as images are."
+    ),
+    click.option(
+        "--survey", type=click.Choice(list(SURVEYS)),
+        help="Bands and limits with which platonic-universe shows this survey's fluxes.",
+    ),
+    click.option(
+        "--bands", metavar="R,G,B", callback=numbers(int, "3,1,0"),
+        help="Places, from 0, of the bands of a cube that are shown as red, green and blue; one "
+        "is shown as grey.",
+    ),
+    click.option(
+        "--percentiles", metavar="LOW,HIGH", callback=numbers(float, "1,99", count=2),
+        help="Of each image's fluxes: what the stretch takes as 0 and 1.  [default: 1,99]",
+    ),
+    click.option(
+        "--limits", metavar="LOW:HIGH,…", callback=numbers(_pair, "-0.06:1.5 (one, or three)"),
+        help="Fluxes that are 0 and 1, in place of percentiles: one pair, or one for each band.",
+    ),
+    click.option(
+        "--stretch", "kind", type=click.Choice(["asinh", "linear"]),
+        help="How fluxes become pixels.  [default: linear with limits, else asinh]",
+    ),
+    click.option(
+        "--per-band", is_flag=True, default=None,
+        help="Percentiles of each band, and not of the three together.",
+    ),
+    click.option(
+        "--blank", type=float, metavar="VALUE", help="In place of fluxes that are not finite."
+    ),
+    click.option(
+        "--hdu", "hdus", metavar="NAME,…", callback=numbers(_hdu, "1 or SCI,2,3"),
+        help="HDU of FITS files, or three that are red, green, blue.  [default: the first image]",
+    ),
+)  # fmt: skip
+
+
+def reading_options(command: F) -> F:
+    """Add the options; the command gets them as one `reading`."""
+
+    @wraps(command)
+    def read(**given: Any) -> Any:
+        survey = given.pop("survey")
+        chosen = {name: given.pop(name) for name in _STRETCH}
+        rest = {name: given.pop(name) for name in ("column", "id_column", "shape", "resize")}
+        try:
+            stretch = survey_stretch(survey, **chosen)
+        except ConfigurationError as error:
+            raise click.UsageError(error.message) from None
+        return command(reading=Reading(stretch=stretch, hdus=given.pop("hdus"), **rest), **given)
+
+    wrapped: Any = read
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]

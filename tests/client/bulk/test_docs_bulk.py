@@ -1,0 +1,100 @@
+"""docs/bulk.md: every command in it runs, and its table of exit codes is the code's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from astropy.io import fits
+
+from vim_embed_client.cli import EXIT_CODES, run
+from vim_embed_client.cli_embed import embed as embed_command
+from vim_embed_client.score_files import read_embeddings
+
+from .survey import SIZE, Array, pictures, png, write_images
+from .test_flux import galaxy
+from .test_sources import tar
+
+DOCS = (Path(__file__).parents[3] / "docs" / "bulk.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
+    for line in block.strip().splitlines()
+]
+
+
+def _tables(pixels: Array) -> None:
+    names = [f"{row}" for row in range(len(pixels))]
+    images = [png(one) for one in pixels]
+    table = pa.table({"image": images, "object_id": names})
+    pyarrow.parquet.write_table(table, "galaxies.parquet")
+    pyarrow.parquet.write_table(pa.table({"pixels": [p.ravel() for p in pixels]}), "flat.parquet")
+    datasets.Dataset.from_dict({"image": images, "object_id": names}).save_to_disk("galaxy_set")
+    cubes = {"jwst_image": (7, 4.0), "hsc_image": (5, 0.5)}
+    fluxes = {
+        name: [{"flux": galaxy(bands, 20, seed=seed, flux=flux)} for seed in range(3)]
+        for name, (bands, flux) in cubes.items()
+    }
+    datasets.Dataset.from_dict(fluxes).save_to_disk("jwst_hsc")
+
+
+@pytest.fixture
+def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with everything that the page speaks of."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIM_EMBED_URL", service_url)
+    pixels = pictures(4)
+    write_images(tmp_path / "survey", pixels)
+    write_images(tmp_path / "more", pictures(2, seed=1))
+    np.save("cutouts.npy", pixels)
+    np.savez("cutouts.npz", images=pixels)
+    Path("shards").mkdir()
+    tar(
+        tmp_path / "shards" / "a.tar", {"1.left.png": png(pixels[0]), "1.right.png": png(pixels[2])}
+    )
+    tar(tmp_path / "shards" / "b.tar", {"2.left.png": png(pixels[1])})
+    _tables(pixels)
+    Path("fits").mkdir()
+    fits.HDUList([fits.PrimaryHDU(galaxy(5))]).writeto("fits/a.fits")
+    named = [fits.ImageHDU(galaxy(1, seed=i)[0], name=name) for i, name in enumerate("GRZ")]
+    fits.HDUList([fits.PrimaryHDU(), *named]).writeto("bands.fits")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(place: Path, command: str, capsys: Any) -> None:
+    words = shlex.split(command)
+    assert words[:2] == ["vim-embed", "embed"]
+    assert run(words[1:]) == 0, capsys.readouterr().err
+    found = read_embeddings(words[words.index("-o") + 1])
+    assert len(found.embeddings) == len(found.ids or []) > 0
+    assert found.embeddings.shape[1] == SIZE
+
+
+def test_the_python_runs(place: Path) -> None:
+    assert run(["embed", "survey", "-o", "embeddings.parquet"]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["embeddings"].shape == (4, 8)
+    assert names["provenance"]["model"] == "arithmetic"
+
+
+def test_exit_codes_are_the_command_line_s() -> None:
+    documented = re.findall(r"^\| (\d+) \|", DOCS, re.MULTILINE)
+    assert [int(code) for code in documented] == list(EXIT_CODES)
+
+
+def test_every_option_named_exists_and_every_reading_option_is_named() -> None:
+    known = {name for param in embed_command.params for name in param.opts + param.secondary_opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS))
+    assert named <= known
+    common = {"--output", "--url", "--api-key", "--model", "--pooling", "--exact", "--no-exact"}
+    assert known - named - common <= {"-o", "--mean", "--std", "paths"}

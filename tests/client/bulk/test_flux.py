@@ -1,0 +1,278 @@
+"""Fluxes to pixels: the numbers of platonic-universe, and FITS files through the service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from astropy.io import fits
+from PIL import Image
+
+from vim_embed_client.bulk.flux import SURVEYS, Stretch, survey_stretch, to_rgb
+from vim_embed_client.bulk.send import resized
+from vim_embed_client.bulk.sources import Reading, open_unit
+from vim_embed_client.errors import ConfigurationError, InputError
+
+from .conftest import Embed
+from .survey import SIZE, Array, expected
+
+BANDS = {"hsc": 5, "jwst": 7, "legacysurvey": 4}
+
+
+def galaxy(bands: int, size: int = 24, *, seed: int = 0, flux: float = 2.0) -> Array:
+    """(bands, size, size) float32: a disk with noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    light = np.exp(-np.hypot(x, y * rng.uniform(1, 3)) / 0.3) * flux
+    cube = light * np.linspace(0.3, 1, bands)[:, None, None]
+    noisy: Array = cube + rng.normal(0, flux / 50, cube.shape)
+    return noisy.astype(np.float32)
+
+
+SCALES = {"hsc": 1.0, "jwst": 4.0, "legacysurvey": 0.03}
+CUBES = {
+    f"{survey}/{seed}": galaxy(bands, 96, seed=seed, flux=SCALES[survey])
+    for survey, bands in BANDS.items()
+    for seed in range(5)
+}
+THEIR_SCRIPT = """
+import sys
+import numpy as np
+from pu.preprocess import flux_to_pil
+
+cubes = dict(np.load(sys.argv[1]))
+out = {}
+for name, cube in cubes.items():
+    survey = name.split("/")[0]
+    out[f"fixed/{name}"] = flux_to_pil({"flux": cube}, survey, [survey])
+    for kind, flux in (("own", cube), ("grey", cube[0])):
+        out[f"{kind}/{name}"] = flux_to_pil({"flux": flux}, survey, [survey], percentile_norm=False)
+np.savez(sys.argv[2], **out)
+"""
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
+    """What platonic-universe itself makes of CUBES, in a process with its missing imports."""
+    if find_spec("pu") is None:
+        pytest.skip("needs platonic-universe")
+    folder = tmp_path_factory.mktemp("theirs")
+    np.savez(folder / "cubes.npz", **CUBES)  # type: ignore[arg-type]
+    command = [sys.executable, "-c", THEIR_SCRIPT, str(folder / "cubes.npz"), str(folder / "o.npz")]
+    host = Path(__file__).parents[2] / "platonic" / "host"
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(host)})
+    return dict(np.load(folder / "o.npz"))
+
+
+@pytest.mark.parametrize("name", CUBES)
+def test_the_very_numbers_of_platonic_universe(theirs: dict[str, Array], name: str) -> None:
+    survey, cube = name.split("/")[0], CUBES[name]
+    assert len(np.unique(theirs[f"fixed/{name}"])) > 50
+    # Their percentiles without fixed limits are 1 and 99, of all bands together, and arcsinh.
+    own = survey_stretch(survey, percentiles=(1.0, 99.0))
+    for ours, kind in (
+        (to_rgb(cube, SURVEYS[survey]), "fixed"),
+        (to_rgb(cube, own), "own"),
+        (to_rgb(cube[0], Stretch()), "grey"),
+    ):
+        np.testing.assert_array_equal(ours.transpose(1, 2, 0), theirs[f"{kind}/{name}"])
+
+
+def test_the_percentiles_that_a_user_gives() -> None:
+    cube = galaxy(3, 50).astype(np.float64)
+    low, high = np.percentile(cube, [5, 95])
+    wanted = np.arcsinh((cube - low) / (high - low))
+    wanted = (wanted - wanted.min()) / (wanted.max() - wanted.min()) * 255
+    found = to_rgb(cube, Stretch(percentiles=(5, 95)))
+    assert np.abs(found - np.floor(wanted)).max() <= 1
+    single = to_rgb(cube, Stretch(percentiles=(5, 95), per_band=True))
+    for band in range(3):
+        alone = to_rgb(cube[band], Stretch(percentiles=(5, 95)))[0]
+        np.testing.assert_array_equal(single[band], alone)
+    assert (single != found).any()
+
+
+def test_bands_limits_and_kinds() -> None:
+    cube = galaxy(6)
+    how = Stretch(bands=(4, 0, 2), limits=((0.0, 1.0), (0.0, 2.0), (0.0, 0.5)))
+    wanted = (cube[[4, 0, 2]] / np.array([1, 2, 0.5])[:, None, None]).clip(0, 1) * 255
+    assert np.abs(to_rgb(cube, how) - np.floor(wanted)).max() <= 1
+    grey = to_rgb(cube, Stretch(bands=(-1,)))
+    np.testing.assert_array_equal(grey, to_rgb(cube[5], Stretch()))
+    bent = to_rgb(cube, Stretch(bands=(4, 0, 2), limits=((0.0, 1.0),), kind="asinh"))
+    assert (bent.min(), bent.max()) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    ("flux", "how", "message"),
+    [
+        (np.zeros((3, 4, 4)), Stretch(), "too flat"),
+        (np.full((4, 4), np.nan), Stretch(), "--blank VALUE"),
+        (np.zeros((5, 4, 4)), Stretch(), "5 bands: choose one or three with --bands"),
+        (np.zeros((5, 4, 4)), Stretch(bands=(0, 1, 5)), "numbered from 0, and none is 5"),
+        (np.zeros(4), Stretch(), r"shape \(4,\)"),
+    ],
+)
+def test_fluxes_that_make_no_image(flux: Array, how: Stretch, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        to_rgb(flux, how)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"percentiles": (99.0, 1.0)},
+        {"percentiles": (-1.0, 50.0)},
+        {"bands": (1, 2)},
+        {"limits": ((0.0, 1.0),) * 2},
+        {"limits": ((1.0, 1.0),)},
+    ],
+)
+def test_unusable_stretches_are_refused(given: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        Stretch(**given)
+
+
+def test_blank_replaces_what_is_not_finite() -> None:
+    cube = galaxy(3)
+    holed = cube.copy()
+    holed[:, 2, 3] = np.nan
+    holed[0, 5, 5] = np.inf
+    filled = cube.copy()
+    filled[:, 2, 3] = 0
+    filled[0, 5, 5] = 0
+    np.testing.assert_array_equal(to_rgb(holed, Stretch(blank=0.0)), to_rgb(filled, Stretch()))
+
+
+def shown(flux: Array, how: Stretch, interpolation: str = "BICUBIC") -> Array:
+    """(SIZE, SIZE) pixels that the model must see, made with Pillow alone."""
+    image = Image.fromarray(to_rgb(flux, how).transpose(1, 2, 0))
+    small = image.resize((SIZE, SIZE), Image.Resampling[interpolation])
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+def write(path: Path, *images: Any) -> Path:
+    fits.HDUList([fits.PrimaryHDU(), *images]).writeto(path)
+    return path
+
+
+def test_fits_of_every_shape(embed: Embed, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    cubes = np.stack([galaxy(5, seed=seed) for seed in range(3)])
+    how = Stretch(bands=(3, 1, 0))
+    write(folder / "a.fits", fits.ImageHDU(cubes[0, 0]))
+    write(folder / "b.fits", fits.ImageHDU(cubes[1]))
+    write(folder / "c.fits.gz", fits.ImageHDU(cubes))
+    write(
+        folder / "d.fits.fz",
+        fits.CompImageHDU(cubes[2], compression_type="GZIP_2", quantize_level=0),
+    )
+    scaled = fits.ImageHDU(cubes[0].copy())
+    scaled.scale("int16", bzero=1.0, bscale=0.001)
+    write(folder / "e.fit", scaled)
+    ids, rows = embed(folder, "--bands", "3,1,0")
+    assert ids == [
+        f"{folder}/a.fits",
+        f"{folder}/b.fits",
+        *(f"{folder}/c.fits.gz#{row}" for row in range(3)),
+        f"{folder}/d.fits.fz",
+        f"{folder}/e.fit",
+    ]
+    rounded = fits.getdata(folder / "e.fit", 1)
+    fluxes = [cubes[0, 0], cubes[1], *cubes, fits.getdata(folder / "d.fits.fz", 1), rounded]
+    pixels = np.stack([shown(flux, how) for flux in fluxes])
+    np.testing.assert_array_equal(rows, expected(pixels))
+    assert [one.id for one in open_unit(f"{folder}/c.fits.gz", Reading(stretch=how)).read(2)] == [
+        f"{folder}/c.fits.gz#2"
+    ]
+
+
+def test_hdus_are_chosen_by_number_or_name(embed: Embed, tmp_path: Path) -> None:
+    cube = galaxy(3)
+    table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])])
+    named = [fits.ImageHDU(cube[i], name=name) for i, name in enumerate(("G", "R", "Z"))]
+    path = write(tmp_path / "a.fits", table, *named)
+    _, rows = embed(path, "--hdu", "Z,R,2")
+    np.testing.assert_array_equal(rows, expected(shown(cube[::-1], Stretch())[None]))
+    _, rows = embed(path)
+    np.testing.assert_array_equal(rows, expected(shown(cube[0], Stretch())[None]))
+    for name in ("1", "7", "NONE"):
+        embed(path, "--hdu", name, code=1)
+
+
+def test_fits_options_reach_the_stretch(embed: Embed, tmp_path: Path) -> None:
+    cube = galaxy(7)
+    cube[0, 0, 0] = np.nan
+    path = write(tmp_path / "a.fits", fits.ImageHDU(cube))
+    for args, given in (
+        (["--survey", "jwst"], {"survey": "jwst"}),
+        (["--survey", "jwst", "--percentiles", "2,98"], {"survey": "jwst", "percentiles": (2, 98)}),
+        (
+            ["--bands", "0", "--stretch", "linear"],
+            {"survey": None, "bands": (0,), "kind": "linear"},
+        ),
+        (["--bands=2,1,0", "--per-band"], {"survey": None, "bands": (2, 1, 0), "per_band": True}),
+        (
+            ["--bands=2,1,0", "--limits", "-0.1:1"],
+            {"survey": None, "bands": (2, 1, 0), "limits": ((-0.1, 1.0),)},
+        ),
+    ):
+        _, rows = embed(path, "--blank", "0.25", *args)
+        how = survey_stretch(**given, blank=0.25)
+        np.testing.assert_array_equal(rows, expected(shown(cube, how)[None]), err_msg=f"{args}")
+
+
+def test_fits_that_hold_no_image_are_reported(
+    embed: Embed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "a.fits")
+    write(folder / "b.fits", fits.ImageHDU(galaxy(5)))
+    write(folder / "c.fits", fits.ImageHDU(np.zeros((4, 4), np.float32)))
+    whole = write(folder / "d.fits", fits.ImageHDU(galaxy(3, 60))).read_bytes()
+    (folder / "d.fits").write_bytes(whole[: len(whole) // 2])
+    write(folder / "e.fits", fits.ImageHDU(galaxy(3)))
+    ids, _ = embed(folder, "--on-error", "skip")
+    assert ids == [f"{folder}/e.fits"]
+    told = capsys.readouterr().err
+    for name, reason in (
+        ("a", "it holds no image"),
+        ("b", "it has 5 bands"),
+        ("c", "it is too flat"),
+        ("d", "cannot be read as FITS"),
+    ):
+        assert f"skipped {folder}/{name}.fits: {reason}" in told
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_pixels_are_resized_as_the_service_resizes_images(interpolation: str) -> None:
+    from vim_embed.images import decode_image
+    from vim_embed.preprocess import HALF, Preprocessing
+
+    from .survey import png
+
+    pixels = to_rgb(galaxy(3, 61), Stretch())
+    spec = Preprocessing(image_size=32, interpolation=interpolation, mean=HALF, std=HALF)
+    theirs = decode_image(png(pixels), spec, max_pixels=10**6)
+    ours = resized(pixels, {"image_size": 32, "interpolation": interpolation})  # type: ignore[typeddict-item]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_flux_columns_of_platonic_universe_s_data_sets(embed: Embed, tmp_path: Path) -> None:
+    cubes = [galaxy(7, seed=seed, flux=4.0) for seed in range(4)]
+    bands = [f"jwst-{n}" for n in range(7)]
+    rows = [{"flux": cube.tolist(), "band": bands} for cube in cubes]
+    pyarrow.parquet.write_table(pa.table({"jwst_image": rows}), tmp_path / "t.parquet")
+    _, found = embed(tmp_path / "t.parquet", "--survey", "jwst")
+    pixels = np.stack([shown(cube, SURVEYS["jwst"]) for cube in cubes])
+    np.testing.assert_array_equal(found, expected(pixels))

@@ -1,0 +1,437 @@
+"""Runs that stop and go on: what is kept, what is refused, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vim_embed_client.bulk import parts as parts_module
+from vim_embed_client.bulk.items import Skipped
+from vim_embed_client.bulk.parts import Parts
+from vim_embed_client.bulk.stream import Answered, Place
+from vim_embed_client.cli import run
+from vim_embed_client.errors import ResumeError
+from vim_embed_client.results import Provenance
+from vim_embed_client.score_files import read_embeddings
+
+from ..fake_service import SIZE, FakeService, embed_rows, refuse
+
+Embed = Callable[..., int]
+ROWS = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four files of ten rows."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 3, SIZE, SIZE), dtype=np.uint8)
+    for number in range(4):
+        np.save(folder / f"{number}.npy", pixels[number * 10 : number * 10 + 10])
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.npy"
+
+
+@pytest.fixture
+def embed(url: str, folder: Path, out: Path) -> Embed:
+    """Embed `folder` in batches of 5, in parts of 10, one request after the other."""
+    start = ["embed", "--url", url, str(folder), "-o", str(out), "--quiet", "--json"]
+    start += ["--batch-rows", "5", "--part-rows", "10", "--in-flight", "1", "--retries", "0"]
+    return lambda *args: run([*start, *map(str, args)])
+
+
+@pytest.fixture
+def stopped(embed: Embed, service: FakeService, capsys: Any) -> None:
+    """An attempt that the service broke off after 25 rows."""
+
+    async def fail_later(service: FakeService, request: Any) -> Any:
+        if len(service.seen) > 5:
+            return await refuse(500, "internal_error", "broken")(service, request)
+        return None
+
+    service.always = fail_later
+    assert embed() == 1
+    assert "25 finished rows are kept in" in capsys.readouterr().err
+    service.always = None
+    service.seen.clear()
+
+
+def rows_of(folder: Path) -> Any:
+    return np.concatenate([embed_rows(np.load(path)) for path in sorted(folder.glob("*.npy"))])
+
+
+def summary(capsys: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.usefixtures("stopped")
+def test_only_what_is_missing_is_embedded(
+    embed: Embed, folder: Path, out: Path, service: FakeService, capsys: Any
+) -> None:
+    assert embed() == 0
+    assert sum(seen.rows for seen in service.seen) == ROWS - 25
+    found = summary(capsys)
+    assert (found["rows"], found["resumed"], found["skipped_count"]) == (ROWS, 25, 0)
+    np.testing.assert_array_equal(np.load(out), rows_of(folder))
+    ids = [f"{folder}/{number}.npy#{row}" for number in range(4) for row in range(10)]
+    assert json.loads(Path(f"{out}.json").read_text())["ids"] == ids
+    assert sorted(os.listdir(out.parent)) == ["in", "out.npy", "out.npy.json"]
+
+
+@pytest.mark.usefixtures("stopped")
+def test_restart_begins_anew(embed: Embed, service: FakeService, capsys: Any) -> None:
+    assert embed("--restart", "--pooling", "cls") == 0
+    assert sum(seen.rows for seen in service.seen) == ROWS
+    assert summary(capsys)["resumed"] == 0
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("--pooling", "cls"), 'pooling was "mean", now "cls"'),
+        (("--dtype", "float16"), "dtype was"),
+        (("--model", "vim-tiny"), 'model was null, now "vim-tiny"'),
+        (("--mean", "0.5,0.5,0.5"), "mean was null, now [0.5, 0.5, 0.5]"),
+        (("--survey", "hsc"), "stretch was"),
+        (("--column", "png"), "column was"),
+        (("--resize",), "resize was false, now true"),
+    ],
+)
+def test_other_options_are_refused(
+    embed: Embed, service: FakeService, capsys: Any, args: tuple[str, ...], named: str
+) -> None:
+    assert embed(*args) == 4
+    told = capsys.readouterr().err
+    assert named in told
+    assert "--restart" in told
+    assert service.seen == []
+    assert embed() == 0
+
+
+@pytest.mark.usefixtures("stopped")
+def test_options_that_change_no_row_are_free(embed: Embed) -> None:
+    assert embed("--batch-rows", 7, "--in-flight", 3, "--part-rows", 3, "--on-error", "skip") == 0
+
+
+def _add(folder: Path) -> None:
+    np.save(folder / "00.npy", np.zeros((2, 3, SIZE, SIZE), np.uint8))
+
+
+def _remove(folder: Path) -> None:
+    (folder / "1.npy").unlink()
+
+
+def _rewrite(folder: Path) -> None:
+    np.save(folder / "2.npy", np.load(folder / "2.npy")[::-1])
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize("change", [_add, _remove, _rewrite])
+def test_other_inputs_behind_finished_rows_are_refused(
+    embed: Embed, folder: Path, service: FakeService, capsys: Any, change: Callable[[Path], None]
+) -> None:
+    change(folder)
+    assert embed() == 4
+    told = capsys.readouterr().err
+    assert "the inputs behind the 25 finished rows" in told
+    assert "--restart" in told
+    assert service.seen == []
+    assert embed("--restart") == 0
+
+
+@pytest.mark.usefixtures("stopped")
+def test_inputs_not_reached_yet_may_change(embed: Embed, folder: Path, out: Path) -> None:
+    np.save(folder / "3.npy", np.load(folder / "3.npy")[:4])
+    np.save(folder / "4.npy", np.ones((2, 3, SIZE, SIZE), np.uint8))
+    assert embed() == 0
+    np.testing.assert_array_equal(np.load(out), rows_of(folder))
+
+
+@pytest.mark.usefixtures("stopped")
+def test_other_weights_are_refused(embed: Embed, service: FakeService, capsys: Any) -> None:
+    service.provenance["Weights-Digest"] = "sha256:cccc"
+    assert embed() == 1  # they changed after the service said which it has
+    told = capsys.readouterr().err
+    assert "weights_digest" in told
+    assert "--restart" in told
+
+
+def test_other_weights_are_refused_before_anything_is_sent(
+    embed: Embed, service: FakeService, capsys: Any
+) -> None:
+    service.provenance["Weights-Digest"] = "sha256:before"
+    service.always = _after(5, refuse(500, "internal_error"))
+    assert embed() == 1
+    service.seen.clear()
+    service.always = None
+    assert embed() == 4
+    told = capsys.readouterr().err
+    assert "weights_digest was sha256:before, now sha256:aaaa" in told
+    assert service.seen == []
+
+
+def _after(requests: int, fault: Any) -> Any:
+    async def later(service: FakeService, request: Any) -> Any:
+        return await fault(service, request) if len(service.seen) > requests else None
+
+    return later
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_manifest_cut_short_loses_one_part_only(
+    embed: Embed, folder: Path, out: Path, service: FakeService
+) -> None:
+    manifest = Path(f"{out}.parts/manifest.jsonl")
+    manifest.write_bytes(manifest.read_bytes()[:-7])
+    assert embed() == 0
+    assert sum(seen.rows for seen in service.seen) == ROWS - 20
+    np.testing.assert_array_equal(np.load(out), rows_of(folder))
+
+
+@pytest.mark.usefixtures("stopped")
+def test_parts_that_no_manifest_names_are_thrown_away(
+    embed: Embed, folder: Path, out: Path
+) -> None:
+    parts = Path(f"{out}.parts")
+    for name in ("000003.npy", "000003.json", "000004.npy.new", "joined.npy"):
+        (parts / name).write_bytes(b"from a crash")
+    assert embed() == 0
+    np.testing.assert_array_equal(np.load(out), rows_of(folder))
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet", ".safetensors"])
+def test_a_crash_while_parts_are_joined_costs_no_row(
+    url: str,
+    folder: Path,
+    tmp_path: Path,
+    service: FakeService,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+) -> None:
+    def crash(*args: Any) -> None:
+        raise SystemError("power cut")
+
+    out = tmp_path / f"o{ending}"
+    out.write_text("older")
+    args = ["embed", "--url", url, str(folder), "-o", str(out), "--quiet"]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        patched.setattr(parts_module, "write_durably", _plain_write)
+        with pytest.raises(SystemError):
+            run(args)
+    assert out.read_text() == "older"
+    assert len(service.seen) > 0
+    service.seen.clear()
+    assert run(args) == 0
+    assert service.seen == []
+    np.testing.assert_array_equal(read_embeddings(str(out)).embeddings, rows_of(folder))
+    beside = {"o.npy.json"} if ending == ".npy" else set()
+    assert set(os.listdir(tmp_path)) == {"in", out.name} | beside
+
+
+def _plain_write(path: Path, write: Callable[[Any], Any]) -> None:
+    with path.open("wb") as file:
+        write(file)
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize("name", ["000001.npy", "000001.json"])
+def test_damaged_or_missing_parts_are_refused(
+    embed: Embed, out: Path, capsys: Any, name: str
+) -> None:
+    path = Path(f"{out}.parts/{name}")
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + b"abc")
+    assert embed() == 4
+    assert "is damaged" in capsys.readouterr().err
+    path.unlink()
+    assert embed() == 4
+    assert f"{path} is missing" in capsys.readouterr().err
+    path.write_bytes(content)
+    assert embed() == 0
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_copy_of_the_parts_goes_on_elsewhere(
+    url: str, folder: Path, out: Path, tmp_path: Path, service: FakeService
+) -> None:
+    shutil.copytree(f"{out}.parts", tmp_path / "moved.npy.parts")
+    args = ["embed", "--url", url, str(folder), "-o", str(tmp_path / "moved.npy"), "--quiet"]
+    assert run(args) == 0
+    assert sum(seen.rows for seen in service.seen) == ROWS - 25
+
+
+@pytest.mark.usefixtures("stopped")
+def test_files_of_others_are_never_removed(embed: Embed, out: Path) -> None:
+    mine = Path(f"{out}.parts/notes.txt")
+    mine.write_text("mine")
+    assert embed("--restart") == 0
+    assert mine.read_text() == "mine"
+
+
+def test_two_runs_on_one_output_are_refused(
+    embed: Embed, out: Path, service: FakeService, capsys: Any
+) -> None:
+    first = Parts(out, {})
+    assert embed() == 2
+    assert "another run is writing" in capsys.readouterr().err
+    first.close(remove=True)
+    assert embed() == 0
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])
+def test_signals_keep_what_is_finished(
+    url: str, folder: Path, out: Path, service: FakeService, kill: signal.Signals, capsys: Any
+) -> None:
+    command = [str(Path(sys.executable).with_name("vim-embed")), "embed", "--url", url]
+    command += [str(folder), "-o", str(out), "--batch-rows", "5", "--in-flight", "1"]
+    process: subprocess.Popen[str]
+
+    async def interrupt(service: FakeService, request: Any) -> None:
+        if len(service.seen) == 4:
+            process.send_signal(kill)
+            await refuse(500, "internal_error")(service, request)
+
+    service.always = interrupt
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    # The third answer may have arrived without having been taken.
+    assert "15 finished rows are kept" in told or "10 finished rows are kept" in told
+    service.always = None
+    assert run(command[1:]) == 0
+    np.testing.assert_array_equal(np.load(out), rows_of(folder))
+
+
+PROVENANCE = Provenance(model="m")
+
+
+def part_of(parts: Parts, first: int, stop: int) -> None:
+    parts.check(PROVENANCE)
+    for row in range(first, stop):
+        parts.add(Answered(Place(0, row + 1, "d"), f"{row}", np.full(2, row, np.float32)))
+
+
+def test_a_part_whose_line_was_written_twice_counts_once(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "o.npy", {})
+    part_of(parts, 0, 3)
+    parts.commit()
+    parts.close()
+    manifest = tmp_path / "o.npy.parts" / "manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes() + manifest.read_bytes().splitlines(True)[1])
+    parts = Parts(tmp_path / "o.npy", {})
+    assert parts.rows == 3
+    assert [ids for ids, _ in parts.blocks()] == [["0", "1", "2"]]
+    parts.close()
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_crash_at_any_step_of_a_commit_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Breaks off before the n-th fsync or rename of the second part, as a power cut might."""
+    parts = Parts(tmp_path / "o.npy", {})
+    part_of(parts, 0, 3)
+    parts.commit()
+    part_of(parts, 3, 5)
+    left = [step]
+
+    def breaking(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            if left[0] == 0:
+                raise SystemError("power cut")
+            left[0] -= 1
+            return real(*args)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", breaking(os.fsync))
+        patched.setattr(os, "replace", breaking(os.replace))
+        try:
+            parts.commit()
+        except SystemError:
+            assert step < 6
+    parts._manifest.close()
+    parts._lock.close()
+    again = Parts(tmp_path / "o.npy", {})
+    part_of(again, again.place.row, 7)
+    again.commit()
+    assert again.rows == 7
+    assert [row_id for ids, _ in again.blocks() for row_id in ids] == list("0123456")
+    rows = np.concatenate([rows for _, rows in again.blocks()])
+    np.testing.assert_array_equal(rows[:, 0], np.arange(7))
+    again.close()
+
+
+def test_what_was_skipped_is_remembered(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "o.npy", {}, part_rows=2)
+    parts.check(PROVENANCE)
+    for row in range(5):
+        parts.add(Answered(Place(0, row + 1), f"{row}", Skipped(id=f"{row}", reason="no")))
+    parts.commit()
+    parts.close()
+    again = Parts(tmp_path / "o.npy", {})
+    assert (again.rows, again.skipped, again.place.row) == (0, 5, 5)
+    assert [one.id for one in again.all_skipped()] == list("01234")
+    again.close()
+
+
+def test_parts_of_another_format_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "o.npy.parts"
+    folder.mkdir()
+    (folder / "manifest.jsonl").write_text('{"format": 99, "options": {}}\n')
+    with pytest.raises(ResumeError, match="another version"):
+        Parts(tmp_path / "o.npy", {})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("step", range(1, 60))
+def test_an_interrupt_at_any_line_of_a_commit_loses_and_doubles_nothing(
+    tmp_path: Path, step: int
+) -> None:
+    """Ctrl-C before the n-th line of the module, and then the commit that keeps what is there."""
+    parts = Parts(tmp_path / "o.npy", {})
+    part_of(parts, 0, 3)
+    left = [step]
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(("bulk/parts.py", "bulk/durable.py")):
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        parts.commit()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    parts.commit()
+    parts.close()
+    again = Parts(tmp_path / "o.npy", {})
+    assert again.rows == 3
+    assert [ids for ids, _ in again.blocks()] == [["0", "1", "2"]]
+    again.close()
