@@ -37,7 +37,7 @@ COMMANDS = {
     "embed": Lazy("cli_embed:embed", "Embed images and arrays into one file."),
     "models": Lazy("cli_info:models", "List the models that the service has."),
     "health": Lazy("cli_info:health", "Ask whether the service takes requests."),
-    "score": Lazy("score:score_command", "Score two sets of embeddings (MKNN).", "demo"),
+    "score": Lazy("cli_score:score", "Score how far two embeddings agree (MKNN)."),
     "bench": Lazy("bench:bench", "Measure rows per second and latency."),
     "attach": Lazy("platonic.command:attach", "Teach platonic-universe the models of vim-embed."),
     "demo": Lazy("demo.command:demo", "Run everything once on real galaxies.", "demo"),
