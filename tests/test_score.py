@@ -344,7 +344,7 @@ def test_sources_in_common_are_kept() -> None:
     assert (one.embeddings[:, 0].tolist(), two.embeddings[:, 0].tolist()) == ([1, 3], [2, 0])
     with pytest.raises(InputError, match="1 sources in common"):
         pair(named(["a", "b"]), named(["b", "c"]), common=True)
-    with pytest.raises(InputError, match="3 and 2 rows, .* leave out --by-row"):
+    with pytest.raises(InputError, match=r"3 and 2 rows, .* leave out --by-row"):
         pair(named(["a", "b", "c"]), named(["a", "b"]), by_row=True)
 
 

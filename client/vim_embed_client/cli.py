@@ -38,6 +38,10 @@ COMMANDS = {
     "models": Lazy("cli_info:models", "List the models that the service has."),
     "health": Lazy("cli_info:health", "Ask whether the service takes requests."),
     "score": Lazy("cli_score:score", "Score how far two embeddings agree (MKNN)."),
+    "neighbours": Lazy(
+        "cli_neighbours:neighbours", "Draw sources beside those that a model finds alike."
+    ),
+    "map": Lazy("cli_map:map_command", "Draw embeddings as points on a plane."),
     "bench": Lazy("bench:bench", "Measure rows per second and latency."),
     "attach": Lazy("platonic.command:attach", "Teach platonic-universe the models of vim-embed."),
     "demo": Lazy("demo.command:demo", "Run everything once on real galaxies.", "demo"),

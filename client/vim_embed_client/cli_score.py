@@ -107,7 +107,8 @@ def _scores(
             f"k = {wanted[-1]} needs more than {wanted[-1]} sources, and there are {n}: "
             f"ask for -k {n - 1} or less"
         )
-    curve = [*wanted, *curve_ks(n)] if drawn else wanted
+    between = [k for k in curve_ks(n) if all(abs(k / other - 1) > 0.2 for other in wanted)]
+    curve = [*wanted, *between] if drawn else wanted
     found = score_curve(first.embeddings, second.embeddings, curve, **options)
     return [s for s in found if s.k in wanted], found
 

@@ -66,6 +66,19 @@ def neighbours_for(z: Array, ks: Sequence[int]) -> list[Neighbours]:
     return found
 
 
+def neighbours_of(z: ArrayLike, rows: Sequence[int], k: int) -> Neighbours:
+    """The neighbours of some rows only, in the order of `rows`: indices, distances (len(rows), k).
+
+    For pictures: where others are equally near, `neighbours_for` may choose other ones of them.
+    """
+    array = checked(z)
+    if not 1 <= k < len(array):
+        raise ValueError(f"k must be from 1 to {len(array) - 1} among {len(array)} sources")
+    at, unit = np.asarray(rows, np.int64), _unit(array)
+    ((indices, apart),) = _select_all(_distances(unit[at], unit), at, [k])
+    return Neighbours(indices=indices.astype(np.int32), distances=apart)
+
+
 def checked(z: ArrayLike) -> Array:
     """z as a float array (n, d); raises ValueError if it has another shape or is not finite."""
     array = np.asarray(z)
@@ -83,20 +96,28 @@ def checked(z: ArrayLike) -> Array:
 
 def _distance_blocks(z: Array) -> Iterator[tuple[int, Array]]:
     """Cosine distances of a block of rows to all rows, with the block's first row."""
-    n = len(z)
-    norms = np.sqrt(np.einsum("ij,ij->i", z, z))
-    norms[norms < 10 * np.finfo(z.dtype).eps] = 1
-    unit = z / norms[:, None]
+    n, unit = len(z), _unit(z)
     step = max(1, _BLOCK_BYTES // (8 * n))
     for start in range(0, n, step):
-        block = unit if step >= n else unit[start : start + step]
-        distances = block @ unit.T
-        distances *= -1
-        distances += 1
-        np.clip(distances, 0.0, 2.0, out=distances)
+        distances = _distances(unit if step >= n else unit[start : start + step], unit)
         if step >= n:
             np.fill_diagonal(distances, 0.0)
         yield start, distances
+
+
+def _unit(z: Array) -> Array:
+    norms = np.sqrt(np.einsum("ij,ij->i", z, z))
+    norms[norms < 10 * np.finfo(z.dtype).eps] = 1
+    unit: Array = z / norms[:, None]
+    return unit
+
+
+def _distances(block: Array, unit: Array) -> Array:
+    distances: Array = block @ unit.T
+    distances *= -1
+    distances += 1
+    np.clip(distances, 0.0, 2.0, out=distances)
+    return distances
 
 
 def _select_all(

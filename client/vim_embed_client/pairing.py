@@ -23,9 +23,9 @@ def pair(
     """The files with the rows of `second` in the order of `first`.
 
     Where no id is in both files, they are compared below the folder that a file's ids have in
-    common, so that `hst/7.png` and `hsc/7.png` are one source; without ids on both sides, or with `by_row`, rows go by
-    position. common: keep the sources that both have. Raises InputError where the files do not
-    hold the same sources.
+    common, so that `hst/7.png` and `hsc/7.png` are one source. Without ids on both sides, or
+    with `by_row`, rows go by position. common: keep the sources that both have. Raises
+    InputError where the files do not hold the same sources.
     """
     if by_row or first.ids is None or second.ids is None:
         if len(first) != len(second):

@@ -21,13 +21,15 @@ _NAMES = ("embedding", "embeddings")
 class EmbeddingFile:
     """embeddings: (n, d). ids: of its rows, where the file has them.
 
-    provenance: what the service said of its model, under the names of `results.Provenance`;
-    empty where the file does not tell.
+    rows: (n,) where they are in the file, if some were left out or moved. provenance: what the
+    service said of its model, under the names of `results.Provenance`; empty where the file does
+    not tell.
     """
 
     label: str
     embeddings: Array
     ids: list[str] | None = None
+    rows: Array | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -45,21 +47,37 @@ class EmbeddingFile:
         """Model, weights and how they were used, in a line for figures."""
         if not self.model:
             return "the file does not name its model"
-        digest = str(self.provenance.get("weights_digest", ""))
+        kind, _, digest = str(self.provenance.get("weights_digest", "")).rpartition(":")
         named = {"pooling": "{} pooling", "dtype": "{}", "version": "vim-embed {}"}
         told = {name: str(self.provenance.get(name, "")) for name in named}
-        parts = [self.model, f"weights {digest[:19]}" if digest else ""]
+        parts = [self.model, f"weights {kind}:{digest[:12]}" if digest else ""]
         parts += [named[name].format(text) for name, text in told.items() if text]
         return ", ".join(part for part in parts if part)
 
+    @property
+    def path(self) -> Path:
+        """The file, without the name of one of its arrays."""
+        return Path(self.label.removesuffix(f":{self.array}")) if self.array else Path(self.label)
+
+    @property
+    def array(self) -> str:
+        """Which of the file's arrays this is, where the label says so."""
+        head, _, name = self.label.rpartition(":")
+        return name if Path(head).suffix in _READERS else ""
+
     def name(self, row: int) -> str:
         """What to call a row in messages and figures: its id, else its number."""
-        return self.ids[row] if self.ids is not None else f"row {row}"
+        return self.ids[row] if self.ids is not None else f"row {self.numbers[row]}"
+
+    @property
+    def numbers(self) -> Array:
+        """(n,) each row's place in the file, counted from 0."""
+        return np.arange(len(self)) if self.rows is None else self.rows
 
     def take(self, rows: Any) -> EmbeddingFile:
         """The file with these rows only: indices or a mask."""
         ids = None if self.ids is None else [self.ids[i] for i in np.arange(len(self))[rows]]
-        return replace(self, embeddings=self.embeddings[rows], ids=ids)
+        return replace(self, embeddings=self.embeddings[rows], ids=ids, rows=self.numbers[rows])
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -71,7 +89,7 @@ def read_embeddings(argument: str) -> EmbeddingFile:
     .npy (with its .npy.json), .npz, .safetensors and .parquet. Raises ConfigurationError for a
     file or name that is not there, and InputError for one that cannot be read.
     """
-    path, name = _split(argument)
+    path, name = split_argument(argument)
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise ConfigurationError(f"{path} does not end in one of {', '.join(_READERS)}")
@@ -93,7 +111,8 @@ def read_embeddings(argument: str) -> EmbeddingFile:
     return replace(found, label=argument)
 
 
-def _split(argument: str) -> tuple[Path, str | None]:
+def split_argument(argument: str) -> tuple[Path, str | None]:
+    """FILE:NAME as (FILE, NAME), FILE as (FILE, None); ConfigurationError if it is not there."""
     path = Path(argument)
     head, colon, name = argument.rpartition(":")
     if not path.exists() and colon and Path(head).exists():

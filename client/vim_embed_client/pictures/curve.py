@@ -12,7 +12,7 @@ from vim_embed_client.pictures.style import (
     BLUE,
     GREY,
     INK,
-    names,
+    called,
     origins,
     small_print,
     title,
@@ -20,29 +20,44 @@ from vim_embed_client.pictures.style import (
 from vim_embed_client.score import Score
 from vim_embed_client.score_files import EmbeddingFile
 
+# Inches.
+_WIDTH = 7.2
+_LEFT = 0.75
+_AXES = 3.4
+_LEGEND = 0.6
+_LABELS = 0.6
+
 _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 def curve_figure(curve: Sequence[Score], headline: Score, files: Sequence[EmbeddingFile]) -> Figure:
     """MKNN of two files at each k of `curve`, the score that counts marked."""
-    figure = Figure(figsize=(7.2, 5.4), facecolor="white")
+    figure = Figure(figsize=(_WIDTH, 9), facecolor="white")
+    top, foot = _words(figure, headline, files)
+    height = top + _LEGEND + _AXES + _LABELS + foot
+    figure.clear()
+    figure.set_size_inches(_WIDTH, height)
+    _words(figure, headline, files)
+    box = (_LEFT / _WIDTH, (foot + _LABELS) / height, 1 - (_LEFT + 0.2) / _WIDTH, _AXES / height)
+    axes = figure.add_axes(box)
+    draw_curve(axes, curve, headline)
+    axes.set_ylabel("MKNN (share, 0 to 1)", fontsize=11, color=INK)
+    return figure
+
+
+def _words(figure: Figure, headline: Score, files: Sequence[EmbeddingFile]) -> tuple[float, float]:
+    """Draw title and small print; the inches that they take."""
     top = title(
         figure,
         f"MKNN {headline.mknn:.3f} at k = {headline.k} (chance {headline.chance:.3f})",
-        f"{' and '.join(names(files))}, {headline.n:,} sources",
+        f"{called(files)}, {headline.n:,} sources",
         random_weights=any(file.random_weights for file in files),
     )
     about = (
         "MKNN: mean share of cosine k-nearest neighbours that both embeddings have in common. "
         f"Interval: delete-one jackknife. Permuted: {headline.permutations} random pairings."
     )
-    foot = small_print(figure, [about, *origins(files)])
-    width, height = figure.get_size_inches()
-    left, below = 0.75 / width, (foot + 0.5) / height
-    axes = figure.add_axes((left, below, 0.97 - left, 1 - (top + 0.75) / height - below))
-    draw_curve(axes, curve, headline)
-    axes.set_ylabel("MKNN (share, 0 to 1)", fontsize=11, color=INK)
-    return figure
+    return top, small_print(figure, [about, *origins(files)])
 
 
 def draw_curve(axes: Any, curve: Sequence[Score], headline: Score) -> None:

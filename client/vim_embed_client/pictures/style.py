@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from vim_embed_client.score_files import EmbeddingFile
 
@@ -19,7 +19,9 @@ INK = "#222222"
 FAINT = "#666666"
 
 _DPI = 160
-_INCHES_PER_LETTER = 0.0062  # and per point of the font's size
+_MARGIN = 0.2  # inches
+_LEADING = 1.3
+_SAFE = 0.95  # glyphs are set on whole pixels, which may widen a line
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -29,42 +31,49 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def title(figure: Figure, text: str, subtitle: str = "", *, random_weights: bool = False) -> float:
-    """Put a title over the figure, red with a warning for random weights; returns its inches."""
-    width, height = figure.get_size_inches()
-    lines = fitted(text, 13, width - 0.4)
-    colour = INK
+    """Put a title over the figure, under a warning for random weights; the inches that it takes."""
+    used = 0.18
+    parts = [(text, 13.0, "bold", INK), (subtitle, 10.5, "normal", INK)]
     if random_weights:
-        lines, colour = ["RANDOM WEIGHTS, not a scientific result", *lines], VERMILLION
-    style: dict[str, Any] = {"ha": "left", "va": "top", "linespacing": 1.25}
-    figure.text(
-        0.2 / width, 1 - 0.18 / height, "\n".join(lines), fontsize=13, fontweight="bold",
-        color=colour, **style,
-    )  # fmt: skip
-    used = 0.18 + 0.23 * len(lines)
-    if subtitle:
-        more = fitted(subtitle, 10.5, width - 0.4)
+        parts.insert(0, ("RANDOM WEIGHTS, not a scientific result", 13.0, "bold", VERMILLION))
+    width, height = figure.get_size_inches()
+    for words, size, weight, colour in parts:
+        lines = fitted(words, size, width - 2 * _MARGIN, weight) if words else []
         figure.text(
-            0.2 / width, 1 - (used + 0.06) / height, "\n".join(more), fontsize=10.5, color=INK,
-            **style,
+            _MARGIN / width, 1 - used / height, "\n".join(lines), fontsize=size, weight=weight,
+            color=colour, va="top", linespacing=_LEADING,
         )  # fmt: skip
-        used += 0.06 + 0.185 * len(more)
-    return used + 0.12
+        used += len(lines) * size * _LEADING / 72 + 0.03
+    return used
 
 
 def small_print(figure: Figure, lines: Sequence[str]) -> float:
-    """Put lines at the foot of the figure; returns the inches that they take."""
+    """Put lines at the foot of the figure; the inches that they take."""
     width, height = figure.get_size_inches()
-    folded = [part for line in lines for part in fitted(line, 7.5, width - 0.4)]
+    size = 7.5
+    folded = [part for line in lines for part in fitted(line, size, width - 2 * _MARGIN)]
     figure.text(
-        0.2 / width, 0.12 / height, "\n".join(folded), fontsize=7.5, color=FAINT, va="bottom",
-        ha="left", linespacing=1.3,
+        _MARGIN / width, 0.12 / height, "\n".join(folded), fontsize=size, color=FAINT, va="bottom",
+        linespacing=_LEADING,
     )  # fmt: skip
-    return 0.12 + 0.137 * len(folded) + 0.1
+    return 0.12 + len(folded) * size * _LEADING / 72 + 0.1
 
 
-def fitted(text: str, size: float, inches: float) -> list[str]:
-    """`text` in lines that are at most so wide at a font size in points."""
-    return textwrap.wrap(text, max(20, int(inches / (_INCHES_PER_LETTER * size * 1.15)))) or [""]
+def fitted(text: str, size: float, inches: float, weight: str = "normal") -> list[str]:
+    """`text` in lines of at most so many inches, in a font of `size` points."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _inches(longer, size, weight) <= _SAFE * inches:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _inches(text: str, size: float, weight: str) -> float:
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight))
+    return float(path.get_extents().width) / 72
 
 
 def origins(files: Sequence[EmbeddingFile]) -> list[str]:
@@ -77,14 +86,22 @@ def origins(files: Sequence[EmbeddingFile]) -> list[str]:
 
 
 def names(files: Sequence[EmbeddingFile]) -> list[str]:
-    """What to call the files: their models where these differ, else file names or labels."""
+    """What to call the files: by model, array, file or folder, by what tells them apart."""
     for candidates in (
         [file.model for file in files],
-        [Path(file.label).name for file in files],
+        [file.array for file in files],
+        [file.path.stem for file in files],
     ):
         if all(candidates) and len(set(candidates)) == len(files):
-            return [shortened(name, 40) for name in candidates]
-    return [shortened(file.label, 40) for file in files]
+            return [shortened(name, 32) for name in candidates]
+    return [shortened(file.label, 32) for file in files]
+
+
+def called(files: Sequence[EmbeddingFile]) -> str:
+    """Models and files in a few words: `a and b`, or `model: a and b` where both are of one."""
+    model = files[0].model
+    shared = model and len(files) > 1 and all(file.model == model for file in files)
+    return (f"{model}: " if shared else "") + " and ".join(names(files))
 
 
 def shortened(text: str, letters: int) -> str:
