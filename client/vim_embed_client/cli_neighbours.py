@@ -99,8 +99,10 @@ def _files(
     first: str, second: str | None, *, drop: bool, **pairing: bool
 ) -> tuple[EmbeddingFile, ...]:
     one = read_embeddings(first)
-    files = (one,) if second is None else pair(one, read_embeddings(second), **pairing)
-    return usable_rows(*files, drop=drop)
+    if second is None:
+        return usable_rows(one, drop=drop)
+    one, two = pair(one, read_embeddings(second), **pairing)
+    return usable_rows(one, two, drop=drop)
 
 
 def _row(file: EmbeddingFile, asked: str) -> int:
@@ -113,9 +115,8 @@ def _row(file: EmbeddingFile, asked: str) -> int:
         return ending[0]
     if ending:
         raise InputError(f"--query {asked} fits {len(ending)} ids of {file.label}: give one whole")
-    places = np.flatnonzero(file.numbers == int(asked)) if asked.isdecimal() else ()
-    if len(places):
-        return int(places[0])
+    if asked.isdecimal() and (file.numbers == int(asked)).any():
+        return int(np.argmax(file.numbers == int(asked)))
     near = difflib.get_close_matches(asked, below_common_folder(ids), n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise InputError(f"--query {asked} is neither an id nor a row of {file.label}{hint}")

@@ -108,7 +108,7 @@ def jackknife_error(
     average, whatever the statistic. Sources are not independent here, since each is a neighbour
     of others; what it would be to lose one is computed exactly, from the neighbour that moves up.
     The bootstrap is no alternative: Abadie and Imbens 2008 (Econometrica 76, 1537) show that it
-    fails for nearest neighbours.
+    fails for estimators that match nearest neighbours.
 
     first, second: (n, k) neighbour lists. wider_first, wider_second: (n, k + 1).
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def galaxies() -> Pixels:
 
 
 @pytest.fixture(scope="module")
-def survey(galaxies: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def survey(galaxies: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Galaxies as PNGs and as one stack, both embedded by `vim-embed embed`."""
     folder = tmp_path_factory.mktemp("survey")
     (folder / "hst").mkdir()
@@ -51,7 +50,7 @@ def survey(galaxies: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for source, output in (("hst", "hst.parquet"), ("stack.npy", "stack-z.npy")):
             paths = [str(folder / source), "-o", str(folder / output), "--url", url, "--quiet"]
             assert run(["embed", *paths]) == 0
-    yield folder
+    return folder
 
 
 def sheet(capsys: Any, *args: str | Path) -> Any:
@@ -171,7 +170,8 @@ def test_the_second_file_can_have_images_of_its_own(
 )
 def test_arrays_of_all_kinds_are_pictures(shape: tuple[int, ...], dtype: str) -> None:
     picture = as_picture((100 * np.random.default_rng(0).random(shape)).astype(dtype))
-    assert (picture.shape, picture.dtype) == ((8, 9, 3), np.uint8)
+    assert picture.shape == (8, 9, 3)
+    assert picture.dtype == np.uint8
 
 
 def test_float_images_are_stretched_and_nan_is_black() -> None:

@@ -13,6 +13,7 @@ from vim_embed_client.pictures.columns import Column
 from vim_embed_client.pictures.projection import Projection
 from vim_embed_client.pictures.style import (
     BLUE,
+    FAINT,
     GREEN,
     GREY,
     INK,
@@ -35,6 +36,7 @@ _CLASSES = (
 )  # fmt: skip
 _PERCENTILES = (2.0, 98.0)
 _MANY = 5000
+_LETTERS = 16
 
 # Inches.
 _WIDTH = 8.4
@@ -145,16 +147,19 @@ def _categorical(axes: Any, xy: Any, values: Any, label: str, style: dict[str, A
     counts = Counter(values[values != ""].tolist())
     shown = [name for name, _ in counts.most_common(len(_CLASSES))]
     rest = ~np.isin(values, [*shown, ""])
-    for mask, name in ((values == "", "no value"), (rest, f"{len(counts) - len(shown)} others")):
+    groups = [
+        (values == name, name if len(name) <= _LETTERS else f"{name[:_LETTERS]}…", *look, 2)
+        for name, look in zip(shown, _CLASSES, strict=False)
+    ]
+    groups.append((rest, f"{len(counts) - len(shown)} others", FAINT, "h", 1))
+    groups.append((values == "", "no value", GREY, "o", 1))
+    for mask, name, colour, marker, layer in groups:
         if mask.any():
             axes.scatter(
-                *xy[mask].T, color=GREY, alpha=0.35, label=f"{name} ({mask.sum():,})", **style
-            )
-    for name, (colour, marker) in zip(shown, _CLASSES, strict=False):
-        axes.scatter(
-            *xy[values == name].T, color=colour, marker=marker, alpha=max(0.5, _alpha(len(xy))),
-            label=f"{shortened(name, 16)} ({counts[name]:,})", **style,
-        )  # fmt: skip
+                *xy[mask].T, color=colour, marker=marker, zorder=layer,
+                alpha=max(0.5, _alpha(len(xy))) if layer > 1 else 0.4,
+                label=f"{name} ({mask.sum():,})", **style,
+            )  # fmt: skip
     _legend(axes, label)
 
 
@@ -165,4 +170,3 @@ def _legend(axes: Any, heading: str) -> None:
     )  # fmt: skip
     for handle in legend.legend_handles:
         handle.set_sizes([36])
-        handle.set_alpha(1)
