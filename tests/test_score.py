@@ -451,14 +451,14 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, scor
 @pytest.mark.parametrize(
     ("n", "block", "most"),
     [
-        (8000, 32, 200),
+        (5000, 16, 70),
         pytest.param(
             100_000, 1024, 1536, marks=[pytest.mark.soak, pytest.mark.timeout(3600)], id="soak"
         ),
     ],
 )
 def test_memory_is_bounded(n: int, block: int, most: int) -> None:
-    """In MiB. All distances at once would be 244 for 8,000 rows in float32, 38,000 for 100,000."""
+    """In MiB. All distances at once would be 95 for 5,000 rows in float32, 38,000 for 100,000."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, str(n), str(block)],
         capture_output=True, text=True, check=True,

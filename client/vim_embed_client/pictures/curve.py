@@ -72,8 +72,8 @@ def draw_curve(axes: Any, curve: Sequence[Score], headline: Score) -> None:
         ks, [s.low for s in curve], [s.high for s in curve],
         color=BLUE, alpha=0.2, lw=0, label="95 % interval",
     )  # fmt: skip
-    axes.plot(ks, [s.mknn for s in curve], "-", color=BLUE, lw=2.2, label="MKNN")
-    axes.plot(headline.k, headline.mknn, "o", ms=8, color=BLUE)
+    axes.plot(ks, [s.mknn for s in curve], "-", color=BLUE, lw=2.2, clip_on=False, label="MKNN")
+    axes.plot(headline.k, headline.mknn, "o", ms=8, color=BLUE, clip_on=False)
     _dress(axes, ks)
 
 

@@ -36,6 +36,7 @@ class Images:
         self._file = file
         self._folder = source
         self._stack: Array | None = None
+        self._loaded: dict[int, Picture] = {}
         self.stretched = False
         if source is not None and source.suffix == ARRAY_SUFFIX:
             self._stack = _open_stack(source)
@@ -46,7 +47,12 @@ class Images:
             self._below = below_common_folder(file.ids)
 
     def __getitem__(self, row: int) -> Picture:
-        """(H, W, 3) of a row; raises InputError if it cannot be found or read."""
+        """(H, W, 3) of a row, read once; raises InputError if it cannot be found or read."""
+        if row not in self._loaded:
+            self._loaded[row] = self._load(row)
+        return self._loaded[row]
+
+    def _load(self, row: int) -> Picture:
         if self._stack is not None:
             return self._shown(self._stack[self._places[row]])
         path, index = self._find(row)

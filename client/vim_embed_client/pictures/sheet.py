@@ -72,6 +72,7 @@ class Sheet:
 
 def sheet_figure(sheet: Sheet) -> Figure:
     """Queries in the first column, neighbours with their distances beside them, nearest first."""
+    _load(sheet)
     models = len(sheet.files)
     left = _MARGIN + (_LABEL if models > 1 else 0)
     across = (1 + sheet.k) * (_CELL + _GAP) + _GAP
@@ -94,6 +95,13 @@ def sheet_figure(sheet: Sheet) -> Figure:
     return figure
 
 
+def _load(sheet: Sheet) -> None:
+    """Read every picture first: the small print says how they were stretched."""
+    for images, found in zip(sheet.images, sheet.neighbours, strict=True):
+        for row in dict.fromkeys([*sheet.queries, *found.indices.ravel().tolist()]):
+            images[row]
+
+
 def _words(figure: Figure, sheet: Sheet) -> tuple[float, float]:
     """Draw title and small print; the inches that they take."""
     subtitle = f"{called(sheet.files)}, {len(sheet.files[0]):,} sources"
@@ -104,7 +112,8 @@ def _words(figure: Figure, sheet: Sheet) -> tuple[float, float]:
         )
     top = title(
         figure,
-        f"The {sheet.k} nearest neighbours of {len(sheet.queries)} sources",
+        f"The {sheet.k} nearest neighbours of {len(sheet.queries)} "
+        + ("source" if len(sheet.queries) == 1 else "sources"),
         subtitle,
         random_weights=any(file.random_weights for file in sheet.files),
     )
