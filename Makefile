@@ -70,3 +70,8 @@ clean:
 .PHONY: docs
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tests/generate_docs.py
+
+# The memory of scoring 100,000 rows; about ten minutes.
+.PHONY: score-soak
+score-soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak tests/test_score.py
