@@ -35,7 +35,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 # platonic-universe and its astropt go without their dependencies: these ask for torchvision,
 # whose wheels fit one build of torch only, and which the tests do not need.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) -e '.[service,demo,parquet,hf,astro,dev,host]'
+	@$(PIP) -e '.[service,demo,parquet,hf,astro,umap,dev,host]'
 	@$(PIP) --no-deps platonic-universe astropt
 	@touch $@
 
@@ -81,3 +81,8 @@ clean:
 .PHONY: docs
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tests/generate_docs.py
+
+# The memory of scoring 100,000 rows; about ten minutes.
+.PHONY: score-soak
+score-soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak tests/test_score.py

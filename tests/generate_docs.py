@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import click
+
+from vim_embed import cli as server_cli
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.errors import ERRORS
 from vim_embed.settings import Settings
+from vim_embed_client import cli as client_cli
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+CLI = ROOT / "docs" / "cli.md"
 OPENAPI = ROOT / "docs" / "openapi.json"
+_SECTION = re.compile(
+    r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL
+)
 _SETTINGS = re.compile(r"(<!-- settings: begin -->\n).*?(<!-- settings: end -->)", re.DOTALL)
 
 
@@ -48,7 +57,58 @@ def error_rows() -> list[tuple[str, str, str]]:
     return [(str(e.status), f"`{e.code}`", "yes" if e.retryable else "no") for e in ERRORS]
 
 
+def exit_codes(codes: Mapping[int, str]) -> str:
+    """The table of a command's exit codes."""
+    rows = [f"| {code} | {meaning} |" for code, meaning in codes.items()]
+    return "\n".join(["| code | meaning |", "|---|---|", *rows]) + "\n"
+
+
+def commands(group: click.Group, name: str) -> str:
+    """Every command of a group with its arguments, options and help."""
+    parent = click.Context(group, info_name=name)
+    parts = []
+    for command_name in group.list_commands(parent):
+        command = group.get_command(parent, command_name)
+        assert command is not None
+        context = click.Context(command, info_name=command_name, parent=parent)
+        usage = " ".join(command.collect_usage_pieces(context))
+        parts.append(f"### `{name} {command_name} {usage}`\n\n{_paragraphs(command)}")
+        rows = list(_options(command, context))
+        if rows:
+            parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def _paragraphs(command: click.Command) -> str:
+    text = " ".join((command.help or "").replace("\n\n", "\0").split())
+    return text.replace("\0 ", "\n\n").replace("\0", "\n\n") + "\n"
+
+
+def _options(command: click.Command, context: click.Context) -> Iterator[str]:
+    settings = [p for p in command.params if p.name in Settings.model_fields]
+    listed = command.name == "serve" or len(settings) < len(Settings.model_fields)
+    for param in command.params:
+        record = param.get_help_record(context) if isinstance(param, click.Option) else None
+        if record is not None and (listed or param not in settings):
+            option, meaning = (" ".join(text.split()).replace("|", "\\|") for text in record)
+            yield f"| `{option}` | {meaning} |"
+    if not listed:
+        yield "| the settings | those of `vim-embed-server serve` |"
+
+
+def cli_with_commands(text: str) -> str:
+    """docs/cli.md with the commands, options and exit codes of the code."""
+    sections = {
+        "vim-embed": commands(client_cli.cli, "vim-embed"),
+        "vim-embed-server": commands(server_cli.main, "vim-embed-server"),
+        "vim-embed-codes": exit_codes(client_cli.EXIT_CODES),
+        "vim-embed-server-codes": exit_codes(server_cli.EXIT_CODES),
+    }
+    return _SECTION.sub(lambda match: match[1] + sections[match["name"]] + match[3], text)
+
+
 def main() -> None:
+    CLI.write_text(cli_with_commands(CLI.read_text()))
     README.write_text(readme_with_settings(README.read_text()))
     OPENAPI.write_text(openapi_text())
 

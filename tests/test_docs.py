@@ -8,10 +8,20 @@ import sys
 
 import pytest
 
-from generate_docs import OPENAPI, README, ROOT, error_rows, openapi_text, readme_with_settings
+from generate_docs import (
+    CLI,
+    OPENAPI,
+    README,
+    ROOT,
+    cli_with_commands,
+    error_rows,
+    openapi_text,
+    readme_with_settings,
+)
 from vim_embed import __version__
 from vim_embed.models.catalogue import CATALOGUE
 from vim_embed.settings import Settings
+from vim_embed_client.cli import COMMANDS
 
 HTTP = (ROOT / "docs" / "http.md").read_text()
 
@@ -28,6 +38,12 @@ def test_readme_settings_are_the_code_s() -> None:
 
 def test_openapi_is_the_code_s() -> None:
     assert OPENAPI.read_text() == openapi_text(), "run `make docs`"
+
+
+def test_the_commands_are_the_code_s() -> None:
+    text = CLI.read_text()
+    assert cli_with_commands(text) == text, "run `make docs`"
+    assert all(f"### `vim-embed {name} " in text for name in COMMANDS)
 
 
 def test_http_errors_are_the_code_s() -> None:

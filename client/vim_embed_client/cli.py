@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from vim_embed_client.errors import (
     ConfigurationError,
@@ -21,11 +22,11 @@ from vim_embed_client.errors import (
 
 EXIT_CODES = {
     0: "done",
-    1: "the service reported a failure, or something went wrong",
-    2: "wrong usage",
+    1: "the service reported a failure, an input cannot be used, or something went wrong",
+    2: "wrong usage: an option, a file or a package that is not there",
     3: "the service cannot be reached",
     4: "finished rows of another run are in the way (see embed --restart)",
-    130: "interrupted",
+    130: "interrupted by Ctrl-C or SIGTERM",
 }
 
 _PACKAGE = "vim_embed_client"
@@ -43,10 +44,15 @@ COMMANDS = {
     "embed": Lazy("cli_embed:embed", "Embed images and arrays into one file."),
     "models": Lazy("cli_info:models", "List the models that the service has."),
     "health": Lazy("cli_info:health", "Ask whether the service takes requests."),
-    "score": Lazy("score:score_command", "Score two sets of embeddings (MKNN).", "demo"),
+    "score": Lazy("cli_score:score", "Score how far two embeddings agree (MKNN)."),
+    "neighbours": Lazy(
+        "cli_neighbours:neighbours", "Draw sources beside those that a model finds alike."
+    ),
+    "map": Lazy("cli_map:map_command", "Draw embeddings as points on a plane."),
     "bench": Lazy("bench:bench", "Measure rows per second and latency."),
     "attach": Lazy("platonic.command:attach", "Teach platonic-universe the models of vim-embed."),
     "demo": Lazy("demo.command:demo", "Run everything once on real galaxies.", "demo"),
+    "completion": Lazy("cli_completion:completion", "Print the completion script of a shell."),
 }
 
 
@@ -59,6 +65,14 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         lazy = COMMANDS.get(cmd_name)
         return _load(lazy) if lazy else None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [
+            CompletionItem(name, help=lazy.help)
+            for name, lazy in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -124,3 +138,7 @@ def main() -> None:
     """The console script. SIGTERM ends it like Ctrl-C, so that a service it started ends too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

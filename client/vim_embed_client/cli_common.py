@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
+from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.options import DEFAULT_URL
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FIGURES = (".png", ".pdf", ".svg")
+RANDOM_WEIGHTS = "[bold red]RANDOM WEIGHTS: not a scientific result.[/]"
 
 
 def service_options(command: F) -> F:
@@ -30,6 +36,37 @@ def service_options(command: F) -> F:
 def json_option(command: F) -> F:
     """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def pairing_options(command: F) -> F:
+    """Add --by-row, --common and --drop-invalid, for commands that compare two files."""
+    by_row = click.option(
+        "--by-row", is_flag=True, help="Pair rows by position, whatever the ids say."
+    )
+    common = click.option(
+        "--common", is_flag=True, help="Keep the sources that both files have, by their ids."
+    )
+    return by_row(common(drop_option(command)))
+
+
+def drop_option(command: F) -> F:
+    """Add --drop-invalid."""
+    return click.option(
+        "--drop-invalid", is_flag=True, help="Leave out rows that are zero or not finite."
+    )(command)
+
+
+def figure_path(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """An option's callback: the path of a figure, refused before any work if it cannot be one."""
+    if value is None:
+        return None
+    if value.suffix.lower() not in FIGURES:
+        raise click.BadParameter(f"{value} does not end in one of {', '.join(FIGURES)}")
+    if not value.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {value.absolute().parent}: make it first")
+    if find_spec("matplotlib") is None:
+        raise ConfigurationError('figures need matplotlib: pip install "vim-embed[plot]"')
+    return value
 
 
 def print_json(value: Any) -> None:

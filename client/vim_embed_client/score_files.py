@@ -1,12 +1,10 @@
-"""Reads what `vim-embed embed` and `vim-embed demo` write, for scoring, and pairs the rows."""
+"""Reads what `vim-embed embed` and `vim-embed demo` write, for scoring and pictures."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,72 @@ from vim_embed_client.outputs import sidecar
 from vim_embed_client.wire import Array, parse_safetensors
 
 _NAMES = ("embedding", "embeddings")
-_ROW = re.compile(r"#\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingFile:
     """embeddings: (n, d). ids: of its rows, where the file has them.
 
-    model, random_weights: from the file's provenance; empty and False without one.
+    rows: (n,) where they are in the file, if some were left out or moved. provenance: what the
+    service said of its model, under the names of `results.Provenance`; empty where the file does
+    not tell.
     """
 
     label: str
     embeddings: Array
     ids: list[str] | None = None
-    model: str = ""
-    random_weights: bool = False
+    rows: Array | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The model's name, or nothing."""
+        return str(self.provenance.get("model", ""))
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the numbers mean nothing."""
+        return str(self.provenance.get("random_weights", "")).lower() == "true"
+
+    @property
+    def origin(self) -> str:
+        """Model, weights and how they were used, in a line for figures."""
+        if not self.model:
+            return "the file does not name its model"
+        kind, _, digest = str(self.provenance.get("weights_digest", "")).rpartition(":")
+        named = {"pooling": "{} pooling", "dtype": "{}", "version": "vim-embed {}"}
+        told = {name: str(self.provenance.get(name, "")) for name in named}
+        parts = [self.model, f"weights {kind}:{digest[:12]}" if digest else ""]
+        parts += [named[name].format(text) for name, text in told.items() if text]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def path(self) -> Path:
+        """The file, without the name of one of its arrays."""
+        return Path(self.label.removesuffix(f":{self.array}")) if self.array else Path(self.label)
+
+    @property
+    def array(self) -> str:
+        """Which of the file's arrays this is, where the label says so."""
+        head, _, name = self.label.rpartition(":")
+        return name if Path(head).suffix in _READERS else ""
+
+    def name(self, row: int) -> str:
+        """What to call a row in messages and figures: its id, else its number."""
+        return self.ids[row] if self.ids is not None else f"row {self.numbers[row]}"
+
+    @property
+    def numbers(self) -> Array:
+        """(n,) each row's place in the file, counted from 0."""
+        return np.arange(len(self)) if self.rows is None else self.rows
+
+    def take(self, rows: Any) -> EmbeddingFile:
+        """The file with these rows only: indices or a mask."""
+        ids = None if self.ids is None else [self.ids[i] for i in np.arange(len(self))[rows]]
+        return replace(self, embeddings=self.embeddings[rows], ids=ids, rows=self.numbers[rows])
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
 
 
 def read_embeddings(argument: str) -> EmbeddingFile:
@@ -40,7 +89,7 @@ def read_embeddings(argument: str) -> EmbeddingFile:
     .npy (with its .npy.json), .npz, .safetensors and .parquet. Raises ConfigurationError for a
     file or name that is not there, and InputError for one that cannot be read.
     """
-    path, name = _split(argument)
+    path, name = split_argument(argument)
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise ConfigurationError(f"{path} does not end in one of {', '.join(_READERS)}")
@@ -50,30 +99,20 @@ def read_embeddings(argument: str) -> EmbeddingFile:
         raise
     except Exception as error:  # readers of foreign files raise errors of every kind
         raise InputError(f"{path} cannot be read: {error}") from None
+    shape = found.embeddings.shape
+    if len(shape) != 2 or 0 in shape or found.embeddings.dtype.kind not in "fiu":
+        raise InputError(
+            f"{argument} holds {found.embeddings.dtype} of shape {shape}: embeddings are numbers "
+            "of shape (n, d), one row for each source; choose another array with FILE:NAME, or "
+            "embed again"
+        )
     if found.ids is not None and len(found.ids) != len(found.embeddings):
         raise InputError(f"{path} has {len(found.embeddings)} rows and {len(found.ids)} ids")
     return replace(found, label=argument)
 
 
-def pair(first: EmbeddingFile, second: EmbeddingFile) -> tuple[Array, Array]:
-    """The embeddings with the rows of `second` in the order of `first`.
-
-    Ids are compared below the folder that a file's ids have in common, so that `hst/7.png`
-    and `hsc/7.png` are one source; without ids on both sides rows go by position. Raises
-    InputError where the ids name different sources.
-    """
-    if first.ids is None or second.ids is None:
-        return first.embeddings, second.embeddings
-    mine, theirs = _below_common_folder(first.ids), _below_common_folder(second.ids)
-    if mine == theirs:
-        return first.embeddings, second.embeddings
-    places = {name: row for row, name in enumerate(theirs)}
-    if len(mine) != len(theirs) or len(places) != len(theirs) or places.keys() != set(mine):
-        raise InputError(_disagreement(mine, theirs))
-    return first.embeddings, second.embeddings[[places[name] for name in mine]]
-
-
-def _split(argument: str) -> tuple[Path, str | None]:
+def split_argument(argument: str) -> tuple[Path, str | None]:
+    """FILE:NAME as (FILE, NAME), FILE as (FILE, None); ConfigurationError if it is not there."""
     path = Path(argument)
     head, colon, name = argument.rpartition(":")
     if not path.exists() and colon and Path(head).exists():
@@ -151,34 +190,7 @@ def _choose(arrays: Mapping[str, Array], name: str | None, path: Path) -> Array:
 
 
 def _described(array: Array, ids: list[str] | None, provenance: Mapping[str, Any]) -> EmbeddingFile:
-    return EmbeddingFile(
-        label="",
-        embeddings=array,
-        ids=ids,
-        model=str(provenance.get("model", "")),
-        random_weights=str(provenance.get("random_weights", "")).lower() == "true",
-    )
-
-
-def _below_common_folder(ids: Sequence[str]) -> list[str]:
-    paths = [os.path.normpath(_ROW.sub("", name)) for name in ids]
-    try:
-        folder = os.path.commonpath(paths)
-    except ValueError:  # absolute and relative paths mixed
-        return list(ids)
-    return [
-        (os.path.relpath(path, folder) if folder else path) + name[len(_ROW.sub("", name)) :]
-        for path, name in zip(paths, ids, strict=True)
-    ]
-
-
-def _disagreement(mine: Sequence[str], theirs: Sequence[str]) -> str:
-    only_mine, only_theirs = set(mine) - set(theirs), set(theirs) - set(mine)
-    examples = ", ".join(sorted(only_mine)[:2] + sorted(only_theirs)[:2]) or "ids repeat"
-    return (
-        f"the files name different sources ({len(only_mine)} only in the first, "
-        f"{len(only_theirs)} only in the second: {examples}); pair rows by position with --by-row"
-    )
+    return EmbeddingFile(label="", embeddings=array, ids=ids, provenance=provenance)
 
 
 _READERS: dict[str, Callable[[Path, str | None], EmbeddingFile]] = {

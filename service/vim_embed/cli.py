@@ -1,4 +1,4 @@
-"""`vim-embed-server`: serve, models, check, fetch, bench."""
+"""`vim-embed-server`: serve, models, check, fetch, bench, completion."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -26,7 +27,30 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+EXIT_CODES = {
+    0: "done; `serve`: stopped by SIGTERM or Ctrl-C after what was in flight",
+    1: "a model, weights or a comparison failed, or the server could not start",
+    2: "wrong usage or settings",
+    130: "interrupted by Ctrl-C",
+}
+
+
+class Server(click.Group):
+    """A group that an interrupt ends with its own exit code, and not with that of a failure."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+
+
+@click.group(
+    cls=Server,
+    epilog="Exit codes: " + "; ".join(f"{code} {text}" for code, text in EXIT_CODES.items()) + ".",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="vim-embed-server")
 def main() -> None:
     """Native Vision Mamba and ViT proxies behind a batched HTTP API."""
@@ -46,8 +70,19 @@ def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Calla
     help_text = f"{field.description}  [{env}; {default}]"
     if field.annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
-    many = name == "models"
-    return click.option(flag, name, type=_kind(field), multiple=many, default=None, help=help_text)
+    if name == "models":
+        return click.option(
+            flag, name, multiple=True, default=None, help=help_text, shell_complete=_model_names
+        )
+    return click.option(flag, name, type=_kind(field), default=None, help=help_text)
+
+
+def _model_names(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from vim_embed.models.catalogue import CATALOGUE
+
+    return [CompletionItem(name) for name in CATALOGUE if name.startswith(incomplete)]
 
 
 def _kind(field: FieldInfo) -> click.ParamType[Any] | type:
@@ -126,19 +161,33 @@ def check(as_json: bool, **flags: Any) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="MODEL...")
-def fetch(names: tuple[str, ...]) -> None:
+@click.argument("names", nargs=-1, required=True, metavar="MODEL...", shell_complete=_model_names)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def fetch(names: tuple[str, ...], as_json: bool) -> None:
     """Bring weights to the local Hub cache (HF_HOME), for starts with HF_HUB_OFFLINE=1."""
     from vim_embed.models.catalogue import parse_model
     from vim_embed.models.hub import WeightsError, digest_files, locate
 
+    fetched = []
     for argument in names:
         try:
             located = locate(parse_model(argument))
         except (ValueError, WeightsError) as error:
             raise click.ClickException(str(error)) from error
-        revision = f" at {located.revision}" if located.revision else ""
-        click.echo(f"{argument}: {located.source}{revision}, {digest_files(located.files)}")
+        digest = digest_files(located.files)
+        fetched.append(
+            {
+                "model": argument,
+                "source": located.source,
+                "revision": located.revision,
+                "digest": digest,
+            }
+        )
+        if not as_json:
+            revision = f" at {located.revision}" if located.revision else ""
+            click.echo(f"{argument}: {located.source}{revision}, {digest}")
+    if as_json:
+        click.echo(json.dumps(fetched, indent=2))
 
 
 @main.command()
@@ -169,6 +218,7 @@ def bench(
     model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
     """
     from vim_embed.bench import bare_loop
+    from vim_embed.models.hub import WeightsError
     from vim_embed.models.load import load_model, resolve_device
 
     settings = read_settings(flags)
@@ -183,14 +233,17 @@ def bench(
         _print_kernels(settings, rows)
     for argument in settings.models:
         name, _, source = argument.partition("=")
-        model = load_model(
-            name,
-            source or None,
-            device=settings.device,
-            dtype=settings.dtype,
-            backend=settings.backend,
-            random_weights=settings.random_weights,
-        )
+        try:
+            model = load_model(
+                name,
+                source or None,
+                device=settings.device,
+                dtype=settings.dtype,
+                backend=settings.backend,
+                random_weights=settings.random_weights,
+            )
+        except (ValueError, WeightsError) as error:
+            raise click.ClickException(str(error)) from error
         result = bare_loop(model, rows=rows, seconds=seconds, wire=wire)
         if as_json or bare:
             click.echo(json.dumps({"model": name, **asdict(result)}))
@@ -199,6 +252,15 @@ def bench(
                 f"{name}: {result.rows_per_s:.1f} images/s in batches of {rows} "
                 f"({result.backend} on {result.device}, {result.threads} threads)"
             )
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell: `source <(vim-embed-server completion bash)`."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "vim-embed-server", "_VIM_EMBED_SERVER_COMPLETE").source())
 
 
 def _bench_gpu(settings: Settings, batches: str, sizes: str, output: Path | None) -> None:

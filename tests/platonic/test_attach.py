@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -205,6 +207,23 @@ def test_a_folder_without_the_host(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_check_and_undo_exclude_each_other(tmp_path: Path) -> None:
     assert run(["attach", str(tmp_path), "--check", "--undo"]) == 2
+
+
+def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkout(tmp_path, RELEASE)
+
+    def told(*flags: str, code: int = 0) -> Any:
+        assert run(["attach", str(tmp_path), "--json", *flags]) == code
+        return json.loads(capsys.readouterr().out)
+
+    before = told("--check", code=1)
+    assert (before["attached"], before["changed"]) == (False, False)
+    assert told("--diff")["diff"].startswith("--- a/")
+    done = told()
+    assert (done["attached"], done["changed"], done["files"]) == (True, True, before["files"])
+    assert told("--check")["attached"] is True
+    assert told("--undo", "--diff")["attached"] is True
+    assert told("--undo")["attached"] is False
 
 
 def test_without_the_client_the_host_still_imports() -> None:

@@ -1,24 +1,20 @@
-"""The demo's figure, and MKNN against k alone; matplotlib without a display."""
+"""The demo's figure; matplotlib without a display."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from vim_embed_client.demo.flow import Pixels, Result
 from vim_embed_client.demo.views import HYPER_SUPRIME_CAM
-from vim_embed_client.score import Curve, Neighbours, Score, nearest_neighbours
+from vim_embed_client.nearest import Indices, nearest_neighbours
+from vim_embed_client.pictures.curve import draw_curve
+from vim_embed_client.pictures.style import GREY, INK, ORANGE, VERMILLION
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_BLUE, _ORANGE, _VERMILLION, _GREY = "#0072B2", "#E69F00", "#D55E00", "#8A8A8A"
-_INK = "#222222"
 _ROWS, _SHOWN = 6, 5
 _BRIGHTEST = 128
-_DPI = 160
 _TITLE_LETTERS = 96
 
 
@@ -30,23 +26,8 @@ def demo_figure(result: Result) -> Figure:
     figure = Figure(figsize=(15, 6.9), facecolor="white")
     _title(figure, result)
     _grid(figure, result)
-    axes = figure.add_axes((0.74, 0.1, 0.245, 0.6))
-    _curve(axes, result.curve, result.score)
+    _curve(figure.add_axes((0.74, 0.1, 0.245, 0.62)), result)
     return figure
-
-
-def curve_figure(curve: Curve, score: Score, title: str) -> Figure:
-    """MKNN against k with the chance level, under a title."""
-    figure = Figure(figsize=(6.4, 4.8), facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    _curve(axes, curve, score)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=_INK)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a file of the path's format."""
-    figure.savefig(path, dpi=_DPI)
 
 
 def _title(figure: Figure, result: Result) -> None:
@@ -59,7 +40,7 @@ def _title(figure: Figure, result: Result) -> None:
         va="top",
         fontsize=17,
         fontweight="bold",
-        color=_VERMILLION if result.provenance.random_weights else _INK,
+        color=VERMILLION if result.provenance.random_weights else INK,
     )
     figure.text(
         0.015,
@@ -68,7 +49,7 @@ def _title(figure: Figure, result: Result) -> None:
         f"as a ground telescope would (seeing {telescope.fwhm}″, {telescope.pixel}″ pixels, noise)",
         fontsize=11.5,
         va="top",
-        color=_INK,
+        color=INK,
     )
 
 
@@ -97,7 +78,7 @@ def _grid(figure: Figure, result: Result) -> None:
         "is what MKNN counts.",
         fontsize=10.5,
         va="top",
-        color=_INK,
+        color=INK,
     )
 
 
@@ -113,14 +94,14 @@ def _row(
     row: int,
     source: int,
     pixels: Pixels,
-    mine: Neighbours,
-    other: Neighbours,
+    mine: Indices,
+    other: Indices,
 ) -> None:
-    _stamp(figure.add_subplot(grid[row, 0]), pixels[source], _INK, 1.0)
+    _stamp(figure.add_subplot(grid[row, 0]), pixels[source], INK, 1.0)
     for column, neighbour in enumerate(mine[source, :_SHOWN], start=1):
         shared = neighbour in other[source]
         axes = figure.add_subplot(grid[row, column])
-        _stamp(axes, pixels[neighbour], *((_ORANGE, 3.5) if shared else (_GREY, 0.6)))
+        _stamp(axes, pixels[neighbour], *((ORANGE, 3.5) if shared else (GREY, 0.6)))
 
 
 def _stamp(axes: Any, pixels: Pixels, colour: str, width: float) -> None:
@@ -134,47 +115,18 @@ def _stamp(axes: Any, pixels: Pixels, colour: str, width: float) -> None:
 def _headings(figure: Figure, left: float, right: float, columns: int, name: str) -> None:
     cell = (right - left) / columns
     for x, text in ((left, "source"), (left + cell, f"nearest neighbours in the {name} →")):
-        figure.text(x, 0.815, text, fontsize=11, color=_INK, va="bottom")
+        figure.text(x, 0.815, text, fontsize=11, color=INK, va="bottom")
 
 
-def _curve(axes: Any, curve: Curve, score: Score) -> None:
-    axes.fill_between(
-        curve.ks, curve.low, curve.high, color=_GREY, alpha=0.3, lw=0, label="pairs permuted, 95 %"
-    )
-    axes.plot(curve.ks, curve.chance, "--", color=_GREY, lw=1.6, label="chance, k / (n − 1)")
-    axes.plot(curve.ks, curve.mknn, "-", color=_BLUE, lw=2.2, label="MKNN")
-    axes.errorbar(
-        score.k,
-        score.mknn,
-        yerr=[[score.mknn - score.low], [score.high - score.mknn]],
-        fmt="o",
-        ms=8,
-        color=_BLUE,
-        capsize=4,
-    )
+def _curve(axes: Any, result: Result) -> None:
+    draw_curve(axes, result.curve, result.score)
+    axes.set_ylabel("share of neighbours in both views", fontsize=11, color=INK)
     axes.set_title(
-        f"MKNN at k = {score.k}: {score.mknn:.3f}  (chance {score.chance:.3f})",
+        f"MKNN at k = {result.score.k}: {result.score.mknn:.3f}  "
+        f"(chance {result.score.chance:.3f})",
         loc="left",
-        pad=62,
+        pad=48,
         fontsize=11.5,
         fontweight="bold",
-        color=_INK,
-    )
-    _dress(axes, int(curve.ks[-1]))
-
-
-def _dress(axes: Any, largest: int) -> None:
-    ticks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= largest]
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([str(k) for k in ticks])
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("neighbours k", fontsize=11.5, color=_INK)
-    axes.set_ylabel("share of neighbours in both views", fontsize=11.5, color=_INK)
-    axes.grid(color="#E6E6E6", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=10.5, reverse=True
+        color=INK,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from vim_embed_client.demo.stamps import (
 from vim_embed_client.demo.views import HYPER_SUPRIME_CAM, ground_view, to_ground
 from vim_embed_client.errors import ProvenanceChangedError
 from vim_embed_client.results import ModelEntry
-from vim_embed_client.score import Curve, Score, curve_ks, mknn_curve, score
+from vim_embed_client.score import Score, curve_ks, score_curve
 from vim_embed_client.wire import safetensors_chunks
 
 Pixels = NDArray[np.uint8]
@@ -59,7 +59,7 @@ class Result:
     provenance: Provenance
     source: str
     score: Score
-    curve: Curve
+    curve: Sequence[Score]
     seconds: float
     seed: int
 
@@ -85,7 +85,7 @@ class Result:
             "sources": len(self.space),
             "sources_found": self.views.found,
             "score": self.score.as_dict(),
-            "curve": {name: values.tolist() for name, values in asdict(self.curve).items()},
+            "curve": [score.as_dict() for score in self.curve],
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.rows_per_second, 2),
             "ground": asdict(HYPER_SUPRIME_CAM),
@@ -146,14 +146,15 @@ def run(
     if changed:
         raise ProvenanceChangedError(f"the two views differ in {', '.join(changed)}: start again")
     arrays = space.embeddings, ground.embeddings
+    curve = score_curve(*arrays, [*curve_ks(rows), k], seed=seed)
     return Result(
         views=views,
         space=arrays[0],
         ground=arrays[1],
         provenance=space.provenance,
         source=entry["weights"]["source"],
-        score=score(*arrays, k, seed=seed),
-        curve=mknn_curve(*arrays, [*curve_ks(rows), k], seed=seed),
+        score=next(score for score in curve if score.k == k),
+        curve=curve,
         seconds=seconds,
         seed=seed,
     )

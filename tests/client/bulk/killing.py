@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 VIM_EMBED = str(Path(sys.executable).with_name("vim-embed"))
 _STUB = Path(__file__).with_name("stub_server.py")

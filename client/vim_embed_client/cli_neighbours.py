@@ -1,0 +1,202 @@
+"""`vim-embed neighbours`: a sheet of images, each beside its nearest neighbours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from rich.markup import escape
+
+from vim_embed_client.cli_common import (
+    RANDOM_WEIGHTS,
+    figure_path,
+    json_option,
+    pairing_options,
+    print_json,
+    stdout,
+)
+from vim_embed_client.errors import InputError
+from vim_embed_client.nearest import neighbours_of
+from vim_embed_client.pairing import below_common_folder, pair, usable_rows
+from vim_embed_client.score_files import EmbeddingFile, read_embeddings
+
+if TYPE_CHECKING:
+    from vim_embed_client.pictures.sheet import Sheet
+
+_IMAGES = click.Path(exists=True, path_type=Path)
+
+
+@click.command()
+@click.argument("first", type=click.Path())
+@click.argument("second", type=click.Path(), required=False)
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", callback=figure_path,
+    type=click.Path(path_type=Path, dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
+)  # fmt: skip
+@click.option(
+    "--images", metavar="FOLDER|FILE.npy", type=_IMAGES,
+    help="Where the images are.  [default: where the ids say]",
+)  # fmt: skip
+@click.option(
+    "--second-images", metavar="FOLDER|FILE.npy", type=_IMAGES,
+    help="Other images for the second file's neighbours, such as another telescope's.",
+)  # fmt: skip
+@click.option(
+    "-k", "--k", default=8, show_default=True, type=click.IntRange(1, 30), help="Neighbours."
+)
+@click.option(
+    "--query", "asked", multiple=True, metavar="ID|ROW",
+    help="Source to show, by its id or its row (counted from 0); may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--queries", "count", default=6, show_default=True, type=click.IntRange(1, 50),
+    help="Sources to draw at random where none is asked for.",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the random sources.")
+@pairing_options
+@json_option
+def neighbours(
+    first: str,
+    second: str | None,
+    output: Path,
+    images: Path | None,
+    second_images: Path | None,
+    k: int,
+    asked: tuple[str, ...],
+    count: int,
+    seed: int,
+    by_row: bool,
+    common: bool,
+    drop_invalid: bool,
+    as_json: bool,
+) -> None:
+    """Draw sources beside those that a model finds alike.
+
+    FIRST, and SECOND if it is given, are files that `vim-embed score` takes. With two, the
+    neighbours in both stand one above the other, and those that agree are marked. Images are
+    found through the ids that `vim-embed embed` wrote, in --images if given.
+    """
+    if second_images is not None and second is None:
+        raise click.UsageError("--second-images needs a second file of embeddings")
+    files = _files(first, second, by_row=by_row, common=common, drop=drop_invalid)
+    n = len(files[0])
+    if k >= n:
+        raise InputError(f"-k {k} needs more than {k} sources, and there are {n}: lower -k")
+    queries = [_row(files[0], name) for name in asked] or _drawn(n, count, seed)
+    sheet = _sheet(files, [images, second_images], queries, k)
+    _draw(sheet, output)
+    if as_json:
+        print_json(_report(sheet, output))
+    else:
+        _print(sheet, output)
+
+
+def _files(
+    first: str, second: str | None, *, drop: bool, **pairing: bool
+) -> tuple[EmbeddingFile, ...]:
+    one = read_embeddings(first)
+    if second is None:
+        return usable_rows(one, drop=drop)
+    one, two = pair(one, read_embeddings(second), **pairing)
+    return usable_rows(one, two, drop=drop)
+
+
+def _row(file: EmbeddingFile, asked: str) -> int:
+    """The row of an id, of the end of just one id, or of a number counted in the file."""
+    ids = file.ids or []
+    ending = [row for row, name in enumerate(ids) if name == asked] or [
+        row for row, name in enumerate(ids) if name.endswith(f"/{asked}")
+    ]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise InputError(f"--query {asked} fits {len(ending)} ids of {file.label}: give one whole")
+    if asked.isdecimal() and (file.numbers == int(asked)).any():
+        return int(np.argmax(file.numbers == int(asked)))
+    near = difflib.get_close_matches(asked, below_common_folder(ids), n=2)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise InputError(f"--query {asked} is neither an id nor a row of {file.label}{hint}")
+
+
+def _drawn(n: int, count: int, seed: int) -> list[int]:
+    chosen = np.random.default_rng(seed).choice(n, size=min(count, n), replace=False)
+    return [int(row) for row in np.sort(chosen)]
+
+
+def _sheet(
+    files: Sequence[EmbeddingFile], sources: Sequence[Path | None], queries: list[int], k: int
+) -> Sheet:
+    from vim_embed_client.pictures.images import Images
+    from vim_embed_client.pictures.sheet import Sheet
+
+    views = [Images(files[0], sources[0])]
+    if sources[1] is not None:
+        views.append(Images(files[1], sources[1]))
+    elif len(files) == 2:
+        views *= 2
+    ids = files[0].ids
+    numbered = [f"row {number}" for number in files[0].numbers]
+    return Sheet(
+        files=files,
+        images=views,
+        queries=queries,
+        neighbours=[neighbours_of(file.embeddings, queries, k) for file in files],
+        labels=numbered if ids is None else below_common_folder(ids),
+    )
+
+
+def _draw(sheet: Sheet, output: Path) -> None:
+    from vim_embed_client.pictures.sheet import sheet_figure
+    from vim_embed_client.pictures.style import save
+
+    save(sheet_figure(sheet), output)
+
+
+def _report(sheet: Sheet, output: Path) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "k": sheet.k,
+        "n": len(sheet.files[0]),
+        "random_weights": any(file.random_weights for file in sheet.files),
+        "files": [
+            {"file": file.label, "provenance": dict(file.provenance)} for file in sheet.files
+        ],
+        "queries": [_query(sheet, query) for query in range(len(sheet.queries))],
+    }
+
+
+def _query(sheet: Sheet, query: int) -> dict[str, Any]:
+    file = sheet.files[0]
+    row = sheet.queries[query]
+    return {
+        "id": file.name(row),
+        "row": int(file.numbers[row]),
+        "neighbours": [
+            [
+                {
+                    "id": file.name(neighbour),
+                    "row": int(file.numbers[neighbour]),
+                    "distance": float(found.distances[query, place]),
+                    "in_both": bool(sheet.agreeing(which, query)[place]),
+                }
+                for place, neighbour in enumerate(found.indices[query])
+            ]
+            for which, found in enumerate(sheet.neighbours)
+        ],
+    }
+
+
+def _print(sheet: Sheet, output: Path) -> None:
+    console = stdout()
+    if any(file.random_weights for file in sheet.files):
+        console.print(RANDOM_WEIGHTS)
+    for query, row in enumerate(sheet.queries):
+        nearest = ", ".join(sheet.labels[i] for i in sheet.neighbours[0].indices[query][:3])
+        agree = int(sheet.agreeing(0, query).sum())
+        both = f" ({agree} of {sheet.k} in both)" if len(sheet.files) > 1 else ""
+        console.print(f"{escape(sheet.labels[row])}: {escape(nearest)} …{both}", soft_wrap=True)
+    console.print(f"Sheet: {escape(str(output))}", soft_wrap=True)

@@ -1,0 +1,165 @@
+"""Cosine nearest neighbours, by the operations that scikit-learn does, so that even ties agree.
+
+`pu.metrics.mknn` of platonic-universe has scikit-learn find them: same array, same neighbours.
+Knows nothing of scores and files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+Indices = NDArray[np.int32]
+
+# As scikit-learn: a matrix product over other rows may round, and so break ties, differently.
+_BLOCK_BYTES = 2**30
+_SELECT_BYTES = 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Each of n rows' nearest other rows, nearest first: indices (n, k), distances (n, k).
+
+    Distances are 1 - cosine, from 0 (same direction) to 2.
+    """
+
+    indices: Indices
+    distances: Array
+
+
+def nearest_neighbours(z: ArrayLike, k: int) -> Indices:
+    """(n, k) indices of each row's k nearest other rows of z (n, d) by cosine, nearest first.
+
+    float32 is computed in float32 and all else in float64, as scikit-learn does. Takes up to a
+    GiB for the distances, whatever n is. Raises ValueError unless 1 <= k < n.
+    """
+    return neighbours_for(checked(z), [k])[0].indices
+
+
+def neighbours_for(z: Array, ks: Sequence[int]) -> list[Neighbours]:
+    """The neighbours at each k; the distances are computed once for all of them.
+
+    z: (n, d), as `checked` gives it. Raises ValueError unless 1 <= k < n for each k.
+    """
+    n = len(z)
+    if not all(1 <= k < n for k in ks):
+        raise ValueError(f"k must be from 1 to {n - 1} among {n} sources, got {list(ks)}")
+    found = [
+        Neighbours(indices=np.empty((n, k), np.int32), distances=np.empty((n, k), z.dtype))
+        for k in ks
+    ]
+    step = max(1, _SELECT_BYTES // (8 * n))
+    for start, distances in _distance_blocks(z):
+        for offset in range(0, len(distances), step):
+            part = distances[offset : offset + step]
+            rows = np.arange(start + offset, start + offset + len(part))
+            for neighbours, (indices, apart) in zip(
+                found, _select_all(part, rows, ks), strict=True
+            ):
+                neighbours.indices[rows] = indices
+                neighbours.distances[rows] = apart
+    return found
+
+
+def neighbours_of(z: ArrayLike, rows: Sequence[int], k: int) -> Neighbours:
+    """The neighbours of some rows only, in the order of `rows`: indices, distances (len(rows), k).
+
+    For pictures: where others are equally near, `neighbours_for` may choose other ones of them.
+    """
+    array = checked(z)
+    if not 1 <= k < len(array):
+        raise ValueError(f"k must be from 1 to {len(array) - 1} among {len(array)} sources")
+    at, unit = np.asarray(rows, np.int64), _unit(array)
+    ((indices, apart),) = _select_all(_distances(unit[at], unit), at, [k])
+    return Neighbours(indices=indices.astype(np.int32), distances=apart)
+
+
+def checked(z: ArrayLike) -> Array:
+    """z as a float array (n, d); raises ValueError if it has another shape or is not finite."""
+    array = np.asarray(z)
+    if array.dtype != np.float32:
+        array = array.astype(np.float64)
+    if array.ndim != 2:
+        raise ValueError(f"embeddings must have the shape (n, d), got {array.shape}")
+    if len(array) < 2:
+        raise ValueError(f"neighbours need at least two sources, got {len(array)}")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{len(bad)} rows are not finite, the first is row {bad[0]}")
+    return np.ascontiguousarray(array)
+
+
+def _distance_blocks(z: Array) -> Iterator[tuple[int, Array]]:
+    """Cosine distances of a block of rows to all rows, with the block's first row."""
+    n, unit = len(z), _unit(z)
+    step = max(1, _BLOCK_BYTES // (8 * n))
+    for start in range(0, n, step):
+        distances = _distances(unit if step >= n else unit[start : start + step], unit)
+        if step >= n:
+            np.fill_diagonal(distances, 0.0)
+        yield start, distances
+
+
+def _unit(z: Array) -> Array:
+    norms = np.sqrt(np.einsum("ij,ij->i", z, z))
+    norms[norms < 10 * np.finfo(z.dtype).eps] = 1
+    unit: Array = z / norms[:, None]
+    return unit
+
+
+def _distances(block: Array, unit: Array) -> Array:
+    distances: Array = block @ unit.T
+    distances *= -1
+    distances += 1
+    np.clip(distances, 0.0, 2.0, out=distances)
+    return distances
+
+
+def _select_all(
+    distances: Array, rows: NDArray[np.int64], ks: Sequence[int]
+) -> Iterator[tuple[Array, Array]]:
+    """Indices and distances of the nearest at each k, less the row itself.
+
+    One selection serves all ks where no tie makes the neighbours a matter of choice; elsewhere
+    each k selects for itself, as scikit-learn would.
+    """
+    widest = min(max(ks) + 1, distances.shape[1] - 1)
+    nearest, apart = _sorted_nearest(distances, widest)
+    is_self = nearest == rows[:, None]
+    for k in ks:
+        clear = is_self[:, : k + 1].any(axis=1)
+        if k < widest:
+            clear &= apart[:, k] < apart[:, k + 1]
+        indices = np.empty((len(rows), k), nearest.dtype)
+        keep = ~is_self[clear, : k + 1]
+        indices[clear] = nearest[clear, : k + 1][keep].reshape(-1, k)
+        tied = np.flatnonzero(~clear)
+        if len(tied):
+            indices[tied] = _select(distances[tied], rows[tied], k)
+        yield indices, np.take_along_axis(distances, indices, axis=1)
+
+
+def _sorted_nearest(distances: Array, k: int) -> tuple[Array, Array]:
+    """The k + 1 nearest columns of each row, nearest first, and their distances."""
+    nearest = np.argpartition(distances, k, axis=1)[:, : k + 1]
+    apart = np.take_along_axis(distances, nearest, axis=1)
+    order = np.argsort(apart, axis=1)
+    return np.take_along_axis(nearest, order, axis=1), np.take_along_axis(apart, order, axis=1)
+
+
+def _select(distances: Array, rows: NDArray[np.int64], k: int) -> Array:
+    """The k nearest columns of each row, less the row itself.
+
+    Where more than k others coincide with a row, it may be missing among its own k + 1 nearest:
+    then the first of them is left out in its place.
+    """
+    nearest, _ = _sorted_nearest(distances, k)
+    keep = nearest != rows[:, None]
+    keep[keep.all(axis=1), 0] = False
+    others: Array = nearest[keep].reshape(len(distances), k)
+    return others

@@ -1,0 +1,125 @@
+"""Brings two embedding files to the same sources in the same order, and leaves out bad rows."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vim_embed_client.errors import InputError
+from vim_embed_client.score_files import EmbeddingFile
+
+_ROW = re.compile(r"#\d+$")
+_PER_BLOCK = 2**24
+
+
+def pair(
+    first: EmbeddingFile, second: EmbeddingFile, *, by_row: bool = False, common: bool = False
+) -> tuple[EmbeddingFile, EmbeddingFile]:
+    """The files with the rows of `second` in the order of `first`.
+
+    Where no id is in both files, they are compared below the folder that a file's ids have in
+    common, so that `hst/7.png` and `hsc/7.png` are one source. Without ids on both sides, or
+    with `by_row`, rows go by position. common: keep the sources that both have. Raises
+    InputError where the files do not hold the same sources.
+    """
+    if by_row or first.ids is None or second.ids is None:
+        if len(first) != len(second):
+            raise InputError(_different_lengths(first, second))
+        return first, second
+    mine, theirs = first.ids, second.ids
+    if not set(mine) & set(theirs):
+        mine, theirs = below_common_folder(mine), below_common_folder(theirs)
+    if mine == theirs:
+        return first, second
+    for file, names in ((first, mine), (second, theirs)):
+        _refuse_repeats(file, names)
+    places = {name: row for row, name in enumerate(theirs)}
+    shared = [row for row, name in enumerate(mine) if name in places]
+    if not common and not len(shared) == len(mine) == len(theirs):
+        raise InputError(_disagreement(mine, theirs))
+    if len(shared) < 2:
+        raise InputError(
+            f"{first.label} and {second.label} have {len(shared)} sources in common: "
+            f"{_examples(mine, theirs)}; pair rows by position with --by-row"
+        )
+    return first.take(shared), second.take([places[mine[row]] for row in shared])
+
+
+def usable_rows(*files: EmbeddingFile, drop: bool = False) -> tuple[EmbeddingFile, ...]:
+    """The files without the rows that have no direction in one of them: zero or not finite.
+
+    The files are paired already. Raises InputError, naming the first such row, unless `drop`.
+    """
+    good = [_usable(file) for file in files]
+    every = np.logical_and.reduce(good)
+    if every.all():
+        return files
+    if not drop:
+        file, mask = next((f, m) for f, m in zip(files, good, strict=True) if not m.all())
+        row = int(np.flatnonzero(~mask)[0])
+        fault = "zero" if np.isfinite(file.embeddings[row]).all() else "not finite"
+        raise InputError(
+            f"{file.label}: {int((~mask).sum())} of {len(mask)} rows are zero or not finite, the "
+            f"first is {file.name(row)} ({fault}), so they have no neighbours: embed them again, "
+            "or leave them out with --drop-invalid"
+        )
+    if every.sum() < 2:
+        raise InputError(f"{int(every.sum())} usable rows are left: embed the files again")
+    return tuple(file.take(every) for file in files)
+
+
+def _usable(file: EmbeddingFile) -> NDArray[np.bool_]:
+    z = file.embeddings
+    step = max(1, _PER_BLOCK // z.shape[1])
+    blocks = (z[start : start + step] for start in range(0, len(z), step))
+    return np.concatenate([np.isfinite(b).all(axis=1) & (b != 0).any(axis=1) for b in blocks])
+
+
+def below_common_folder(ids: Sequence[str]) -> list[str]:
+    """The ids without the folder that all of them have in common."""
+    paths = [os.path.normpath(_ROW.sub("", name)) for name in ids]
+    try:
+        folder = os.path.commonpath(paths)
+    except ValueError:  # absolute and relative paths mixed
+        return list(ids)
+    return [
+        (os.path.relpath(path, folder) if folder else path) + name[len(_ROW.sub("", name)) :]
+        for path, name in zip(paths, ids, strict=True)
+    ]
+
+
+def _different_lengths(first: EmbeddingFile, second: EmbeddingFile) -> str:
+    fix = "leave out what one of them lacks, or give files with ids, as `vim-embed embed` writes"
+    if first.ids is not None and second.ids is not None:
+        fix = "leave out --by-row to pair them by their ids"
+    return (
+        f"{first.label} and {second.label} have {len(first)} and {len(second)} rows, and row i of "
+        f"both must be the same source: {fix}"
+    )
+
+
+def _refuse_repeats(file: EmbeddingFile, names: Sequence[str]) -> None:
+    again = [name for name, times in Counter(names).items() if times > 1]
+    if again:
+        raise InputError(
+            f"{file.label}: the id {again[0]} stands for several rows; pair rows by position with "
+            "--by-row"
+        )
+
+
+def _disagreement(mine: Sequence[str], theirs: Sequence[str]) -> str:
+    return (
+        f"the files name different sources ({_examples(mine, theirs)}); keep those that both "
+        "have with --common, or pair rows by position with --by-row"
+    )
+
+
+def _examples(mine: Sequence[str], theirs: Sequence[str]) -> str:
+    only_mine, only_theirs = set(mine) - set(theirs), set(theirs) - set(mine)
+    examples = ", ".join(sorted(only_mine)[:2] + sorted(only_theirs)[:2])
+    return f"{len(only_mine)} only in the first, {len(only_theirs)} only in the second: {examples}"

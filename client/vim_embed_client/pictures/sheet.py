@@ -1,0 +1,195 @@
+"""A sheet of nearest neighbours: each query beside the sources that a model finds most alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from vim_embed_client.nearest import Neighbours
+from vim_embed_client.pictures.images import Images, Picture
+from vim_embed_client.pictures.style import (
+    FAINT,
+    GREY,
+    INK,
+    ORANGE,
+    called,
+    names,
+    origins,
+    shortened,
+    small_print,
+    title,
+)
+from vim_embed_client.score_files import EmbeddingFile
+
+# Inches.
+_CELL = 1.16
+_CAPTION = 0.36
+_GAP = 0.12
+_BETWEEN = 0.16
+_MARGIN = 0.2
+_LABEL = 0.3
+_LEAST_WIDTH = 6.4
+_CAPTION_LETTERS = 23
+_QUERY_LETTERS = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Rows `queries` of one file, or of two paired ones, with their neighbours in each.
+
+    images: of each file's rows; one and the same for both files where only one view was given.
+    """
+
+    files: Sequence[EmbeddingFile]
+    images: Sequence[Images]
+    queries: Sequence[int]
+    neighbours: Sequence[Neighbours]
+    labels: Sequence[str]
+
+    @property
+    def k(self) -> int:
+        """Neighbours of each query."""
+        return int(self.neighbours[0].indices.shape[1])
+
+    @property
+    def power(self) -> int:
+        """Of ten, in which the distances are given: 0, -3 or -6."""
+        typical = float(np.median([found.distances for found in self.neighbours]))
+        return 0 if typical >= 0.05 else -3 if typical >= 5e-5 else -6
+
+    def agreeing(self, which: int, query: int) -> NDArray[np.bool_]:
+        """(k,) which neighbours of a query in file `which` are such in the other file too."""
+        if len(self.files) == 1:
+            return np.zeros(self.k, bool)
+        mine, other = (self.neighbours[i].indices[query] for i in (which, 1 - which))
+        return np.isin(mine, other)
+
+
+def sheet_figure(sheet: Sheet) -> Figure:
+    """Queries in the first column, neighbours with their distances beside them, nearest first."""
+    _load(sheet)
+    models = len(sheet.files)
+    left = _MARGIN + (_LABEL if models > 1 else 0)
+    across = (1 + sheet.k) * (_CELL + _GAP) + _GAP
+    width = max(_LEAST_WIDTH, left + across + _MARGIN - _GAP)
+    rows = len(sheet.queries) * (models * (_CELL + _CAPTION) + _BETWEEN)
+    figure = Figure(figsize=(width, rows + 4), facecolor="white")
+    top, foot = _words(figure, sheet)
+    figure.clear()
+    figure.set_size_inches(width, rows + top + foot + 0.2)
+    _words(figure, sheet)
+    canvas = _Canvas(figure)
+    y = top + 0.26
+    canvas.text(left, y - 0.07, "query", size=9.5, colour=INK)
+    unit = {0: "", -3: " in 10⁻³", -6: " in 10⁻⁶"}[sheet.power]
+    heading = f"nearest first →  (below: cosine distance{unit}, id)"
+    canvas.text(left + _CELL + 2 * _GAP, y - 0.07, heading, size=9.5, colour=INK)
+    for query in range(len(sheet.queries)):
+        _query(canvas, sheet, query, left, y)
+        y += models * (_CELL + _CAPTION) + _BETWEEN
+    return figure
+
+
+def _load(sheet: Sheet) -> None:
+    """Read every picture first: the small print says how they were stretched."""
+    for images, found in zip(sheet.images, sheet.neighbours, strict=True):
+        for row in dict.fromkeys([*sheet.queries, *found.indices.ravel().tolist()]):
+            images[row]
+
+
+def _words(figure: Figure, sheet: Sheet) -> tuple[float, float]:
+    """Draw title and small print; the inches that they take."""
+    subtitle = f"{called(sheet.files)}, {len(sheet.files[0]):,} sources"
+    if len(sheet.files) > 1:
+        subtitle += (
+            f". Orange frame and ✓: among the {sheet.k} nearest of both, "
+            f"{100 * _shared(sheet):.0f} % of those shown"
+        )
+    top = title(
+        figure,
+        f"The {sheet.k} nearest neighbours of {len(sheet.queries)} "
+        + ("source" if len(sheet.queries) == 1 else "sources"),
+        subtitle,
+        random_weights=any(file.random_weights for file in sheet.files),
+    )
+    lines = origins(sheet.files)
+    if any(images.stretched for images in sheet.images):
+        lines.append("Images that are not 8-bit: each stretched from its 0.5 to 99.5 percentile")
+    return top, small_print(figure, lines)
+
+
+def _shared(sheet: Sheet) -> float:
+    return float(np.mean([sheet.agreeing(0, query) for query in range(len(sheet.queries))]))
+
+
+class _Canvas:
+    """Places pictures and words by inches from the upper left corner."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        self.width, self.height = figure.get_size_inches()
+
+    def text(
+        self, x: float, y: float, text: str, *, size: float, colour: str, **style: Any
+    ) -> None:
+        self.figure.text(
+            x / self.width, 1 - y / self.height, text, fontsize=size, color=colour, **style
+        )
+
+    def picture(self, x: float, y: float, picture: Picture, colour: str, line: float) -> None:
+        box = (
+            x / self.width,
+            1 - (y + _CELL) / self.height,
+            _CELL / self.width,
+            _CELL / self.height,
+        )
+        axes = self.figure.add_axes(box)
+        axes.imshow(picture, interpolation="antialiased", aspect="equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set(edgecolor=colour, linewidth=line)
+
+
+def _query(canvas: _Canvas, sheet: Sheet, query: int, left: float, y: float) -> None:
+    row = sheet.queries[query]
+    models = len(sheet.files)
+    one_view = sheet.images[0] is sheet.images[-1]
+    for which in range(models):
+        top = y + which * (_CELL + _CAPTION)
+        if models > 1:
+            canvas.text(
+                _MARGIN + 0.02, top + _CELL / 2, shortened(names(sheet.files)[which], 18), size=8,
+                colour=INK, rotation=90, va="center", ha="left",
+            )  # fmt: skip
+        if which == 0 or not one_view:
+            canvas.picture(left, top, sheet.images[which][row], INK, 1.6)
+            _caption(canvas, left, top, [shortened(sheet.labels[row], _QUERY_LETTERS)], INK)
+        _neighbours(canvas, sheet, which, query, left + _CELL + 2 * _GAP, top)
+
+
+def _neighbours(canvas: _Canvas, sheet: Sheet, which: int, query: int, x: float, y: float) -> None:
+    found = sheet.neighbours[which]
+    agreeing, power = sheet.agreeing(which, query), sheet.power
+    for place, row in enumerate(found.indices[query]):
+        shared = bool(agreeing[place])
+        at = x + place * (_CELL + _GAP)
+        colour, line = (ORANGE, 3.5) if shared else (GREY, 0.6)
+        canvas.picture(at, y, sheet.images[which][int(row)], colour, line)
+        distance = f"{found.distances[query, place] * 10.0**-power:#.3g}".rstrip(".")
+        name = shortened(sheet.labels[row], _CAPTION_LETTERS)
+        _caption(canvas, at, y, [f"{'✓ ' if shared else ''}{distance}", name], INK)
+
+
+def _caption(canvas: _Canvas, x: float, y: float, lines: Sequence[str], colour: str) -> None:
+    centre = x + _CELL / 2
+    for number, (line, size) in enumerate(zip(lines, (8.5, 6.5), strict=False)):
+        canvas.text(
+            centre, y + _CELL + 0.055 + 0.145 * number, line, size=size,
+            colour=FAINT if number else colour, ha="center", va="top",
+        )  # fmt: skip

@@ -1,0 +1,26 @@
+"""Embedding files as `vim-embed embed` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vim_embed_client.outputs import Contents, write_output
+from vim_embed_client.results import Provenance
+
+
+def write_embeddings(
+    path: Path, embeddings: NDArray[Any], ids: Sequence[str], provenance: Provenance
+) -> None:
+    """The rows (B, D) with their ids, in the format of the path's ending."""
+    contents = Contents(
+        rows=len(embeddings),
+        dim=embeddings.shape[1],
+        dtype=embeddings.dtype,
+        provenance=provenance,
+        blocks=lambda: iter([(list(ids), embeddings)]),
+    )
+    write_output(path, contents)
