@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vim_embed import __version__
+from vim_embed.activity import without_secrets
 from vim_embed.auth import Keys
 from vim_embed.engine import Engine
 from vim_embed.errors import (
@@ -35,14 +36,15 @@ from vim_embed.errors import (
     ServiceError,
     Unauthorized,
 )
-from vim_embed.routes import embed, state
+from vim_embed.routes import embed, page, state
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_OPEN = ("/health/live", "/health/ready")  # need no key
-_QUIET = (*_OPEN, "/metrics")
+_OPEN = ("/health/live", "/health/ready", *page.PAGE_PATHS)  # need no key
+_QUIET = (*_OPEN, "/metrics", "/status")
+_EMBEDDING = ("/embed",)  # routes whose latency `/status` shows
 _BY_STATUS: dict[int, type[ServiceError]] = {
     400: MalformedRequest,
     404: NotFound,
@@ -77,13 +79,14 @@ def create_app(
     app.state.service = service
     app.include_router(embed.router)
     app.include_router(state.router)
+    app.include_router(page.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
     keys = accepted_keys(settings)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
-    app.add_middleware(RequestContext, service=service)
+    app.add_middleware(RequestContext, service=service, keys=keys)
     return app
 
 
@@ -121,7 +124,7 @@ def accepted_keys(settings: Settings) -> Keys:
 
 
 class RequireKey:
-    """Lets only requests with an accepted bearer key through, and the health checks."""
+    """Lets only requests with an accepted bearer key through, the health checks and the page."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app = app
@@ -149,9 +152,10 @@ class RequireKey:
 class RequestContext:
     """Request id in and out, access log, request metrics, and the last resort for faults."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: Keys) -> None:
         self.app = app
         self.service = service
+        self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -188,6 +192,10 @@ class RequestContext:
         metrics = self.service.metrics
         metrics.requests.labels(route, str(status), code).inc()
         metrics.request_seconds.labels(route).observe(seconds)
+        if code:
+            self._remember(scope, status, code)
+        elif route in _EMBEDDING and status == 200:
+            metrics.activity.answered(seconds)
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -199,6 +207,16 @@ class RequestContext:
             fields["code"] = code
         _LOG.log(level, "request", extra=fields)
 
+    def _remember(self, scope: Scope, status: int, code: str) -> None:
+        state = scope["state"]
+        self.service.metrics.activity.failed(
+            code,
+            status,
+            without_secrets(state["error_message"], self.keys.allow),
+            without_secrets(f"{scope['method']} {scope['path']}", self.keys.allow),
+            state["request_id"],
+        )
+
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
@@ -209,7 +227,7 @@ def _request_id(scope: Scope) -> str:
 
 def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
-    state["error_code"] = error.code
+    state["error_code"], state["error_message"] = error.code, error.message
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse(error.body(state["request_id"]), status_code=error.status, headers=headers)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from vim_embed.activity import Activity
 from vim_embed.batcher import BatchKey
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -17,6 +18,7 @@ class Metrics:
 
     def __init__(self, waiting_rows: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
+        self.activity = Activity()
         self.requests = self._counter("requests", "Answers", "route", "status", "code")
         self.rows = self._counter("rows", "Rows embedded", "model")
         self.dropped_rows = self._counter(
@@ -36,6 +38,7 @@ class Metrics:
         waiting.set_function(waiting_rows)
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
+        self.activity.batch(rows)
         self.rows.labels(key.model).inc(rows)
         self.batch_rows.labels(key.model).observe(rows)
         self.forward_seconds.labels(key.model).observe(seconds)
