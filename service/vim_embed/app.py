@@ -42,7 +42,8 @@ from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_OPEN = ("/health/live", "/health/ready", *page.PAGE_PATHS)  # need no key
+_HEALTH = ("/health/live", "/health/ready")
+_OPEN = (*_HEALTH, *page.PAGE_PATHS)  # need no key
 _QUIET = (*_OPEN, "/metrics", "/status")
 _EMBEDDING = ("/embed",)  # routes whose latency `/status` shows
 _BY_STATUS: dict[int, type[ServiceError]] = {
@@ -192,7 +193,7 @@ class RequestContext:
         metrics = self.service.metrics
         metrics.requests.labels(route, str(status), code).inc()
         metrics.request_seconds.labels(route).observe(seconds)
-        if code:
+        if code and scope["path"] not in _HEALTH:
             self._remember(scope, status, code)
         elif route in _EMBEDDING and status == 200:
             metrics.activity.answered(seconds)

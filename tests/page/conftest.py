@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -60,10 +61,9 @@ class Browser:
         """Keep a picture of the whole page in the folder VIM_EMBED_SCREENSHOTS, if that is set."""
         folder = os.environ.get("VIM_EMBED_SCREENSHOTS")
         if folder:
-            shot = {"captureBeyondViewport": True, "format": "png"}
+            size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+            shot = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
             data = self.driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
-            import base64
-
             (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(data))
 
 

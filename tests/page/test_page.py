@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from serving import running
@@ -63,6 +63,10 @@ def drop(browser: Browser, name: str, kind: str, content: bytes) -> None:
 def choose(browser: Browser, path: Path) -> None:
     browser.until(lambda: browser.find("#model").is_enabled(), "the models")
     browser.find("#file").send_keys(str(path))
+
+
+def press(browser: Browser, key: str) -> None:
+    ActionChains(browser.driver).send_keys(key).perform()
 
 
 def until_embedded(browser: Browser) -> None:
@@ -188,20 +192,20 @@ def test_the_page_works_by_keyboard(browser: Browser, url: str) -> None:
     browser.until(lambda: browser.find("#model").is_enabled(), "the models")
     seen = []
     for _ in range(12):
-        browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+        press(browser, Keys.TAB)
         focused = browser.driver.switch_to.active_element
         seen.append(focused.get_attribute("id"))
         if seen[-1] == "example":
             break
     assert {"pause", "docs", "model", "pooling", "file", "example"} <= set(seen)
-    browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    press(browser, Keys.ENTER)
     until_embedded(browser)
     assert browser.text("#result-title") == "example.png: 8 numbers"
     assert browser.driver.switch_to.active_element.get_attribute("id") == "result-title"
 
 
 def test_copy_puts_the_snippet_on_the_clipboard(browser: Browser, url: str) -> None:
-    permissions = {"origin": url, "permissions": ["clipboardReadWrite"]}
+    permissions = {"origin": url, "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
     browser.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
     browser.open(url)
     browser.until(lambda: browser.find("#model").is_enabled(), "the models")
@@ -220,13 +224,11 @@ def test_updates_can_be_paused(browser: Browser, url: str, galaxies: Path) -> No
     browser.until_text("#state", "ready")
     browser.find("#pause").click()
     assert browser.find("#pause").get_attribute("aria-pressed") == "true"
-    before = httpx.get(f"{url}/metrics").text.count('route="/status"')
     choose(browser, galaxies)
     until_embedded(browser)
     assert browser.text("#answers").startswith("0")
     browser.find("#pause").click()
-    browser.until_text("#answers", "1 answers")
-    assert before
+    browser.until_text("#answers", "1 answer")
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, galaxies: Path) -> None:
@@ -238,7 +240,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, galaxies
         browser.find("#key").send_keys("wrong" + Keys.ENTER)
         browser.until_text("#problem", "does not accept this key")
         browser.find("#key").send_keys(KEY + Keys.ENTER)
-        browser.until_text("#state", "ready, 1 of 1 models")
+        browser.until_text("#state", "ready, 1 of 1 model")
         choose(browser, galaxies)
         until_embedded(browser)
         assert KEY not in browser.driver.page_source
@@ -352,7 +354,6 @@ def test_the_text_can_be_read(
     assert page_width <= width, "the page scrolls sideways"
     poor = browser.driver.execute_script(CONTRAST)
     assert poor == [], json.dumps(poor)
-    assert os.fspath(galaxies)
 
 
 # Every visible text against the nearest painted ground, by WCAG 2's formula; AA asks for 4.5.

@@ -42,7 +42,7 @@ function showState({ ready, reason, models }) {
   const state = ready ? "ready" : loading ? "loading" : "failed";
   byId("state").dataset.state = state;
   const count = models.filter((model) => model.state === "ready").length;
-  setText("state", ready ? `ready, ${count} of ${models.length} models` : loading ? "loading" : "not ready");
+  setText("state", ready ? `ready, ${count} of ${counted(models.length, "model", "models")}` : loading ? "loading" : "not ready");
   if (!ready) complain(reason, loading);
 }
 
@@ -56,12 +56,12 @@ function complain(message, mild = false) {
 function showNumbers({ throughput, queue, batches, latency, window_seconds: span }) {
   setText("rate", number(throughput.rows_per_second));
   setText("waiting", number(queue.waiting_rows));
-  setText("capacity", `of ${queue.capacity_rows.toLocaleString("en")} before 429`);
+  setText("capacity", `of ${queue.capacity_rows.toLocaleString("en")} that may wait`);
   setText("mean-rows", number(batches.mean_rows));
-  setText("batches", `${batches.count.toLocaleString("en")} batches in ${span} s`);
+  setText("batches", `${counted(batches.count, "batch", "batches")} in ${span} s`);
   setText("p50", number(latency.p50_ms));
   setText("p99", number(latency.p99_ms));
-  setText("answers", `${latency.count.toLocaleString("en")} answers in ${span} s`);
+  setText("answers", `${counted(latency.count, "answer", "answers")} in ${span} s`);
   drawHistory(throughput.rows_each_second);
   if (Date.now() - announced > ANNOUNCE_EVERY) {
     announced = Date.now();
@@ -69,13 +69,15 @@ function showNumbers({ throughput, queue, batches, latency, window_seconds: span
   }
 }
 
+const counted = (count, one, many) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+
 function drawHistory(rows) {
   const most = Math.max(1, ...rows);
   const bars = rows.map((count, second) => `M${second} 20h.8v${(-20 * count) / most}h-.8z`);
   byId("history").setAttribute("viewBox", `0 0 ${rows.length} 20`);
   byId("history").querySelector("path").setAttribute("d", bars.join(""));
   const top = Math.max(...rows);
-  setText("history-note", top ? `the last ${rows.length} s, at most ${number(top)} rows in one` : `the last ${rows.length} s`);
+  setText("history-note", top ? `the last ${rows.length} s, at most ${counted(top, "row", "rows")} in one` : `the last ${rows.length} s`);
 }
 
 function showModels(status) {

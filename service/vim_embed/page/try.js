@@ -23,7 +23,8 @@ function showPoolings() {
 
 function fill(select, names, standard) {
   const before = select.value || standard;
-  select.replaceChildren(...names.map((name) => element("option", name, { value: name })));
+  const options = names.map((name) => element("option", name, { value: name }));
+  select.replaceChildren(...(options.length ? options : [element("option", "none is ready", { value: "" })]));
   select.value = names.includes(before) ? before : (names[0] ?? "");
   select.disabled = names.length === 0;
 }
