@@ -111,7 +111,10 @@ class Activity:
                 "rows_per_second": round(sum(history[-span:]) / span, 2),
                 "rows_each_second": history,
             },
-            "batches": {"count": batches, "mean_rows": _rounded(rows / batches if batches else None)},
+            "batches": {
+                "count": batches,
+                "mean_rows": _rounded(rows / batches if batches else None),
+            },
             "latency": {
                 "count": len(latencies),
                 "p50_ms": _milliseconds(quantile(latencies, 0.5)),

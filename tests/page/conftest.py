@@ -45,7 +45,7 @@ class Browser:
 
     def console(self) -> list[str]:
         """What the browser complained of since the last call: errors and refused resources."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
     def emulate(self, **features: str) -> None:
         """CSS media features, such as prefers_color_scheme="dark"."""
@@ -82,7 +82,7 @@ def _driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Chrome, 
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1100,900"):
         options.add_argument(f"--{argument}")
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})  # type: ignore[no-untyped-call]
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = Chrome(options, ChromeService(chromedriver))
     yield driver, downloads
     driver.quit()

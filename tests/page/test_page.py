@@ -77,14 +77,19 @@ def test_models_and_their_state_are_shown(browser: Browser, url: str) -> None:
     browser.open(url)
     browser.until_text("#state", "ready, 2 of 2 models")
     shown = browser.text("#models")
-    for text in ("vim-tiny", "other", "default", "numpy: a deterministic engine", "sha256:0", "cpu"):
+    for text in (
+        "vim-tiny",
+        "other",
+        "default",
+        "numpy: a deterministic engine",
+        "sha256:0",
+        "cpu",
+    ):
         assert text in shown
     assert browser.console() == []
 
 
-def test_a_dropped_image_gives_its_embedding(
-    browser: Browser, url: str, tmp_path: Path
-) -> None:
+def test_a_dropped_image_gives_its_embedding(browser: Browser, url: str, tmp_path: Path) -> None:
     path = tmp_path / "ngc1300.png"
     Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)).save(path)
     expected = httpx.post(
@@ -266,8 +271,7 @@ class SlowlyLoading(ArithmeticEngine):
         known = dict(super().status())
         if not self.gate.is_set():
             return {
-                name: ModelStatus(name, (), "loading", "downloading the weights")
-                for name in known
+                name: ModelStatus(name, (), "loading", "downloading the weights") for name in known
             }
         reason = "the file has 12 tensors of another shape: is it a vim-small checkpoint?"
         known["broken"] = ModelStatus("broken", (), "failed", reason)
