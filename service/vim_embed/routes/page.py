@@ -11,9 +11,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
+from fastapi.openapi.models import Example
 from starlette.responses import FileResponse
 
-from vim_embed.errors import NotFound
+from vim_embed.errors import InvalidInput, NotFound
+from vim_embed.routes import examples
+from vim_embed.routes.schemas import StatusAnswer, answers, json_answer
 from vim_embed.service import Service
 
 router = APIRouter()
@@ -40,21 +43,49 @@ _HEADERS = {
 }
 
 
-@router.get("/", summary="The status page", response_class=FileResponse)
+_NAMES = {name: Example(value=name) for name in _ASSETS}
+_Name = Annotated[
+    str, PathParameter(openapi_examples={**_NAMES, "not_found": Example(value="other.js")})
+]
+_FILES = {
+    kind: {
+        "schema": {"type": "string"},
+        "examples": {name: {"summary": name} for name in _ASSETS if _ASSETS[name] == kind},
+    }
+    for kind in _ASSETS.values()
+}
+
+
+@router.get(
+    "/",
+    summary="The status page",
+    response_class=FileResponse,
+    responses=answers({"content": {"text/html": {"schema": {"type": "string"}}}}, open_to_all=True),
+)
 async def page() -> FileResponse:
     """Models, throughput and the last errors in a browser, and a box to try an image in."""
     return FileResponse(_FOLDER / "page.html", media_type="text/html", headers=_HEADERS)
 
 
-@router.get("/page/{name}", summary="A file of the status page", response_class=FileResponse)
-async def asset(name: Annotated[str, PathParameter()]) -> FileResponse:
+@router.get(
+    "/page/{name}",
+    summary="A file of the status page",
+    response_class=FileResponse,
+    responses=answers({"content": _FILES}, NotFound, InvalidInput),
+)
+async def asset(name: _Name) -> FileResponse:
     """Style, script, icon, and an example image."""
     if name not in _ASSETS:
         raise NotFound(f"the page has no file {name!r}: it has {', '.join(_ASSETS)}")
     return FileResponse(_FOLDER / name, media_type=_ASSETS[name], headers=_HEADERS)
 
 
-@router.get("/status", summary="What the service is doing now")
+@router.get(
+    "/status",
+    summary="What the service is doing now",
+    response_model=None,
+    responses=answers(json_answer(StatusAnswer, status=examples.STATUS)),
+)
 async def status(request: Request) -> dict[str, object]:
     """Models, queue, rates and latency of the last minute, and the last errors."""
     service: Service = request.app.state.service
