@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +222,6 @@ def _free_port() -> int:
         return port
 
 
-def pages(root: Path) -> Iterator[Path]:
+def pages(root: Path) -> list[Path]:
     """README.md and every page of docs/."""
-    yield root / "README.md"
-    yield from sorted((root / "docs").rglob("*.md"))
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
