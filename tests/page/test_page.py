@@ -164,7 +164,7 @@ def test_an_error_is_told_and_listed(browser: Browser, url: str, tmp_path: Path)
     browser.until_text("#errors", "expected 3 channels")
     listed = browser.text("#errors")
     assert "422, POST /embed" in listed
-    assert told.split()[-1].rstrip(".") in listed, "the request id"
+    assert told.split()[-1].rstrip(")") in listed, "the request id"
 
 
 def test_a_file_of_another_kind_is_not_sent(browser: Browser, url: str) -> None:
@@ -241,6 +241,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, galaxies
     with running(app, wait=False) as url:
         browser.open(url)
         browser.until(lambda: browser.find("#key-section").is_displayed(), "the question")
+        assert not browser.find("#drop").is_displayed(), "nothing can be done yet"
         assert "arithmetic" not in browser.text("body"), "the models are shown without a key"
         browser.find("#key").send_keys("wrong" + Keys.ENTER)
         browser.until_text("#problem", "does not accept this key")

@@ -27,7 +27,7 @@ async function update() {
 function show(status) {
   byId("tiles").classList.remove("stale");
   byId("problem").hidden = true;
-  byId("key-section").hidden = true;
+  keyless(false);
   byId("docs").hidden = getKey() !== ""; // a browser's own requests carry no key
   byId("forget").hidden = getKey() === "";
   setText("version", status.version);
@@ -135,12 +135,17 @@ function lost(error) {
   complain(`${error.message} Asking again every ${EVERY / 1000} s; the numbers are old.`);
 }
 
+function keyless(is) {
+  byId("main").classList.toggle("keyless", is);
+  byId("key-section").hidden = !is;
+}
+
 onKeyWanted(() => {
   byId("state").dataset.state = "waiting";
   setText("state", "key needed");
   byId("docs").hidden = true;
   byId("forget").hidden = true;
-  byId("key-section").hidden = false;
+  keyless(true);
   if (getKey()) complain("The service does not accept this key.");
   setKey("");
   byId("key").focus();

@@ -46,7 +46,7 @@ async function embed(file) {
   } catch (error) {
     if (error.name === "AbortError") return;
     setText("try-state", "");
-    const id = error.requestId ? ` Request ${error.requestId}.` : "";
+    const id = error.requestId ? ` (request ${error.requestId})` : "";
     setText("try-error", `${error.code ? `${error.code}: ` : ""}${error.message}${id}`);
     byId("try-error").hidden = false;
   }
