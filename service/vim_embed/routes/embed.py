@@ -117,7 +117,8 @@ _EMBEDDED["content"] |= {
     "application/x-npy": {**_BINARY, "examples": {"example_image": {"summary": "(1, D) float32"}}},
     "application/vnd.safetensors": _BINARY,
 }
-_REFUSALS = [kind for kind in ERRORS if kind not in (NotFound, MethodNotAllowed)]
+_OF_OTHER_ROUTES = (NotFound, MethodNotAllowed)
+_REFUSALS = [kind for kind in ERRORS if kind not in _OF_OTHER_ROUTES]
 
 
 @router.post(

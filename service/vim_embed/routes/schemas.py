@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from fastapi import Path
+from fastapi.openapi.models import Example
 from pydantic import BaseModel, ConfigDict, Field
 
+from vim_embed.engine import State
 from vim_embed.errors import InternalError, ServiceError, Unauthorized
 from vim_embed.preprocess import Triple
 
 EXAMPLE_ID = "0f8b2c1d9e7a4c53b6a1d2e3f4a5b6c7"
 Described = dict[str, Any]
+_NAMES = {
+    "vim_tiny": Example(value="vim-tiny"),
+    "unknown_model": Example(value="no-such-model"),
+}
+ModelName = Annotated[
+    str, Path(description="a configured model's name or Hub id", openapi_examples=_NAMES)
+]
 
 
 class _Answer(BaseModel):
@@ -103,7 +113,7 @@ class ModelEntry(_Answer):
 
     name: str
     aliases: list[str]
-    state: Literal["loading", "ready", "failed"]
+    state: State
     reason: str | None = None
     kind: str | None = None
     dim: int | None = None
@@ -140,7 +150,7 @@ class LiveAnswer(_Answer):
 
 class ReadyAnswer(_Answer):
     status: Literal["ready"]
-    models: dict[str, Literal["loading", "ready", "failed"]]
+    models: dict[str, State]
 
 
 class QueueEntry(_Answer):

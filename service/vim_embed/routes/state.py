@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.openapi.models import Example
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from vim_embed.routes.schemas import (
     LayersAnswer,
     LiveAnswer,
     ModelEntry,
+    ModelName,
     ModelsAnswer,
     ReadyAnswer,
     answers,
@@ -23,13 +24,6 @@ from vim_embed.routes.schemas import (
 from vim_embed.service import Service
 
 router = APIRouter()
-_NAMES = {
-    "vim_tiny": Example(value="vim-tiny"),
-    "unknown_model": Example(value="no-such-model"),
-}
-_Name = Annotated[
-    str, Path(description="a configured model's name or Hub id", openapi_examples=_NAMES)
-]
 _Granularity = Annotated[
     str,
     Query(
@@ -76,7 +70,7 @@ async def models(request: Request) -> dict[str, object]:
     ),
 )
 async def layers(
-    request: Request, name: _Name, granularity: _Granularity = "blocks"
+    request: Request, name: ModelName, granularity: _Granularity = "blocks"
 ) -> dict[str, object]:
     service = _service(request)
     if granularity not in GRANULARITIES:
@@ -96,7 +90,7 @@ async def layers(
     response_model=None,
     responses=answers(json_answer(ModelEntry, vim_tiny=examples.MODEL), UnknownModel, InvalidInput),
 )
-async def model(request: Request, name: _Name) -> dict[str, object]:
+async def model(request: Request, name: ModelName) -> dict[str, object]:
     service = _service(request)
     return service.describe(service.find(name))
 
