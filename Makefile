@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 MODEL ?= vim-tiny
 
-.PHONY: help demo serve test lint unit gpu-test container-test chaos bulk-soak bench clean
+.PHONY: help demo serve test lint unit page-test gpu-test container-test chaos bulk-soak bench clean
 
 help:
 	@echo "make demo     embed real galaxies over HTTP and score them"
 	@echo "make test     lint, types and tests"
 	@echo "make serve    serve MODEL=$(MODEL) on 127.0.0.1:8000"
 	@echo "make bench    kernels, bare model and HTTP side by side"
+	@echo "make page-test the tests that need a Chromium, which make test skips without one"
 	@echo "make gpu-test the tests that need a CUDA device"
 	@echo "make chaos    faults under load for SECONDS=900"
 	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
@@ -54,6 +55,10 @@ lint: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not gpu and not soak"
+
+# Needs a browser: apt-get install chromium chromium-driver
+page-test: $(VENV)/.installed-dev
+	VIM_EMBED_NEEDS_BROWSER=1 $(BIN)/python -m pytest tests/page
 
 gpu-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu

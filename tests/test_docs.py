@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from doc_blocks import pages
 from generate_docs import (
     CLI,
     OPENAPI,
@@ -114,3 +116,25 @@ def test_the_adapters_environment_is_in_the_readme() -> None:
         for name in re.findall(r'environ\.get\("(VIM_EMBED_\w+)"', path.read_text())
     }
     assert {name.strip("`") for name in documented} == read
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    missing = [page for page in pages - {"README.md"} if f"({page})" not in index]
+    assert not missing, "add them to docs/README.md"
+
+
+@pytest.mark.parametrize("page", pages(ROOT), ids=lambda path: path.name)
+def test_links_within_the_documentation_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name} links to {target}"
+        if anchor and path.suffix == ".md":
+            assert anchor in _anchors(path.read_text()), f"{page.name} links to {target}#{anchor}"
+
+
+def _anchors(text: str) -> set[str]:
+    """The names under which GitHub's headings can be reached."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vim_embed import __version__
+from vim_embed.activity import without_secrets
 from vim_embed.auth import Keys, bearer, listed
 from vim_embed.engine import Engine
 from vim_embed.errors import (
@@ -37,7 +38,7 @@ from vim_embed.errors import (
     Unauthorized,
 )
 from vim_embed.faults import Faults
-from vim_embed.routes import control, embed, state, v2, v2_state
+from vim_embed.routes import control, embed, page, state, v2, v2_state
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 from vim_embed.tracing import NoTraces, RequestSpan
@@ -46,8 +47,10 @@ _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 _V2 = "/v2"
 _HEALTH = ("/health/live", "/health/ready")
-_OPEN = (*_HEALTH, *(_V2 + path for path in _HEALTH))  # need no key
-_QUIET = (*_OPEN, "/metrics")
+_V2_HEALTH = tuple(_V2 + path for path in _HEALTH)
+_OPEN = (*_HEALTH, *_V2_HEALTH, *page.PAGE_PATHS)  # need no key
+_QUIET = (*_OPEN, "/metrics", "/status")
+_EMBEDDING = ("/embed",)  # routes whose latency `/status` shows
 _BY_STATUS: dict[int, type[ServiceError]] = {
     400: MalformedRequest,
     404: NotFound,
@@ -89,13 +92,14 @@ def create_app(
     app.include_router(state.router)
     app.include_router(v2.router)
     app.include_router(v2_state.router)
+    app.include_router(page.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
     keys = accepted_keys(settings)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
-    app.add_middleware(RequestContext, service=service)
+    app.add_middleware(RequestContext, service=service, keys=keys)
     return app
 
 
@@ -135,7 +139,7 @@ def accepted_keys(settings: Settings) -> Keys:
 
 
 class RequireKey:
-    """Lets only requests with an accepted bearer key through, and the health checks."""
+    """Lets only requests with an accepted bearer key through, the health checks and the page."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app = app
@@ -161,9 +165,10 @@ class RequireKey:
 class RequestContext:
     """Request id in and out, access log, request metrics, and the last resort for faults."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: Keys) -> None:
         self.app = app
         self.service = service
+        self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -203,6 +208,10 @@ class RequestContext:
         code = scope["state"].get("error_code", "")
         self.service.metrics.answered(route, status, code, seconds)
         span.answered(route, status, code)
+        if code and scope["path"] not in (*_HEALTH, *_V2_HEALTH):
+            self._remember(scope, status, code)
+        elif route in _EMBEDDING and status == 200:
+            self.service.metrics.activity.answered(seconds)
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -214,6 +223,16 @@ class RequestContext:
             fields["code"] = code
         _LOG.log(level, "request", extra=fields)
 
+    def _remember(self, scope: Scope, status: int, code: str) -> None:
+        state = scope["state"]
+        self.service.metrics.activity.failed(
+            code,
+            status,
+            without_secrets(state["error_message"], self.keys.allow),
+            without_secrets(f"{scope['method']} {scope['path']}", self.keys.allow),
+            state["request_id"],
+        )
+
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
@@ -224,7 +243,7 @@ def _request_id(scope: Scope) -> str:
 
 def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
-    state["error_code"] = error.code
+    state["error_code"], state["error_message"] = error.code, error.message
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     body = error.body(state["request_id"])
     if f"{scope['path']}/".startswith(f"{_V2}/"):

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from vim_embed.activity import Activity
 from vim_embed.engine import ModelStatus
 from vim_embed.live_ratio import LiveRatio
 from vim_embed.tickets import BatchKey, Embedded
@@ -53,6 +54,7 @@ class Metrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self.ratio = LiveRatio(devices)
+        self.activity = Activity()
         self._of_http()
         self._of_requests()
         self._of_batches()
@@ -124,6 +126,7 @@ class Metrics:
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
         self.ratio.forward(seconds)
+        self.activity.batch(rows)
         self.rows.labels(key.model).inc(rows)
         self.batches.labels(key.model).inc()
         self.batch_rows.labels(key.model).observe(rows)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
+from vim_embed import __version__
 from vim_embed.batcher import Batcher
 from vim_embed.engine import Engine, Models, ModelStatus
 from vim_embed.engine_group import EngineGroup
@@ -152,6 +153,26 @@ class Service:
         if problem:
             raise NotReady(problem, detail={"models": reasons}, retry_after=2)
         return dict(states)
+
+    def status(self) -> dict[str, object]:
+        """What `GET /status` answers; see docs/page.md."""
+        try:
+            self.check_ready()
+            reason = None
+        except NotReady as error:
+            reason = error.message
+        return {
+            "version": __version__,
+            "ready": reason is None,
+            "reason": reason,
+            "default": self.default_model,
+            "models": [self.describe(status) for status in self.engine.status().values()],
+            "queue": {
+                "waiting_rows": self.batcher.waiting_rows,
+                "capacity_rows": self.settings.queue_rows,
+            },
+            **self.metrics.activity.summary(),
+        }
 
     def describe(self, status: ModelStatus) -> dict[str, object]:
         """A model's entry in `/models`."""

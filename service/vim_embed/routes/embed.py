@@ -14,12 +14,22 @@ from starlette.responses import Response
 
 from vim_embed.auth import bearer
 from vim_embed.batcher import Embedded, Ticket
-from vim_embed.errors import DeadlineExceeded, InvalidInput, MalformedRequest, ServiceError
+from vim_embed.errors import (
+    ERRORS,
+    DeadlineExceeded,
+    InvalidInput,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+)
 from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray, PixelError, check_options, check_pixels
 from vim_embed.preprocess import Triple
+from vim_embed.routes import examples
 from vim_embed.routes.answer import choose_format, provenance, render
 from vim_embed.routes.body import Limits, media_type, parse_pixels, read_body
+from vim_embed.routes.schemas import EmbedAnswer, EmbedBody, answers, inline_schema, json_answer
 from vim_embed.service import Service
 
 router = APIRouter()
@@ -61,13 +71,32 @@ class EmbedQuery(BaseModel):
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_EXAMPLE_IMAGE = {"example_image": {"externalValue": "/page/example.png"}}
+_JSON_EXAMPLES = {
+    "one_image": {
+        "summary": "One small image as base64",
+        "value": {"inputs": examples.PIXELS},
+    },
+    "malformed_request": {
+        "summary": "Fewer bytes than the shape promises",
+        "value": {"inputs": {**examples.PIXELS, "shape": [2, 3, 16, 16]}},
+    },
+    "invalid_input": {
+        "summary": "A matrix, where images are wanted",
+        "value": {"inputs": [[0.1, 0.2], [0.3, 0.4]]},
+    },
+}
 _BODY = {
     "requestBody": {
         "required": True,
         "content": {
+            "application/json": {
+                "schema": inline_schema(EmbedBody),
+                "examples": _JSON_EXAMPLES,
+            },
             "application/x-npy": _BINARY,
             "application/vnd.safetensors": _BINARY,
-            "image/png": _BINARY,
+            "image/png": {**_BINARY, "examples": _EXAMPLE_IMAGE},
             "image/jpeg": _BINARY,
             "multipart/form-data": {
                 "schema": {
@@ -80,16 +109,19 @@ _BODY = {
                     },
                 }
             },
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {"inputs": {}, "dtype": {"type": "string"}},
-                }
-            },
         },
     }
 }
+_EMBEDDED = json_answer(
+    EmbedAnswer,
+    one_image={"embedding": [[0.12, -0.53, 1.07]], "provenance": examples.PROVENANCE},
+)
+_EMBEDDED["content"] |= {
+    "application/x-npy": {**_BINARY, "examples": {"example_image": {"summary": "(1, D) float32"}}},
+    "application/vnd.safetensors": _BINARY,
+}
+_OF_OTHER_ROUTES = (NotFound, MethodNotAllowed)
+_REFUSALS = [kind for kind in ERRORS if kind not in _OF_OTHER_ROUTES]
 
 
 @router.post(
@@ -97,7 +129,7 @@ _BODY = {
     summary="Embed images",
     openapi_extra=_BODY,
     response_class=Response,
-    responses={200: {"content": {"application/x-npy": {}, "application/json": {}}}},
+    responses=answers(_EMBEDDED, *_REFUSALS),
 )
 async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Response:
     """Embed a batch of images; formats, parameters and errors are described in docs/http.md."""

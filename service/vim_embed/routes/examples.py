@@ -1,0 +1,91 @@
+"""Examples of the OpenAPI document, which tests/test_openapi.py sends.
+
+A request's example is answered with the response example of the same name; examples of errors are
+named after their code.
+"""
+
+from __future__ import annotations
+
+import base64
+
+from vim_embed.routes.schemas import EXAMPLE_ID, Described
+
+_DIGEST = "sha256:" + "5c" * 32
+PROVENANCE: Described = {
+    "model": "vim-tiny",
+    "revision": "",
+    "weights_digest": _DIGEST,
+    "preprocessing_digest": _DIGEST,
+    "pooling": "mean",
+    "dtype": "float32",
+    "backend": "cpu",
+    "device": "cpu",
+    "exact": "false",
+    "exact_rows": "",
+    "random_weights": "false",
+    "version": "0.1.0",
+}
+MODEL: Described = {
+    "name": "vim-tiny",
+    "aliases": ["hustvl/Vim-tiny-midclstok"],
+    "state": "ready",
+    "reason": None,
+    "kind": "vim",
+    "dim": 192,
+    "dtype": "float32",
+    "device": "cpu",
+    "backend": "cpu",
+    "backend_reason": "C++ kernels for AVX512, cached",
+    "exact_rows": 1,
+    "exact_reason": "row by row",
+    "weights": {
+        "source": "hustvl/Vim-tiny-midclstok",
+        "revision": "main",
+        "file": "vim_t_midclstok_76p1acc.pth",
+        "digest": _DIGEST,
+        "random": False,
+    },
+    "preprocessing": {
+        "image_size": 224,
+        "interpolation": "bicubic",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "channels": "RGB",
+        "digest": _DIGEST,
+    },
+    "min_size": 16,
+    "any_size": True,
+    "poolings": ["mean", "cls", "patch-mean"],
+    "granularities": ["blocks", "residual", "leaves", "all"],
+    "limits": {"max_rows": 1024, "max_body_bytes": 536870912, "batch_rows": 8},
+}
+STATUS: Described = {
+    "version": "0.1.0",
+    "ready": True,
+    "reason": None,
+    "default": "vim-tiny",
+    "models": [MODEL],
+    "queue": {"waiting_rows": 12, "capacity_rows": 4096},
+    "uptime_seconds": 86.2,
+    "window_seconds": 60,
+    "throughput": {"rows_per_second": 31.4, "rows_each_second": [0, 24, 32, 32]},
+    "batches": {"count": 11, "mean_rows": 8.0},
+    "latency": {"count": 11, "p50_ms": 260.1, "p99_ms": 301.7},
+    "errors": [
+        {
+            "code": "unknown_model",
+            "status": 404,
+            "message": "no model 'vim-huge' is loaded here: use one of vim-tiny",
+            "route": "POST /embed",
+            "request_id": EXAMPLE_ID,
+            "time": "2026-01-01T12:00:00+00:00",
+            "count": 1,
+        }
+    ],
+}
+# Grey ramps of 16×16 pixels, small enough to read over; a Vim takes any size.
+PIXELS: Described = {
+    "base64": base64.b64encode(bytes(range(256)) * 3).decode(),
+    "shape": [1, 3, 16, 16],
+    "dtype": "uint8",
+}
