@@ -197,18 +197,18 @@ def test_a_queue_full_of_bytes_refuses() -> None:
 def test_one_client_does_not_fill_the_whole_queue() -> None:
     engine = GatedEngine()
     engine.load()
-    batcher = Batcher(engine, queue_rows=20, queue_bytes=10**9, client_share=0.5)
+    batcher = Batcher(engine, queue_rows=12, queue_bytes=10**9, client_share=0.5)
     batcher.start()
     wait_until_busy(engine, batcher)
 
     def submit(client: str, count: int) -> Ticket:
         return batcher.submit("arithmetic", rows(count), MEAN, client=client)
 
-    tickets = [submit("greedy", 12)]  # more than its share, but alone
+    tickets = [submit("greedy", 8)]  # more than its share, but alone
     with pytest.raises(QueueFull, match="share of the queue"):
         submit("greedy", 1)
-    tickets += [submit("modest", 4), submit("", 2), submit("", 2)]
-    with pytest.raises(QueueFull, match="20 rows are waiting"):
+    tickets += [submit("modest", 2), submit("", 1), submit("", 1)]
+    with pytest.raises(QueueFull, match="12 rows are waiting"):
         submit("modest", 1)
     engine.gate.set()
     for ticket in tickets:

@@ -21,11 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from generate_docs import ROOT
 from serving import NPY, npy, running
 from vim_embed.app import create_app
+from vim_embed.batcher import BatchKey, Embedded
 from vim_embed.engine import ArithmeticEngine, ModelStatus, Outputs, Staged
 from vim_embed.metrics import REFUSALS, Metrics
 from vim_embed.models.info import EmbedOptions
 from vim_embed.settings import Settings
-from vim_embed.tickets import BatchKey, Embedded
 
 OWN = "vim_embed_"
 PIXELS = np.arange(5 * 3 * 8 * 8, dtype=np.float32).reshape(5, 3, 8, 8)
@@ -105,18 +105,17 @@ def test_the_parts_of_requests() -> None:
 
 def test_what_waits_and_what_is_refused() -> None:
     engine = GatedEngine()
-    with running(create_app(Settings(queue_rows=10, max_rows=8, client_share=1), engine)) as url:
+    with running(create_app(Settings(queue_rows=5, max_rows=8), engine)) as url:
         engine.go.clear()
         assert all(value(scrape(url), "refusals_total", reason=reason) == 0 for reason in REFUSALS)
-        threads = [threading.Thread(target=post, args=(url,)) for _ in range(3)]
+        threads = [threading.Thread(target=post, args=(url,)) for _ in range(2)]
         threads[0].start()
         staged = (OWN + "stage_seconds_count", (("model", "arithmetic"),))
         wait_until(lambda: staged in scrape(url))
-        for thread in threads[1:]:
-            thread.start()
-        wait_until(lambda: value(scrape(url), "waiting_rows") == 10)
-        assert value(scrape(url), "waiting_bytes") == 2 * PIXELS.nbytes
-        # The queue holds 10 rows, and all of them are taken.
+        threads[1].start()
+        wait_until(lambda: value(scrape(url), "waiting_rows") == 5)
+        assert value(scrape(url), "waiting_bytes") == PIXELS.nbytes
+        # The queue holds 5 rows, and all of them are taken.
         assert post(url).status_code == 429
         assert post(url, np.zeros((9, 3, 8, 8), np.float32)).status_code == 413
         assert post(url, np.full((1, 3, 8, 8), np.nan, np.float32)).status_code == 422
@@ -130,7 +129,7 @@ def test_what_waits_and_what_is_refused() -> None:
     assert value(seen, "refusals_total", reason="unauthorized") == 0
     for reason in ("queue_full", "invalid_input"):
         assert value(seen, "failures_total", model="arithmetic", reason=reason) == 1
-    assert value(seen, "rows_total", model="arithmetic") == 15
+    assert value(seen, "rows_total", model="arithmetic") == 10
 
 
 def test_keys_and_readiness() -> None:
@@ -197,6 +196,7 @@ def text_of(metrics: Metrics) -> str:
 def everything() -> Metrics:
     """Metrics that have a sample of every kind."""
     engine = GatedEngine()
+    engine.load()
     metrics = Metrics(zero, models=engine.status, memory=engine.memory)
     key = BatchKey("m", EmbedOptions(), (3, 8, 8), "uint8")
     metrics.staged(key, 0.1)

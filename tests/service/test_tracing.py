@@ -131,11 +131,11 @@ def test_v2_errors_and_quiet_routes(receiver: Receiver, monkeypatch: pytest.Monk
             raise RuntimeError("broken")
 
     with running(create_app(Settings(), Broken())) as url:
+        for path in ("/health/live", "/health/ready", "/v2/health/live", "/metrics"):
+            assert httpx.get(url + path).status_code == 200
         ready = httpx.get(f"{url}/v2/models/arithmetic/ready")
         broken = post(url)
         missing = httpx.get(f"{url}/v2/models/none", headers={b"traceparent": b"00-\xff-zz"})
-        for path in ("/health/live", "/health/ready", "/v2/health/live", "/metrics"):
-            assert httpx.get(url + path).status_code == 200
     assert (ready.status_code, broken.status_code, missing.status_code) == (200, 500, 404)
     names = [span.name for span in receiver.spans]
     assert not [name for name in names if "health" in name or "metrics" in name]

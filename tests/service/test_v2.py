@@ -49,14 +49,16 @@ def tensor(datatype: str, *, binary: bool = True, module: Any = triton) -> Any:
 
 
 def embed(url: str, pixels: NDArray[Any], **query: str) -> NDArray[Any]:
-    answer = httpx.post(f"{url}/embed", content=npy(pixels), headers=NPY, params=query)
+    answer = httpx.post(f"{url}/embed", content=npy(pixels), headers=NPY, params=query, timeout=60)
     assert answer.status_code == 200, answer.text
     return from_npy(answer.content)
 
 
 def embed_layers(url: str, pixels: NDArray[Any], **query: str) -> dict[str, NDArray[Any]]:
     headers = {**NPY, "Accept": SAFETENSORS}
-    answer = httpx.post(f"{url}/embed", content=npy(pixels), headers=headers, params=query)
+    answer = httpx.post(
+        f"{url}/embed", content=npy(pixels), headers=headers, params=query, timeout=60
+    )
     assert answer.status_code == 200, answer.text
     arrays: dict[str, NDArray[Any]] = load(answer.content)
     return arrays
