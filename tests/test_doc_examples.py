@@ -97,7 +97,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def reader(tmp_path: Path, service: str, hub: Path) -> Iterator[Reader]:
     _reader_s_files(tmp_path)
-    env = {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "VIM_EMBED_RANDOM_WEIGHTS": "true"}
+    (tmp_path / ".curlrc").write_text("fail-with-body\n")  # curl alone takes a 404 for success
+    env = {
+        "HF_HOME": str(hub),
+        "HF_HUB_OFFLINE": "1",
+        "VIM_EMBED_RANDOM_WEIGHTS": "true",
+        "CURL_HOME": str(tmp_path),
+    }
     with Reader(tmp_path, service, env) as reader:
         yield reader
 
@@ -124,7 +130,7 @@ def test_what_is_not_run_exists() -> None:
     ("language", "code", "told"),
     [
         ("bash", "echo begun\nfalse | true\n", "begun"),
-        ("bash", "curl -sf http://127.0.0.1:8000/no-such-route\n", "ended with 22"),
+        ("bash", "curl -s http://127.0.0.1:8000/no-such-route\n", "ended with 22"),
         ("bash", "vim-embed-server serve --no-such-flag\n", "No such option"),
         ("python", "value = 1\nraise OSError('lost')\n", "OSError: lost"),
         ("python", "import os\nos._exit(1)\n", "the interpreter ended"),
