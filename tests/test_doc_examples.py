@@ -72,7 +72,7 @@ def service() -> Iterator[str]:
     path = DATA / "vim_micro.pth"
     entries = [CatalogueEntry(name=name, kind="vim", path=path) for name in names]
     engine = TorchEngine(entries, EngineOptions(device=torch.device("cpu")))
-    with running(create_app(Settings(), engine)) as url:
+    with running(create_app(Settings(model_control=True), engine)) as url:
         yield url
 
 

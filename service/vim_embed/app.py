@@ -50,7 +50,11 @@ _HEALTH = ("/health/live", "/health/ready")
 _V2_HEALTH = tuple(_V2 + path for path in _HEALTH)
 _OPEN = (*_HEALTH, *_V2_HEALTH, *page.PAGE_PATHS)  # need no key
 _QUIET = (*_OPEN, "/metrics", "/status")
-_EMBEDDING = ("/embed",)  # routes whose latency `/status` shows
+_EMBEDDING = (
+    "/embed",
+    f"{v2_state.MODEL}/infer",
+    f"{v2_state.VERSIONED}/infer",
+)  # shown by `/status`
 _BY_STATUS: dict[int, type[ServiceError]] = {
     400: MalformedRequest,
     404: NotFound,

@@ -166,7 +166,7 @@ class Service:
             "ready": reason is None,
             "reason": reason,
             "default": self.default_model,
-            "models": [self.describe(status) for status in self.engine.status().values()],
+            "models": [self.describe(status) for status in self.statuses().values()],
             "queue": {
                 "waiting_rows": self.batcher.waiting_rows,
                 "capacity_rows": self.settings.queue_rows,

@@ -92,6 +92,7 @@ function card(model, standard) {
   const made = element("article", "", { class: "card", "aria-label": model.name });
   const title = element("h3", model.name);
   title.append(element("span", model.state, { class: "pill", "data-state": model.state }));
+  if (model.pinned) title.append(element("span", "pinned", { class: "note" }));
   if (model.name === standard) title.append(element("span", "default", { class: "note" }));
   made.append(title);
   if (model.reason) made.append(element("p", model.reason, { class: model.state === "failed" ? "notice" : "note" }));

@@ -12,8 +12,10 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from vim_embed.auth import Keys, bearer, listed
-from vim_embed.errors import Forbidden
+from vim_embed.errors import Forbidden, InvalidInput, NotReady, UnknownModel, WorkerFailed
 from vim_embed.faults import Fault, Faults, Kind
+from vim_embed.routes import examples
+from vim_embed.routes.schemas import CheckAnswer, ModelName, answers, json_answer
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 
@@ -31,7 +33,18 @@ class FaultBody(BaseModel):
 def router(settings: Settings, faults: Faults | None) -> APIRouter:
     """The routes that the settings enable."""
     routes = APIRouter()
-    routes.post("/models/{name:path}/check", summary="Compare a model with its known image")(check)
+    routes.post(
+        "/models/{name:path}/check",
+        summary="Compare a model with its known image",
+        response_model=None,
+        responses=answers(
+            json_answer(CheckAnswer, vim_tiny=examples.CHECK),
+            UnknownModel,
+            InvalidInput,
+            NotReady,
+            WorkerFailed,
+        ),
+    )(check)
     guarded = [Depends(_only(Keys(listed(settings.admin_keys), None)))]
     if settings.model_control:
         routes.include_router(_model_routes(), dependencies=guarded)
@@ -40,7 +53,7 @@ def router(settings: Settings, faults: Faults | None) -> APIRouter:
     return routes
 
 
-async def check(request: Request, name: str) -> dict[str, object]:
+async def check(request: Request, name: ModelName) -> dict[str, object]:
     """Embed the model's known image now, on each device, between two batches."""
     service = _service(request)
     reports = await service.check(name)

@@ -16,7 +16,9 @@ from vim_embed.auth import bearer
 from vim_embed.batcher import Embedded, Ticket
 from vim_embed.errors import (
     ERRORS,
+    Conflict,
     DeadlineExceeded,
+    Forbidden,
     InvalidInput,
     MalformedRequest,
     MethodNotAllowed,
@@ -120,7 +122,7 @@ _EMBEDDED["content"] |= {
     "application/x-npy": {**_BINARY, "examples": {"example_image": {"summary": "(1, D) float32"}}},
     "application/vnd.safetensors": _BINARY,
 }
-_OF_OTHER_ROUTES = (NotFound, MethodNotAllowed)
+_OF_OTHER_ROUTES = (NotFound, MethodNotAllowed, Forbidden, Conflict)
 _REFUSALS = [kind for kind in ERRORS if kind not in _OF_OTHER_ROUTES]
 
 

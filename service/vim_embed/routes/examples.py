@@ -29,6 +29,7 @@ MODEL: Described = {
     "name": "vim-tiny",
     "aliases": ["hustvl/Vim-tiny-midclstok"],
     "state": "ready",
+    "pinned": False,
     "reason": None,
     "kind": "vim",
     "dim": 192,
@@ -88,4 +89,10 @@ PIXELS: Described = {
     "base64": base64.b64encode(bytes(range(256)) * 3).decode(),
     "shape": [1, 3, 16, 16],
     "dtype": "uint8",
+}
+CHECK: Described = {
+    "model": "vim-tiny",
+    "ok": True,
+    "state": "ready",
+    "reports": [{"error": 0.0, "tolerance": 1e-4, "same_bytes": True, "ok": True}],
 }

@@ -115,6 +115,7 @@ class ModelEntry(_Answer):
     aliases: list[str]
     state: State
     reason: str | None = None
+    pinned: bool
     kind: str | None = None
     dim: int | None = None
     dtype: str | None = None
@@ -135,6 +136,23 @@ class ModelEntry(_Answer):
 class ModelsAnswer(_Answer):
     models: list[ModelEntry]
     default: str
+
+
+class CheckEntry(_Answer):
+    """A device's relative L2 error on the model's known image."""
+
+    error: float
+    tolerance: float
+    same_bytes: bool | None = None
+    ok: bool
+
+
+class CheckAnswer(_Answer):
+    model: str
+    ok: bool
+    state: State
+    reason: str | None = None
+    reports: list[CheckEntry]
 
 
 class LayersAnswer(_Answer):
