@@ -39,6 +39,7 @@ from vim_embed.errors import (
 )
 from vim_embed.faults import Faults
 from vim_embed.routes import control, embed, page, state, v2, v2_state
+from vim_embed.routes.body import RELEASES
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 from vim_embed.tracing import NoTraces, RequestSpan
@@ -178,6 +179,13 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            for release in scope["state"].get(RELEASES, ()):
+                release()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()

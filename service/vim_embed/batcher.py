@@ -128,7 +128,7 @@ class Batcher:
             self._waiting.setdefault(key, deque()).append(ticket)
             self.observer.entered(key)
             self.changed.notify_all()
-        ticket.future.add_done_callback(lambda _: self._left(key))
+        ticket.future.add_done_callback(lambda _: self._left(ticket))
         return ticket
 
     def check(self, model: str) -> list[Future[CheckReport]]:
@@ -216,9 +216,14 @@ class Batcher:
         waiting = any(ticket.open for ticket in self._tickets())
         return waiting or any(worker.held for worker in self.workers)
 
-    def _left(self, key: BatchKey) -> None:
-        self.observer.left(key)
+    def _left(self, ticket: Ticket) -> None:
+        """A request is answered, or nobody waits for it: its pixels are let go at once."""
+        self.observer.left(ticket.key)
         with self.changed:
+            tickets = self._waiting.get(ticket.key)
+            if tickets and ticket in tickets:
+                tickets.remove(ticket)
+                self.observer.dropped(ticket.key, ticket.waiting, "cancelled")
             self.changed.notify_all()
 
     # looking after the workers
@@ -258,7 +263,7 @@ class Batcher:
         """The next group's rows, up to the budget; the group goes to the back of the line."""
         key = self._next_key(worker)
         assert key is not None, "asked only when something is available"
-        self._drop_closed(key)
+        self._drop_late(key)
         tickets = self._waiting[key]
         budget = worker.engine.batch_rows(key.model, key.shape)
         shares = shares_of_batch([ticket.waiting for ticket in tickets], budget)
@@ -295,18 +300,16 @@ class Batcher:
     def _idle_other(self, key: BatchKey, worker: Worker) -> bool:
         return any(w is not worker and w.idle and w.knows(key.model) for w in self.workers)
 
-    def _drop_closed(self, key: BatchKey) -> None:
+    def _drop_late(self, key: BatchKey) -> None:
         now = time.monotonic()
         tickets = self._waiting[key]
         for ticket in list(tickets):
-            late = ticket.deadline is not None and ticket.deadline < now
-            if ticket.open and not late:
+            if ticket.deadline is None or ticket.deadline >= now:
                 continue
             tickets.remove(ticket)
-            self.observer.dropped(key, ticket.waiting, "deadline" if late else "cancelled")
-            if late:
-                waited = now - ticket.submitted
-                ticket.fail(DeadlineExceeded(f"not computed after {waited:.1f} s in the queue"))
+            self.observer.dropped(key, ticket.waiting, "deadline")
+            waited = now - ticket.submitted
+            ticket.fail(DeadlineExceeded(f"not computed after {waited:.1f} s in the queue"))
 
 
 def shares_of_batch(wanted: Sequence[int], budget: int) -> list[int]:

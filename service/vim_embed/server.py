@@ -10,16 +10,22 @@ import asyncio
 import logging
 import os
 import threading
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from vim_embed.app import accepted_keys, create_app
 from vim_embed.auth import require_keys
+from vim_embed.front_processes import FrontProcesses
+from vim_embed.handover import HandedOver
+from vim_embed.listening import listening_sockets, unix_socket, uvicorn_config
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 FAILED = 1
+_FRONTS_PATIENCE = 10.0  # seconds that HTTP processes get for their last answers
 
 
 class DrainingServer(uvicorn.Server):
@@ -56,29 +62,31 @@ def serve(settings: Settings) -> int:
 
     app = create_app(settings, on_loaded=on_loaded, on_lost=on_lost)
     service = app.state.service
-    server = DrainingServer(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
-        ),
-        stopping,
-    )
+    config = uvicorn_config(app, settings)
+    try:
+        sockets = listening_sockets(settings, config)
+        fronts = FrontProcesses(settings, sockets) if settings.http_processes > 1 else None
+    except SystemExit:  # uvicorn could not bind, and has logged why
+        return FAILED
+    if fronts is not None:
+        config = internal_config(HandedOver(app, fronts.arenas))
+        sockets = [unix_socket(Path(fronts.upstream))]
+    server = DrainingServer(config, stopping)
 
     async def drain() -> None:
         while not stopping.is_set():
             await asyncio.sleep(0.05)
         _LOG.info("draining", extra={"waiting_rows": service.batcher.waiting_rows})
         await asyncio.to_thread(service.stop)
+        if fronts is not None:
+            await asyncio.to_thread(fronts.stop, _FRONTS_PATIENCE)
         server.should_exit = True
 
     async def run() -> None:
         draining = asyncio.create_task(drain())
-        await server.serve()
+        if fronts is not None:
+            fronts.start()
+        await server.serve(sockets=sockets)
         draining.cancel()
 
     try:
@@ -86,7 +94,23 @@ def serve(settings: Settings) -> int:
     except SystemExit:  # uvicorn could not start, and has logged why
         failed.set()
     code = FAILED if failed.is_set() else 0
+    if settings.unix_socket:
+        Path(settings.unix_socket).unlink(missing_ok=True)
     if service.loading:  # a download cannot be interrupted, and native threads end badly
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def internal_config(app: ASGIApp) -> uvicorn.Config:
+    """Of the model process that HTTP processes ask: over its own socket, which they alone know."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips="*",
+        timeout_keep_alive=3600,
+    )

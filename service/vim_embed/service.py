@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 
 from vim_embed import __version__
 from vim_embed.batcher import Batcher
+from vim_embed.budget import ByteBudget
 from vim_embed.engine import Engine, Models, ModelStatus
 from vim_embed.engine_group import EngineGroup
 from vim_embed.errors import NotReady, UnknownModel
@@ -39,6 +40,7 @@ class Service:
         """engines: one for each device. on_lost: called when no worker is left."""
         members = list(engines) if isinstance(engines, Sequence) else [engines]
         self.settings = settings
+        self.budget = ByteBudget(settings.inflight_bytes)
         self.engine: Models = members[0] if len(members) == 1 else EngineGroup(members)
         self.metrics = Metrics(
             lambda: self.batcher.waiting_rows,

@@ -25,6 +25,14 @@ class Settings(BaseSettings):
         "", description="file of accepted API keys, one a line; read again when it changes"
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    unix_socket: str = Field("", description="path of a Unix socket to listen on too")
+    http_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that speak HTTP; from 2 on they hand bodies to the model's process "
+        "through shared memory",
+    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("vim-tiny",),
         description="models to load: NAME, NAME=PATH or NAME=org/repo[@revision][:file] "
@@ -57,6 +65,9 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="CPU threads of the model; 0: torch's choice")
     queue_rows: int = Field(4096, ge=1, description="rows that may wait before 429")
     queue_bytes: int = Field(2 * 1024**3, ge=1, description="bytes of waiting requests before 429")
+    inflight_bytes: int = Field(
+        4 * 1024**3, ge=1, description="bytes of request bodies held at once before 429"
+    )
     client_share: float = Field(
         0.75, gt=0, le=1, description="of the queue, how much one key or address may fill"
     )

@@ -7,15 +7,22 @@ from collections.abc import Iterator
 import pytest
 
 from fixtures_vim import DATA
+from server_process import server_process
 from serving import running
 from vim_embed.app import create_app
 from vim_embed.settings import Settings
 
+MODELS = (f"micro={DATA / 'vim_micro.pth'}", f"plus={DATA / 'vim_micro_stride8.pth'}")
 
-@pytest.fixture(scope="session")
-def micro_url() -> Iterator[str]:
-    """A real server with both fixture checkpoints on the CPU."""
-    models = (f"micro={DATA / 'vim_micro.pth'}", f"plus={DATA / 'vim_micro_stride8.pth'}")
-    settings = Settings(models=models, device="cpu", max_rows=256)
-    with running(create_app(settings)) as url:
-        yield url
+
+@pytest.fixture(scope="session", params=["one process", "two HTTP processes"])
+def micro_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A real server with both fixture checkpoints on the CPU, in both modes."""
+    if request.param == "one process":
+        settings = Settings(models=MODELS, device="cpu", max_rows=256)
+        with running(create_app(settings)) as url:
+            yield url
+        return
+    models = [flag for model in MODELS for flag in ("--model", model)]
+    with server_process(*models, "--max-rows", "256", "--http-processes", "2") as started:
+        yield started.url

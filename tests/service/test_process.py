@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,40 +17,17 @@ import numpy as np
 import pytest
 
 from fixtures_vim import DATA
+from server_process import command, free_port, server_process
 from serving import NPY, from_npy, npy
 
 MICRO = f"micro={DATA / 'vim_micro.pth'}"
 PIXELS = np.random.default_rng(2).integers(0, 256, (256, 3, 64, 64), dtype=np.uint8)
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "vim_embed.cli", *arguments]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @contextmanager
 def server(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
-    port = free_port()
-    log = Path(f"/tmp/vim-embed-test-{port}.log")
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command("serve", "--port", str(port), "--device", "cpu", *arguments), stderr=out
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_ready(url, process)
-        yield url, process, log
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(30)
-        log.unlink()
+    with server_process(*arguments) as started:
+        yield started.url, started.process, started.log
 
 
 def _states(url: str) -> dict[str, str]:
@@ -62,19 +38,6 @@ def _states(url: str) -> dict[str, str]:
         if "loading" not in states.values():
             return states
         time.sleep(0.1)
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        assert process.poll() is None, "the server died"
-        try:
-            if httpx.get(f"{url}/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("the server did not become ready")
 
 
 def embed(url: str, rows: int) -> httpx.Response:

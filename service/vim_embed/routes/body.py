@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from vim_embed.budget import ByteBudget
 from vim_embed.errors import (
     InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
     RequestTimeout,
+    ServiceError,
     UnsupportedMediaType,
 )
 from vim_embed.images import decode_image
@@ -29,6 +31,9 @@ JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 MULTIPART = "multipart/form-data"
 _ARRAYS = {NPY: read_npy, JSON: read_json, SAFETENSORS: read_safetensors}
+# Keys of a request's state: its body or what reading it failed with; what to call at its end.
+HANDED_OVER = "handed_over"
+RELEASES = "releases"
 _INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop
 _FORM_CHUNK = 1024 * 1024
 
@@ -63,16 +68,49 @@ def media_type(request: Request) -> str:
     )
 
 
+Allocate = Callable[[int], memoryview]
+
+
 async def read_body(request: Request, limits: Limits) -> memoryview:
-    """The whole body in one buffer. Raises PayloadTooLarge, RequestTimeout or MalformedRequest."""
+    """The whole body in one buffer, which counts against the service's budget until the answer.
+
+    Raises PayloadTooLarge, RequestTimeout, MalformedRequest or QueueFull. A body that an HTTP
+    process of its own has read (fronts.py) is there already.
+    """
+    handed = request.scope["state"].get(HANDED_OVER)
+    if handed is not None:
+        await request.body()  # empty; after it only a disconnect comes
+        if isinstance(handed, ServiceError):
+            raise handed
+        body: memoryview = handed
+        return body
+    budget: ByteBudget = request.app.state.service.budget
+    reservation = budget.reserve(0)
+    request.scope["state"].setdefault(RELEASES, []).append(reservation.release)
+
+    def allocate(size: int) -> memoryview:
+        reservation.grow(size)
+        return np.empty(size, dtype=np.uint8).data
+
+    return await receive_body(request, limits, allocate, reservation.grow)
+
+
+async def receive_body(
+    request: Request, limits: Limits, allocate: Allocate, grow: Callable[[int], None]
+) -> memoryview:
+    """Read a body into what `allocate` gives for its length; `grow` is told of unannounced bytes.
+
+    Raises as `read_body`, and what these two raise.
+    """
     length = _content_length(request)
     if length is not None and length > limits.body_bytes:
         raise _too_large(limits)
+    buffer = None if length is None else allocate(length)
     try:
         async with asyncio.timeout(limits.body_timeout) as patience:
-            if length is None:
-                return await _read_unsized(request, limits, patience)
-            return await _read_sized(request, length, limits, patience)
+            if buffer is None:
+                return await _read_unsized(request, limits, patience, grow)
+            return await _read_sized(request, buffer, limits, patience)
     except TimeoutError as error:
         raise RequestTimeout(
             f"no part of the body arrived within {limits.body_timeout:.0f} s"
@@ -113,10 +151,9 @@ def _content_length(request: Request) -> int | None:
 
 
 async def _read_sized(
-    request: Request, length: int, limits: Limits, patience: asyncio.Timeout
+    request: Request, buffer: memoryview, limits: Limits, patience: asyncio.Timeout
 ) -> memoryview:
-    buffer = np.empty(length, dtype=np.uint8).data
-    filled = 0
+    length, filled = len(buffer), 0
     async for chunk in request.stream():
         _extend(patience, limits)
         if filled + len(chunk) > length:
@@ -128,12 +165,15 @@ async def _read_sized(
     return buffer
 
 
-async def _read_unsized(request: Request, limits: Limits, patience: asyncio.Timeout) -> memoryview:
+async def _read_unsized(
+    request: Request, limits: Limits, patience: asyncio.Timeout, grow: Callable[[int], None]
+) -> memoryview:
     buffer = bytearray()
     async for chunk in request.stream():
         _extend(patience, limits)
         if len(buffer) + len(chunk) > limits.body_bytes:
             raise _too_large(limits)
+        grow(len(chunk))
         buffer += chunk
     return memoryview(buffer)
 

@@ -1,0 +1,67 @@
+"""`vim-embed-server serve` as a process of its own, for tests."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that is ready."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vim_embed.cli", *arguments]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def server_process(*arguments: str) -> Iterator[Started]:
+    """A server on the CPU with these flags, killed at the end if it is still there."""
+    port = free_port()
+    log = Path(f"/tmp/vim-embed-test-{port}.log")
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command("serve", "--port", str(port), "--device", "cpu", *arguments), stderr=out
+        )
+    started = Started(f"http://127.0.0.1:{port}", process, log)
+    try:
+        _wait_ready(started)
+        yield started
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+        log.unlink()
+
+
+def _wait_ready(started: Started) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        assert started.process.poll() is None, f"the server died: {started.log.read_text()}"
+        try:
+            if httpx.get(f"{started.url}/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the server did not become ready")
