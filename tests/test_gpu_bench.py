@@ -82,7 +82,7 @@ def test_a_line(meter: FakeMeter) -> None:
     assert line.ours.peak == 400
     assert line.ours.error == pytest.approx(2**-20, rel=0.01)
     assert isinstance(line.rivals["good"], Figures)
-    assert "is over 3.0e-03: not timed" in str(line.rivals["wrong"])
+    assert "is over 4.5e-03: not timed" in str(line.rivals["wrong"])
     assert line.rivals["DeiT"] == "timm is not installed: pip install timm"
     assert line.rivals["big"] == "out of memory"
     assert len(meter.timed) == 2
@@ -112,7 +112,7 @@ def test_the_report(meter: FakeMeter) -> None:
     text = gpu_bench.as_markdown(lines, {"date": "2026-11-23", "device": "H"}, RIVALS)
     assert "Measured: date 2026-11-23; device H." in text
     assert "| vim-tiny | float16 | 4 | 32² | 2000 | 2.000 | 3.000 | 400 | 9.5e-07 |" in text
-    assert "1.00× (2000, 400 MiB)" in text
+    assert "1.00× (2000, 400 MiB, 0.0e+00)" in text
     assert "- DeiT, vim-tiny, float16: timm is not installed" in text
     rows = [row for row in text.splitlines() if row.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1

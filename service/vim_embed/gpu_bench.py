@@ -26,8 +26,9 @@ from vim_embed.models.vim import VIM_CONFIGS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# relative L2 of the class tokens against the float32 reference; the public kernels may have more
-BARS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+# Relative L2 of the class tokens against the float32 reference. Half as much again as the tests
+# allow for all final tokens: one token varies more than 197. The public kernels may have more.
+BARS = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 3e-2}
 _LENIENCE = 1.5
 _PROBES = 2  # images that are compared
 
@@ -200,14 +201,16 @@ def as_text(line: Line, rivals: Sequence[str]) -> str:
         if isinstance(their, str):
             cells.append("–")
         else:
-            cells.append(f"{ours.rate / their.rate:.2f}× ({their.rate:.0f}, {their.peak:.0f} MiB)")
+            error = "" if their.error is None else f", {their.error:.1e}"
+            about = f"{their.rate:.0f}, {their.peak:.0f} MiB{error}"
+            cells.append(f"{ours.rate / their.rate:.2f}× ({about})")
     return f"| {' | '.join(cells)} |"
 
 
 def heading(rivals: Sequence[str]) -> str:
     """The head of the table, two rows."""
     names = ["model", "dtype", "batch", "pixels", "images/s", "p50 ms", "p99 ms", "peak MiB"]
-    names += ["error", *(f"× {name} (its images/s, peak)" for name in rivals)]
+    names += ["error", *(f"× {name} (its images/s, peak, error)" for name in rivals)]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
