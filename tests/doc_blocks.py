@@ -27,7 +27,7 @@ import httpx
 PATIENCE = 180  # seconds for one block
 DOCUMENTED_URL = "http://127.0.0.1:8000"
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_SERVE = re.compile(r"^vim-embed-server serve\b", re.MULTILINE)
+_SERVE = re.compile(r"^(\w+=\S+ )*vim-embed-server serve\b", re.MULTILINE)
 _DATA = re.compile(r"(?<![\w.~/-])/data/")
 _PORT = re.compile(r"--port[ =]\d+")
 

@@ -1,11 +1,13 @@
 """Each python and bash block of README.md and docs/ is run against a real server.
 
 A new page is taken up by itself. Blocks of one page run in order, in a folder with the files that
-`_reader_s_files` makes; those that cannot run here stand in NOT_RUN with the reason.
+`_reader_s_files` makes; those that cannot run here stand in NOT_RUN with the reason, pages with a
+test of their own in RUN_BY.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 
 from doc_blocks import Block, BlockFailed, Reader, blocks_of, pages
+from embedding_files import write_embeddings
 from fixtures_vim import DATA
 from generate_docs import ROOT
 from serving import running
@@ -24,6 +27,7 @@ from vim_embed.models.catalogue import CATALOGUE, CatalogueEntry
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.settings import Settings
 from vim_embed.torch_engine import EngineOptions, TorchEngine
+from vim_embed_client.results import Provenance
 
 # (page, first line of the block): why it is not run
 NOT_RUN = {
@@ -43,24 +47,49 @@ NOT_RUN = {
     ("README.md", 'pip install platonic-universe "polars<2" vim-embed   # 1. beside each other'): (
         "installs from the package index and downloads a survey; tests/platonic runs the rest"
     ),
+    ("docs/v2.md", 'pip install "tritonclient[http]"'): "installs from the package index",
+    ("docs/v2.md", "import numpy as np"): "tests/service/test_v2_docs.py runs it",
 }
+# page: the test that runs each of its blocks
+RUN_BY = {
+    "docs/bulk.md": "tests/client/bulk/test_docs_bulk.py",
+    "docs/scoring.md": "tests/client/test_pictures_docs.py",
+}
+SOURCES = 50  # of each survey
 RUN = ("bash", "python")
 SHOWN = ("", "text", "json", "yaml", "toml", "ini", "nginx", "console", "promql")
 PAGES = [path for path in pages(ROOT) if blocks_of(path, ROOT)]
 BLOCKS = [block for path in PAGES for block in blocks_of(path, ROOT)]
-TO_RUN = [path for path in PAGES if any(b.language in RUN for b in blocks_of(path, ROOT))]
+
+
+def _to_run(path: Path) -> list[Block]:
+    """The blocks of a page that are run here, in order."""
+    return [
+        block
+        for block in blocks_of(path, ROOT)
+        if block.language in RUN
+        and block.page not in RUN_BY
+        and (block.page, block.first_line) not in NOT_RUN
+    ]
 
 
 def _reader_s_files(folder: Path) -> None:
-    """The files that the pages speak of: pixels, images, embeddings and a checkpoint."""
+    """The files that the pages speak of: pixels, images, two surveys and a checkpoint."""
     rng = np.random.default_rng(7)
     np.save(folder / "galaxies.npy", rng.integers(0, 256, (4, 3, 64, 64), dtype=np.uint8))
+    images = ["ngc1300.png", "survey/a.png", "survey/b.png", "more-galaxies/c.png"]
     for name in ("hsc", "jwst"):
-        np.save(folder / f"{name}.npy", rng.normal(size=(50, 16)).astype(np.float32))
-    for image in ("ngc1300.png", "survey/a.png", "survey/b.png", "more-galaxies/c.png"):
+        ids = [f"{name}/g{row:02}.png" for row in range(SOURCES)]
+        embeddings = rng.normal(size=(SOURCES, 16)).astype(np.float32)
+        provenance = Provenance(model="vim-tiny")
+        write_embeddings(folder / f"{name}.parquet", embeddings, ids, provenance)
+        images += ids
+    for image in images:
         path = folder / image
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    redshifts = [f"g{row:02},{row / SOURCES}" for row in range(SOURCES)]
+    (folder / "catalogue.csv").write_text("\n".join(["id,z", *redshifts]))
     (folder / "data").mkdir()
     shutil.copy(DATA / "vim_micro.pth", folder / "data" / "my_vim.pth")
 
@@ -108,11 +137,10 @@ def reader(tmp_path: Path, service: str, hub: Path) -> Iterator[Reader]:
         yield reader
 
 
-@pytest.mark.parametrize("path", TO_RUN, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [p for p in PAGES if _to_run(p)], ids=lambda path: path.name)
 def test_blocks_run(path: Path, reader: Reader) -> None:
-    for block in blocks_of(path, ROOT):
-        if block.language in RUN and (block.page, block.first_line) not in NOT_RUN:
-            reader.run(block)
+    for block in _to_run(path):
+        reader.run(block)
 
 
 def test_every_block_has_a_language_that_is_run_or_shown() -> None:
@@ -124,6 +152,16 @@ def test_what_is_not_run_exists() -> None:
     known = {(b.page, b.first_line) for b in BLOCKS}
     assert set(NOT_RUN) <= known
     assert all(NOT_RUN.values())
+    assert set(RUN_BY) <= {page for page, _ in known}
+
+
+def test_what_is_said_to_run_them_does_read_the_page() -> None:
+    named = [(page, test) for page, test in RUN_BY.items()]
+    for (page, _), reason in NOT_RUN.items():
+        named += [(page, test) for test in re.findall(r"tests/\S+\.py", reason)]
+    assert len(named) > len(RUN_BY)
+    for page, test in named:
+        assert f'"{Path(page).name}"' in (ROOT / test).read_text(), f"{test} does not read {page}"
 
 
 @pytest.mark.parametrize(
