@@ -28,8 +28,10 @@ _PAUSE = 0.5  # seconds before a process that ended is started again
 class FrontProcesses:
     """The HTTP processes of a service. `upstream` is where the model process is to listen."""
 
-    def __init__(self, settings: Settings, listening: Sequence[socket.socket]) -> None:
-        """Raises ValueError if the bytes in flight do not suffice for one body a process."""
+    def __init__(self, settings: Settings, listening: Sequence[Sequence[socket.socket]]) -> None:
+        """listening: each process's own sockets. Raises ValueError if the bytes in flight do not
+        suffice for one body a process.
+        """
         share = settings.inflight_bytes // settings.http_processes
         if share < settings.max_body_bytes:
             raise ValueError(
@@ -41,7 +43,7 @@ class FrontProcesses:
         self.upstream = str(Path(self._folder.name) / "model.sock")
         self.arenas = [Arena.create(share) for _ in range(settings.http_processes)]
         self._settings = settings
-        self._sockets = list(listening)  # open as long as somebody may be started with them
+        self._sockets = listening  # open as long as somebody may be started with them
         self._processes: list[subprocess.Popen[str]] = []
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="vim-embed-fronts", daemon=True)
@@ -70,12 +72,13 @@ class FrontProcesses:
         for arena in self.arenas:
             arena.close()
         for listening in self._sockets:
-            listening.close()
+            for each in listening:
+                each.close()
         self._folder.cleanup()
 
     def _start(self, number: int) -> subprocess.Popen[str]:
         arena = self.arenas[number]
-        listening = [each.fileno() for each in self._sockets]
+        listening = [each.fileno() for each in self._sockets[number]]
         settings = _plain(self._settings)
         front = Front(number, arena.fd, arena.size, listening, self.upstream, settings)
         process = subprocess.Popen(

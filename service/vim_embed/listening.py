@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
@@ -14,17 +15,16 @@ from starlette.types import ASGIApp
 
 from vim_embed.settings import Settings
 
+_LOG = logging.getLogger(__name__)
 _BACKLOG = 2048
 
 
 def uvicorn_config(
     app: ASGIApp, settings: Settings, *, lifespan: Literal["auto", "off"] = "auto"
 ) -> uvicorn.Config:
-    """uvicorn without logs of its own; the sockets come from `listening_sockets`."""
+    """uvicorn without logs of its own, for sockets that are there already."""
     return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -33,15 +33,29 @@ def uvicorn_config(
     )
 
 
-def listening_sockets(settings: Settings, config: uvicorn.Config) -> list[socket.socket]:
-    """The TCP socket, bound, and the Unix socket of the settings if there is one.
+def tcp_sockets(settings: Settings, count: int) -> list[socket.socket]:
+    """`count` sockets that share the address of the settings: the system spreads connections.
 
-    Raises SystemExit (from uvicorn, which has logged why) for an address that is not to be had,
-    ValueError for a Unix socket's path.
+    Raises ValueError that names the fix.
     """
-    sockets = [config.bind_socket()]
-    if settings.unix_socket:
-        sockets.append(unix_socket(Path(settings.unix_socket)))
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host, port, sockets = settings.host.strip("[]"), settings.port, []
+    try:
+        for _ in range(count):
+            each = socket.create_server(
+                (host, port), family=family, backlog=_BACKLOG, reuse_port=count > 1
+            )
+            # connections inherit it; else a small answer waits 40 ms for the client's system
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            port = each.getsockname()[1]
+            sockets.append(each)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"cannot listen on {settings.host}:{settings.port} ({reason}): choose another --port "
+            "or --host, or stop what listens there"
+        ) from error
+    _LOG.info("listening", extra={"url": f"http://{settings.host}:{port}"})
     return sockets
 
 
@@ -61,6 +75,7 @@ def unix_socket(path: Path) -> socket.socket:
         listening.bind(str(path))
         os.chmod(path, 0o660)
     except OSError as error:
+        listening.close()
         raise ValueError(f"cannot listen on {path}: {error.strerror or error}") from error
     listening.listen(_BACKLOG)
     return listening

@@ -20,7 +20,7 @@ from vim_embed.app import accepted_keys, create_app
 from vim_embed.auth import require_keys
 from vim_embed.front_processes import FrontProcesses
 from vim_embed.handover import HandedOver
-from vim_embed.listening import listening_sockets, unix_socket, uvicorn_config
+from vim_embed.listening import tcp_sockets, unix_socket, uvicorn_config
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -62,15 +62,13 @@ def serve(settings: Settings) -> int:
 
     app = create_app(settings, on_loaded=on_loaded, on_lost=on_lost)
     service = app.state.service
-    config = uvicorn_config(app, settings)
-    try:
-        sockets = listening_sockets(settings, config)
-        fronts = FrontProcesses(settings, sockets) if settings.http_processes > 1 else None
-    except SystemExit:  # uvicorn could not bind, and has logged why
-        return FAILED
-    if fronts is not None:
+    sockets = tcp_sockets(settings, settings.http_processes)
+    unix = [unix_socket(Path(settings.unix_socket))] if settings.unix_socket else []
+    config, fronts = uvicorn_config(app, settings), None
+    if settings.http_processes > 1:
+        fronts = FrontProcesses(settings, [[each, *unix] for each in sockets])
         config = internal_config(HandedOver(app, fronts.arenas))
-        sockets = [unix_socket(Path(fronts.upstream))]
+    internal = [] if fronts is None else [unix_socket(Path(fronts.upstream))]
     server = DrainingServer(config, stopping)
 
     async def drain() -> None:
@@ -86,7 +84,7 @@ def serve(settings: Settings) -> int:
         draining = asyncio.create_task(drain())
         if fronts is not None:
             fronts.start()
-        await server.serve(sockets=sockets)
+        await server.serve(sockets=internal or [*sockets, *unix])
         draining.cancel()
 
     try:
