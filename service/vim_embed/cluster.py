@@ -127,6 +127,7 @@ def _deployment(
         what,
         name=name,
         health_check_period_s=cluster.health_period,
+        logging_config={"enable_access_log": False},  # app.py writes one
         graceful_shutdown_timeout_s=settings.drain_timeout,
         **options,
     )

@@ -67,7 +67,9 @@ class Replica:
         return Facts(
             status=status,
             batch_rows=engine.batch_rows(status.name, (3, size, size)),
-            layers={name: engine.layer_names(status.name, name) for name in status.info.granularities},
+            layers={
+                name: engine.layer_names(status.name, name) for name in status.info.granularities
+            },
             kinds=dict(engine.layer_kinds(status.name)),
         )
 

@@ -1,0 +1,134 @@
+"""Engines that Ray's workers build for tests (importable there, unlike a test module), and a
+cluster on this machine's loopback.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vim_embed.engine import ArithmeticEngine, Engine, EngineFailed, Outputs, Staged
+from vim_embed.models.info import ModelInfo
+from vim_embed.settings import Settings
+
+OBJECT_STORE = 200_000_000
+DEADLY = 251  # a row of these pixels ends the engine
+
+
+class SlowEngine(ArithmeticEngine):
+    """Takes its time with each batch, so that there is something in flight when a node dies."""
+
+    SECONDS = 0.03
+
+    def run(self, staged: Staged) -> Outputs:
+        time.sleep(self.SECONDS)
+        return super().run(staged)
+
+
+class MortalEngine(ArithmeticEngine):
+    """Dies for good of one kind of row."""
+
+    dead = False
+
+    def run(self, staged: Staged) -> Outputs:
+        outputs = super().run(staged)
+        means = outputs.get("embedding", np.zeros((1, 3)))[:, :3]
+        self.dead = self.dead or bool((means == DEADLY).all(axis=1).any())
+        if self.dead:
+            raise EngineFailed("killed by a test")
+        return outputs
+
+    def restart(self) -> None:
+        if self.dead:
+            raise EngineFailed("killed by a test")
+
+
+class Edition(ArithmeticEngine):
+    """Says in its digest which edition it is, and adds that to its numbers."""
+
+    def __init__(self, names: list[str], edition: int) -> None:
+        super().__init__(names)
+        self.edition = edition
+
+    def run(self, staged: Staged) -> Outputs:
+        time.sleep(0.01)
+        return {name: rows + self.edition for name, rows in super().run(staged).items()}
+
+    def _info(self, name: str) -> ModelInfo:
+        info = super()._info(name)
+        return replace(info, weights=replace(info.weights, digest=f"sha256:{self.edition}"))
+
+
+def names(settings: Settings) -> list[str]:
+    return [argument.partition("=")[0] for argument in settings.models]
+
+
+def arithmetic(settings: Settings) -> Engine:
+    return ArithmeticEngine(names(settings))
+
+
+def slow(settings: Settings) -> Engine:
+    return SlowEngine(names(settings))
+
+
+def mixed(settings: Settings) -> Engine:
+    """By the model's name: `slow`, `mortal`, else the quick one."""
+    kinds = {"slow": SlowEngine, "mortal": MortalEngine}
+    return kinds.get(names(settings)[0], ArithmeticEngine)(names(settings))
+
+
+def first_edition(settings: Settings) -> Engine:
+    return Edition(names(settings), 1)
+
+
+def second_edition(settings: Settings) -> Engine:
+    return Edition(names(settings), 2)
+
+
+def broken(settings: Settings) -> Engine:
+    raise ValueError("this model cannot be built")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def prepare_environment() -> None:
+    """For Ray's processes: this folder's modules, and nothing written to the user's home."""
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = here
+    os.environ.setdefault("RAY_AUTH_TOKEN", "only-on-loopback-for-a-test-of-vim-embed")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@contextmanager
+def single_node() -> Iterator[str]:
+    """Ray and Serve on one node; gives the base URL."""
+    import ray
+    from ray import serve
+
+    prepare_environment()
+    port = free_port()
+    ray.init(
+        num_cpus=16,
+        object_store_memory=OBJECT_STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
