@@ -70,3 +70,9 @@ clean:
 .PHONY: docs
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tests/generate_docs.py
+
+# A real Ray cluster on this machine: nodes killed and joining, rolling updates, scaling.
+.PHONY: ray-test
+ray-test: $(VENV)/.installed-dev
+	@$(PIP) -e '.[service,ray]'
+	$(BIN)/python -m pytest tests/cluster -m "soak or not soak"

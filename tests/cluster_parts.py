@@ -7,25 +7,32 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from vim_embed.engine import ArithmeticEngine, Engine, EngineFailed, Outputs, Staged
-from vim_embed.models.info import ModelInfo
+from vim_embed.models.info import EMBEDDING, EmbedOptions, ModelInfo
+from vim_embed.pixels import PixelArray
 from vim_embed.settings import Settings
 
 OBJECT_STORE = 200_000_000
+QUICK_METRICS = {"metrics_report_interval_ms": 500}
 DEADLY = 251  # a row of these pixels ends the engine
 
 
 class SlowEngine(ArithmeticEngine):
     """Takes its time with each batch, so that there is something in flight when a node dies."""
 
-    SECONDS = 0.03
+    SECONDS = 0.06
+
+    def _info(self, name: str) -> ModelInfo:
+        return replace(super()._info(name), device=self.device)
 
     def run(self, staged: Staged) -> Outputs:
         time.sleep(self.SECONDS)
@@ -70,6 +77,13 @@ def names(settings: Settings) -> list[str]:
     return [argument.partition("=")[0] for argument in settings.models]
 
 
+def placed(settings: Settings) -> Engine:
+    """The slow one, whose device names the node that it is on."""
+    import ray
+
+    return SlowEngine(names(settings), device=f"cpu:{ray.get_runtime_context().get_node_id()}")
+
+
 def arithmetic(settings: Settings) -> Engine:
     return ArithmeticEngine(names(settings))
 
@@ -79,8 +93,8 @@ def slow(settings: Settings) -> Engine:
 
 
 def mixed(settings: Settings) -> Engine:
-    """By the model's name: `slow`, `mortal`, else the quick one."""
-    kinds = {"slow": SlowEngine, "mortal": MortalEngine}
+    """By the model's name: `slow` and `shared`, `mortal`, else the quick one."""
+    kinds = {"slow": SlowEngine, "shared": SlowEngine, "mortal": MortalEngine}
     return kinds.get(names(settings)[0], ArithmeticEngine)(names(settings))
 
 
@@ -111,6 +125,26 @@ def prepare_environment() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
+def arithmetic_embeddings(pixels: PixelArray) -> NDArray[np.float32]:
+    """What the engines above must give for rows (n, 3, H, W)."""
+    engine = ArithmeticEngine()
+    return engine.run(engine.stage("arithmetic", [pixels], EmbedOptions()))[EMBEDDING]
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for it, and fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+
+
+def states(url: str) -> dict[str, str]:
+    """Of every model."""
+    models = httpx.get(f"{url}/models").json()["models"]
+    return {model["name"]: model["state"] for model in models}
+
+
 @contextmanager
 def single_node() -> Iterator[str]:
     """Ray and Serve on one node; gives the base URL."""
@@ -125,6 +159,7 @@ def single_node() -> Iterator[str]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="warning",
+        _system_config=QUICK_METRICS,
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from cluster_parts import DEADLY, mixed, single_node
+from cluster_parts import DEADLY, arithmetic_embeddings, mixed, single_node, states, until
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed_client import Client, QueueFullError
+from vim_embed_client.cli import run
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-NAMES = ("quick", "slow", "mortal")
+NAMES = ("quick", "slow", "shared", "mortal")
 SETTINGS = Settings(
     models=tuple(f"{name}=unused" for name in NAMES), queue_rows=64, max_rows=40, client_share=1.0
 )
@@ -50,33 +53,14 @@ def alone() -> Iterator[str]:
         yield url
 
 
-def states(url: str) -> dict[str, str]:
-    models = httpx.get(f"{url}/models").json()["models"]
-    return {model["name"]: model["state"] for model in models}
-
-
-def until(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
-def expected(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    engine = ArithmeticEngine()
-    from vim_embed.models.info import EmbedOptions
-
-    return engine.run(engine.stage("arithmetic", [pixels], EmbedOptions()))["embedding"]
-
-
 def test_answers_are_those_of_the_engine(cluster: str) -> None:
     with Client(cluster) as client:
         answer = client.embed(PIXELS, model="quick")
         layers = client.embed_layers(PIXELS, model="quick", granularity="blocks")
-    np.testing.assert_array_equal(answer.embeddings, expected(PIXELS))
+    np.testing.assert_array_equal(answer.embeddings, arithmetic_embeddings(PIXELS))
     assert answer.provenance.model == "quick"
     assert answer.provenance.backend == "numpy"
-    np.testing.assert_array_equal(layers.layers["first"], -expected(PIXELS))
+    np.testing.assert_array_equal(layers.layers["first"], -arithmetic_embeddings(PIXELS))
 
 
 QUESTIONS: list[tuple[str, str, dict[str, Any]]] = [
@@ -150,7 +134,7 @@ def test_a_full_queue_refuses_with_a_time_to_retry(cluster: str) -> None:
     assert refused[0].json()["error"]["code"] == "queue_full"
     assert 1 <= int(refused[0].headers["retry-after"]) <= 60
     for answer in served:
-        np.testing.assert_array_equal(from_npy(answer.content), expected(PIXELS))
+        np.testing.assert_array_equal(from_npy(answer.content), arithmetic_embeddings(PIXELS))
 
 
 def test_the_client_knows_the_refusal(cluster: str) -> None:
@@ -160,8 +144,6 @@ def test_the_client_knows_the_refusal(cluster: str) -> None:
 
 def crowd(client: Client, requests: int) -> None:
     """Send at once; raises what the first refused one raised."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(requests) as pool:
         list(pool.map(lambda _: client.embed(PIXELS, model="slow"), range(requests)))
 
@@ -174,26 +156,22 @@ def test_a_passed_deadline_is_504(cluster: str) -> None:
 
 
 def test_rows_of_concurrent_requests_share_batches(cluster: str) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    before = ray_samples("slow")
-
     def one(row: int) -> np.ndarray[Any, Any]:
         with Client(cluster) as client:
-            return client.embed(PIXELS[row : row + 1], model="slow").embeddings
+            return client.embed(PIXELS[row : row + 1], model="shared").embeddings
 
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(one, range(32)))
-    np.testing.assert_array_equal(np.concatenate(answers), expected(PIXELS))
-    until(lambda: ray_samples("slow")["rows_total"] - before["rows_total"] >= 32)
-    after = ray_samples("slow")
-    assert after["batch_rows_count"] - before["batch_rows_count"] <= 16
+    np.testing.assert_array_equal(np.concatenate(answers), arithmetic_embeddings(PIXELS))
+    until(lambda: ray_samples("shared")["rows_total"] >= 32)
+    seen = ray_samples("shared")
+    assert seen["rows_total"] == 32
+    assert seen["batch_rows_count"] <= 16
 
 
 def ray_samples(model: str) -> dict[str, float]:
     """Our metrics of a model, as Ray's own exporter gives them to Prometheus."""
     import ray
-    from prometheus_client.parser import text_string_to_metric_families
 
     (node,) = ray.nodes()
     text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}").text
@@ -214,25 +192,21 @@ def test_a_replica_whose_engine_died_is_replaced(cluster: str) -> None:
     assert answer.json()["error"]["code"] in ("worker_failed", "internal_error", "not_ready")
     with Client(cluster, max_retries=30) as client:  # until there is another
         again = client.embed(PIXELS, model="mortal").embeddings
-        np.testing.assert_array_equal(again, expected(PIXELS))
-        np.testing.assert_array_equal(client.embed(PIXELS, model="quick"), expected(PIXELS))
+        np.testing.assert_array_equal(again, arithmetic_embeddings(PIXELS))
+        np.testing.assert_array_equal(
+            client.embed(PIXELS, model="quick"), arithmetic_embeddings(PIXELS)
+        )
 
 
 def test_bulk_embedding_works_as_with_one_service(cluster: str, tmp_path: Path) -> None:
-    import pyarrow.parquet as parquet
-    from click.testing import CliRunner
-
-    from vim_embed_client.cli import main
-
     np.save(tmp_path / "a.npy", PIXELS[:20])
     np.save(tmp_path / "b.npy", PIXELS[20:])
     out = tmp_path / "out.parquet"
-    arguments = ["embed", str(tmp_path / "a.npy"), str(tmp_path / "b.npy"), "-o", str(out)]
-    done = CliRunner().invoke(main, [*arguments, "--url", cluster, "--model", "quick"])
-    assert done.exit_code == 0, done.output
-    table = parquet.read_table(out)
-    order = np.argsort(
-        [int(i.rpartition("#")[2]) + 20 * ("b.npy" in i) for i in table["id"].to_pylist()]
-    )
-    found = np.array(table["embedding"].to_pylist(), np.float32)[order]
-    np.testing.assert_array_equal(found, expected(PIXELS))
+    arguments = ["embed", str(tmp_path), "-o", str(out), "--url", cluster, "--model", "quick"]
+    assert run(arguments) == 0
+    table = pq.read_table(out)
+    assert [i.rpartition("#")[2] for i in table["id"].to_pylist()] == [
+        str(i) for i in (*range(20), *range(12))
+    ]
+    found = np.array(table["embedding"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(found, arithmetic_embeddings(PIXELS))
