@@ -140,6 +140,8 @@ def _scale(cluster: ClusterSettings) -> dict[str, Any]:
         "min_replicas": cluster.min_replicas,
         "max_replicas": cluster.max_replicas,
         "target_ongoing_requests": cluster.target_requests,
+        "upscale_delay_s": cluster.upscale_delay,
+        "downscale_delay_s": cluster.downscale_delay,
     }
     return {"autoscaling_config": limits}
 

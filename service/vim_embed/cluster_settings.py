@@ -27,6 +27,12 @@ class ClusterSettings(BaseSettings):
     target_requests: float = Field(
         4.0, gt=0, description="requests in flight at a replica that autoscaling aims at"
     )
+    upscale_delay: float = Field(
+        30.0, ge=0, description="seconds of more requests than that before a replica is added"
+    )
+    downscale_delay: float = Field(
+        600.0, ge=0, description="seconds of fewer before one is taken away"
+    )
     max_requests: int = Field(
         256, ge=1, description="requests in flight at a replica before others wait before it"
     )
