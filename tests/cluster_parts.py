@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -145,14 +146,34 @@ def states(url: str) -> dict[str, str]:
     return {model["name"]: model["state"] for model in models}
 
 
+class WaryEngine(ArithmeticEngine):
+    """Fails on one row, and then for good."""
+
+    refused = np.zeros(0)
+
+    def run(self, staged: Staged) -> Outputs:
+        if (vars(staged)["pixels"] == self.refused).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("not this one")
+        return super().run(staged)
+
+
+def wary(refused: str) -> Callable[[Settings], Engine]:
+    """Engines that fail on the row in the file `refused`."""
+    return partial(_wary, refused)
+
+
+def _wary(refused: str, settings: Settings) -> Engine:
+    engine = WaryEngine(names(settings))
+    engine.refused = np.load(refused)
+    return engine
+
+
 @contextmanager
-def single_node() -> Iterator[str]:
-    """Ray and Serve on one node; gives the base URL."""
+def ray_here() -> Iterator[None]:
+    """Ray on one node, small."""
     import ray
-    from ray import serve
 
     prepare_environment()
-    port = free_port()
     ray.init(
         num_cpus=16,
         object_store_memory=OBJECT_STORE,
@@ -162,8 +183,19 @@ def single_node() -> Iterator[str]:
         _system_config=QUICK_METRICS,
     )
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def serving_here() -> Iterator[str]:
+    """Serve on the node that runs; gives the base URL."""
+    from ray import serve
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
-        ray.shutdown()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -77,7 +78,6 @@ def test_what_cannot_work_says_so_before_anything_is_deployed(
 
 @pytest.mark.parametrize("source", ["serve.yaml", "rayservice.yaml"])
 def test_sample_files_are_what_serve_takes(source: str, tmp_path: Path) -> None:
-    import yaml
     from ray.serve.schema import ServeDeploySchema
 
     documents = list(yaml.safe_load_all((ROOT / "docker" / "ray" / source).read_text()))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster_parts import DEADLY, arithmetic_embeddings, mixed, single_node, states, until
+from cluster_parts import DEADLY, arithmetic_embeddings, mixed, states, until
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
@@ -34,17 +34,16 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cluster(serve_url: str) -> str:
     from ray import serve
 
     from vim_embed.cluster import application
     from vim_embed.cluster_settings import ClusterSettings
 
     options = ClusterSettings(cpus=1, health_period=0.5)
-    with single_node() as url:
-        serve.run(application(SETTINGS, options, mixed))
-        until(lambda: set(states(url).values()) == {"ready"})
-        yield url
+    serve.run(application(SETTINGS, options, mixed))
+    until(lambda: set(states(serve_url).values()) == {"ready"})
+    return serve_url
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from cluster_parts import (
     free_port,
     prepare_environment,
     second_edition,
-    single_node,
     slow,
     states,
     until,
@@ -45,12 +44,6 @@ SETTINGS = Settings(models=("one=unused",))
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[str]:
-    with single_node() as url:
-        yield url
-
-
 def deploy(make_engines: Any, **options: Any) -> None:
     from ray import serve
 
@@ -60,14 +53,14 @@ def deploy(make_engines: Any, **options: Any) -> None:
     serve.run(application(SETTINGS, ClusterSettings(health_period=0.5, **options), make_engines))
 
 
-def test_an_update_loses_nothing_and_mixes_nothing(node: str) -> None:
+def test_an_update_loses_nothing_and_mixes_nothing(serve_url: str) -> None:
     """Every answer's numbers are those of the weights that it names, before, during and after."""
     deploy(first_edition, min_replicas=2, max_replicas=2)
-    until(lambda: set(states(node).values()) == {"ready"})
+    until(lambda: set(states(serve_url).values()) == {"ready"})
     stop, seen, wrong = threading.Event(), Counter[str](), []
 
     def send() -> None:
-        with Client(node, max_retries=8) as client:
+        with Client(serve_url, max_retries=8) as client:
             while not stop.is_set():
                 answer = client.embed(PIXELS, model="one")
                 digest = answer.provenance.weights_digest
@@ -90,7 +83,7 @@ def test_an_update_loses_nothing_and_mixes_nothing(node: str) -> None:
     assert wrong == []
 
 
-def test_the_queue_s_length_brings_replicas_and_takes_them(node: str) -> None:
+def test_the_queue_s_length_brings_replicas_and_takes_them(serve_url: str) -> None:
     from ray import serve
 
     def replicas() -> int:
@@ -100,11 +93,11 @@ def test_the_queue_s_length_brings_replicas_and_takes_them(node: str) -> None:
     deploy(
         slow, min_replicas=1, max_replicas=3, target_requests=2, upscale_delay=1, downscale_delay=2
     )
-    until(lambda: replicas() == 1 and set(states(node).values()) == {"ready"})
+    until(lambda: replicas() == 1 and set(states(serve_url).values()) == {"ready"})
     end = time.monotonic() + 60
 
     def send() -> None:
-        with Client(node, max_retries=8) as client:
+        with Client(serve_url, max_retries=8) as client:
             while replicas() < 2 and time.monotonic() < end:
                 found = client.embed(PIXELS, model="one").embeddings
                 np.testing.assert_array_equal(found, arithmetic_embeddings(PIXELS))
