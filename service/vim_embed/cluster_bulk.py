@@ -23,7 +23,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from vim_embed.cluster_output import Done, Manifest, Skipped, write_part
-from vim_embed.cluster_replica import MakeEngines
+from vim_embed.cluster_replica import MakeEngines, share_cores
 from vim_embed.cluster_settings import ClusterSettings
 from vim_embed.cluster_sources import Part, Reading, SourceError, cut, find_sources, read
 from vim_embed.errors import (
@@ -169,6 +169,7 @@ class Embedder:
     def __init__(
         self, job: Job, gpus: float, folder: str, make_engines: MakeEngines | None
     ) -> None:
+        share_cores()
         if make_engines is None:
             from vim_embed.app import build_engines
 

@@ -7,6 +7,7 @@ failures are returned as values: raised, Ray would log and wrap each of them.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ class Replica:
 
     def __init__(self, settings: Settings, make_engines: MakeEngines) -> None:
         """Blocks until the model is loaded. Raises RuntimeError with the reason if it cannot be."""
+        share_cores()
         configure_logging(settings.log_level, settings.log_format)
         self._service = Service(settings, make_engines(settings))
         self._metrics: RayMetrics | None = None
@@ -92,3 +94,12 @@ class Replica:
         if not getattr(self, "_stopped", True):
             self._stopped = True
             self._service.stop()
+
+
+def share_cores() -> None:
+    """Let OpenMP's threads sleep soon where they wait; before torch is imported.
+
+    Ray's cores are a promise, not a partition: beside other processes, threads that spin for one
+    that has no core take twice the processor time of the forward itself.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
