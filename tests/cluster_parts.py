@@ -40,6 +40,12 @@ class SlowEngine(ArithmeticEngine):
         return super().run(staged)
 
 
+class VerySlowEngine(SlowEngine):
+    """Leaves time to change one's mind."""
+
+    SECONDS = 0.8
+
+
 class MortalEngine(ArithmeticEngine):
     """Dies for good of one kind of row."""
 
@@ -94,8 +100,13 @@ def slow(settings: Settings) -> Engine:
 
 
 def mixed(settings: Settings) -> Engine:
-    """By the model's name: `slow` and `shared`, `mortal`, else the quick one."""
-    kinds = {"slow": SlowEngine, "shared": SlowEngine, "mortal": MortalEngine}
+    """By the model's name."""
+    kinds: dict[str, type[ArithmeticEngine]] = {
+        "slow": SlowEngine,
+        "shared": SlowEngine,
+        "left": VerySlowEngine,
+        "mortal": MortalEngine,
+    }
     return kinds.get(names(settings)[0], ArithmeticEngine)(names(settings))
 
 

@@ -21,6 +21,7 @@ import click
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 
 from vim_embed.cluster_output import Done, Manifest, Skipped, write_part
 from vim_embed.cluster_replica import MakeEngines, share_cores
@@ -294,6 +295,8 @@ def main(
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    except RayError as error:  # an engine that could not be made: the last line says why
+        raise click.ClickException(str(error).strip().splitlines()[-1]) from error
     click.echo(
         f"{output}: {summary.rows} rows, {summary.resumed} of an earlier run, "
         f"{summary.skipped} left out"

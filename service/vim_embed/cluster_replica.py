@@ -57,7 +57,6 @@ class Replica:
             done = await asyncio.wrap_future(ticket.future)  # cancelled with this call
         except ServiceError as error:
             return error
-        self._service.metrics.queue_seconds.labels(info.name).observe(done.queue_seconds)
         return replace(done, info=info)
 
     async def facts(self) -> Facts:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from vim_embed.cluster_calls import Facts
+from vim_embed.engine import ModelStatus
+
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+FACTS = Facts(ModelStatus("m", (), "ready"), 1)
 ROOT = Path(__file__).parents[2]
 
 
@@ -122,6 +127,59 @@ def test_ray_s_faults_become_the_service_s_errors() -> None:
             "worker_failed",
         )
         assert translated(error, "m").retryable
+
+
+class Handle:
+    """A model's handle that fails as told."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.facts = self
+
+    async def remote(self) -> object:
+        if self.error is not None:
+            raise self.error
+        return FACTS
+
+
+async def test_a_model_that_is_not_heard_of_counts_as_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.exceptions import ActorDiedError
+
+    from vim_embed import cluster_front
+
+    monkeypatch.setattr(cluster_front, "_PERIOD", 0.01)
+    monkeypatch.setattr(cluster_front, "_SILENCE", 0.2)
+    handle = Handle(None)
+    models = cluster_front.RemoteModels({"m": ("alias",)}, {"m": handle})
+    assert models.status()["m"].state == "loading"
+    watch = asyncio.create_task(models.watch())
+    await asyncio.sleep(0.1)
+    assert models.status()["m"].state == "ready"
+    handle.error = ActorDiedError()
+    await asyncio.sleep(0.4)
+    assert models.status()["m"].state == "failed"
+    assert "no replica has answered" in (models.status()["m"].reason or "")
+    models.heard("m")  # as when rows of it come back
+    assert models.status()["m"].state == "ready"
+    watch.cancel()
+
+
+async def test_a_model_that_cannot_be_deployed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    from vim_embed import cluster_front
+
+    monkeypatch.setattr(cluster_front, "_PERIOD", 0.01)
+    gone = DeploymentUnavailableError(DeploymentID(name="m", app_name="a"))
+    models = cluster_front.RemoteModels({"m": ()}, {"m": Handle(gone)})
+    watch = asyncio.create_task(models.watch())
+    await asyncio.sleep(0.1)
+    assert models.status()["m"].state == "failed"
+    assert "failed to deploy" in (models.status()["m"].reason or "")
+    watch.cancel()
 
 
 def test_a_setting_of_the_cluster_is_in_its_page() -> None:

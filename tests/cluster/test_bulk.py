@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cluster_parts import arithmetic, arithmetic_embeddings, wary
+from fixtures_vim import DATA
 from serving import running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
@@ -163,3 +164,39 @@ def test_bad_sources_say_so_at_once(make: Any, says: str, tmp_path: Path) -> Non
     make(folder)
     with pytest.raises(SourceError, match=says):
         embed(folder, tmp_path / "out.parquet")
+
+
+@pytest.mark.soak
+def test_the_command_embeds_with_a_real_vim(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from vim_embed import load_model
+    from vim_embed.cluster_bulk import main
+
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 3, 64, 64), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    weights, out = DATA / "vim_micro.pth", tmp_path / "out.parquet"
+    arguments = [str(tmp_path / "a.npy"), "-o", str(out), "--model", f"micro={weights}"]
+    done = CliRunner().invoke(main, [*arguments, "--part-rows", "4"])
+    assert done.exit_code == 0, done.output
+    assert "9 rows, 0 of an earlier run, 0 left out" in done.output
+    model = load_model("micro", weights, device="cpu")
+    table = pq.read_table(out)
+    np.testing.assert_allclose(column(table), model.embed(pixels), rtol=1e-5, atol=1e-6)
+    about = json.loads(table.schema.metadata[b"vim_embed.provenance"])
+    assert about["weights_digest"] == model.info.weights.digest
+
+
+@pytest.mark.soak
+def test_the_command_says_why_a_model_cannot_be_loaded(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from vim_embed.cluster_bulk import main
+
+    np.save(tmp_path / "a.npy", PIXELS)
+    (tmp_path / "bad.pth").write_bytes(b"bad")
+    arguments = [str(tmp_path / "a.npy"), "-o", str(tmp_path / "out.parquet")]
+    done = CliRunner().invoke(main, [*arguments, "--model", f"bad={tmp_path / 'bad.pth'}"])
+    assert done.exit_code == 1
+    (said,) = [line for line in done.output.splitlines() if line.startswith("Error:")]
+    assert "bad.pth is not a readable checkpoint" in said  # Ray's own log is beside it

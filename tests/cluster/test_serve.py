@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from vim_embed_client.cli import run
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-NAMES = ("quick", "slow", "shared", "mortal")
+NAMES = ("quick", "slow", "shared", "mortal", "left")
 SETTINGS = Settings(
     models=tuple(f"{name}=unused" for name in NAMES), queue_rows=64, max_rows=40, client_share=1.0
 )
@@ -174,7 +175,7 @@ def ray_samples(model: str) -> dict[str, float]:
 
     (node,) = ray.nodes()
     text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}").text
-    found = {"rows_total": 0.0, "batch_rows_count": 0.0}
+    found = {"rows_total": 0.0, "batch_rows_count": 0.0, "dropped_rows_total": 0.0}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = sample.name.removeprefix("ray_vim_embed_")
@@ -182,6 +183,20 @@ def ray_samples(model: str) -> dict[str, float]:
                 assert sample.labels["deployment"] == model
                 found[name] = sample.value
     return found
+
+
+def test_rows_of_a_client_that_left_are_not_computed(cluster: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{cluster}/embed?model=left"
+        busy = pool.submit(httpx.post, url, content=npy(PIXELS), headers=NPY, timeout=60)
+        time.sleep(0.3)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, content=npy(PIXELS[:7]), headers=NPY, timeout=0.3)
+        np.testing.assert_array_equal(
+            from_npy(busy.result().content), arithmetic_embeddings(PIXELS)
+        )
+    until(lambda: ray_samples("left")["dropped_rows_total"] == 7)
+    assert ray_samples("left")["rows_total"] == len(PIXELS)
 
 
 def test_a_replica_whose_engine_died_is_replaced(cluster: str) -> None:
