@@ -20,12 +20,12 @@ from vim_embed.cluster_front import ClusterService
 from vim_embed.cluster_metrics import RayMetrics
 from vim_embed.cluster_replica import MakeEngines, Replica
 from vim_embed.cluster_settings import ClusterSettings
-from vim_embed.engine import Engine
 from vim_embed.logs import configure_logging
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
 from vim_embed.settings import Settings
 
 _RAY = "ray_"
+_INGRESS = "ingress"
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -47,7 +47,7 @@ def application(
     Raises ValueError that names the fix.
     """
     _check(settings, cluster)
-    make_engines = make_engines or torch_engines
+    make_engines = make_engines or build_engines
     models = {
         entry.name: _deployment(
             Replica,
@@ -64,7 +64,7 @@ def application(
     names = {entry.name: entry.aliases for entry in _entries(settings).values()}
     ingress = _deployment(
         serve.ingress()(Ingress),
-        "ingress",
+        _INGRESS,
         settings,
         cluster,
         ray_actor_options={"num_cpus": cluster.ingress_cpus},
@@ -115,11 +115,6 @@ class WithoutRequestId:
         await self.app(scope, receive, send_without)
 
 
-def torch_engines(settings: Settings) -> list[Engine]:
-    """The engines of a replica: of the device that Ray gave to it."""
-    return build_engines(settings)
-
-
 def _deployment(
     what: type, name: str, settings: Settings, cluster: ClusterSettings, **options: Any
 ) -> Any:
@@ -167,6 +162,8 @@ def _check(settings: Settings, cluster: ClusterSettings) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"model {', '.join(twice)} is given twice: give each its own name")
+    if _INGRESS in names:
+        raise ValueError(f"a model cannot be named {_INGRESS!r} on a cluster: give it another name")
     if settings.model_control or settings.fault_injection:
         raise ValueError(
             "model_control and fault_injection work on a single service only: on a cluster, "
@@ -176,6 +173,12 @@ def _check(settings: Settings, cluster: ClusterSettings) -> None:
         raise ValueError(
             f"device is cpu, but each replica reserves {cluster.gpus:g} GPUs: set "
             "VIM_EMBED_DEVICE=auto, or VIM_EMBED_RAY_GPUS=0"
+        )
+    several = cluster.gpus > 1 and settings.device == "all"
+    if cluster.gpus and settings.device not in ("auto", "cpu", "cuda") and not several:
+        raise ValueError(
+            f"device is {settings.device}, but Ray chooses a replica's GPUs: set "
+            "VIM_EMBED_DEVICE=auto, or to `all` where VIM_EMBED_RAY_GPUS is over 1"
         )
     if cluster.gpus == 0 and settings.device not in ("auto", "cpu"):
         raise ValueError(

@@ -129,7 +129,7 @@ def _run(
         return
     items = [{"part": json.dumps(asdict(part))} for part in parts]
     pool = ray.data.ActorPoolStrategy(
-        min_size=max(1, min(cluster.min_replicas, len(parts))),
+        min_size=min(cluster.min_replicas, len(parts)),
         max_size=min(cluster.max_replicas, len(parts)),
     )
     data = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS)).map_batches(

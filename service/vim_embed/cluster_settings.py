@@ -20,7 +20,7 @@ class ClusterSettings(BaseSettings):
         0.0, ge=0, description="GPUs of a replica; a fraction shares one; 0 computes on the CPU"
     )
     cpus: float = Field(1.0, ge=0, description="CPU cores that Ray sets aside for a replica")
-    min_replicas: int = Field(1, ge=0, description="replicas of each model at least")
+    min_replicas: int = Field(1, ge=1, description="replicas of each model at least")
     max_replicas: int = Field(
         1, ge=1, description="replicas of each model at most; more than min_replicas: autoscaling"
     )

@@ -65,8 +65,11 @@ def test_settings_come_from_the_environment_as_well(monkeypatch: pytest.MonkeyPa
     [
         ({"models": "resnet"}, "vim-tiny"),
         ({"models": "a=x/y,a=x/z"}, "given twice"),
+        ({"models": "ingress=x/y"}, "another name"),
         ({"device": "cpu", "ray_gpus": 1}, "VIM_EMBED_RAY_GPUS=0"),
         ({"device": "cuda"}, "VIM_EMBED_RAY_GPUS"),
+        ({"device": "cuda:1", "ray_gpus": 1}, "VIM_EMBED_DEVICE=auto"),
+        ({"device": "all", "ray_gpus": 1}, "VIM_EMBED_DEVICE=auto"),
         ({"published_host": "0.0.0.0"}, "VIM_EMBED_API_KEYS"),
         ({"model_control": True}, "deploy again"),
         ({"ray_min_replicas": 3}, "VIM_EMBED_RAY_MAX_REPLICAS"),
