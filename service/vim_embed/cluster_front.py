@@ -32,7 +32,6 @@ from ray.serve.exceptions import (
 from vim_embed.cluster_calls import Call, Facts
 from vim_embed.engine import ModelStatus
 from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
-from vim_embed.metrics import Metrics
 from vim_embed.models.info import CheckReport, EmbedOptions
 from vim_embed.pixels import PixelArray
 from vim_embed.service import Service
@@ -151,6 +150,10 @@ class RemoteQueue:
     def waiting_rows(self) -> int:
         return sum(ticket.rows for ticket in list(self._open.values()))
 
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(ticket.pixels.nbytes for ticket in list(self._open.values()))
+
     def start(self) -> None:
         """Nothing to start: Ray runs the replicas."""
 
@@ -166,7 +169,7 @@ class RemoteQueue:
         """Send rows on. Raises QueueFull or Draining at once; never waits."""
         if not self._accepting:
             raise Draining("the service is shutting down: retry against another, or later")
-        held = sum(ticket.pixels.nbytes for ticket in self._open.values())
+        held = self.waiting_bytes
         if held and held + pixels.nbytes > self._queue_bytes:
             raise QueueFull(
                 f"{held / 1e6:.0f} MB are on their way already: retry after the time in "
@@ -246,9 +249,8 @@ class ClusterService(Service):
     ) -> None:
         """names: of the models, with their aliases. handles: Ray's, by name."""
         self._models = RemoteModels(names, handles)
-        queue = RemoteQueue(self._models, handles, queue_bytes=settings.queue_bytes)
-        metrics = Metrics(lambda: queue.waiting_rows)
-        self._compose(settings, self._models, queue, metrics)
+        self._begin(settings, self._models)
+        self._compose(RemoteQueue(self._models, handles, queue_bytes=settings.queue_bytes))
         self._end_watch: Callable[[], object] = lambda: None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:

@@ -44,6 +44,9 @@ class RowQueue(Protocol):
     @property
     def waiting_rows(self) -> int: ...
 
+    @property
+    def waiting_bytes(self) -> int: ...
+
     def start(self) -> None: ...
 
     def submit(
@@ -89,34 +92,33 @@ class Service:
     ) -> None:
         """engines: one for each device. on_lost: called when no worker is left."""
         members = list(engines) if isinstance(engines, Sequence) else [engines]
-        metrics = Metrics(lambda: self.batcher.waiting_rows)
+        self._begin(settings, members[0] if len(members) == 1 else EngineGroup(members))
         batcher = Batcher(
             members,
             queue_rows=settings.queue_rows,
             queue_bytes=settings.queue_bytes,
             client_share=settings.client_share,
-            observer=metrics,
+            observer=self.metrics,
             patience=Patience(settings.forward_timeout, settings.worker_restarts),
             on_lost=on_lost,
         )
-        models = members[0] if len(members) == 1 else EngineGroup(members)
-        self._compose(settings, models, batcher, metrics)
+        self._compose(batcher)
 
-    def _compose(
-        self, settings: Settings, models: Models, batcher: RowQueue, metrics: Metrics
-    ) -> None:
+    def _begin(self, settings: Settings, models: Models) -> None:
         self.settings = settings
         self.engine = models
+        self.metrics = Metrics(lambda: self.batcher.waiting_rows)
+
+    def _compose(self, batcher: RowQueue) -> None:
         self.batcher = batcher
-        self.metrics = metrics
         self.control = ModelControl(
-            models,
+            self.engine,
             batcher,
-            max_models=settings.max_models,
-            patience=settings.request_timeout,
+            max_models=self.settings.max_models,
+            patience=self.settings.request_timeout,
         )
         self.draining = False
-        self._checks = IdleChecks(batcher, self._ready_names, settings.check_interval)
+        self._checks = IdleChecks(batcher, self._ready_names, self.settings.check_interval)
         self._loading: threading.Thread | None = None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
