@@ -207,7 +207,10 @@ class Embedder:
         kept = self._embed(rows.ids, rows.images, skipped)
         ids = [row_id for row_id, _ in kept]
         found = np.stack([row for _, row in kept]) if kept else self._none()
-        return write_part(self._folder, which.number, ids, found, self._provenance(), skipped)
+        asked = {**asdict(self._job.options), **asdict(self._job.reading)}
+        return write_part(
+            self._folder, which.number, ids, found, self._provenance(), skipped, asked
+        )
 
     def _embed(
         self, ids: list[str], images: PixelArray | list[bytes], skipped: list[Skipped]

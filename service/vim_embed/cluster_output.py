@@ -2,8 +2,8 @@
 and at the end one file or the folder of parts.
 
 Columns and metadata are those of `vim-embed embed`: `id`, `embedding`, `vim_embed.provenance`,
-`vim_embed.skipped`. A part is complete on disk before the manifest names it; what it does not name
-is computed again, so no row is lost or doubled wherever a process stops.
+`vim_embed.options`, `vim_embed.skipped`. A part is complete on disk before the manifest names it;
+what it does not name is computed again, so no row is lost or doubled wherever a process stops.
 """
 
 from __future__ import annotations
@@ -59,10 +59,14 @@ def write_part(
     embeddings: NDArray[np.float32],
     provenance: Mapping[str, Any],
     skipped: Sequence[Skipped],
+    options: Mapping[str, Any],
 ) -> Done:
-    """Write rows (n, D) durably under the part's name; an older file of that name goes."""
+    """Write rows (n, D) durably under the part's name; an older file of that name goes.
+
+    options: what was asked for, as the metadata tells it.
+    """
     left_out = [asdict(one) for one in skipped]
-    schema = _schema(embeddings.shape[1], provenance, left_out)
+    schema = _schema(embeddings.shape[1], provenance, left_out, options)
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
     lists = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
     table = pa.Table.from_arrays([pa.array(ids, pa.string()), lists], schema=schema)
@@ -151,17 +155,25 @@ class Manifest:
     def _join(self, parts: int) -> None:
         every = [self.done[number] for number in range(parts)]
         skipped = [one for done in every for one in done.skipped]
-        dim = pq.read_schema(part_path(self.folder, 0)).field("embedding").type.list_size
-        schema = _schema(dim, every[0].provenance, skipped)
+        first = pq.read_schema(part_path(self.folder, 0))
+        options = json.loads(first.metadata[b"vim_embed.options"])
+        dim = first.field("embedding").type.list_size
+        schema = _schema(dim, every[0].provenance, skipped, options)
         with _replacing(self.output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for done in every:
                 table = pq.read_table(part_path(self.folder, done.number))
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
 
 
-def _schema(dim: int, provenance: Mapping[str, Any], skipped: list[dict[str, str]]) -> Any:
+def _schema(
+    dim: int,
+    provenance: Mapping[str, Any],
+    skipped: list[dict[str, str]],
+    options: Mapping[str, Any],
+) -> Any:
     about = {
         "vim_embed.provenance": json.dumps(dict(provenance)),
+        "vim_embed.options": json.dumps(dict(options)),
         "vim_embed.skipped": json.dumps(skipped[:1000]),
     }
     columns = [("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))]
