@@ -12,6 +12,7 @@ FROM scratch AS wheels
 # ---------------------------------------------------------------- cpu
 FROM ${PYTHON_IMAGE} AS cpu-build
 ARG PIP_ARGS=""
+ARG EXTRAS=service,otel
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
@@ -37,7 +38,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
     if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
     && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
     && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
-        -c /src/constraints.txt "/src[service,otel]" \
+        -c /src/constraints.txt "/src[${EXTRAS}]" \
     && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip \
     && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \
@@ -74,6 +75,7 @@ CMD ["serve"]
 # ---------------------------------------------------------------- gpu
 FROM ${CUDA_IMAGE} AS gpu-build
 ARG PIP_ARGS=""
+ARG EXTRAS=service,otel
 # Compute capabilities the public kernels are compiled for. Our own kernels compile at first use.
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0"
 ARG MAMBA_SSM_VERSION=2.3.2.post1
@@ -123,7 +125,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
     if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
     && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
     && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
-        -c /src/constraints.txt "/src[service,otel]" cuda-bindings \
+        -c /src/constraints.txt "/src[${EXTRAS}]" cuda-bindings \
     && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip setuptools wheel \
     && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \

@@ -91,3 +91,10 @@ docs: $(VENV)/.installed-dev
 .PHONY: score-soak
 score-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/test_score.py
+
+# A real Ray cluster on this machine: nodes killed and joining, rolling updates, scaling.
+.PHONY: ray-test
+ray-test: $(VENV)/.installed-dev
+	@$(PIP) -e '.[service,ray]'
+	$(BIN)/python -m pytest tests/cluster -m "soak or not soak" --ignore tests/cluster/test_nodes.py
+	$(BIN)/python -m pytest tests/cluster/test_nodes.py -m soak -s

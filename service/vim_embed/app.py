@@ -69,14 +69,17 @@ def create_app(
     *,
     on_loaded: Callable[[bool], None] | None = None,
     on_lost: Callable[[], None] = lambda: None,
+    service: Service | None = None,
 ) -> FastAPI:
     """The application. Its lifespan loads the models in the background and drains at the end.
 
     engine: one, or one for each device; else those of the settings. on_loaded: called from the
     loading thread with whether any model became ready. on_lost: when no worker is left.
+    service: a ready-made one, in place of all these.
     """
     faults = Faults() if settings.fault_injection else None
-    service = Service(settings, engine or build_engines(settings, faults), on_lost=on_lost)
+    if service is None:
+        service = Service(settings, engine or build_engines(settings, faults), on_lost=on_lost)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

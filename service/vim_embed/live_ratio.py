@@ -64,7 +64,8 @@ class LiveRatio:
             self._mark()
             _, worked, forward = self._marks[0]
             spent = self._worked() - worked
-            return (self._forward - forward) / (spent * self._devices) if spent > 0 else math.nan
+            room = spent * self._devices
+            return (self._forward - forward) / room if room > 0 else math.nan
 
     def _worked(self) -> float:
         return self._working + (self._clock() - self._since if self._open else 0.0)

@@ -7,20 +7,24 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
-from vim_embed.batcher import Batcher
 from vim_embed.engine import Models
 from vim_embed.errors import Conflict, NotReady, UnknownModel
 
 _POLL = 0.02  # seconds between two looks whether a model's rows are done
 
 
+class Busy(Protocol):
+    """Who knows whether a model's rows are under way."""
+
+    def busy_with(self, model: str) -> bool: ...
+
+
 class ModelControl:
     """Loads and unloads one model at a time; the others go on answering."""
 
-    def __init__(
-        self, models: Models, batcher: Batcher, *, max_models: int, patience: float
-    ) -> None:
+    def __init__(self, models: Models, batcher: Busy, *, max_models: int, patience: float) -> None:
         """max_models: loaded at once, 0 for any number. patience: seconds an unload waits."""
         self.pinned: set[str] = set()
         self.leaving: set[str] = set()

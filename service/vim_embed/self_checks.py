@@ -5,20 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import Protocol
 
-from vim_embed.batcher import Batcher
 from vim_embed.errors import ServiceError
+from vim_embed.models.info import CheckReport
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 600.0  # seconds for one comparison; the workers' own watch is stricter
+
+
+class Checked(Protocol):
+    """What can be idle, and checked."""
+
+    @property
+    def waiting_rows(self) -> int: ...
+
+    def check(self, model: str) -> list[Future[CheckReport]]: ...
 
 
 class IdleChecks:
     """A thread that checks every `interval` seconds, if nothing waits then."""
 
     def __init__(
-        self, batcher: Batcher, names: Callable[[], Iterable[str]], interval: float
+        self, batcher: Checked, names: Callable[[], Iterable[str]], interval: float
     ) -> None:
         """names: of the models that are loaded."""
         self._batcher = batcher

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, replace
+from typing import Protocol
 
 from vim_embed import __version__
 from vim_embed.batcher import Batcher
@@ -18,13 +20,67 @@ from vim_embed.engine_group import EngineGroup
 from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.metrics import Metrics
 from vim_embed.model_control import ModelControl
-from vim_embed.models.info import CheckReport, ModelInfo
+from vim_embed.models.info import CheckReport, EmbedOptions, ModelInfo
+from vim_embed.pixels import PixelArray
 from vim_embed.self_checks import IdleChecks
 from vim_embed.settings import Settings
+from vim_embed.tickets import Ticket
 from vim_embed.tracing import traces_of_environment
 from vim_embed.worker import Patience
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
+
+
+class RowQueue(Protocol):
+    """Where rows go to be embedded: a Batcher, or one that passes them on (cluster_front.py)."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything takes rows."""
+        ...
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """By device, why it takes none."""
+        ...
+
+    @property
+    def waiting_rows(self) -> int: ...
+
+    @property
+    def waiting_bytes(self) -> int: ...
+
+    def start(self) -> None: ...
+
+    def submit(
+        self,
+        model: str,
+        pixels: PixelArray,
+        options: EmbedOptions,
+        *,
+        deadline: float | None = None,
+        client: str = "",
+    ) -> Ticket:
+        """Queue checked rows (n, 3, H, W), or raise QueueFull, PayloadTooLarge or Draining."""
+        ...
+
+    def check(self, model: str) -> list[Future[CheckReport]]:
+        """Compare the model's known image, on each device."""
+        ...
+
+    def unfit(self, model: str) -> str | None:
+        """Why nobody may run the model, or None."""
+        ...
+
+    def busy_with(self, model: str) -> bool:
+        """Whether rows of the model are under way."""
+        ...
+
+    def stop_accepting(self) -> None: ...
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new rows and wait for the rest; False if time ran out."""
+        ...
 
 
 class Service:
@@ -39,17 +95,10 @@ class Service:
     ) -> None:
         """engines: one for each device. on_lost: called when no worker is left."""
         members = list(engines) if isinstance(engines, Sequence) else [engines]
-        self.settings = settings
-        self.budget = ByteBudget(settings.inflight_bytes)
-        self.engine: Models = members[0] if len(members) == 1 else EngineGroup(members)
-        self.metrics = Metrics(
-            lambda: self.batcher.waiting_rows,
-            waiting_bytes=lambda: self.batcher.waiting_bytes,
-            models=self.statuses,
-            memory=self.engine.memory,
-            devices=len(members),
+        self._begin(
+            settings, members[0] if len(members) == 1 else EngineGroup(members), len(members)
         )
-        self.batcher = Batcher(
+        batcher = Batcher(
             members,
             queue_rows=settings.queue_rows,
             queue_bytes=settings.queue_bytes,
@@ -58,15 +107,31 @@ class Service:
             patience=Patience(settings.forward_timeout, settings.worker_restarts),
             on_lost=on_lost,
         )
+        self._compose(batcher)
+
+    def _begin(self, settings: Settings, models: Models, devices: int) -> None:
+        self.settings = settings
+        self.budget = ByteBudget(settings.inflight_bytes)
+        self.engine = models
+        self.metrics = Metrics(
+            lambda: self.batcher.waiting_rows,
+            waiting_bytes=lambda: self.batcher.waiting_bytes,
+            models=self.statuses,
+            memory=models.memory,
+            devices=devices,
+        )
+
+    def _compose(self, batcher: RowQueue) -> None:
+        self.batcher = batcher
         self.control = ModelControl(
             self.engine,
-            self.batcher,
-            max_models=settings.max_models,
-            patience=settings.request_timeout,
+            batcher,
+            max_models=self.settings.max_models,
+            patience=self.settings.request_timeout,
         )
         self.traces = traces_of_environment()
         self.draining = False
-        self._checks = IdleChecks(self.batcher, self._ready_names, settings.check_interval)
+        self._checks = IdleChecks(batcher, self._ready_names, self.settings.check_interval)
         self._loading: threading.Thread | None = None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
@@ -81,6 +146,11 @@ class Service:
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
         self._checks.start()
+
+    def wait_loaded(self) -> None:
+        """Block until every model is loaded or has failed."""
+        if self._loading is not None:
+            self._loading.join()
 
     def begin_drain(self) -> None:
         """Answer 503 to new work from now on; what is in flight goes on."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from vim_embed.engine import Outputs, Staged
 from vim_embed.errors import InternalError, ServiceError
-from vim_embed.models.info import EmbedOptions
+from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
@@ -30,11 +30,15 @@ class BatchKey:
 
 @dataclass(frozen=True)
 class Embedded:
-    """A finished request: named (rows, D) arrays, and seconds spent waiting and computing."""
+    """A finished request: named (rows, D) arrays, and seconds spent waiting and computing.
+
+    info: of the model that answered, where others than this process's may.
+    """
 
     outputs: Outputs
     queue_seconds: float
     forward_seconds: float
+    info: ModelInfo | None = None
 
 
 @dataclass(eq=False)

@@ -155,7 +155,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     return render(
         done.outputs,
         answer_kind,
-        origin=provenance(info, options),
+        origin=provenance(done.info or info, options),
         dtype=query.dtype,
         encoding=query.encoding,
         layers=options.layers is not None,

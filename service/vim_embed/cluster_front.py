@@ -1,0 +1,297 @@
+"""The service as the ingress of a Ray cluster sees it: models and their rows are elsewhere.
+
+Routes use it like any Service. Which replica gets a request, and where replicas are, is Ray's
+business: each model is one handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+
+from vim_embed.cluster_calls import Call, Facts
+from vim_embed.engine import ModelStatus
+from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
+from vim_embed.models.info import CheckReport, EmbedOptions
+from vim_embed.pixels import PixelArray
+from vim_embed.service import Service
+from vim_embed.settings import Settings
+from vim_embed.tickets import BatchKey, Embedded, Ticket
+
+_LOG = logging.getLogger(__name__)
+_LOST = (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    ReplicaUnavailableError,
+    WorkerCrashedError,
+)
+_PERIOD = 2.0  # seconds between two looks at a model
+_PATIENCE = 10.0  # seconds for one look
+_SILENCE = 30.0  # seconds without a sign of a model, after which it counts as failed
+
+
+class RemoteModels:
+    """Which models there are, as their replicas last described them; a `Models`."""
+
+    def __init__(self, names: Mapping[str, tuple[str, ...]], handles: Mapping[str, Any]) -> None:
+        """names: with their aliases, in the order of the settings. handles: Ray's, by name."""
+        self._handles = handles
+        self._facts = {
+            name: Facts(ModelStatus(name, aliases, "loading", "no replica yet"), 0)
+            for name, aliases in names.items()
+        }
+        self._heard = dict.fromkeys(names, 0.0)
+
+    async def watch(self) -> None:
+        """Keep the descriptions up to date until cancelled: replicas come, go and change."""
+        await asyncio.gather(*(self._watch(name) for name in self._facts))
+
+    def heard(self, name: str) -> None:
+        """Note that a replica of the model answered."""
+        self._heard[name] = time.monotonic()
+
+    def load(self) -> None:
+        """Replicas load their models themselves."""
+
+    def known_name(self, name: str) -> str:
+        if name not in self._facts:
+            raise ValueError(f"no model {name!r}: use one of {', '.join(self._facts)}")
+        return name
+
+    def load_model(self, name: str) -> None:
+        raise _fixed()
+
+    def unload(self, name: str) -> None:
+        raise _fixed()
+
+    def status(self) -> Mapping[str, ModelStatus]:
+        return {name: self._judged(name) for name in self._facts}
+
+    def memory(self) -> Mapping[tuple[str, str], int]:
+        return {}  # the replicas tell of theirs
+
+    def layer_names(self, model: str, granularity: str) -> list[str]:
+        return self._facts[model].layers[granularity]
+
+    def layer_kinds(self, model: str) -> Mapping[str, str]:
+        return self._facts[model].kinds
+
+    def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
+        return self._facts[model].batch_rows
+
+    async def _watch(self, name: str) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await self._look(name)
+            await asyncio.sleep(_PERIOD)
+
+    async def _look(self, name: str) -> None:
+        try:
+            facts: Facts = await self._handles[name].facts.remote()
+        except DeploymentUnavailableError as error:
+            status = replace(self._facts[name].status, state="failed", reason=error.message)
+            self._facts[name] = Facts(replace(status, info=None), 0)
+        except Exception as error:
+            _LOG.debug("a model does not answer", extra={"model": name, "error": repr(error)})
+        else:
+            self._facts[name] = facts
+            self.heard(name)
+
+    def _judged(self, name: str) -> ModelStatus:
+        status = self._facts[name].status
+        silent = time.monotonic() - self._heard[name]
+        if status.state != "ready" or silent < _SILENCE:
+            return status
+        return replace(status, state="failed", reason=f"no replica has answered for {silent:.0f} s")
+
+
+class RemoteQueue:
+    """Passes rows on to the replicas of their model; a `RowQueue`.
+
+    Rows wait in the replicas' queues, which refuse by themselves. Here only bytes are bounded.
+    `submit` is called in the event loop.
+    """
+
+    def __init__(
+        self, models: RemoteModels, handles: Mapping[str, Any], *, queue_bytes: int
+    ) -> None:
+        self._models = models
+        self._handles = handles
+        self._queue_bytes = queue_bytes
+        self._accepting = True
+        self._open: dict[asyncio.Task[None], Ticket] = {}
+
+    alive = True
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def waiting_rows(self) -> int:
+        return sum(ticket.rows for ticket in list(self._open.values()))
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(ticket.pixels.nbytes for ticket in list(self._open.values()))
+
+    def start(self) -> None:
+        """Nothing to start: Ray runs the replicas."""
+
+    def submit(
+        self,
+        model: str,
+        pixels: PixelArray,
+        options: EmbedOptions,
+        *,
+        deadline: float | None = None,
+        client: str = "",
+    ) -> Ticket:
+        """Send rows on. Raises QueueFull or Draining at once; never waits."""
+        if not self._accepting:
+            raise Draining("the service is shutting down: retry against another, or later")
+        held = self.waiting_bytes
+        if held and held + pixels.nbytes > self._queue_bytes:
+            raise QueueFull(
+                f"{held / 1e6:.0f} MB are on their way already: retry after the time in "
+                "Retry-After",
+                retry_after=1,
+            )
+        key = BatchKey(model, options, pixels.shape[1:], str(pixels.dtype))
+        ticket = Ticket(key, pixels, deadline, client)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._forward(ticket))
+        self._open[task] = ticket
+        task.add_done_callback(self._open.pop)
+        ticket.future.add_done_callback(
+            lambda future: loop.call_soon_threadsafe(task.cancel) if future.cancelled() else None
+        )
+        return ticket
+
+    def check(self, model: str) -> list[Future[CheckReport]]:
+        """Let one replica of the model compare its known image; called in the event loop."""
+        future: Future[CheckReport] = Future()
+        task = asyncio.get_running_loop().create_task(self._check(model, future))
+        future.add_done_callback(lambda _: task)  # keeps the task from being collected
+        return [future]
+
+    def unfit(self, model: str) -> str | None:
+        return None  # RemoteModels judges
+
+    def busy_with(self, model: str) -> bool:
+        return any(ticket.key.model == model for ticket in list(self._open.values()))
+
+    def stop_accepting(self) -> None:
+        self._accepting = False
+
+    def drain(self, timeout: float) -> bool:
+        """Wait for what is on its way; not in the event loop."""
+        self.stop_accepting()
+        left = wait([t.future for t in list(self._open.values())], timeout).not_done
+        return not left
+
+    async def _forward(self, ticket: Ticket) -> None:
+        model = ticket.key.model
+        call = Call(ticket.key.options, _seconds(ticket), ticket.client, _request_id())
+        response = self._handles[model].embed.remote(ticket.pixels, call)
+        try:
+            reply: Embedded | ServiceError = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except Exception as error:
+            ticket.fail(translated(error, model))
+            return
+        self._models.heard(model)
+        if isinstance(reply, ServiceError):
+            ticket.fail(reply)
+        elif not ticket.future.done():
+            ticket.future.set_result(reply)
+
+    async def _check(self, model: str, future: Future[CheckReport]) -> None:
+        try:
+            reply: Sequence[CheckReport] | ServiceError = await self._handles[model].check.remote()
+        except Exception as error:
+            reply = translated(error, model)
+        if isinstance(reply, ServiceError):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply[0])
+
+
+class ClusterService(Service):
+    """A Service whose models run in the replicas behind `handles`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        names: Mapping[str, tuple[str, ...]],
+        handles: Mapping[str, Any],
+    ) -> None:
+        """names: of the models, with their aliases. handles: Ray's, by name."""
+        self._models = RemoteModels(names, handles)
+        self._begin(settings, self._models, devices=0)
+        self._compose(RemoteQueue(self._models, handles, queue_bytes=settings.queue_bytes))
+        self._end_watch: Callable[[], object] = lambda: None
+
+    def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
+        """Watch the models; called in the event loop. Replicas load them, so `on_loaded` is not
+        called.
+        """
+        loop = asyncio.get_running_loop()
+        watch = loop.create_task(self._models.watch())
+        self._end_watch = lambda: loop.call_soon_threadsafe(watch.cancel)
+
+    def stop(self) -> bool:
+        """Finish what is on its way within the drain timeout. False if something was left."""
+        self.begin_drain()
+        empty = self.batcher.drain(self.settings.drain_timeout)
+        self._end_watch()
+        return empty
+
+
+def translated(error: Exception, model: str) -> ServiceError:
+    """What Ray raised, in the service's own terms; every such request may be sent again."""
+    if isinstance(error, BackPressureError):
+        return QueueFull(f"too many requests wait for model {model!r}: retry", retry_after=1)
+    if isinstance(error, DeploymentUnavailableError):
+        return NotReady(f"model {model!r} is not ready: {error.message}", retry_after=2)
+    if isinstance(error, _LOST):
+        _LOG.warning("a replica was lost", extra={"model": model, "error": repr(error)})
+        return WorkerFailed(f"the replica of model {model!r} was lost: retry", retry_after=1)
+    _LOG.error("a call failed", exc_info=error, extra={"ray": isinstance(error, RayError)})
+    return WorkerFailed(f"the call of model {model!r} failed ({type(error).__name__}): retry")
+
+
+def _seconds(ticket: Ticket) -> float | None:
+    return None if ticket.deadline is None else max(0.0, ticket.deadline - time.monotonic())
+
+
+def _request_id() -> str:
+    return str(structlog.contextvars.get_contextvars().get("request_id", ""))
+
+
+def _fixed() -> ServiceError:
+    return NotReady("the models of a cluster are fixed: deploy it with others")

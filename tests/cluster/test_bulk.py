@@ -1,0 +1,203 @@
+"""Ray Data over files: complete, in order, the same table as the client's, and resumable."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cluster_parts import arithmetic, arithmetic_embeddings, wary
+from fixtures_vim import DATA
+from serving import running
+from vim_embed.app import create_app
+from vim_embed.engine import ArithmeticEngine
+from vim_embed.models.info import EmbedOptions
+from vim_embed.settings import Settings
+from vim_embed_client.cli import run as client_cli
+
+pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("ray_node"),
+]
+
+SETTINGS = Settings(models=("arithmetic=unused",))
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def survey(tmp_path: Path) -> Path:
+    folder = tmp_path / "survey"
+    folder.mkdir()
+    np.save(folder / "a.npy", PIXELS[:21])
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(PIXELS[21:30].reshape(-1)), 3 * 8 * 8)
+    pq.write_table(pa.table({"image": flat}), folder / "b.parquet", row_group_size=4)
+    np.save(folder / "c.npy", PIXELS[30:])
+    return folder
+
+
+def embed(sources: Path, output: Path, **others: Any) -> Any:
+    from vim_embed.cluster_bulk import Job, embed_sources
+    from vim_embed.cluster_settings import ClusterSettings
+    from vim_embed.cluster_sources import Reading
+
+    job = Job(
+        settings=SETTINGS,
+        options=EmbedOptions(),
+        reading=Reading(shape=(3, 8, 8)),
+        on_error=others.pop("on_error", "fail"),
+    )
+    cluster = ClusterSettings(cpus=1, max_replicas=2, min_replicas=2)
+    return embed_sources(
+        [str(sources)],
+        output,
+        job,
+        cluster,
+        part_rows=8,
+        make_engines=others.pop("make_engines", arithmetic),
+        **others,
+    )
+
+
+def column(table: Any) -> np.ndarray[Any, Any]:
+    return np.array(table["embedding"].to_pylist(), np.float32)
+
+
+def test_every_row_once_and_in_order(survey: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    summary = embed(survey, out)
+    table = pq.read_table(out)
+    assert (summary.rows, summary.skipped, summary.resumed) == (40, 0, 0)
+    np.testing.assert_array_equal(column(table), arithmetic_embeddings(PIXELS))
+    files = [("a.npy", 21), ("b.parquet", 9), ("c.npy", 10)]
+    assert table["id"].to_pylist() == [f"{survey / f}#{i}" for f, n in files for i in range(n)]
+    assert not out.with_name("out.parquet.parts").exists()
+
+
+def test_the_table_is_that_of_the_client(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", PIXELS)
+    source, ours, theirs = (tmp_path / name for name in ("a.npy", "o.parquet", "t.parquet"))
+    embed(source, ours)
+    with running(create_app(SETTINGS, ArithmeticEngine())) as url:
+        assert client_cli(["embed", str(source), "-o", str(theirs), "--url", url]) == 0
+    one, other = pq.read_table(ours), pq.read_table(theirs)
+    assert one.equals(other)
+    assert one.schema.equals(other.schema)
+    assert one.schema.metadata.keys() >= other.schema.metadata.keys()
+    for key in (b"vim_embed.provenance", b"vim_embed.skipped"):
+        assert json.loads(one.schema.metadata[key]) == json.loads(other.schema.metadata[key])
+    assert json.loads(one.schema.metadata[b"vim_embed.options"])["pooling"] == "mean"
+
+
+def test_a_folder_keeps_the_parts(survey: Path, tmp_path: Path) -> None:
+    out = tmp_path / "folder"
+    embed(survey, out)
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["_manifest.jsonl", *(f"part-{i:06d}.parquet" for i in range(7))]
+    np.testing.assert_array_equal(column(pq.read_table(out)), arithmetic_embeddings(PIXELS))
+
+
+def test_it_goes_on_where_it_was_interrupted(survey: Path, tmp_path: Path) -> None:
+    from vim_embed.cluster_bulk import RowError
+    from vim_embed.cluster_output import ResumeError
+
+    out, refused = tmp_path / "out.parquet", PIXELS[33]
+    np.save(tmp_path / "refused.npy", refused)
+    with pytest.raises(RowError, match=r"c\.npy#3"):
+        embed(survey, out, make_engines=wary(str(tmp_path / "refused.npy")))
+    parts = out.with_name("out.parquet.parts")
+    finished = (parts / "_manifest.jsonl").read_text().splitlines()[1:]
+    assert finished
+    manifest = parts / "_manifest.jsonl"
+    manifest.write_text(manifest.read_text() + '{"number": 5, "ro')  # as power was lost
+    torn = parts / f"part-{json.loads(finished[0])['number']:06d}.parquet"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    with pytest.raises(ResumeError, match="--restart"):
+        embed(survey, out, on_error="skip")
+    summary = embed(survey, out)
+    whole = sum(json.loads(line)["rows"] for line in finished[1:])
+    assert (summary.rows, summary.resumed) == (40, whole)
+    np.testing.assert_array_equal(column(pq.read_table(out)), arithmetic_embeddings(PIXELS))
+
+
+def test_what_cannot_be_embedded_is_named_or_left_out(tmp_path: Path) -> None:
+    from vim_embed.cluster_bulk import RowError
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(5):
+        file = io.BytesIO()
+        Image.fromarray(PIXELS[i].transpose(1, 2, 0)).save(file, "PNG")
+        data = b"no image" if i == 3 else file.getvalue()
+        (folder / f"{i}.png").write_bytes(data)
+    with pytest.raises(RowError, match=r"3\.png"):
+        embed(folder, tmp_path / "fails.parquet")
+    summary = embed(folder, tmp_path / "out.parquet", on_error="skip")
+    assert (summary.rows, summary.skipped) == (4, 1)
+    table = pq.read_table(tmp_path / "out.parquet")
+    np.testing.assert_array_equal(column(table), arithmetic_embeddings(PIXELS[[0, 1, 2, 4]]))
+    (left_out,) = json.loads(table.schema.metadata[b"vim_embed.skipped"])
+    assert left_out["id"] == str(folder / "3.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda f: (f / "x.npy").write_bytes(b"no array"), "x.npy cannot be read"),
+        (lambda f: np.save(f / "x.npy", np.zeros((2, 8, 8))), "expected"),
+        (lambda f: pq.write_table(pa.table({"n": [1]}), f / "x.parquet"), "0 columns"),
+        (lambda f: None, "no .npy"),
+    ],
+)
+def test_bad_sources_say_so_at_once(make: Any, says: str, tmp_path: Path) -> None:
+    from vim_embed.cluster_sources import SourceError
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(SourceError, match=says):
+        embed(folder, tmp_path / "out.parquet")
+
+
+@pytest.mark.soak
+def test_the_command_embeds_with_a_real_vim(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from vim_embed import load_model
+    from vim_embed.cluster_bulk import main
+
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 3, 64, 64), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    weights, out = DATA / "vim_micro.pth", tmp_path / "out.parquet"
+    arguments = [str(tmp_path / "a.npy"), "-o", str(out), "--model", f"micro={weights}"]
+    done = CliRunner().invoke(main, [*arguments, "--part-rows", "4"])
+    assert done.exit_code == 0, done.output
+    assert "9 rows, 0 of an earlier run, 0 left out" in done.output
+    model = load_model("micro", weights, device="cpu")
+    table = pq.read_table(out)
+    np.testing.assert_allclose(column(table), model.embed(pixels), rtol=1e-5, atol=1e-6)
+    about = json.loads(table.schema.metadata[b"vim_embed.provenance"])
+    assert about["weights_digest"] == model.info.weights.digest
+
+
+@pytest.mark.soak
+def test_the_command_says_why_a_model_cannot_be_loaded(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from vim_embed.cluster_bulk import main
+
+    np.save(tmp_path / "a.npy", PIXELS)
+    (tmp_path / "bad.pth").write_bytes(b"bad")
+    arguments = [str(tmp_path / "a.npy"), "-o", str(tmp_path / "out.parquet")]
+    done = CliRunner().invoke(main, [*arguments, "--model", f"bad={tmp_path / 'bad.pth'}"])
+    assert done.exit_code == 1
+    (said,) = [line for line in done.output.splitlines() if line.startswith("Error:")]
+    assert "bad.pth is not a readable checkpoint" in said  # Ray's own log is beside it

@@ -1,0 +1,174 @@
+"""Three nodes on this machine under traffic, while one is killed and another joins.
+
+Every row carries who it is, so that a lost, doubled or swapped one shows. The nodes' proxies share
+one port (SO_REUSEPORT), so the killed one takes connections and half-read bodies with it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from cluster_parts import (
+    OBJECT_STORE,
+    arithmetic_embeddings,
+    free_port,
+    placed,
+    prepare_environment,
+    states,
+    until,
+)
+from vim_embed.settings import Settings
+from vim_embed_client import Client, VimEmbedError
+
+pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+SIDE = 64  # pixels: ten rows and more go through Ray's object store
+SENDERS = 12
+SETTINGS = Settings(models=("placed=unused",), drain_timeout=10, request_timeout=20)
+
+
+@dataclass
+class Traffic:
+    """What senders saw. answers: by the first row's number."""
+
+    url: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    sent: Counter[int] = field(default_factory=Counter)
+    answered: Counter[int] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    wrong: list[int] = field(default_factory=list)
+    nodes: list[tuple[float, str]] = field(default_factory=list)
+    slowest: float = 0.0  # seconds until a request was settled
+
+    def send(self, sender: int) -> None:
+        """Send requests until told to stop; every other sender leaves retrying to the client."""
+        random = np.random.default_rng(sender)
+        with Client(self.url, max_retries=4 * (sender % 2), timeout=30) as client:
+            for number in range(100_000):
+                if self.stop.is_set():
+                    return
+                self._settle(client, sender * 100_000 + number, int(random.integers(1, 16)))
+
+    def _settle(self, client: Client, number: int, rows: int) -> None:
+        pixels, begin = identified(number, rows), time.monotonic()
+        self.sent[number] += 1
+        for _ in range(100):
+            try:
+                answer = client.embed(pixels, model="placed")
+            except VimEmbedError as error:
+                self.refusals[f"{type(error).__name__}: {error}"[:120]] += 1
+                time.sleep(0.2)
+                continue
+            self.answered[number] += 1
+            self.slowest = max(self.slowest, time.monotonic() - begin)
+            self.nodes.append((time.monotonic(), answer.provenance.device))
+            if not np.array_equal(answer.embeddings, arithmetic_embeddings(pixels)):
+                self.wrong.append(number)
+            return
+
+
+def identified(number: int, rows: int) -> NDArray[np.uint8]:
+    """Rows whose pixels, and so whose embeddings, are those of no other row."""
+    random = np.random.default_rng(number)
+    return random.integers(0, 256, (rows, 3, SIDE, SIDE), dtype=np.uint8)
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[Any, str]]:
+    """A cluster of three nodes with a replica and an ingress on each, and its URL."""
+    import ray
+    from ray import serve
+    from ray.cluster_utils import Cluster
+
+    from vim_embed.cluster import application
+    from vim_embed.cluster_settings import ClusterSettings
+
+    prepare_environment()
+    node = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+        port = free_port()
+        serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
+        options = ClusterSettings(
+            min_replicas=3,
+            max_replicas=3,
+            ingress_replicas=3,
+            cpus=1,
+            ingress_cpus=1,
+            health_period=1,
+        )
+        serve.run(application(SETTINGS, options, placed))
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: set(states(url).values()) == {"ready"})
+        yield cluster, url
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_node_is_killed_and_another_joins(cluster: tuple[Any, str]) -> None:
+    nodes, url = cluster
+    traffic = Traffic(url)
+    threads = [threading.Thread(target=traffic.send, args=(i,)) for i in range(SENDERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: len(devices(traffic, 0)) == 3 and len(traffic.nodes) > 200, 60)
+        victim = min(nodes.worker_nodes, key=lambda node: node.node_id)
+        doomed = f"cpu:{victim.node_id}"
+        killed = time.monotonic()
+        pull_the_plug(victim)
+        nodes.remove_node(victim, allow_graceful=False)
+        gone = time.monotonic() + 5
+        until(lambda: doomed not in devices(traffic, gone) and devices(traffic, gone), 60)
+        joined = nodes.add_node(num_cpus=2, object_store_memory=OBJECT_STORE)
+        until(lambda: f"cpu:{joined.node_id}" in devices(traffic, killed), 90)
+        time.sleep(2)
+    finally:
+        traffic.stop.set()
+        for thread in threads:
+            thread.join(120)
+    print(
+        f"{sum(traffic.answered.values())} requests, {dict(traffic.refusals)} refused and sent "
+        f"again, the slowest after {traffic.slowest:.1f} s, computed on "
+        f"{Counter(device for _, device in traffic.nodes)}"
+    )
+    assert traffic.refusals, "nothing was under way on the node that died: the test showed nothing"
+    assert traffic.wrong == []
+    assert traffic.answered == traffic.sent
+    assert sum(traffic.sent.values()) > 100
+    assert doomed in devices(traffic, 0)
+
+
+def pull_the_plug(node: Any) -> None:
+    """Kill all processes of a node at once, as when its machine loses power."""
+    (raylet,) = node.all_processes["raylet"]
+    parent = psutil.Process(raylet.process.pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        process.suspend()
+    for process in [parent, *parent.children(recursive=True)]:
+        process.kill()
+
+
+def devices(traffic: Traffic, since: float) -> set[str]:
+    """Where answers since then were computed."""
+    return {device for when, device in list(traffic.nodes) if when >= since}
