@@ -173,7 +173,9 @@ def end(process: psutil.Popen) -> None:
     family = [process]
     with suppress(psutil.NoSuchProcess):
         family += process.children(recursive=True)
-        process.terminate()
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
     _, left = psutil.wait_procs(family, timeout=10)
     for other in left:
         with suppress(psutil.NoSuchProcess):
