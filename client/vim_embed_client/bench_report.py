@@ -39,7 +39,8 @@ class Case:
     def __str__(self) -> str:
         noun = "client" if self.clients == 1 else "clients"
         at = "" if self.rate is None else f" at {self.rate:g} requests/s"
-        return f"{self.clients} {noun} × {self.rows} rows{at}"
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        return f"{self.clients} {noun} × {rows}{at}"
 
 
 def round_of(
@@ -158,7 +159,7 @@ def setting(report: dict[str, Any]) -> str:
     noun = "client" if clients == "1" else "clients"
     return (
         f"{model['name']} ({model['dtype']}, {model['backend']} on {model['device']}{weights}): "
-        f"{clients} {noun} × {rows} {report['wire']} rows{at}, "
+        f"{clients} {noun} × {rows} {report['wire']} {'row' if rows == '1' else 'rows'}{at}, "
         f"batches of {report['batch_rows']}; {machine['cpu']}, {machine['cores']} cores"
     )
 
@@ -167,53 +168,65 @@ def show(report: dict[str, Any], console: Console) -> None:
     """Print a report: rounds of one case, or medians of several."""
     console.print(setting(report), soft_wrap=True)
     cases = cases_of(report)
-    if len(cases) == 1:
-        table = _table(["round"], ((str(n), r) for n, r in enumerate(cases[0]["rounds"], 1)))
-    else:
-        named = ((f"{case['clients']} {case['rows']}", case) for case in cases)
-        table = _table(["clients", "rows"], named)
-    console.print(table)
+    table = _of_rounds(cases[0]) if len(cases) == 1 else _of_cases(cases)
+    console.print(table, width=max(console.width, _WIDEST), crop=False)  # better wide than cut
+    for line in _remarks(cases):
+        console.print(line, soft_wrap=True)
+
+
+def _of_rounds(case: dict[str, Any]) -> Table:
+    table = _table("round", "HTTP\nrows/s", "bare\nrows/s", *_TIMES)
+    for number, measured in enumerate(case["rounds"], 1):
+        rates = [measured["http_rows_per_s"], measured["bare_rows_per_s"]]
+        table.add_row(str(number), *map(_cell, [*rates, *_times(measured)]))
+    return table
+
+
+def _of_cases(cases: Sequence[dict[str, Any]]) -> Table:
+    table = _table("clients", "rows", "HTTP\nrows/s", "of\nbare", *_TIMES)
     for case in cases:
-        for line in _remarks(case, one=len(cases) == 1):
-            console.print(line, soft_wrap=True)
+        share = "–" if case["ratio"] is None else f"{case['ratio']:.1%}"
+        of_case = [str(case["clients"]), str(case["rows"]), _cell(case["http_rows_per_s"]), share]
+        table.add_row(*of_case, *map(_cell, _times(case)))
+    return table
 
 
-def _remarks(case: dict[str, Any], *, one: bool) -> list[str]:
-    name = "" if one else f"{Case(case['clients'], case['rows'])}: "
+def _remarks(cases: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
-    if case["failures"]:
-        codes = ", ".join(f"{code} {count}" for code, count in case["failures"].items())
-        lines.append(f"{name}{case['refused']} requests refused, {case['errors']} failed ({codes})")
-    if case["unsent"]:
-        lines.append(f"{name}{case['unsent']} requests never left: the service is too slow")
-    if case["ratio"] is not None:
+    for case in cases:
+        name = "" if len(cases) == 1 else f"{Case(case['clients'], case['rows'])}: "
+        if case["failures"]:
+            codes = ", ".join(f"{code} {count}" for code, count in case["failures"].items())
+            failed = f"{case['refused']} requests refused, {case['errors']} failed ({codes})"
+            lines.append(name + failed)
+        if case["unsent"]:
+            lines.append(f"{name}{case['unsent']} requests never left: the service is too slow")
+    best = max(cases, key=lambda case: float(case["http_rows_per_s"]))
+    if best["ratio"] is not None:
+        at = "" if len(cases) == 1 else f" with {Case(best['clients'], best['rows'])}"
         lines.append(
-            f"{name}HTTP gives {case['ratio']:.1%} of the bare loop "
-            f"({case['http_rows_per_s']:,.1f} of {case['bare_rows_per_s']:,.1f} rows/s)"
+            f"HTTP gives {best['ratio']:.1%} of the bare loop{at} "
+            f"({best['http_rows_per_s']:,.1f} of {best['bare_rows_per_s']:,.1f} rows/s)"
         )
     return lines
 
 
-_COLUMNS = (
-    "HTTP rows/s", "bare rows/s", *(f"p{q} ms" for q in PERCENTILES),
-    *(f"{name} ms" for name in TIMINGS), "batch rows",
-)  # fmt: skip
+_WIDEST = 120
+_TIMES = (*(f"p{q}\nms" for q in PERCENTILES), *(f"{name}\nms" for name in TIMINGS), "batch\nrows")
 
 
-def _table(keys: Sequence[str], lines: Any) -> Table:
-    table = Table(*keys)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right")
-    for name, measured in lines:
-        table.add_row(*name.split(), *(_cell(value) for value in _values(measured)))
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _values(measured: dict[str, Any]) -> list[float | None]:
-    rates = [measured["http_rows_per_s"], measured["bare_rows_per_s"]]
+def _times(measured: dict[str, Any]) -> list[float | None]:
     batch = (measured["batch"] or {}).get("rows")
-    return [*rates, *measured["latency_ms"].values(), *measured["server_ms"].values(), batch]
+    return [*measured["latency_ms"].values(), *measured["server_ms"].values(), batch]
 
 
 def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.1f}"
+    """`1,234`, `12.3`."""
+    return "–" if value is None else f"{value:,.{0 if value >= 100 else 1}f}"

@@ -115,7 +115,7 @@ def test_a_sweep_measures_every_combination_in_every_round(capsys: Any) -> None:
     flags = " ".join(cases[0]["rounds"][0]["bare"]["flags"])
     assert "--rows 3 --batch-rows 3" in flags
     steps = [line for line in captured.err.splitlines() if line.startswith("round 1")]
-    assert steps[:2] == ["round 1 of 2: bare loop", "round 1 of 2: HTTP, 1 client × 1 rows"]
+    assert steps[:2] == ["round 1 of 2: bare loop", "round 1 of 2: HTTP, 1 client × 1 row"]
     assert len(steps) == 5
 
 
@@ -226,6 +226,9 @@ def test_the_plot(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "bench.svg"
     sweep = ["bench", "--clients", "1,2", "--rows", "1,3", "--seconds", "0.05", "--rounds", "1"]
     assert run([*sweep, "--plot", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines()[1:-2])) <= 80
+    assert "…" not in shown
     drawn = file.read_text()
     for words in ("clients at once", "rows per second", "bare loop", "p99, 3 rows a request"):
         assert words in drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from vim_embed_client.bench_report import cases_of, setting
 from vim_embed_client.pictures.style import (
@@ -23,7 +23,7 @@ from vim_embed_client.pictures.style import (
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 _WIDTH, _AXES = 9.6, 3.3  # inches
-_LEFT, _GAP, _LEGEND, _LABELS = 0.8, 0.9, 0.75, 0.6
+_LEFT, _GAP, _LEGEND, _LABELS = 0.8, 0.9, 0.21, 0.6  # _LEGEND: of a line
 
 Cases = list[dict[str, Any]]
 
@@ -32,7 +32,8 @@ def throughput_figure(report: dict[str, Any]) -> Figure:
     """Rows per second on the left, latency on the right; a colour for each rows per request."""
     figure = Figure(figsize=(_WIDTH, 9), facecolor="white")
     top, foot = _words(figure, report)
-    height = top + _LEGEND + _AXES + _LABELS + foot
+    legend = _LEGEND * (1 + len(_by_rows(cases_of(report))))
+    height = top + legend + _AXES + _LABELS + foot
     figure.clear()
     figure.set_size_inches(_WIDTH, height)
     _words(figure, report)
@@ -57,9 +58,7 @@ def _words(figure: Figure, report: dict[str, Any]) -> tuple[float, float]:
         f"Medians of {rounds} rounds of {report['seconds']:g} s. Bars: lowest and highest round. "
         f"{report['date']}; {versions}; {report['machine']['os']}"
     )
-    random_weights = report["model"]["random_weights"]
-    weights = "Random weights: the speed is that of trained ones. " if random_weights else ""
-    return title(figure, text, setting(report)), small_print(figure, [weights + how])
+    return title(figure, text, setting(report)), small_print(figure, [how])
 
 
 def _by_rows(cases: Cases) -> dict[int, Cases]:
@@ -115,6 +114,7 @@ def _dress(axes: Any, cases: Cases) -> None:
     axes.set_xticklabels([str(tick) for tick in ticks])
     axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel("clients at once", fontsize=11, color=INK)
     axes.grid(color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)
