@@ -8,32 +8,53 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from vim_embed_client.cli_common import json_option, print_json, service_options, stderr, stdout
+from vim_embed_client.bench_metrics import Scrape, scrape
+from vim_embed_client.bench_report import Case, report_of, round_of, show
+from vim_embed_client.cli_common import (
+    figure_path,
+    json_option,
+    print_json,
+    service_options,
+    stderr,
+    stdout,
+)
 from vim_embed_client.client import Client
 from vim_embed_client.errors import LocalServerError
-from vim_embed_client.load import Load, LoadClients, Sample
+from vim_embed_client.load import Load, LoadClients
 from vim_embed_client.local_server import LocalServer
-from vim_embed_client.results import ModelEntry
 
+WIRES = ("uint8", "float16", "float32")
 BARE = (sys.executable, "-m", "vim_embed.cli", "bench", "--bare", "--json")
-TIMINGS = ("queue", "forward", "total")
+
+
+class Counts(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 1, with commas between: `1,2,4`."""
+
+    name = "N[,N...]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            counts = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            counts = ()
+        if not counts or min(counts) < 1:
+            self.fail(f"{value!r} is not a list of whole numbers from 1, as 1,2,4", param, ctx)
+        return tuple(dict.fromkeys(counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +62,9 @@ class Plan:
     """What to measure, as asked for on the command line."""
 
     model: str | None
-    clients: int
-    rows: int
+    clients: tuple[int, ...]
+    rows: tuple[int, ...]
+    rate: float | None
     batch_rows: int
     wire: str
     seconds: float
@@ -50,20 +72,33 @@ class Plan:
     random_weights: bool
     server_flags: Sequence[str]
 
+    @property
+    def cases(self) -> list[Case]:
+        return [Case(clients, rows, self.rate) for rows in self.rows for clients in self.clients]
+
 
 @click.command(context_settings={"max_content_width": 100})
 @service_options
 @click.option("--model", help="Model to use.  [default: the service's, or vim-tiny]")
-@click.option("--clients", default=4, show_default=True, type=click.IntRange(1), help="At once.")
 @click.option(
-    "--rows", default=8, show_default=True, type=click.IntRange(1), help="Rows per request."
-)
-@click.option(
-    "--batch-rows", type=click.IntRange(1),
-    help="Rows per forward of the own service and of the bare loop.  [default: --rows]",
+    "--clients", default="4", show_default=True, type=Counts(),
+    help="At once, a process each; 1,2,4 measures with each number.",
 )  # fmt: skip
 @click.option(
-    "--wire", default="uint8", show_default=True, type=click.Choice(["uint8", "float32"]),
+    "--rows", default="8", show_default=True, type=Counts(),
+    help="Rows per request; 1,32 measures with each number.",
+)  # fmt: skip
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), metavar="R",
+    help="Requests per second, sent at random moments whether or not earlier ones are answered.  "
+    "[default: each client sends when it has its answer]",
+)  # fmt: skip
+@click.option(
+    "--batch-rows", type=click.IntRange(1),
+    help="Rows per forward of the own service and of the bare loop.  [default: the most of --rows]",
+)  # fmt: skip
+@click.option(
+    "--wire", default="uint8", show_default=True, type=click.Choice(WIRES),
     help="dtype of the pixels.",
 )  # fmt: skip
 @click.option(
@@ -72,21 +107,36 @@ class Plan:
 )  # fmt: skip
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--random-weights", is_flag=True, help="Give the own service random weights.")
+@click.option(
+    "--plot", metavar="FILE", callback=figure_path, type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw throughput and latency against the clients (.png, .pdf, .svg).",
+)  # fmt: skip
 @json_option
 @click.argument("server_flags", nargs=-1, type=click.UNPROCESSED)
-def bench(url: str | None, api_key: str | None, as_json: bool, **plan: Any) -> None:
+def bench(
+    url: str | None, api_key: str | None, plot: Path | None, as_json: bool, **plan: Any
+) -> None:
     """Measure rows per second and latency.
 
     Several clients at once send random images. Without --url, a service is started for the
     purpose, and the model's bare loop in a process without HTTP is measured in turn with it.
     SERVER_FLAGS, after --, go to both: `vim-embed bench --model vim-small -- --device cuda`.
     """
-    plan["batch_rows"] = plan["batch_rows"] or plan["rows"]
+    plan["batch_rows"] = plan["batch_rows"] or max(plan["rows"])
     report = _measure(Plan(**plan), url, api_key, stderr())
+    if plot is not None:
+        _draw(report, plot)
     if as_json:
         print_json(report)
     else:
         show(report, stdout())
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    from vim_embed_client.pictures.style import save
+    from vim_embed_client.pictures.throughput import throughput_figure
+
+    save(throughput_figure(report), path)
 
 
 def _measure(plan: Plan, url: str | None, api_key: str | None, console: Console) -> dict[str, Any]:
@@ -100,17 +150,42 @@ def _measure(plan: Plan, url: str | None, api_key: str | None, console: Console)
             url=where,
             api_key=api_key,
             model=entry["name"],
-            rows=plan.rows,
+            rows=max(plan.rows),
             wire=plan.wire,
             image_size=entry["preprocessing"]["image_size"],
         )
-        rounds = []
-        with LoadClients(load, plan.clients) as clients:
+        rounds: dict[Case, list[dict[str, Any]]] = {case: [] for case in plan.cases}
+        with LoadClients(load, max(plan.clients)) as clients:
             for number in range(1, plan.rounds + 1):
                 bare = _bare(plan, entry["name"], console, number) if own else None
-                console.print(f"round {number} of {plan.rounds}: HTTP")
-                rounds.append(_round(clients.run(plan.seconds), bare))
-    return _report(plan, entry, rounds)
+                for case in plan.cases:
+                    name = f", {case}" if len(plan.cases) > 1 else ""
+                    console.print(f"round {number} of {plan.rounds}: HTTP{name}")
+                    rounds[case].append(_round(clients, load, case, plan.seconds, number, bare))
+    return report_of(
+        rounds, entry, batch_rows=plan.batch_rows, wire=plan.wire, seconds=plan.seconds
+    )
+
+
+def _round(
+    clients: LoadClients,
+    load: Load,
+    case: Case,
+    seconds: float,
+    number: int,
+    bare: dict[str, Any] | None,
+) -> dict[str, Any]:
+    before = _scrape(load)
+    samples = clients.run(
+        seconds, clients=case.clients, rows=case.rows, rate=case.rate, seed=number
+    )
+    after = _scrape(load)
+    batches = after - before if before is not None and after is not None else None
+    return round_of(samples, bare, batches)
+
+
+def _scrape(load: Load) -> Scrape | None:
+    return scrape(load.url, load.api_key, load.model)
 
 
 @contextmanager
@@ -149,87 +224,3 @@ def _bare(plan: Plan, model: str, console: Console, number: int) -> dict[str, An
             f"the bare loop failed (exit code {done.returncode}). It ended with:\n{end}"
         ) from None
     return result
-
-
-def _round(samples: Sequence[Sample], bare: dict[str, Any] | None) -> dict[str, Any]:
-    seconds = max(s.ended for s in samples) - min(s.started for s in samples)
-    latencies = np.concatenate([sample.latencies for sample in samples]) * 1e3
-    timing = [timing for sample in samples for timing in sample.server_timing]
-    return {
-        "http_rows_per_s": sum(sample.rows for sample in samples) / seconds,
-        "bare_rows_per_s": bare["rows_per_s"] if bare else None,
-        "requests": len(latencies),
-        "latency_ms": {f"p{q}": float(np.percentile(latencies, q)) for q in (50, 90, 99)},
-        "server_ms": {name: median(t.get(name, 0.0) for t in timing) for name in TIMINGS},
-        "bare": bare,
-    }
-
-
-def _report(plan: Plan, entry: ModelEntry, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    http = median(r["http_rows_per_s"] for r in rounds)
-    bare = median(r["bare_rows_per_s"] for r in rounds) if rounds[0]["bare"] else None
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "os": platform.platform(),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("vim-embed", "httpx", "numpy")},
-        "model": {k: entry[k] for k in ("name", "device", "dtype", "backend")}
-        | {"random_weights": entry["weights"]["random"]},
-        "clients": plan.clients,
-        "rows": plan.rows,
-        "batch_rows": entry["limits"]["batch_rows"],
-        "wire": plan.wire,
-        "seconds": plan.seconds,
-        "http_rows_per_s": http,
-        "bare_rows_per_s": bare,
-        "ratio": http / bare if bare else None,
-        "rounds": rounds,
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print a report of `bench` as a table."""
-    model, machine = report["model"], report["machine"]
-    weights = ", random weights" if model["random_weights"] else ""
-    console.print(
-        f"{model['name']} ({model['dtype']}, {model['backend']} on {model['device']}{weights}): "
-        f"{report['clients']} clients × {report['rows']} {report['wire']} rows, "
-        f"batches of {report['batch_rows']}; {machine['cpu']}, {machine['cores']} cores",
-        soft_wrap=True,
-    )
-    table = Table("round", *_COLUMNS)
-    for number, measured in enumerate(report["rounds"], 1):
-        table.add_row(str(number), *(_cell(value) for value in _values(measured)))
-    console.print(table)
-    if report["ratio"] is not None:
-        console.print(
-            f"HTTP gives {report['ratio']:.1%} of the bare loop "
-            f"({report['http_rows_per_s']:,.1f} of {report['bare_rows_per_s']:,.1f} rows/s)"
-        )
-
-
-_COLUMNS = ("HTTP rows/s", "bare rows/s", "p50 ms", "p90 ms", "p99 ms", "queue ms", "forward ms")
-
-
-def _values(measured: dict[str, Any]) -> list[float | None]:
-    latency, server = measured["latency_ms"], measured["server_ms"]
-    rates = [measured["http_rows_per_s"], measured["bare_rows_per_s"]]
-    return [*rates, *latency.values(), server["queue"], server["forward"]]
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.1f}"

@@ -31,12 +31,12 @@ class BareResult:
 def bare_loop(model: Embedder, *, rows: int, seconds: float, wire: str) -> BareResult:
     """Call `embed` on `rows` random images for `seconds`, after one warm-up call.
 
-    wire: "uint8" or "float32", the dtype of the pixels.
+    wire: "uint8", "float16" or "float32", the dtype of the pixels.
     """
     size = model.info.preprocessing.image_size
     random = np.random.default_rng(0)
     batches = [random.integers(0, 256, (rows, 3, size, size), dtype=np.uint8) for _ in range(4)]
-    inputs = batches if wire == "uint8" else [batch.astype(np.float32) / 255 for batch in batches]
+    inputs = [b if wire == "uint8" else (b.astype(np.float32) / 255).astype(wire) for b in batches]
     model.embed(inputs[0])
     calls, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:

@@ -195,7 +195,10 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--bare", is_flag=True, help="Only the loop over `embed`, in process.")
 @click.option("--rows", default=8, show_default=True, help="Rows of a batch.")
 @click.option("--seconds", default=5.0, show_default=True, help="Seconds of the bare loop.")
-@click.option("--wire", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True)
+@click.option(
+    "--wire", default="uint8", show_default=True,
+    type=click.Choice(["uint8", "float16", "float32"]),
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--batches", default="1,32,128,256", show_default=True, help="On CUDA: batch sizes.")
 @click.option("--sizes", default="224", show_default=True, help="On CUDA: pixels of a side.")

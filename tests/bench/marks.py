@@ -1,0 +1,53 @@
+"""An engine that does no work, to compare servers with: a row's embedding is eight of its pixels.
+
+They are taken from all over the row, so that a swapped, shifted or shortened row shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.models.info import EMBEDDING, EmbedOptions
+from vim_embed.pixels import PixelArray
+
+IMAGE_SIZE = 224
+MODEL = "marks"
+
+
+def marks(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+    """(n, 3, H, W) -> (n, 8) float32."""
+    flat = pixels.reshape(len(pixels), -1)
+    places = np.linspace(0, flat.shape[1] - 1, ArithmeticEngine.DIM).astype(int)
+    return flat[:, places].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    parts: Sequence[PixelArray]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+class MarksEngine(ArithmeticEngine):
+    """Gives `marks`, and copies nothing: what a server costs is all its own."""
+
+    def __init__(self) -> None:
+        super().__init__((MODEL,), image_size=IMAGE_SIZE)
+
+    def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
+        return 64
+
+    def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
+        return _Parts(parts)
+
+    def run(self, staged: Staged) -> Outputs:
+        if not isinstance(staged, _Parts):
+            return super().run(staged)  # the known image
+        return {EMBEDDING: np.concatenate([marks(part) for part in staged.parts])}

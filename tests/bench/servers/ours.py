@@ -1,0 +1,17 @@
+"""vim-embed itself, as `vim-embed-server serve` runs it, but for the engine."""
+
+from __future__ import annotations
+
+import sys
+
+import vim_embed.app
+from bench.marks import MODEL, MarksEngine
+from vim_embed.logs import configure_logging
+from vim_embed.server import serve
+from vim_embed.settings import Settings
+
+if __name__ == "__main__":
+    vim_embed.app.build_engines = lambda settings, faults=None: [MarksEngine()]
+    settings = Settings(port=int(sys.argv[1]), models=(MODEL,))
+    configure_logging(settings.log_level, "json")
+    sys.exit(serve(settings))
