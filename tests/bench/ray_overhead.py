@@ -91,7 +91,7 @@ def main() -> int:
         for number in range(options.rounds):
             for side, clients in ((alone, ours), (ray, theirs)):
                 before = _cpu_seconds()
-                _round(side, clients, options.seconds)
+                _round(side, clients, options)
                 for kind, seconds in _cpu_seconds().items():
                     side.cpu[kind] += seconds - before.get(kind, 0.0)
             print(
@@ -191,8 +191,8 @@ def _clients(options: argparse.Namespace, url: str) -> LoadClients:
     return LoadClients(load, options.clients)
 
 
-def _round(side: Side, clients: LoadClients, seconds: float) -> None:
-    samples = clients.run(seconds)
+def _round(side: Side, clients: LoadClients, options: argparse.Namespace) -> None:
+    samples = clients.run(options.seconds, clients=options.clients, rows=options.rows)
     span = max(s.ended for s in samples) - min(s.started for s in samples)
     side.rates.append(sum(s.rows for s in samples) / span)
     side.samples += samples
