@@ -91,3 +91,8 @@ docs: $(VENV)/.installed-dev
 .PHONY: score-soak
 score-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/test_score.py
+
+# The HTTP path beside LitServe and plain FastAPI, in rows per second of CPU time.
+.PHONY: rivals
+rivals: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/bench/rivals.py
