@@ -98,3 +98,7 @@ ray-test: $(VENV)/.installed-dev
 	@$(PIP) -e '.[service,ray]'
 	$(BIN)/python -m pytest tests/cluster -m "soak or not soak" --ignore tests/cluster/test_nodes.py
 	$(BIN)/python -m pytest tests/cluster/test_nodes.py -m soak -s
+# The HTTP path beside LitServe and plain FastAPI, in rows per second of CPU time.
+.PHONY: rivals
+rivals: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/bench/rivals.py
