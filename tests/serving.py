@@ -15,13 +15,17 @@ import uvicorn
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
+from vim_embed.receiving import ReceivingProtocol
+
 NPY = {"Content-Type": "application/x-npy"}
 
 
 @contextmanager
 def running(app: FastAPI, *, wait: bool = True) -> Iterator[str]:
     """Serve `app`; gives the base URL, with `wait` once the models are loaded."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=ReceivingProtocol, port=0, log_config=None, access_log=False)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

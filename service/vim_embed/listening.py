@@ -13,6 +13,7 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
+from vim_embed.receiving import ReceivingProtocol
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ def uvicorn_config(
     """uvicorn without logs of its own, for sockets that are there already."""
     return uvicorn.Config(
         app,
+        http=ReceivingProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

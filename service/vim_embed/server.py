@@ -88,7 +88,8 @@ def serve(settings: Settings) -> int:
         draining.cancel()
 
     try:
-        asyncio.run(run())
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, if there
+            runner.run(run())
     except SystemExit:  # uvicorn could not start, and has logged why
         failed.set()
     code = FAILED if failed.is_set() else 0

@@ -23,6 +23,7 @@ from vim_embed.errors import (
 from vim_embed.images import decode_image
 from vim_embed.models.info import ModelInfo
 from vim_embed.pixels import PixelArray
+from vim_embed.receiving import RECEIVE_INTO
 from vim_embed.settings import Settings
 from vim_embed.wire import read_json, read_npy, read_safetensors
 
@@ -34,6 +35,7 @@ _ARRAYS = {NPY: read_npy, JSON: read_json, SAFETENSORS: read_safetensors}
 # Keys of a request's state: its body or what reading it failed with; what to call at its end.
 HANDED_OVER = "handed_over"
 RELEASES = "releases"
+_DIRECT_BYTES = 256 * 1024  # larger bodies come from the socket into their memory
 _INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop
 _FORM_CHUNK = 1024 * 1024
 
@@ -154,6 +156,11 @@ async def _read_sized(
     request: Request, buffer: memoryview, limits: Limits, patience: asyncio.Timeout
 ) -> memoryview:
     length, filled = len(buffer), 0
+    receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
+    if receive_into is not None and length >= _DIRECT_BYTES:
+        patience.reschedule(None)
+        await receive_into(buffer, limits.body_timeout)
+        return buffer
     async for chunk in request.stream():
         _extend(patience, limits)
         if filled + len(chunk) > length:
