@@ -129,7 +129,7 @@ def _view(
     data: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool = False
 ) -> PixelArray:
     """`data` as an array, without copying, if it has exactly the bytes that the header promises."""
-    if any(not isinstance(side, int) or side < 0 for side in shape):
+    if any(type(side) is not int or side < 0 for side in shape):  # a bool is an int, too
         raise MalformedRequest(f"the header gives an impossible shape {shape}")
     promised = math.prod(shape) * dtype.itemsize
     if promised != data.nbytes:
