@@ -17,6 +17,7 @@ help:
 	@echo "make page-test the tests that need a Chromium, which make test skips without one"
 	@echo "make gpu-test the tests that need a CUDA device"
 	@echo "make chaos    faults under load for SECONDS=900"
+	@echo "make fuzz      INPUTS=100000 mutated requests, and the whole OpenAPI document"
 	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
 	@echo "make container-test   build the cpu image and prove it (needs Docker)"
 
@@ -102,3 +103,10 @@ ray-test: $(VENV)/.installed-dev
 .PHONY: rivals
 rivals: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/bench/rivals.py
+
+# Mutated requests against a real server, and schemathesis over the OpenAPI document.
+INPUTS ?= 100000
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/security/fuzz.py --inputs $(INPUTS)
+	$(BIN)/python -m pytest -m soak tests/security/test_openapi_fuzz.py -s

@@ -141,6 +141,10 @@ BAD = [
     ),
     Bad("negative shape", 400, "malformed_request", "shape", _npy_header((-1, 3, 8, 8), "|u1")),
     Bad("npy magic and noise", 400, "malformed_request", ".npy", b"\x93NUMPY\x01\x00" + bytes(90)),
+    Bad(
+        "npy header without end", 400, "malformed_request", ".npy",
+        b"\x93NUMPY\x01\x00\x40\x00" + b"{'shape': (((((".ljust(64), NPY,
+    ),
     Bad("npy of version 9", 400, "malformed_request", ".npy", b"\x93NUMPY\x09\x00" + bytes(99)),
     Bad("not JSON", 400, "malformed_request", "JSON", b"{", JSON),
     Bad("JSON list", 400, "malformed_request", "inputs", b"[1]", JSON),
@@ -152,6 +156,14 @@ BAD = [
     Bad(
         "JSON out of uint8", 422, "invalid_input", "0 to 255",
         _json({"inputs": [[[[256]]]], "dtype": "uint8"}), JSON,
+    ),
+    Bad(
+        "JSON NaN as uint8", 422, "invalid_input", "0 to 255",
+        b'{"inputs": [[[[NaN]]]], "dtype": "uint8"}', JSON,
+    ),
+    Bad(
+        "JSON fraction as uint8", 422, "invalid_input", "0 to 255",
+        _json({"inputs": [[[[1.5]]]], "dtype": "uint8"}), JSON,
     ),
     Bad("JSON deep", 400, "malformed_request", "JSON", b"[" * 50_000, JSON),
     Bad("base64 alone", 400, "malformed_request", "shape", _json({"inputs": {"base64": ""}}), JSON),

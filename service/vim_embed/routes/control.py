@@ -12,7 +12,15 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from vim_embed.auth import Keys, bearer, listed
-from vim_embed.errors import Forbidden, InvalidInput, NotReady, UnknownModel, WorkerFailed
+from vim_embed.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    MalformedRequest,
+    NotReady,
+    UnknownModel,
+    WorkerFailed,
+)
 from vim_embed.faults import Fault, Faults, Kind
 from vim_embed.routes import examples
 from vim_embed.routes.schemas import CheckAnswer, ModelName, answers, json_answer
@@ -71,7 +79,9 @@ async def check(request: Request, name: ModelName) -> dict[str, object]:
 
 
 def _model_routes() -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(
+        responses=answers({}, Forbidden, UnknownModel, Conflict, InvalidInput, NotReady)
+    )
 
     @routes.post("/models/{name:path}/load", summary="Load a model; the others go on answering")
     async def load(request: Request, name: str) -> dict[str, object]:
@@ -101,7 +111,7 @@ def _model_routes() -> APIRouter:
 
 
 def _fault_routes(faults: Faults) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(responses=answers({}, Forbidden, MalformedRequest, InvalidInput))
 
     @routes.post("/faults", summary="Make the next forwards fail (tests only)")
     async def arm(body: FaultBody) -> dict[str, object]:

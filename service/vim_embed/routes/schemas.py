@@ -9,7 +9,7 @@ from fastapi.openapi.models import Example
 from pydantic import BaseModel, ConfigDict, Field
 
 from vim_embed.engine import State
-from vim_embed.errors import InternalError, ServiceError, Unauthorized
+from vim_embed.errors import ERRORS, InternalError, ServiceError, Unauthorized
 from vim_embed.preprocess import Triple
 
 EXAMPLE_ID = "0f8b2c1d9e7a4c53b6a1d2e3f4a5b6c7"
@@ -219,6 +219,12 @@ class StatusAnswer(_Answer):
     errors: list[FailureEntry]
 
 
+class V2ErrorAnswer(_Answer):
+    """A failure under `/v2`, as the Open Inference Protocol has it."""
+
+    error: str
+
+
 def answers(
     good: Described, *kinds: type[ServiceError], open_to_all: bool = False
 ) -> dict[int | str, Described]:
@@ -238,6 +244,17 @@ def answers(
             "content": {"application/json": {"examples": {k.code: _error(k) for k in here}}},
         }
     return described
+
+
+def v2_failures() -> dict[int | str, Described]:
+    """`responses=` of the routes under `/v2`, which have an error shape of their own."""
+    texts: dict[int, list[str]] = {}
+    for kind in ERRORS:
+        texts.setdefault(kind.status, []).append(kind.__name__)
+    return {
+        status: {"model": V2ErrorAnswer, "description": ", ".join(sorted(names))}
+        for status, names in sorted(texts.items())
+    }
 
 
 def json_answer(model: type[BaseModel], **examples: object) -> Described:

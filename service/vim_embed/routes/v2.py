@@ -17,6 +17,7 @@ from vim_embed.pixels import PixelArray
 from vim_embed.routes.answer import narrowed, provenance
 from vim_embed.routes.body import Limits, check_rows, read_body
 from vim_embed.routes.embed import GONE, EmbedQuery, compute, timing
+from vim_embed.routes.schemas import v2_failures
 from vim_embed.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
 from vim_embed.service import Service
 from vim_embed.v2_messages import InferRequest
@@ -34,7 +35,7 @@ _HEADER_LENGTH = "Inference-Header-Content-Length"
 _INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop
 _MICROSECONDS = 1e6
 
-router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"])
+router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"], responses=v2_failures())
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "requestBody": {

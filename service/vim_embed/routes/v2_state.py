@@ -8,6 +8,7 @@ from vim_embed import __version__
 from vim_embed.errors import UnknownModel
 from vim_embed.models.info import EMBEDDING, EmbedOptions, ModelInfo
 from vim_embed.routes.answer import provenance
+from vim_embed.routes.schemas import v2_failures
 from vim_embed.service import Service
 from vim_embed.v2_wire import INPUT
 
@@ -17,7 +18,7 @@ EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "statis
 MODEL = "/models/{model:path}"
 VERSIONED = MODEL + "/versions/{version}"
 
-router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"])
+router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"], responses=v2_failures())
 
 
 def service_of(request: Request) -> Service:

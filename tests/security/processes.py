@@ -1,0 +1,70 @@
+"""A real server in a process of its own, whose memory and log a test can read."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+_STUB = Path(__file__).with_name("stub_service.py")
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A server that answers."""
+
+    url: str
+    port: int
+    process: psutil.Process
+    log: Path
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory that it holds now."""
+        return int(self.process.memory_info().rss)
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
+
+
+@contextmanager
+def server_process(folder: Path, *flags: str) -> Iterator[ServerProcess]:
+    """`serve` with these flags on a free port of loopback; its log goes to a file in `folder`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    log = folder / f"server-{port}.log"
+    command = [sys.executable, str(_STUB), "serve", "--port", str(port), *flags]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(url, process, log)
+        yield ServerProcess(url, port, psutil.Process(process.pid), log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health/ready").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not come up: {log.read_text()}")

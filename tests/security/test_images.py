@@ -1,0 +1,153 @@
+"""Images that are none of the few formats taken, or that cost far more than they weigh."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from vim_embed.errors import (
+    InvalidInput,
+    MalformedRequest,
+    PayloadTooLarge,
+    ServiceError,
+    UnsupportedMediaType,
+)
+from vim_embed.images import FORMATS, decode_image
+from vim_embed.preprocess import HALF, Preprocessing
+
+SPEC = Preprocessing(image_size=8, interpolation="bicubic", mean=HALF, std=HALF)
+PICTURE = Image.frombytes("RGB", (20, 10), np.random.default_rng(3).bytes(600))
+
+
+def decode(data: bytes, max_pixels: int = 1_000_000) -> Any:
+    return decode_image(data, SPEC, max_pixels=max_pixels)
+
+
+def saved(form: str, picture: Image.Image = PICTURE, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_that_are_taken(form: str) -> None:
+    data = saved(form)
+    with Image.open(io.BytesIO(data)) as image:
+        rgb = image.convert("RGB").resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(decode(data), np.asarray(rgb).transpose(2, 0, 1))
+
+
+_OTHERS = [
+    "EPS",
+    "PDF",
+    "ICO",
+    "ICNS",
+    "TGA",
+    "PCX",
+    "SGI",
+    "DDS",
+    "IM",
+    "MSP",
+    "XBM",
+    "DIB",
+    "QOI",
+]
+
+
+@pytest.mark.parametrize("form", [*_OTHERS, "JPEG2000", "AVIF"])
+def test_other_formats_that_pillow_writes(form: str) -> None:
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    picture = PICTURE.convert("1") if form in ("MSP", "XBM") else PICTURE
+    data = saved(form, picture)
+    with pytest.raises(UnsupportedMediaType, match="send PNG, JPEG, WebP or TIFF"):
+        decode(data)
+
+
+def ico_bomb() -> bytes:
+    """An icon of a claimed 16×16 pixels whose PNG has 40,000×40,000."""
+    inner = png_bomb(40_000, 40_000)
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    rows = zlib.compress(bytes(1_000_000))
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", rows)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")])
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def tiff_of_frames(frames: int) -> bytes:
+    """Directories of one pixel each, one after the other."""
+    tags = ((256, 1), (257, 1), (258, 8), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1))
+    size = 2 + 12 * len(tags) + 4
+    out = bytearray(b"II*\0" + struct.pack("<I", 8))
+    for frame in range(frames):
+        entries = (struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+        out += struct.pack("<H", len(tags)) + b"".join(entries)
+        out += struct.pack("<I", 8 + size * (frame + 1) if frame + 1 < frames else 0)
+    return bytes(out)
+
+
+def jpeg_of_scans(scans: int) -> bytes:
+    """A progressive file whose last scan is there again and again."""
+    data = saved("JPEG", PICTURE.resize((1000, 900)), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+def text_bomb() -> bytes:
+    """A picture whose compressed remark is 200 MB long."""
+    data = saved("PNG")
+    remark = chunk(b"zTXt", b"remark\0\0" + zlib.compress(bytes(200_000_000), 9))
+    return data[:33] + remark + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "says"),
+    [
+        (ico_bomb(), UnsupportedMediaType, "no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", UnsupportedMediaType, "no image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedMediaType, "no image"),
+        (b"PK\3\4" + bytes(100), UnsupportedMediaType, "no image"),
+        (png_bomb(60_000, 60_000), PayloadTooLarge, "scale it down"),
+        (png_bomb(1_001, 1_000), PayloadTooLarge, "scale it down"),
+        (png_bomb(2**31 - 1, 1), PayloadTooLarge, "scale it down"),
+        (tiff_of_frames(100_000), InvalidInput, "several frames"),
+        (saved("GIF", save_all=True, append_images=[PICTURE.rotate(90)]), InvalidInput, "frames"),
+        (saved("PNG", save_all=True, append_images=[PICTURE.rotate(9)]), InvalidInput, "frames"),
+        (jpeg_of_scans(2_000), PayloadTooLarge, "scans"),
+        (text_bomb(), MalformedRequest, "damaged"),
+    ],
+    ids=[
+        "ico bomb", "eps", "svg", "zip", "bomb", "one over", "wide", "frames", "gif", "apng",
+        "scans", "text",
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_refused_fast(data: bytes, error: type[ServiceError], says: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(error, match=says):
+        decode(data)
+    assert time.process_time() - begin < 2, "bounded time is a matter of safety here, not of speed"
+
+
+@pytest.mark.parametrize("scans", [1, 50])
+def test_a_progressive_picture_is_taken(scans: int) -> None:
+    assert decode(jpeg_of_scans(scans)).shape == (3, 8, 8)
+
+
+def test_no_other_reader_is_asked() -> None:
+    """Not even where Pillow has been told to load every plugin."""
+    Image.init()
+    with pytest.raises(UnsupportedMediaType):
+        decode(saved("ICO"))
