@@ -16,7 +16,7 @@ import uvicorn
 
 from vim_embed.app import accepted_keys, create_app
 from vim_embed.auth import require_keys
-from vim_embed.http_protocol import ErrorShapeProtocol
+from vim_embed.http_protocol import GuardedProtocol
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def serve(settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            http=ErrorShapeProtocol,
+            http=GuardedProtocol,
             ws="none",
             log_config=None,
             access_log=False,
