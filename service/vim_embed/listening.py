@@ -13,7 +13,7 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
-from vim_embed.http_protocol import ErrorShapeProtocol
+from vim_embed.http_protocol import GuardedProtocol
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def uvicorn_config(
     """uvicorn without logs of its own, for sockets that are there already."""
     return uvicorn.Config(
         app,
-        http=ErrorShapeProtocol,
+        http=GuardedProtocol,
         ws="none",
         log_config=None,
         access_log=False,

@@ -53,7 +53,6 @@ _OTHERS = [
     "PCX",
     "SGI",
     "DDS",
-    "IM",
     "MSP",
     "XBM",
     "DIB",
