@@ -230,7 +230,7 @@ class RequestContext:
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": without_secrets(scope["path"], self.keys.allow),
             "status": status,
             "ms": round(1000 * seconds, 1),
         }
