@@ -49,6 +49,17 @@ NOT_RUN = {
     ),
     ("docs/v2.md", 'pip install "tritonclient[http]"'): "installs from the package index",
     ("docs/v2.md", "import numpy as np"): "tests/service/test_v2_docs.py runs it",
+    ("docs/ray.md", 'pip install -c constraints.txt "vim-embed[service,ray]"'): (
+        "needs Ray and a GPU; make ray-test runs a cluster"
+    ),
+    ("docs/ray.md", "docker build --build-arg EXTRAS=service,otel,ray -t vim-embed:gpu ."): (
+        "needs Docker and a GPU"
+    ),
+    (
+        "docs/ray.md",
+        "python -m vim_embed.cluster_bulk /survey/*.npy /survey/stamps.parquet "
+        "-o embeddings.parquet --model vim-tiny",
+    ): "needs Ray; tests/cluster/test_bulk.py runs it",
 }
 # page: the test that runs each of its blocks
 RUN_BY = {
