@@ -59,7 +59,7 @@ NOT_RUN = {
         "docs/ray.md",
         "python -m vim_embed.cluster_bulk /survey/*.npy /survey/stamps.parquet "
         "-o embeddings.parquet --model vim-tiny",
-    ): "needs Ray; tests/cluster/test_bulk.py runs it",
+    ): "needs Ray; make ray-test runs the command on files of its own",
 }
 # page: the test that runs each of its blocks
 RUN_BY = {
