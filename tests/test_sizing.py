@@ -35,8 +35,10 @@ def test_the_page_is_what_the_script_writes() -> None:
 
 
 def test_rates_are_read_from_the_measurements() -> None:
-    assert RATES["tiny"][256] == 29176
-    assert set(RATES["base"]) == {1, 32, 128, 256}
+    table = (ROOT / "docs" / "gpu.md").read_text()
+    assert f"| tiny | 256 | {RATES['tiny'][256]:.0f} |" in table
+    for rates in RATES.values():
+        assert {32, 128, 256} <= set(rates)
 
 
 def machine(name: str, **others: Any) -> Any:
