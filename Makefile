@@ -18,6 +18,7 @@ help:
 	@echo "make gpu-test the tests that need a CUDA device"
 	@echo "make chaos    faults under load for SECONDS=900"
 	@echo "make fuzz      INPUTS=100000 mutated requests, and the whole OpenAPI document"
+	@echo "make audit     known faults in the pinned packages (needs the network)"
 	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
 	@echo "make container-test   build the cpu image and prove it (needs Docker)"
 
@@ -110,3 +111,8 @@ INPUTS ?= 100000
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/security/fuzz.py --inputs $(INPUTS)
 	$(BIN)/python -m pytest -m soak tests/security/test_openapi_fuzz.py -s
+
+# Asks the advisory database about every pinned package; fails where it cannot be asked.
+.PHONY: audit
+audit: $(VENV)/.installed-dev
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt

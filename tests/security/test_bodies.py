@@ -24,6 +24,7 @@ from vim_embed.http_protocol import LINGER, MAX_HEAD
 LIMIT = 32 * MIB
 SLACK = 24 * MIB  # of memory, beyond what a body needs
 _PIECE = bytes(MIB)
+_CLOSE = "Connection: close"
 _GOOD = npy(np.zeros((1, 3, 8, 8), np.uint8))
 FLAGS = ("--max-body-bytes", str(LIMIT), "--body-timeout", "1", "--log-level", "error")
 
@@ -32,7 +33,7 @@ FLAGS = ("--max-body-bytes", str(LIMIT), "--body-timeout", "1", "--log-level", "
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with server_process(tmp_path_factory.mktemp("server"), *FLAGS) as running:
         for _ in range(3):  # so that what is loaded at first use is loaded
-            send(running, head(length=len(_GOOD)), [_GOOD])
+            send(running, head(_CLOSE, length=len(_GOOD)), [_GOOD])
         yield running
 
 
@@ -131,7 +132,7 @@ def still_fine(server: ServerProcess) -> None:
 @pytest.mark.parametrize("mib", [31, 24])
 def test_a_body_within_the_limit_is_held_once(server: ServerProcess, mib: int) -> None:
     with watching(server) as watch:
-        answer = send(server, head(length=mib * MIB), zeros(mib * MIB))
+        answer = send(server, head(_CLOSE, length=mib * MIB), zeros(mib * MIB))
     assert answer.status == 400  # zeros are no npy file
     assert "npy" in answer.text
     assert watch.growth < mib * MIB + SLACK
@@ -144,7 +145,7 @@ SIZES = [33, 256, *(pytest.param(mib, marks=pytest.mark.soak) for mib in (1024, 
 @pytest.mark.parametrize("mib", SIZES)
 def test_an_announced_large_body_is_refused_unread(server: ServerProcess, mib: int) -> None:
     with watching(server) as watch:
-        answer = send(server, head("Connection: close", length=mib * MIB), zeros(mib * MIB))
+        answer = send(server, head(_CLOSE, length=mib * MIB), zeros(mib * MIB))
     refused(answer, 413, "payload_too_large")
     assert watch.growth < SLACK
     still_fine(server)
@@ -152,7 +153,7 @@ def test_an_announced_large_body_is_refused_unread(server: ServerProcess, mib: i
 
 @pytest.mark.parametrize("mib", SIZES)
 def test_a_large_chunked_body_is_refused_at_the_limit(server: ServerProcess, mib: int) -> None:
-    start = head("Transfer-Encoding: chunked")
+    start = head("Transfer-Encoding: chunked", _CLOSE)
     with watching(server) as watch:
         answer = send(server, start, chunked(zeros(mib * MIB)))
     refused(answer, 413, "payload_too_large")
@@ -178,8 +179,9 @@ def test_a_chunked_body_without_end(server: ServerProcess) -> None:
 
 def test_many_chunks_of_one_byte(server: ServerProcess) -> None:
     pieces = (b"1\r\nx\r\n" * 10_000 for _ in range(20))
+    start = head("Transfer-Encoding: chunked", _CLOSE)
     with watching(server) as watch:
-        answer = send(server, head("Transfer-Encoding: chunked"), (*pieces, b"0\r\n\r\n"))
+        answer = send(server, start, (*pieces, b"0\r\n\r\n"))
     assert answer.status == 400
     assert watch.growth < SLACK
     still_fine(server)
