@@ -15,7 +15,7 @@ import sys
 import threading
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 import uvicorn
@@ -117,7 +117,7 @@ class FrontApp:
             return None, b""  # the model process refuses it, as every request without a key
         try:
             if not _has_pixels(request):
-                small = Limits(_SMALL_BODY, self._limits.body_timeout, 1, 1)
+                small = replace(self._limits, body_bytes=_SMALL_BODY)
                 return None, bytes(await receive_body(request, small, _heap, _unlimited))
             body = await receive_body(request, self._limits, slot.allocate, slot.grow)
             if slot.place is None:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
+from vim_embed.connections import ConnectionLimits, Guard
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -20,11 +22,21 @@ _BACKLOG = 2048
 
 
 def uvicorn_config(
-    app: ASGIApp, settings: Settings, *, lifespan: Literal["auto", "off"] = "auto"
+    app: ASGIApp,
+    settings: Settings,
+    *,
+    lifespan: Literal["auto", "off"] = "auto",
+    on_refused: Callable[[str], None] = lambda reason: None,
 ) -> uvicorn.Config:
-    """uvicorn without logs of its own, for sockets that are there already."""
+    """uvicorn without logs of its own, for sockets that are there already.
+
+    on_refused: called with the reason for each connection that is refused or broken off.
+    """
     return uvicorn.Config(
         app,
+        http=Guard(ConnectionLimits.of(settings), on_refused).protocol(),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_timeout,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -64,7 +64,8 @@ def serve(settings: Settings) -> int:
     service = app.state.service
     sockets = tcp_sockets(settings, settings.http_processes)
     unix = [unix_socket(Path(settings.unix_socket))] if settings.unix_socket else []
-    config, fronts = uvicorn_config(app, settings), None
+    on_refused, fronts = service.metrics.connection_refused, None
+    config = uvicorn_config(app, settings, on_refused=on_refused)
     if settings.http_processes > 1:
         fronts = FrontProcesses(settings, [[each, *unix] for each in sockets])
         config = internal_config(HandedOver(app, fronts.arenas))

@@ -81,6 +81,24 @@ class Settings(BaseSettings):
         300.0, gt=0, description="seconds from the whole body to the answer before 504"
     )
     body_timeout: float = Field(60.0, gt=0, description="seconds between two parts of a body")
+    least_rate: float = Field(
+        32 * 1024.0,
+        ge=0,
+        description="bytes a second that a body, after its first `body_timeout`, must have arrived "
+        "at, and at which an answer must be taken",
+    )
+    max_connections: int = Field(
+        1024, ge=1, description="connections at once (of each HTTP process) before 503"
+    )
+    max_header_bytes: int = Field(
+        32 * 1024, ge=1024, description="bytes of a request's address and headers before 431"
+    )
+    header_timeout: float = Field(
+        10.0, gt=0, description="seconds for a request's address and headers to arrive"
+    )
+    keep_alive_timeout: int = Field(
+        5, ge=1, description="seconds that an idle connection stays open; more behind a proxy"
+    )
     forward_timeout: float = Field(
         120.0, gt=0, description="seconds of one forward before its worker counts as hanging"
     )

@@ -46,6 +46,7 @@ class Limits:
     body_timeout: float
     rows: int
     image_pixels: int
+    least_rate: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -54,6 +55,7 @@ class Limits:
             settings.body_timeout,
             settings.max_rows,
             settings.max_image_pixels,
+            settings.least_rate,
         )
 
 
@@ -107,13 +109,15 @@ async def receive_body(
         raise _too_large(limits)
     buffer = None if length is None else allocate(length)
     try:
-        async with asyncio.timeout(limits.body_timeout) as patience:
+        async with asyncio.timeout(limits.body_timeout) as timeout:
+            patience = _Patience(timeout, limits)
             if buffer is None:
                 return await _read_unsized(request, limits, patience, grow)
             return await _read_sized(request, buffer, limits, patience)
     except TimeoutError as error:
         raise RequestTimeout(
-            f"no part of the body arrived within {limits.body_timeout:.0f} s"
+            f"the body arrived too slowly: no part of it within {limits.body_timeout:g} s, or "
+            f"less than {limits.least_rate:g} bytes/s"
         ) from error
 
 
@@ -151,11 +155,11 @@ def _content_length(request: Request) -> int | None:
 
 
 async def _read_sized(
-    request: Request, buffer: memoryview, limits: Limits, patience: asyncio.Timeout
+    request: Request, buffer: memoryview, limits: Limits, patience: _Patience
 ) -> memoryview:
     length, filled = len(buffer), 0
     async for chunk in request.stream():
-        _extend(patience, limits)
+        patience.extend(filled + len(chunk))
         if filled + len(chunk) > length:
             raise MalformedRequest("the body is longer than its Content-Length")
         buffer[filled : filled + len(chunk)] = chunk
@@ -166,11 +170,11 @@ async def _read_sized(
 
 
 async def _read_unsized(
-    request: Request, limits: Limits, patience: asyncio.Timeout, grow: Callable[[int], None]
+    request: Request, limits: Limits, patience: _Patience, grow: Callable[[int], None]
 ) -> memoryview:
     buffer = bytearray()
     async for chunk in request.stream():
-        _extend(patience, limits)
+        patience.extend(len(buffer) + len(chunk))
         if len(buffer) + len(chunk) > limits.body_bytes:
             raise _too_large(limits)
         grow(len(chunk))
@@ -178,8 +182,20 @@ async def _read_unsized(
     return memoryview(buffer)
 
 
-def _extend(patience: asyncio.Timeout, limits: Limits) -> None:
-    patience.reschedule(asyncio.get_running_loop().time() + limits.body_timeout)
+class _Patience:
+    """How long the next part of a body may take: less where the whole came slowly."""
+
+    def __init__(self, timeout: asyncio.Timeout, limits: Limits) -> None:
+        self._timeout = timeout
+        self._limits = limits
+        self._begin = asyncio.get_running_loop().time()
+
+    def extend(self, arrived: int) -> None:
+        """arrived: bytes so far."""
+        end = asyncio.get_running_loop().time()
+        if self._limits.least_rate:
+            end = min(end, self._begin + arrived / self._limits.least_rate)
+        self._timeout.reschedule(end + self._limits.body_timeout)
 
 
 async def _form_files(
