@@ -32,7 +32,8 @@ def running(app: FastAPI, *, wait: bool = True) -> Iterator[str]:
     thread.start()
     try:
         _wait(lambda: server.started)
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        scheme = "https" if service.settings.tls_cert else "http"
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         if wait:
             _wait(lambda: "loading" not in _states(url))
         yield url

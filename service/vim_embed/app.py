@@ -45,7 +45,7 @@ from vim_embed.settings import Settings
 from vim_embed.tracing import NoTraces, RequestSpan
 
 _LOG = logging.getLogger(__name__)
-_PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _V2 = "/v2"
 _HEALTH = ("/health/live", "/health/ready")
 _V2_HEALTH = tuple(_V2 + path for path in _HEALTH)
@@ -104,7 +104,7 @@ def create_app(
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
-    keys = accepted_keys(settings)
+    keys = app.state.keys = accepted_keys(settings)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(RequestContext, service=service, keys=keys)
@@ -236,6 +236,8 @@ class RequestContext:
         }
         if code:
             fields["code"] = code
+        if code == Unauthorized.code and scope.get("client"):
+            fields["client"] = scope["client"][0]
         _LOG.log(level, "request", extra=fields)
 
     def _remember(self, scope: Scope, status: int, code: str) -> None:
@@ -251,7 +253,7 @@ class RequestContext:
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _PLAIN_ID.match(value.decode("latin-1")):
+        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value.decode("latin-1")):
             return str(value.decode("latin-1"))
     return uuid.uuid4().hex
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import sys
 import threading
@@ -29,7 +30,7 @@ from vim_embed.auth import bearer
 from vim_embed.budget import bodies_full
 from vim_embed.errors import Draining, ServiceError
 from vim_embed.handover import HEADER, error_header, place_header
-from vim_embed.listening import uvicorn_config
+from vim_embed.listening import reload_certificate, uvicorn_config
 from vim_embed.logs import configure_logging
 from vim_embed.routes.body import Limits, receive_body
 from vim_embed.settings import Settings
@@ -110,6 +111,9 @@ class FrontApp:
             return
         finally:
             slot.release()
+
+    def reload_keys(self) -> None:
+        self._keys.reload()
 
     async def _body(self, request: Request, slot: Slot) -> tuple[str | None, bytes]:
         """The internal header of a body of pixels, or another body itself."""
@@ -204,6 +208,11 @@ def main() -> None:
         sys.stdin.read()
         server.should_exit = True
 
+    def reload(*_: object) -> None:
+        app.reload_keys()
+        reload_certificate(server.config, settings)
+
+    signal.signal(signal.SIGHUP, reload)
     threading.Thread(target=stop_with_parent, daemon=True).start()
     server.run(sockets=[socket.socket(fileno=fd) for fd in front.listening])
 

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
     api_keys_file: str = Field(
         "", description="file of accepted API keys, one a line; read again when it changes"
     )
+    tls_cert: str = Field("", description="file of the certificate chain (PEM), for HTTPS")
+    tls_key: str = Field("", description="file of the certificate's private key (PEM)")
+    tls_key_password_file: str = Field(
+        "", description="file of the private key's password, if it is encrypted"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     unix_socket: str = Field("", description="path of a Unix socket to listen on too")
     http_processes: int = Field(
@@ -91,7 +96,7 @@ class Settings(BaseSettings):
         1024, ge=1, description="connections at once (of each HTTP process) before 503"
     )
     max_header_bytes: int = Field(
-        32 * 1024, ge=1024, description="bytes of a request's address and headers before 431"
+        32 * 1024, ge=1, description="bytes of a request's address and headers before 431"
     )
     header_timeout: float = Field(
         10.0, gt=0, description="seconds for a request's address and headers to arrive"
