@@ -1,15 +1,23 @@
-"""Encoded images to pixels: decoded, converted to RGB and resized as the model's spec says."""
+"""Encoded images to pixels: decoded, converted to RGB and resized as the model's spec says.
+
+Bounded by pixels, frames, JPEG scans, formats and time: a file of 36 bytes can ask for seconds of
+work and a gigabyte of memory.
+"""
 
 from __future__ import annotations
 
 import io
+import threading
+import time
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vim_embed.errors import (
+    DeadlineExceeded,
     InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
@@ -17,25 +25,59 @@ from vim_embed.errors import (
 )
 from vim_embed.preprocess import Preprocessing
 
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
+_MAX_SCANS = 100  # of a progressive JPEG; each goes over the whole image
+_LARGE_PIXELS = 8_000_000
+_LARGE_AT_ONCE = threading.BoundedSemaphore(2)  # a large image takes 16 bytes a pixel
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
+class DecodeBudget:
+    """Pixels and seconds that the images of one request may take together."""
+
+    def __init__(self, pixels: int, seconds: float) -> None:
+        self._pixels = pixels
+        self._left = pixels
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    def take(self, pixels: int) -> None:
+        """Before an image is decoded. Raises PayloadTooLarge or DeadlineExceeded."""
+        self._left -= pixels
+        if self._left < 0:
+            raise PayloadTooLarge(
+                f"the images have more than {self._pixels} pixels together: send fewer per request"
+            )
+        if time.monotonic() > self._until:
+            raise DeadlineExceeded(f"decoding the images took longer than {self._seconds:g} s")
+
+
 def decode_image(
-    data: bytes | memoryview, spec: Preprocessing, *, max_pixels: int, place: str = "the image"
+    data: bytes | memoryview,
+    spec: Preprocessing,
+    *,
+    max_pixels: int,
+    place: str = "the image",
+    budget: DecodeBudget | None = None,
 ) -> NDArray[np.uint8]:
     """Decode one image to (3, S, S) uint8 RGB at the model's native size S.
 
-    Raises UnsupportedMediaType, MalformedRequest, PayloadTooLarge or InvalidInput; `place` names
-    the image in their messages. The size is checked before any pixel is decoded.
+    Raises UnsupportedMediaType, MalformedRequest, PayloadTooLarge, InvalidInput or
+    DeadlineExceeded; `place` names the image in their messages. The size is checked, and taken
+    from `budget`, before any pixel is decoded.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own size and metadata warnings
         image = _open(data, place)
         _check(image, max_pixels, place)
+        pixels = image.width * image.height
+        if budget is not None:
+            budget.take(pixels)
         try:
-            rgb = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-            raise MalformedRequest(f"{place} is damaged or cut short ({error})") from error
+            with _LARGE_AT_ONCE if pixels > _LARGE_PIXELS else nullcontext():
+                rgb = image.convert("RGB")
+        except Exception as error:  # damaged files end in decoders' errors of every kind
+            raise _damaged(place, error) from error
     side = spec.image_size
     method = Image.Resampling[spec.interpolation.upper()]
     resized = rgb.resize((side, side), resample=method)
@@ -43,16 +85,30 @@ def decode_image(
 
 
 def _open(data: bytes | memoryview, place: str) -> Image.Image:
+    if bytes(data[:2]) == b"\xff\xd8" and bytes(data).count(b"\xff\xda") > _MAX_SCANS:
+        raise InvalidInput(f"{place} is a JPEG of more than {_MAX_SCANS} scans: save it anew")
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnsupportedMediaType(
-            f"{place} is no image that can be read here: send PNG, JPEG, WebP or TIFF"
+            f"{place} is no image that is read here: send PNG, JPEG, WebP, TIFF, GIF, BMP or PPM"
         ) from error
     except Image.DecompressionBombError as error:
         raise PayloadTooLarge(f"{place} has too many pixels: scale it down first") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise MalformedRequest(f"{place} is damaged or cut short ({error})") from error
+    except Exception as error:
+        raise _damaged(place, error) from error
+
+
+def _damaged(place: str, error: Exception) -> MalformedRequest:
+    return MalformedRequest(f"{place} is damaged or cut short ({error or type(error).__name__})")
+
+
+def _several_frames(image: Image.Image, place: str) -> bool:
+    """Whether there is a second frame; counting all could take minutes."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception as error:
+        raise _damaged(place, error) from error
 
 
 def _check(image: Image.Image, max_pixels: int, place: str) -> None:
@@ -62,7 +118,7 @@ def _check(image: Image.Image, max_pixels: int, place: str) -> None:
             f"{place} has {width}×{height} pixels, over the limit of {max_pixels}: "
             f"scale it down first"
         )
-    if getattr(image, "n_frames", 1) > 1:
+    if _several_frames(image, place):
         raise InvalidInput(f"{place} has several frames: send one frame each")
     if image.mode not in _EIGHT_BIT:
         raise InvalidInput(

@@ -82,8 +82,13 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="pixels of one encoded image before decoding"
     )
+    max_request_pixels: int = Field(
+        1_000_000_000, ge=1, description="pixels of all encoded images of one request"
+    )
     request_timeout: float = Field(
-        300.0, gt=0, description="seconds from the whole body to the answer before 504"
+        300.0,
+        gt=0,
+        description="seconds from the whole body to the answer before 504; and of decoding images",
     )
     body_timeout: float = Field(60.0, gt=0, description="seconds between two parts of a body")
     least_rate: float = Field(

@@ -20,7 +20,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.images import decode_image
+from vim_embed.images import DecodeBudget, decode_image
 from vim_embed.models.info import ModelInfo
 from vim_embed.pixels import PixelArray
 from vim_embed.settings import Settings
@@ -46,7 +46,9 @@ class Limits:
     body_timeout: float
     rows: int
     image_pixels: int
-    least_rate: float = 0.0
+    request_pixels: int
+    decode_seconds: float
+    least_rate: float
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -55,6 +57,8 @@ class Limits:
             settings.body_timeout,
             settings.max_rows,
             settings.max_image_pixels,
+            settings.max_request_pixels,
+            settings.request_timeout,
             settings.least_rate,
         )
 
@@ -233,9 +237,11 @@ async def _form_files(
 def _decode_all(
     files: list[tuple[str, memoryview]], model: ModelInfo, limits: Limits
 ) -> PixelArray:
+    spec, most = model.preprocessing, limits.image_pixels
+    budget = DecodeBudget(limits.request_pixels, limits.decode_seconds)
     return np.stack(
         [
-            decode_image(data, model.preprocessing, max_pixels=limits.image_pixels, place=place)
+            decode_image(data, spec, max_pixels=most, place=place, budget=budget)
             for place, data in files
         ]
     )
