@@ -30,7 +30,8 @@ from vim_embed.errors import (
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-_LINGER = 2.0  # seconds in which what a refused client still sends is dropped
+_LINGER = 2.0  # seconds in which what a refused client still sends is dropped,
+_LINGER_BYTES = 32 * 1024**2  # and bytes
 _LINGERING = 256  # connections that may do so at once
 _AHEAD = 16  # requests that may be sent before the first is answered
 _LOG_EVERY = 10.0
@@ -94,6 +95,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0  # of the request at hand, trailers included
         self._loose_bytes = 0  # since the last head or piece of a body
         self._begun = self._head_done = False  # of the request that arrives
+        self._deaf = False
         self._keep_alive = True
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -116,9 +118,11 @@ class GuardedProtocol(HttpToolsProtocol):
             timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
         self._loose_bytes += len(data)
+        if self.transport.is_closing() or self._deaf:
+            if self._loose_bytes > _LINGER_BYTES:
+                self._wire.abort()
+            return
         super().data_received(data)
         most = self.guard.limits.head_bytes
         if self._loose_bytes > most or self._head_bytes > most:
@@ -195,12 +199,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(RequestTimeout(f"the request's head did not arrive within {seconds:g} s"))
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer with an error where an answer is due, and close; else break off."""
+        """Answer with an error and close; after the answer to a request that came whole before."""
         if self.transport.is_closing():
             return
         self.guard.refused(error.code)
         if self._answering:
-            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+            if not self.cycle.more_body:
+                self._deaf, self.cycle.keep_alive = True, False
+                return
+            if self.pipeline or self.cycle.response_started:
                 self._wire.abort()  # it would be read as the answer to another request
                 return
             self.cycle.disconnected = True
