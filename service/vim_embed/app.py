@@ -236,6 +236,7 @@ class RequestContext:
         }
         if code:
             fields["code"] = code
+            fields["path"] = without_secrets(scope["path"], self.keys.allow)
         if code == Unauthorized.code and scope.get("client"):
             fields["client"] = scope["client"][0]
         _LOG.log(level, "request", extra=fields)

@@ -140,7 +140,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value) + 4
-        super().on_header(name, value)
+        if not self._head_done:  # trailers are dropped
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop("head")
