@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from light_server import light_server
-from raw_http import connect, error, head, status
+from raw_http import connect, error, head, status, until_closed
 from server_process import Started
 from serving import NPY, npy, running
 from vim_embed.app import create_app
@@ -38,10 +38,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
 
 def _asked(started: Started, *lines: bytes) -> bytes:
     with connect(started.url) as connection:
-        connection.sendall(
-            b"GET /models HTTP/1.1\r\nHost: x\r\n" + b"\r\n".join(lines) + b"\r\n\r\n"
-        )
-        return connection.recv(65536)
+        top = [b"GET /models HTTP/1.1", b"Host: x", b"Connection: close", *lines]
+        connection.sendall(b"\r\n".join([*top, b"", b""]))
+        return until_closed(connection)
 
 
 GOOD = b"Authorization: Bearer " + KEY.encode()
@@ -81,7 +80,7 @@ def test_what_counts_as_the_key(started: Started, expected: int, lines: list[byt
 def test_no_way_around_by_the_path(started: Started, path: str) -> None:
     with connect(started.url) as connection:
         connection.sendall(head("GET", path))
-        assert status(connection.recv(65536)) == 401
+        assert status(until_closed(connection)) == 401
 
 
 def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +167,11 @@ def test_a_broken_file_of_keys_is_complained_of_once(
 
 
 def test_the_client_does_not_show_its_key() -> None:
-    with running(create_app(Settings(api_keys=KEY), ArithmeticEngine()), wait=False) as url:
-        with Client(url, api_key=WRONG) as client, pytest.raises(UnauthorizedError) as caught:
-            client.models()
+    app = create_app(Settings(api_keys=KEY), ArithmeticEngine())
+    with (
+        running(app, wait=False) as url,
+        Client(url, api_key=WRONG) as client,
+        pytest.raises(UnauthorizedError) as caught,
+    ):
+        client.models()
     assert WRONG not in f"{client!r} {client._options!r} {caught.value!r} {caught.value}"
