@@ -46,6 +46,7 @@ from vim_embed.tracing import NoTraces, RequestSpan
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ANONYMOUS = "anonymous"  # in a request's state: it came without a key where one is wanted
 _V2 = "/v2"
 _HEALTH = ("/health/live", "/health/ready")
 _V2_HEALTH = tuple(_V2 + path for path in _HEALTH)
@@ -154,7 +155,11 @@ class RequireKey:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN or self._allowed(scope):
+        if scope["type"] != "http" or self._allowed(scope):
+            await self.app(scope, receive, send)
+            return
+        if scope["path"] in _OPEN:
+            scope["state"][_ANONYMOUS] = True
             await self.app(scope, receive, send)
             return
         error = Unauthorized(
@@ -263,10 +268,20 @@ def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"], state["error_message"] = error.code, error.message
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status >= 500:
+        error = _for_outsiders(error, anonymous=_ANONYMOUS in state)
     body = error.body(state["request_id"])
     if f"{scope['path']}/".startswith(f"{_V2}/"):
         body = {"error": error.message}  # as the Open Inference Protocol has it
     return JSONResponse(body, status_code=error.status, headers=headers)
+
+
+def _for_outsiders(error: ServiceError, *, anonymous: bool) -> ServiceError:
+    """A failure without tokens; without reasons where whoever asks showed no key."""
+    if anonymous:
+        return type(error)(f"{error.code.replace('_', ' ')}: send an API key to read why")
+    text = without_secrets(error.message, lambda word: False, length=len(error.message))
+    return type(error)(text, detail=error.detail)
 
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
