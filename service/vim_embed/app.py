@@ -235,13 +235,12 @@ class RequestContext:
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": without_secrets(scope["path"], self.keys.allow),
             "status": status,
             "ms": round(1000 * seconds, 1),
         }
         if code:
             fields["code"] = code
-            fields["path"] = without_secrets(scope["path"], self.keys.allow)
         if code == Unauthorized.code and scope.get("client"):
             fields["client"] = scope["client"][0]
         _LOG.log(level, "request", extra=fields)

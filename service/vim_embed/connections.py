@@ -177,7 +177,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._watch_answer()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(MalformedRequest("this is not a valid HTTP/1.1 request"))
+        self._refuse(MalformedRequest(msg))
 
     def _unsupported_upgrade_warning(self) -> None:
         """Other protocols are not spoken: the request is answered as it stands."""

@@ -86,12 +86,12 @@ def decode_image(
 
 def _open(data: bytes | memoryview, place: str) -> Image.Image:
     if bytes(data[:2]) == b"\xff\xd8" and bytes(data).count(b"\xff\xda") > _MAX_SCANS:
-        raise InvalidInput(f"{place} is a JPEG of more than {_MAX_SCANS} scans: save it anew")
+        raise PayloadTooLarge(f"{place} has over {_MAX_SCANS} scans: save it anew")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnsupportedMediaType(
-            f"{place} is no image that is read here: send PNG, JPEG, WebP, TIFF, GIF, BMP or PPM"
+            f"{place} is no image that can be read here: send PNG, JPEG, WebP or TIFF"
         ) from error
     except Image.DecompressionBombError as error:
         raise PayloadTooLarge(f"{place} has too many pixels: scale it down first") from error

@@ -126,7 +126,7 @@ def test_a_jpeg_of_many_scans() -> None:
     good = saved(Image.fromarray(noise), "JPEG", progressive=True)
     decoded(good)
     last = good.rindex(b"\xff\xda")
-    with pytest.raises(InvalidInput, match="scans"):
+    with pytest.raises(PayloadTooLarge, match="scans"):
         decoded(good[:-2] + good[last:-2] * 200 + good[-2:])
 
 
