@@ -12,6 +12,7 @@ import asyncio
 import http
 import json
 import logging
+import resource
 import time
 import uuid
 from collections.abc import Callable
@@ -36,6 +37,7 @@ _LINGERING = 256  # connections that may do so at once
 _AHEAD = 16  # requests that may be sent before the first is answered
 _LOG_EVERY = 10.0
 _RETRY_AFTER = 1
+_OTHER_FILES = 512
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,23 @@ class ConnectionLimits:
             settings.body_timeout,
             settings.least_rate,
         )
+
+
+def allow_open_files(limits: ConnectionLimits) -> None:
+    """Let this process, and those it starts, have so many connections and some files besides.
+
+    Raises ValueError that names the fix.
+    """
+    needed = limits.connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(
+            f"{limits.connections} connections need {needed} open files, of which this system "
+            f"allows {hard}: raise `ulimit -n`, or lower --max-connections"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class Guard:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from vim_embed.app import accepted_keys, create_app
 from vim_embed.auth import Keys, require_keys
+from vim_embed.connections import ConnectionLimits, allow_open_files
 from vim_embed.front_processes import FrontProcesses
 from vim_embed.handover import HandedOver
 from vim_embed.listening import reload_certificate, tcp_sockets, unix_socket, uvicorn_config
@@ -48,6 +49,7 @@ def serve(settings: Settings) -> int:
     Raises ValueError if the settings contradict each other or open the service to everybody.
     """
     require_keys(accepted_keys(settings), settings.published_host or settings.host)
+    allow_open_files(ConnectionLimits.of(settings))
     stopping, failed = threading.Event(), threading.Event()
 
     def on_loaded(any_ready: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -10,10 +11,15 @@ from contextlib import ExitStack, suppress
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from fixtures_vim import DATA
 from raw_http import connect, error, head, status, until_closed
+from server_process import server_process
 from serving import NPY, npy, running
 from vim_embed.app import create_app
+from vim_embed.cli import main
+from vim_embed.connections import ConnectionLimits, allow_open_files
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed_client import Client, TooManyConnectionsError
@@ -261,3 +267,32 @@ def test_other_protocols_are_not_spoken(url: str) -> None:
     answer = httpx.get(f"{url}/health/live", headers=upgrade)
     assert answer.status_code == 200
     assert httpx.post(f"{url}/embed", content=npy(PIXELS), headers=NPY).status_code == 200
+
+
+def test_more_connections_than_files_are_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 2000))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: changed.append(both))
+    allow_open_files(ConnectionLimits.of(Settings(max_connections=1000)))
+    assert changed == [(1512, 2000)]
+    result = CliRunner().invoke(main, ["serve", "--max-connections", "1500", "--port", "0"])
+    assert result.exit_code == 2
+    assert "ulimit -n" in result.output
+
+
+def test_several_http_processes_keep_the_limits() -> None:
+    flags = ("--model", f"micro={DATA / 'vim_micro.pth'}", "--http-processes", "2")
+    limits = ("--header-timeout", "1", "--max-connections", "3", "--body-timeout", "1")
+    with server_process(*flags, *limits) as started, ExitStack() as stack:
+        with connect(started.url) as connection:
+            connection.sendall(b"POST /embed HTTP/1.1\r\nHost:")
+            assert status(until_closed(connection)) == 408
+        with connect(started.url) as connection:
+            connection.sendall(head(Content_Type="application/x-npy", Content_Length="1000"))
+            assert status(until_closed(connection)) == 408
+        crowd = [stack.enter_context(connect(started.url)) for _ in range(20)]
+        for connection in crowd:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\n")
+        answers = [status(until_closed(connection)) for connection in crowd]
+        assert set(answers) == {408, 503}
+        assert answers.count(408) <= 6  # three of each process
