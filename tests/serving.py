@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from vim_embed.receiving import ReceivingProtocol
+from vim_embed.listening import uvicorn_config
 
 NPY = {"Content-Type": "application/x-npy"}
 
@@ -23,15 +24,16 @@ NPY = {"Content-Type": "application/x-npy"}
 @contextmanager
 def running(app: FastAPI, *, wait: bool = True) -> Iterator[str]:
     """Serve `app`; gives the base URL, with `wait` once the models are loaded."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=ReceivingProtocol, port=0, log_config=None, access_log=False)
-    )
-    thread = threading.Thread(target=server.run)
+    service = app.state.service
+    refused = service.metrics.connection_refused
+    server = uvicorn.Server(uvicorn_config(app, service.settings, on_refused=refused))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
         _wait(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
+        scheme = "https" if service.settings.tls_cert else "http"
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         if wait:
             _wait(lambda: "loading" not in _states(url))
         yield url

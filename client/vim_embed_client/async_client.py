@@ -49,6 +49,7 @@ class AsyncClient(BaseClient):
         base_url: str | None = None,
         *,
         api_key: str | None = None,
+        ca_file: str | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
         max_retries: int = 2,
         deadline: float | None = None,
@@ -60,6 +61,7 @@ class AsyncClient(BaseClient):
         self._options = Options.resolve(
             base_url,
             api_key,
+            ca_file,
             timeout=timeout,
             max_retries=max_retries,
             deadline=deadline,
@@ -69,6 +71,7 @@ class AsyncClient(BaseClient):
         )
         self._http = httpx.AsyncClient(
             limits=self._options.limits(),
+            verify=self._options.verify(),
             trust_env=self._options.trust_env(),
             transport=transport,
         )

@@ -44,6 +44,8 @@ class Client(BaseClient):
 
     base_url: of the service; default VIM_EMBED_URL, else http://127.0.0.1:8000.
     api_key: sent as a bearer token; default VIM_EMBED_API_KEY.
+    ca_file: certificates (PEM) to trust for https, in place of the usual ones; default
+        VIM_EMBED_CA_FILE.
     timeout: seconds, or an httpx.Timeout, for each step of a request: connecting (5 s), sending
         (60 s), and waiting for the answer (320 s).
     max_retries: further attempts after connection errors, 408, 429 and 5xx (not 501 and 504).
@@ -60,6 +62,7 @@ class Client(BaseClient):
         base_url: str | None = None,
         *,
         api_key: str | None = None,
+        ca_file: str | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
         max_retries: int = 2,
         deadline: float | None = None,
@@ -71,6 +74,7 @@ class Client(BaseClient):
         self._options = Options.resolve(
             base_url,
             api_key,
+            ca_file,
             timeout=timeout,
             max_retries=max_retries,
             deadline=deadline,
@@ -80,6 +84,7 @@ class Client(BaseClient):
         )
         self._http = httpx.Client(
             limits=self._options.limits(),
+            verify=self._options.verify(),
             trust_env=self._options.trust_env(),
             transport=transport,
         )

@@ -27,9 +27,11 @@ VimEmbedError
     ├── UnsupportedMediaTypeError  415
     ├── InvalidInputError          422
     ├── QueueFullError             429  retry, after Retry-After
+    ├── HeadTooLargeError          431
     ├── InternalServerError        500  retry
     ├── NotReadyError              503  retry
     ├── WorkerFailedError          503  retry
+    ├── TooManyConnectionsError    503  retry, after Retry-After
     ├── DrainingError              503  retry
     ├── DeadlineExceededError      504
     └── UnexpectedStatusError      an answer that is not the service's own, such as a proxy's
@@ -197,6 +199,10 @@ class QueueFullError(StatusError):
     code, status, retryable = "queue_full", 429, True
 
 
+class HeadTooLargeError(StatusError):
+    code, status, retryable = "head_too_large", 431, False
+
+
 class InternalServerError(StatusError):
     code, status, retryable = "internal_error", 500, True
 
@@ -207,6 +213,10 @@ class NotReadyError(StatusError):
 
 class WorkerFailedError(StatusError):
     code, status, retryable = "worker_failed", 503, True
+
+
+class TooManyConnectionsError(StatusError):
+    code, status, retryable = "too_many_connections", 503, True
 
 
 class DrainingError(StatusError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import random
+import ssl
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -50,8 +51,11 @@ class Options:
     rows_per_request: int
     in_flight: int
     backoff: float
+    ca_file: str | None = None
 
     def __post_init__(self) -> None:
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ConfigurationError("an API key can only have plain characters (ASCII)")
         for name, least in (("max_retries", 0), ("rows_per_request", 1), ("in_flight", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -65,15 +69,19 @@ class Options:
         _check_url(self.base_url)
 
     @classmethod
-    def resolve(cls, base_url: str | None, api_key: str | None, **options: Any) -> Self:
-        """Arguments first, then VIM_EMBED_URL and VIM_EMBED_API_KEY, then this machine."""
+    def resolve(
+        cls, base_url: str | None, api_key: str | None, ca_file: str | None = None, **options: Any
+    ) -> Self:
+        """Arguments first, then VIM_EMBED_URL, _API_KEY and _CA_FILE, then this machine."""
         url = base_url or os.environ.get("VIM_EMBED_URL") or DEFAULT_URL
         key = api_key or os.environ.get("VIM_EMBED_API_KEY") or None
-        return cls(base_url=url.rstrip("/"), api_key=key, **options)
+        ca = ca_file or os.environ.get("VIM_EMBED_CA_FILE") or None
+        return cls(base_url=url.rstrip("/"), api_key=key, ca_file=ca, **options)
 
     def changed(self, changes: OptionChanges) -> Self:
         """These options with some replaced."""
-        unknown = set(changes) - {f.name for f in fields(self) if f.name != "base_url"}
+        fixed = {"base_url", "ca_file"}  # of the connections, which are shared
+        unknown = set(changes) - {f.name for f in fields(self)} | set(changes) & fixed
         if unknown:
             raise ConfigurationError(f"no such option: {', '.join(sorted(unknown))}")
         return replace(self, **changes)
@@ -92,6 +100,21 @@ class Options:
         """Connections: as many as are asked for, idle ones dropped before the server does."""
         keep = max(20, self.in_flight)
         return httpx.Limits(max_keepalive_connections=keep, keepalive_expiry=_KEEPALIVE_S)
+
+    def verify(self) -> ssl.SSLContext | bool:
+        """Whose certificates are trusted: the CA file's alone, or the usual ones.
+
+        Raises ConfigurationError for a file that cannot be used.
+        """
+        if self.ca_file is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:  # ssl.SSLError too
+            raise ConfigurationError(
+                f"{self.ca_file} is no readable file of CA certificates in PEM form "
+                f"({error.strerror or error}): check VIM_EMBED_CA_FILE"
+            ) from None
 
     def trust_env(self) -> bool:
         """Whether proxies from the environment apply: not to a service on this machine."""

@@ -129,12 +129,14 @@ class Activity:
         return [rows.get(second, 0) for second in range(now - WINDOW, now)]
 
 
-def without_secrets(message: str, is_key: Callable[[str], bool]) -> str:
+def without_secrets(
+    message: str, is_key: Callable[[str], bool], *, length: int = _MESSAGE_LENGTH
+) -> str:
     """`message` on one short line, with keys, tokens and passwords hidden.
 
     is_key: whether a word is an API key of this service.
     """
-    line = " ".join(message.split())[:_MESSAGE_LENGTH]
+    line = " ".join(message.split())[:length]
     for secret in _SECRETS:
         line = secret.sub(_HIDDEN, line)
     return _WORD.sub(lambda word: _HIDDEN if is_key(word[0]) else word[0], line)

@@ -45,7 +45,8 @@ from vim_embed.settings import Settings
 from vim_embed.tracing import NoTraces, RequestSpan
 
 _LOG = logging.getLogger(__name__)
-_PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ANONYMOUS = "anonymous"  # in a request's state: it came without a key where one is wanted
 _V2 = "/v2"
 _HEALTH = ("/health/live", "/health/ready")
 _V2_HEALTH = tuple(_V2 + path for path in _HEALTH)
@@ -104,7 +105,7 @@ def create_app(
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)
-    keys = accepted_keys(settings)
+    keys = app.state.keys = accepted_keys(settings)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(RequestContext, service=service, keys=keys)
@@ -154,7 +155,11 @@ class RequireKey:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN or self._allowed(scope):
+        if scope["type"] != "http" or self._allowed(scope):
+            await self.app(scope, receive, send)
+            return
+        if scope["path"] in _OPEN:
+            scope["state"][_ANONYMOUS] = True
             await self.app(scope, receive, send)
             return
         error = Unauthorized(
@@ -236,6 +241,8 @@ class RequestContext:
         }
         if code:
             fields["code"] = code
+        if code == Unauthorized.code and scope.get("client"):
+            fields["client"] = scope["client"][0]
         _LOG.log(level, "request", extra=fields)
 
     def _remember(self, scope: Scope, status: int, code: str) -> None:
@@ -251,7 +258,7 @@ class RequestContext:
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _PLAIN_ID.match(value.decode("latin-1")):
+        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value.decode("latin-1")):
             return str(value.decode("latin-1"))
     return uuid.uuid4().hex
 
@@ -260,10 +267,20 @@ def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"], state["error_message"] = error.code, error.message
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status >= 500:
+        error = _for_outsiders(error, anonymous=_ANONYMOUS in state)
     body = error.body(state["request_id"])
     if f"{scope['path']}/".startswith(f"{_V2}/"):
         body = {"error": error.message}  # as the Open Inference Protocol has it
     return JSONResponse(body, status_code=error.status, headers=headers)
+
+
+def _for_outsiders(error: ServiceError, *, anonymous: bool) -> ServiceError:
+    """A failure without tokens; without reasons where whoever asks showed no key."""
+    if anonymous:
+        return type(error)(f"{error.code.replace('_', ' ')}: send an API key to read why")
+    text = without_secrets(error.message, lambda word: False, length=len(error.message))
+    return type(error)(text, detail=error.detail)
 
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:

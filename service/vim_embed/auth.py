@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+_LOG = logging.getLogger(__name__)
 _HASHED = "sha256:"
 _HASH_LENGTH = 64
 
@@ -29,6 +31,7 @@ class Keys:
         self._file = file
         self._stamp: tuple[int, int] | None = None
         self._read: list[bytes] = []
+        self._complaint = ""
         if file is not None:
             self._stamp, self._read = _read_file(file)
 
@@ -38,23 +41,35 @@ class Keys:
     def allow(self, key: str) -> bool:
         """Whether `key` is one of them; compared in constant time."""
         self._refresh()
-        digest = hashlib.sha256(key.encode()).digest()
+        digest = hashlib.sha256(key.encode(errors="replace")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._given + self._read]
         return any(matches)
 
+    def reload(self) -> None:
+        """Read the file again, changed or not."""
+        self._stamp = None
+        self._refresh()
+
     def _refresh(self) -> None:
-        """Take over a changed file; a broken one leaves the old keys in force."""
+        """Take over a changed file; a broken one leaves the old keys in force, with a complaint."""
         if self._file is None:
             return
-        with suppress(OSError, ValueError):
+        complaint = ""
+        try:
             if _stamp(self._file) != self._stamp:
                 self._stamp, self._read = _read_file(self._file)
+                _LOG.info("API keys read again", extra={"keys": len(self._read)})
+        except (OSError, ValueError) as error:
+            complaint = str(error)
+        if complaint and complaint != self._complaint:
+            _LOG.error("old API keys stay in force", extra={"reason": complaint})
+        self._complaint = complaint
 
 
 def bearer(header: str) -> str:
     """The key of an Authorization header, or ""."""
     scheme, _, key = header.partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+    return key.strip(" \t") if scheme.lower() == "bearer" else ""
 
 
 def listed(keys: SecretStr) -> list[str]:
@@ -98,6 +113,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _digest(key: str) -> bytes:
+    if not key.isascii():
+        raise ValueError("an API key has other characters than ASCII: headers cannot carry them")
     if not key.startswith(_HASHED):
         return hashlib.sha256(key.encode()).digest()
     text = key.removeprefix(_HASHED)

@@ -14,13 +14,16 @@ ServiceError
 ├── UnsupportedMediaType  415
 ├── InvalidInput          422
 ├── QueueFull             429  retry, with Retry-After
+├── HeadTooLarge          431
 ├── InternalError         500  retry
 ├── NotReady              503  retry
 ├── WorkerFailed          503  retry
+├── TooManyConnections    503  retry, with Retry-After
 ├── Draining              503  retry
 └── DeadlineExceeded      504
 
-Raised by any layer from the batcher up; turned into an answer in one place (app.py).
+Raised by any layer from the batcher up; turned into an answer in one place (app.py),
+and in connections.py where no request got that far.
 """
 
 from __future__ import annotations
@@ -112,6 +115,10 @@ class QueueFull(ServiceError):
     code, status, retryable = "queue_full", 429, True
 
 
+class HeadTooLarge(ServiceError):
+    code, status, retryable = "head_too_large", 431, False
+
+
 class InternalError(ServiceError):
     code, status, retryable = "internal_error", 500, True
 
@@ -122,6 +129,10 @@ class NotReady(ServiceError):
 
 class WorkerFailed(ServiceError):
     code, status, retryable = "worker_failed", 503, True
+
+
+class TooManyConnections(ServiceError):
+    code, status, retryable = "too_many_connections", 503, True
 
 
 class Draining(ServiceError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +53,11 @@ class FrontProcesses:
         """Start them, once the model process listens."""
         self._processes = [self._start(number) for number in range(len(self.arenas))]
         self._keeper.start()
+
+    def hang_up(self) -> None:
+        """Let them read the API keys and the certificate again."""
+        for process in self._processes:
+            process.send_signal(signal.SIGHUP)
 
     def stop(self, timeout: float) -> None:
         """Let them finish what they relay, and end."""

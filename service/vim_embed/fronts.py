@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import sys
 import threading
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 import uvicorn
@@ -29,7 +30,7 @@ from vim_embed.auth import bearer
 from vim_embed.budget import bodies_full
 from vim_embed.errors import Draining, ServiceError
 from vim_embed.handover import HEADER, error_header, place_header
-from vim_embed.listening import uvicorn_config
+from vim_embed.listening import reload_certificate, uvicorn_config
 from vim_embed.logs import configure_logging
 from vim_embed.routes.body import Limits, receive_body
 from vim_embed.settings import Settings
@@ -111,13 +112,16 @@ class FrontApp:
         finally:
             slot.release()
 
+    def reload_keys(self) -> None:
+        self._keys.reload()
+
     async def _body(self, request: Request, slot: Slot) -> tuple[str | None, bytes]:
         """The internal header of a body of pixels, or another body itself."""
         if not self._allowed(request):
             return None, b""  # the model process refuses it, as every request without a key
         try:
             if not _has_pixels(request):
-                small = Limits(_SMALL_BODY, self._limits.body_timeout, 1, 1)
+                small = replace(self._limits, body_bytes=_SMALL_BODY)
                 return None, bytes(await receive_body(request, small, _heap, _unlimited))
             body = await receive_body(request, self._limits, slot.allocate, slot.grow)
             if slot.place is None:
@@ -204,6 +208,11 @@ def main() -> None:
         sys.stdin.read()
         server.should_exit = True
 
+    def reload(*_: object) -> None:
+        app.reload_keys()
+        reload_certificate(server.config, settings)
+
+    signal.signal(signal.SIGHUP, reload)
     threading.Thread(target=stop_with_parent, daemon=True).start()
     server.run(sockets=[socket.socket(fileno=fd) for fd in front.listening])
 

@@ -1,15 +1,23 @@
-"""Encoded images to pixels: decoded, converted to RGB and resized as the model's spec says."""
+"""Encoded images to pixels: decoded, converted to RGB and resized as the model's spec says.
+
+Bounded by pixels, frames, JPEG scans, formats and time: a file of 36 bytes can ask for seconds of
+work and a gigabyte of memory.
+"""
 
 from __future__ import annotations
 
 import io
+import threading
+import time
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vim_embed.errors import (
+    DeadlineExceeded,
     InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
@@ -22,21 +30,49 @@ from vim_embed.preprocess import Preprocessing
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _START_OF_SCAN = b"\xff\xda"  # cannot occur within a scan
 _MAX_SCANS = 100  # each costs a pass over the whole picture; progressive files have about ten
+_LARGE_PIXELS = 8_000_000
+_LARGE_AT_ONCE = threading.BoundedSemaphore(2)  # a large image takes 16 bytes a pixel
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
+class DecodeBudget:
+    """Pixels and seconds that the images of one request may take together."""
+
+    def __init__(self, pixels: int, seconds: float) -> None:
+        self._pixels = pixels
+        self._left = pixels
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    def take(self, pixels: int) -> None:
+        """Before an image is decoded. Raises PayloadTooLarge or DeadlineExceeded."""
+        self._left -= pixels
+        if self._left < 0:
+            raise PayloadTooLarge(
+                f"the images have more than {self._pixels} pixels together: send fewer per request"
+            )
+        if time.monotonic() > self._until:
+            raise DeadlineExceeded(f"decoding the images took longer than {self._seconds:g} s")
+
+
 def decode_image(
-    data: bytes | memoryview, spec: Preprocessing, *, max_pixels: int, place: str = "the image"
+    data: bytes | memoryview,
+    spec: Preprocessing,
+    *,
+    max_pixels: int,
+    place: str = "the image",
+    budget: DecodeBudget | None = None,
 ) -> NDArray[np.uint8]:
     """Decode one image to (3, S, S) uint8 RGB at the model's native size S.
 
-    Raises UnsupportedMediaType, MalformedRequest, PayloadTooLarge or InvalidInput; `place` names
-    the image in their messages. Size, frames and scans are checked before any pixel is decoded.
+    Raises UnsupportedMediaType, MalformedRequest, PayloadTooLarge, InvalidInput or
+    DeadlineExceeded; `place` names the image in their messages. Size (taken from `budget`), frames
+    and scans are checked before any pixel is decoded.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own size and metadata warnings
         try:
-            rgb = _decode(data, max_pixels, place)
+            rgb = _decode(data, max_pixels, place, budget)
         except UnidentifiedImageError as error:
             raise UnsupportedMediaType(
                 f"{place} is no image that can be read here: send PNG, JPEG, WebP or TIFF"
@@ -46,19 +82,26 @@ def decode_image(
         except ServiceError:
             raise
         except Exception as error:  # Pillow's readers raise whatever damaged files lead them to
-            raise MalformedRequest(f"{place} is damaged or cut short ({error})") from error
+            reason = str(error) or type(error).__name__
+            raise MalformedRequest(f"{place} is damaged or cut short ({reason})") from error
     side = spec.image_size
     method = Image.Resampling[spec.interpolation.upper()]
     resized = rgb.resize((side, side), resample=method)
     return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def _decode(data: bytes | memoryview, max_pixels: int, place: str) -> Image.Image:
+def _decode(
+    data: bytes | memoryview, max_pixels: int, place: str, budget: DecodeBudget | None
+) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check(image, max_pixels, place)
         if image.format == "JPEG" and bytes(data).count(_START_OF_SCAN) > _MAX_SCANS:
             raise PayloadTooLarge(f"{place} has over {_MAX_SCANS} scans: save it anew")
-        return image.convert("RGB")
+        pixels = image.width * image.height
+        if budget is not None:
+            budget.take(pixels)
+        with _LARGE_AT_ONCE if pixels > _LARGE_PIXELS else nullcontext():
+            return image.convert("RGB")
 
 
 def _check(image: Image.Image, max_pixels: int, place: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -13,27 +15,50 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
-from vim_embed.http_protocol import GuardedProtocol
+from vim_embed.connections import ConnectionLimits, Guard
 from vim_embed.settings import Settings
+from vim_embed.tls import load_certificate, tls_options
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 2048
 
 
 def uvicorn_config(
-    app: ASGIApp, settings: Settings, *, lifespan: Literal["auto", "off"] = "auto"
+    app: ASGIApp,
+    settings: Settings,
+    *,
+    lifespan: Literal["auto", "off"] = "auto",
+    on_refused: Callable[[str], None] = lambda reason: None,
 ) -> uvicorn.Config:
-    """uvicorn without logs of its own, for sockets that are there already."""
+    """uvicorn without logs of its own, for sockets that are there already.
+
+    on_refused: called with the reason for each connection that is refused or broken off.
+    Raises ValueError if the certificate cannot be used.
+    """
     return uvicorn.Config(
         app,
-        http=GuardedProtocol,
+        http=Guard(ConnectionLimits.of(settings), on_refused).protocol(),
         ws="none",
+        timeout_keep_alive=settings.keep_alive_timeout,
+        **tls_options(settings),
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan=lifespan,
         timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
     )
+
+
+def reload_certificate(config: uvicorn.Config, settings: Settings) -> None:
+    """Use the files of the certificate as they are now; a broken one leaves the old in force."""
+    if config.ssl is None:
+        return
+    try:
+        load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings)
+        load_certificate(config.ssl, settings)
+        _LOG.info("certificate read again")
+    except ValueError as error:
+        _LOG.error("the old certificate stays in force", extra={"reason": str(error)})
 
 
 def tcp_sockets(settings: Settings, count: int) -> list[socket.socket]:
@@ -58,7 +83,8 @@ def tcp_sockets(settings: Settings, count: int) -> list[socket.socket]:
             f"cannot listen on {settings.host}:{settings.port} ({reason}): choose another --port "
             "or --host, or stop what listens there"
         ) from error
-    _LOG.info("listening", extra={"url": f"http://{settings.host}:{port}"})
+    scheme = "https" if settings.tls_cert else "http"
+    _LOG.info("listening", extra={"url": f"{scheme}://{settings.host}:{port}"})
     return sockets
 
 

@@ -75,6 +75,9 @@ class Metrics:
         self.refusals = self._counter("refusals", "Requests refused unread or unqueued", "reason")
         for reason in REFUSALS:
             self.refusals.labels(reason)
+        self.refused_connections = self._counter(
+            "refused_connections", "Connections refused or broken off", "reason"
+        )
 
     def _of_requests(self) -> None:
         self.embed_seconds = self._histogram(
@@ -140,6 +143,11 @@ class Metrics:
 
     def checked(self, model: str, ok: bool) -> None:
         self.self_checks.labels(model, "ok" if ok else "failed").inc()
+
+    # the connections' reports
+
+    def connection_refused(self, reason: str) -> None:
+        self.refused_connections.labels(reason).inc()
 
     # the routes' reports
 

@@ -17,13 +17,21 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 RECEIVE_INTO = "vim_embed.receive_into"
-# (memory of the whole body's length, seconds between two parts); raises TimeoutError when these
-# pass and ClientDisconnect when the client leaves
-ReceiveInto = Callable[[memoryview, float], Awaitable[None]]
+# From bytes so far to the seconds in which the next part has to come.
+Patience = Callable[[int], float]
+# (memory of the whole body's length, patience); raises TimeoutError when that ends and
+# ClientDisconnect when the client leaves
+ReceiveInto = Callable[[memoryview, Patience], Awaitable[None]]
 
 
 class ReceivingProtocol(HttpToolsProtocol):
     """Offers `RECEIVE_INTO` among the extensions of a request's scope."""
+
+    _deaf = False  # what still arrives is no request
+
+    def data_received(self, data: bytes) -> None:
+        if not self._deaf:
+            super().data_received(data)
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -31,7 +39,7 @@ class ReceivingProtocol(HttpToolsProtocol):
         if any(queued is cycle for queued, _ in self.pipeline):
             return
 
-        async def receive_into(buffer: memoryview, patience: float) -> None:
+        async def receive_into(buffer: memoryview, patience: Patience) -> None:
             await self._receive_into(cycle, buffer, patience)
 
         if not cycle.waiting_for_100_continue:
@@ -39,7 +47,7 @@ class ReceivingProtocol(HttpToolsProtocol):
             scope.setdefault("extensions", {})[RECEIVE_INTO] = receive_into
 
     async def _receive_into(
-        self, cycle: RequestResponseCycle, buffer: memoryview, patience: float
+        self, cycle: RequestResponseCycle, buffer: memoryview, patience: Patience
     ) -> None:
         parsed = len(cycle.body)
         buffer[:parsed] = cycle.body
@@ -49,7 +57,7 @@ class ReceivingProtocol(HttpToolsProtocol):
         cycle.message_event.clear()  # what comes next is a disconnect
 
     async def _receive_rest(
-        self, cycle: RequestResponseCycle, buffer: memoryview, filled: int, patience: float
+        self, cycle: RequestResponseCycle, buffer: memoryview, filled: int, patience: Patience
     ) -> None:
         if cycle.disconnected:
             raise ClientDisconnect
@@ -59,12 +67,12 @@ class ReceivingProtocol(HttpToolsProtocol):
         try:
             await rest.wait(patience)
         except BaseException:
-            cycle.keep_alive = False  # nobody knows where the next request would begin
+            self._deaf, cycle.keep_alive = True, False  # where would the next request begin?
             raise
         finally:
             self.transport.set_protocol(self)
             self.parser = httptools.HttpRequestParser(self)
-        cycle.more_body = False
+        self.on_message_complete()
 
 
 class _Rest(asyncio.BufferedProtocol):
@@ -76,11 +84,11 @@ class _Rest(asyncio.BufferedProtocol):
         self._filled = filled
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def wait(self, patience: float) -> None:
-        """Until the buffer is full. Raises TimeoutError if no part came for so many seconds."""
+    async def wait(self, patience: Patience) -> None:
+        """Until the buffer is full. Raises TimeoutError if no part came in time."""
         while not self._done.done():
             before = self._filled
-            await asyncio.wait({self._done}, timeout=patience)
+            await asyncio.wait({self._done}, timeout=max(0.0, patience(before)))
             if self._filled == before and not self._done.done():
                 raise TimeoutError
         self._done.result()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 from pathlib import Path
 from types import FrameType
@@ -17,10 +18,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from vim_embed.app import accepted_keys, create_app
-from vim_embed.auth import require_keys
+from vim_embed.auth import Keys, require_keys
+from vim_embed.connections import ConnectionLimits, allow_open_files
 from vim_embed.front_processes import FrontProcesses
 from vim_embed.handover import HandedOver
-from vim_embed.listening import tcp_sockets, unix_socket, uvicorn_config
+from vim_embed.listening import reload_certificate, tcp_sockets, unix_socket, uvicorn_config
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ def serve(settings: Settings) -> int:
     Raises ValueError if the settings contradict each other or open the service to everybody.
     """
     require_keys(accepted_keys(settings), settings.published_host or settings.host)
+    allow_open_files(ConnectionLimits.of(settings))
     stopping, failed = threading.Event(), threading.Event()
 
     def on_loaded(any_ready: bool) -> None:
@@ -62,9 +65,10 @@ def serve(settings: Settings) -> int:
 
     app = create_app(settings, on_loaded=on_loaded, on_lost=on_lost)
     service = app.state.service
+    on_refused, fronts = service.metrics.connection_refused, None
+    config = uvicorn_config(app, settings, on_refused=on_refused)
     sockets = tcp_sockets(settings, settings.http_processes)
     unix = [unix_socket(Path(settings.unix_socket))] if settings.unix_socket else []
-    config, fronts = uvicorn_config(app, settings), None
     if settings.http_processes > 1:
         fronts = FrontProcesses(settings, [[each, *unix] for each in sockets])
         config = internal_config(HandedOver(app, fronts.arenas))
@@ -81,6 +85,7 @@ def serve(settings: Settings) -> int:
         server.should_exit = True
 
     async def run() -> None:
+        on_hangup(config, settings, app.state.keys, fronts)
         draining = asyncio.create_task(drain())
         if fronts is not None:
             fronts.start()
@@ -99,6 +104,21 @@ def serve(settings: Settings) -> int:
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def on_hangup(
+    config: uvicorn.Config, settings: Settings, keys: Keys, fronts: FrontProcesses | None
+) -> None:
+    """From now on SIGHUP reads the API keys and the certificate again."""
+
+    def reload() -> None:
+        keys.reload()
+        if fronts is not None:
+            fronts.hang_up()
+        else:
+            reload_certificate(config, settings)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def internal_config(app: ASGIApp) -> uvicorn.Config:

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
     api_keys_file: str = Field(
         "", description="file of accepted API keys, one a line; read again when it changes"
     )
+    tls_cert: str = Field("", description="file of the certificate chain (PEM), for HTTPS")
+    tls_key: str = Field("", description="file of the certificate's private key (PEM)")
+    tls_key_password_file: str = Field(
+        "", description="file of the private key's password, if it is encrypted"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     unix_socket: str = Field("", description="path of a Unix socket to listen on too")
     http_processes: int = Field(
@@ -77,10 +82,33 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="pixels of one encoded image before decoding"
     )
+    max_request_pixels: int = Field(
+        1_000_000_000, ge=1, description="pixels of all encoded images of one request"
+    )
     request_timeout: float = Field(
-        300.0, gt=0, description="seconds from the whole body to the answer before 504"
+        300.0,
+        gt=0,
+        description="seconds from the whole body to the answer before 504; and of decoding images",
     )
     body_timeout: float = Field(60.0, gt=0, description="seconds between two parts of a body")
+    least_rate: float = Field(
+        32 * 1024.0,
+        ge=0,
+        description="bytes a second that a body, after its first `body_timeout`, must have arrived "
+        "at, and at which an answer must be taken",
+    )
+    max_connections: int = Field(
+        1024, ge=1, description="connections at once (of each HTTP process) before 503"
+    )
+    max_header_bytes: int = Field(
+        32 * 1024, ge=1, description="bytes of a request's address and headers before 431"
+    )
+    header_timeout: float = Field(
+        10.0, gt=0, description="seconds for a request's address and headers to arrive"
+    )
+    keep_alive_timeout: int = Field(
+        5, ge=1, description="seconds that an idle connection stays open; more behind a proxy"
+    )
     forward_timeout: float = Field(
         120.0, gt=0, description="seconds of one forward before its worker counts as hanging"
     )

@@ -63,6 +63,8 @@ def _judge_call(call: ast.Call) -> Iterator[tuple[int, str]]:
         argument, value = _NEEDED[name]
         if not _is(given.get(argument), value):
             yield call.lineno, f"{name}() without {argument}={value}"
+    if name.endswith(".from_pretrained") and not _is(given.get("weights_only"), True):
+        yield call.lineno, f"{name}() without weights_only=True"
     for argument, bad in _FORBIDDEN.items():
         if _is(given.get(argument), bad):
             yield call.lineno, f"{name}({argument}={bad})"

@@ -77,6 +77,7 @@ class FlakyProxy:
             task = asyncio.ensure_future(self._exchange(reader, writer))
             exchanges.add(task)
             task.add_done_callback(exchanges.discard)
+            task.add_done_callback(lambda _: writer.close())
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +51,8 @@ def test_no_data_is_run() -> None:
         "__import__(name)",
         "yaml.load(text)",
         "subprocess.run(command, shell=True)",
-        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name)",
+        "AutoModel.from_pretrained(name, weights_only=True, trust_remote_code=True)",
         "httpx.Client(verify=False)",
         "os.system(command)",
     ],
@@ -73,10 +76,11 @@ def test_what_is_fine(line: str) -> None:
 
 
 KEY, ADMIN, WRONG = "galaxy-k3y-7f31c09d", "admin-k3y-55aa10ce", "guessed-k3y-0123abcd"
+CONNECTIONS = 16
 FLAGS = (
     "--api-keys", KEY, "--admin-keys", ADMIN, "--log-level", "debug", "--log-format", "json",
     "--model-control", "--fault-injection", "--max-rows", "8", "--queue-rows", "8",
-    "--body-timeout", "1", "--forward-timeout", "3",
+    "--body-timeout", "1", "--forward-timeout", "3", "--max-connections", str(CONNECTIONS),
 )  # fmt: skip
 _ROWS = npy(np.zeros((8, 3, 8, 8), np.uint8))
 
@@ -137,8 +141,14 @@ def provoke(server: ServerProcess) -> list[httpx.Response]:
     ask("POST", "/embed", _ROWS)  # worker_failed
     ask("POST", "/models/arithmetic/unload", key=ADMIN)
     ask("POST", "/embed", _ROWS)  # not_ready
+    ask("GET", "/status", X_Long="x" * 40_000)  # 431
     ask("GET", "/status")
     ask("GET", "/metrics")
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(CONNECTIONS)]
+    ask("GET", "/status")  # too_many_connections
+    for connection in silent:
+        connection.close()
+    time.sleep(0.2)
     with httpx.Client(timeout=5) as http:
         bad = http.build_request("BREW", server.url + "/embed", headers={"Authorization": KEY})
         answers.append(http.send(bad))

@@ -13,6 +13,7 @@ import torch
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
 from vim_embed.models.embedder import Embedder, Fast
+from vim_embed.models.file_limits import check_file
 from vim_embed.models.hub import Located, WeightsError, digest_files, locate
 from vim_embed.models.info import ModelInfo, Weights
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
@@ -201,6 +202,8 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def _read(entry: CatalogueEntry, found: Located) -> _Built:
+    for file in found.files:
+        check_file(file)
     weights = Weights(
         source=found.source,
         revision=found.revision,

@@ -6,6 +6,7 @@ The forward never waits for the host, so it can be captured in a CUDA graph in e
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import torch
@@ -74,9 +75,10 @@ def load_vit(folder: Path) -> Vit:
             attn_implementation="sdpa",
             local_files_only=True,
             output_loading_info=True,
+            weights_only=True,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise WeightsError(f"{folder} is not a loadable ViT: {error}") from error
     bad = {key: sorted(map(str, report[key])) for key in ("missing_keys", "mismatched_keys")}
     problems = [

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vim_embed.models.file_limits import MAX_DEPTH, MAX_SIDE, check_tensors
 from vim_embed.models.hub import WeightsError
 from vim_embed.models.vim import Vim, VimConfig
 
@@ -34,6 +35,12 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file. Raises WeightsError."""
+    checkpoint = _read(path)
+    check_tensors(checkpoint.state, path)
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return Checkpoint(_plain_keys(_read_safetensors(path)), None)
     raw = _read_pickle(path)
@@ -71,6 +78,7 @@ def read_config(checkpoint: Checkpoint, path: Path) -> VimConfig:
         inner, d_state = state["layers.0.mixer.A_log"].shape
         dt_rank = state["layers.0.mixer.dt_proj.weight"].shape[1]
         d_conv = state["layers.0.mixer.conv1d.weight"].shape[-1]
+        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("layers."))
     except (KeyError, IndexError, ValueError) as error:
         raise WeightsError(
             f"{path} is not a Vim checkpoint (bimamba v2): {error} is missing or misshaped. "
@@ -79,10 +87,14 @@ def read_config(checkpoint: Checkpoint, path: Path) -> VimConfig:
     side = math.isqrt(positions - 1)
     if side * side != positions - 1:
         raise WeightsError(f"{path}: pos_embed has {positions} rows, not a square grid plus one")
+    if min(patch, dim, inner, d_state, dt_rank, d_conv) < 1 or depth > MAX_DEPTH:
+        raise WeightsError(f"{path} has no usable architecture: {depth} layers of width {dim}")
     stride, size = _stride_and_size(side, patch, checkpoint.image_size)
+    if stride < 1 or size > MAX_SIDE:
+        raise WeightsError(f"{path} is for images of {size} pixels, which cannot be served")
     return VimConfig(
         dim=dim,
-        depth=1 + max(int(k.split(".")[1]) for k in state if k.startswith("layers.")),
+        depth=depth,
         image_size=size,
         patch_size=patch,
         stride=stride,

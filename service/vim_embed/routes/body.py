@@ -20,7 +20,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.images import decode_image
+from vim_embed.images import DecodeBudget, decode_image
 from vim_embed.models.info import ModelInfo
 from vim_embed.pixels import PixelArray
 from vim_embed.receiving import RECEIVE_INTO
@@ -48,6 +48,9 @@ class Limits:
     body_timeout: float
     rows: int
     image_pixels: int
+    request_pixels: int
+    decode_seconds: float
+    least_rate: float
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -56,6 +59,9 @@ class Limits:
             settings.body_timeout,
             settings.max_rows,
             settings.max_image_pixels,
+            settings.max_request_pixels,
+            settings.request_timeout,
+            settings.least_rate,
         )
 
 
@@ -109,13 +115,15 @@ async def receive_body(
         raise _too_large(limits)
     buffer = None if length is None else allocate(length)
     try:
-        async with asyncio.timeout(limits.body_timeout) as patience:
+        async with asyncio.timeout(limits.body_timeout) as timeout:
+            patience = _Patience(timeout, limits)
             if buffer is None:
                 return await _read_unsized(request, limits, patience, grow)
             return await _read_sized(request, buffer, limits, patience)
     except TimeoutError as error:
         raise RequestTimeout(
-            f"no part of the body arrived within {limits.body_timeout:.0f} s"
+            f"the body arrived too slowly: no part of it within {limits.body_timeout:g} s, or "
+            f"less than {limits.least_rate:g} bytes/s"
         ) from error
 
 
@@ -153,16 +161,16 @@ def _content_length(request: Request) -> int | None:
 
 
 async def _read_sized(
-    request: Request, buffer: memoryview, limits: Limits, patience: asyncio.Timeout
+    request: Request, buffer: memoryview, limits: Limits, patience: _Patience
 ) -> memoryview:
     length, filled = len(buffer), 0
     receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
     if receive_into is not None and length >= _DIRECT_BYTES:
-        patience.reschedule(None)
-        await receive_into(buffer, limits.body_timeout)
+        patience.stop()
+        await receive_into(buffer, patience.left)
         return buffer
     async for chunk in request.stream():
-        _extend(patience, limits)
+        patience.extend(filled + len(chunk))
         if filled + len(chunk) > length:
             raise MalformedRequest("the body is longer than its Content-Length")
         buffer[filled : filled + len(chunk)] = chunk
@@ -173,11 +181,11 @@ async def _read_sized(
 
 
 async def _read_unsized(
-    request: Request, limits: Limits, patience: asyncio.Timeout, grow: Callable[[int], None]
+    request: Request, limits: Limits, patience: _Patience, grow: Callable[[int], None]
 ) -> memoryview:
     buffer = bytearray()
     async for chunk in request.stream():
-        _extend(patience, limits)
+        patience.extend(len(buffer) + len(chunk))
         if len(buffer) + len(chunk) > limits.body_bytes:
             raise _too_large(limits)
         grow(len(chunk))
@@ -185,11 +193,32 @@ async def _read_unsized(
     return memoryview(buffer)
 
 
-def _extend(patience: asyncio.Timeout, limits: Limits) -> None:
-    """A part arrived: wait for the next as long again, give or take a tenth; timers cost time."""
-    end, now = patience.when(), asyncio.get_running_loop().time()
-    if end is None or end - now < 0.9 * limits.body_timeout:
-        patience.reschedule(now + limits.body_timeout)
+class _Patience:
+    """How long the next part of a body may take: less where the whole came slowly."""
+
+    def __init__(self, timeout: asyncio.Timeout, limits: Limits) -> None:
+        self._timeout = timeout
+        self._limits = limits
+        self._begin = asyncio.get_running_loop().time()
+
+    def left(self, arrived: int) -> float:
+        """Seconds until the next part has to be there. arrived: bytes so far."""
+        late, limits = 0.0, self._limits
+        if limits.least_rate:
+            passed = asyncio.get_running_loop().time() - self._begin
+            late = max(0.0, passed - arrived / limits.least_rate)
+        return limits.body_timeout - late
+
+    def extend(self, arrived: int) -> None:
+        """A part came: wait for the next, give or take a tenth; timers cost time."""
+        end, now = self._timeout.when(), asyncio.get_running_loop().time()
+        wanted = now + self.left(arrived)
+        if end is None or abs(wanted - end) > 0.1 * self._limits.body_timeout:
+            self._timeout.reschedule(wanted)
+
+    def stop(self) -> None:
+        """Somebody else watches over the rest."""
+        self._timeout.reschedule(None)
 
 
 async def _form_files(
@@ -227,9 +256,11 @@ async def _form_files(
 def _decode_all(
     files: list[tuple[str, memoryview]], model: ModelInfo, limits: Limits
 ) -> PixelArray:
+    spec, most = model.preprocessing, limits.image_pixels
+    budget = DecodeBudget(limits.request_pixels, limits.decode_seconds)
     return np.stack(
         [
-            decode_image(data, model.preprocessing, max_pixels=limits.image_pixels, place=place)
+            decode_image(data, spec, max_pixels=most, place=place, budget=budget)
             for place, data in files
         ]
     )
