@@ -18,6 +18,7 @@ help:
 	@echo "make gpu-test the tests that need a CUDA device"
 	@echo "make chaos    faults under load for SECONDS=900"
 	@echo "make fuzz      INPUTS=100000 mutated requests, and the whole OpenAPI document"
+	@echo "make identity  50,000 requests of 64 clients: is every row the one that was asked for?"
 	@echo "make audit     known faults in the pinned packages (needs the network)"
 	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
 	@echo "make container-test   build the cpu image and prove it (needs Docker)"
@@ -111,6 +112,11 @@ INPUTS ?= 100000
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/security/fuzz.py --inputs $(INPUTS)
 	$(BIN)/python -m pytest -m soak tests/security/test_openapi_fuzz.py -s
+
+# 50,000 requests of 64 clients, every row with a number of its own.
+.PHONY: identity
+identity: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak tests/security/test_identity.py -s
 
 # Asks the advisory database about every pinned package; fails where it cannot be asked.
 .PHONY: audit
