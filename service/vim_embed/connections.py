@@ -171,7 +171,7 @@ class GuardedProtocol(ReceivingProtocol):
         self._keep_alive = self.cycle.keep_alive
         self.cycle.keep_alive = False  # an answer before the end of the body ends the connection
         if len(self.pipeline) > _AHEAD:
-            self.guard.refused("requests ahead")
+            self.guard.refused("requests_ahead")
             self._wire.abort()
 
     def on_body(self, body: bytes) -> None:
@@ -259,7 +259,7 @@ class GuardedProtocol(ReceivingProtocol):
         if left == 0:
             self._stop("answer")
         elif before is not None and before - left < limits.least_rate * limits.stall_seconds:
-            self.guard.refused("answer not read")
+            self.guard.refused("answer_not_read")
             self._wire.abort()
         else:
             self._timers["answer"] = self.loop.call_later(

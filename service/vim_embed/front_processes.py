@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +29,15 @@ _PAUSE = 0.5  # seconds before a process that ended is started again
 class FrontProcesses:
     """The HTTP processes of a service. `upstream` is where the model process is to listen."""
 
-    def __init__(self, settings: Settings, listening: Sequence[Sequence[socket.socket]]) -> None:
-        """listening: each process's own sockets. Raises ValueError if the bytes in flight do not
-        suffice for one body a process.
+    def __init__(
+        self,
+        settings: Settings,
+        listening: Sequence[Sequence[socket.socket]],
+        on_refused: Callable[[str], None],
+    ) -> None:
+        """listening: each process's own sockets. on_refused: called with the reason for each
+        connection that one of them refuses or breaks off. Raises ValueError if the bytes in flight
+        do not suffice for one body a process.
         """
         share = settings.inflight_bytes // settings.http_processes
         if share < settings.max_body_bytes:
@@ -44,6 +50,7 @@ class FrontProcesses:
         self.upstream = str(Path(self._folder.name) / "model.sock")
         self.arenas = [Arena.create(share) for _ in range(settings.http_processes)]
         self._settings = settings
+        self._on_refused = on_refused
         self._sockets = listening  # open as long as somebody may be started with them
         self._processes: list[subprocess.Popen[str]] = []
         self._stopping = threading.Event()
@@ -90,6 +97,7 @@ class FrontProcesses:
         process = subprocess.Popen(
             [sys.executable, "-m", "vim_embed.fronts"],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
             pass_fds=[arena.fd, *listening],
             start_new_session=True,  # Ctrl-C is the model process's to handle
@@ -97,7 +105,15 @@ class FrontProcesses:
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(front)) + "\n")
         process.stdin.flush()
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         return process
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        """What a process prints are the reasons for which it refused connections."""
+        assert process.stdout is not None
+        with process.stdout as reasons:
+            for reason in reasons:
+                self._on_refused(reason.strip())
 
     def _keep(self) -> None:
         while not self._stopping.wait(_PAUSE):

@@ -195,6 +195,12 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+def _tell_parent(reason: str) -> None:
+    """Of a refused connection, for the metrics of the model process."""
+    with suppress(OSError):  # it is gone, and this process will be soon
+        print(reason, flush=True)
+
+
 def main() -> None:
     """Serve until standard input ends."""
     front = Front(**json.loads(sys.stdin.readline()))
@@ -202,7 +208,8 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     arena = Arena(front.arena_fd, front.arena_size)
     app = FrontApp(settings, arena, front.number, front.upstream)
-    server = uvicorn.Server(uvicorn_config(app, settings, lifespan="off"))
+    config = uvicorn_config(app, settings, lifespan="off", on_refused=_tell_parent)
+    server = uvicorn.Server(config)
 
     def stop_with_parent() -> None:
         sys.stdin.read()

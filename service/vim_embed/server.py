@@ -70,7 +70,7 @@ def serve(settings: Settings) -> int:
     sockets = tcp_sockets(settings, settings.http_processes)
     unix = [unix_socket(Path(settings.unix_socket))] if settings.unix_socket else []
     if settings.http_processes > 1:
-        fronts = FrontProcesses(settings, [[each, *unix] for each in sockets])
+        fronts = FrontProcesses(settings, [[each, *unix] for each in sockets], on_refused)
         config = internal_config(HandedOver(app, fronts.arenas))
     internal = [] if fronts is None else [unix_socket(Path(fronts.upstream))]
     server = DrainingServer(config, stopping)

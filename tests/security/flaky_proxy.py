@@ -84,6 +84,8 @@ class FlakyProxy:
         self._started.set()
         await self._stop.wait()
         server.close()
+        if exchanges:  # a connection that is cancelled while it is made is never closed
+            await asyncio.wait(exchanges, timeout=2)
         for task in list(exchanges):
             task.cancel()
         await asyncio.gather(*exchanges, return_exceptions=True)

@@ -194,7 +194,7 @@ def test_a_body_a_byte_at_a_time(url: str) -> None:
 
 
 def test_an_answer_that_nobody_reads(url: str) -> None:
-    before = _counted(url, "answer not read")
+    before = _counted(url, "answer_not_read")
     rows = npy(np.random.default_rng(0).integers(0, 256, (1000, 3, 8, 8), dtype=np.uint8))
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -213,20 +213,20 @@ def test_an_answer_that_nobody_reads(url: str) -> None:
             except OSError:
                 break
         end = time.monotonic() + 15
-        while _counted(url, "answer not read") == before:
+        while _counted(url, "answer_not_read") == before:
             assert time.monotonic() < end
             time.sleep(0.1)
 
 
 def test_requests_sent_far_ahead(url: str) -> None:
-    before = _counted(url, "requests ahead")
+    before = _counted(url, "requests_ahead")
     with connect(url) as connection:
         try:
             connection.sendall(head("GET", "/models") * 500)
             until_closed(connection)
         except OSError:
             pass
-    assert _counted(url, "requests ahead") == before + 1
+    assert _counted(url, "requests_ahead") == before + 1
 
 
 def test_a_few_requests_ahead_are_answered_in_order(url: str) -> None:
@@ -296,3 +296,11 @@ def test_several_http_processes_keep_the_limits() -> None:
         answers = [status(until_closed(connection)) for connection in crowd]
         assert set(answers) == {408, 503}
         assert answers.count(408) <= 6  # three of each process
+        for connection in crowd:
+            connection.close()
+        time.sleep(0.5)
+        refused = 'vim_embed_refused_connections_total{reason="too_many_connections"} '
+        wanted, end = refused + f"{answers.count(503)}.0", time.monotonic() + 10
+        while wanted not in (counted := httpx.get(f"{started.url}/metrics").text):
+            assert time.monotonic() < end, counted
+            time.sleep(0.1)

@@ -12,8 +12,8 @@ from vim_embed import load_model
 from vim_embed_client import AsyncClient
 
 CLIENTS = 32
-SINGLES = 2000
-MIXED = 200
+SINGLES = 800
+MIXED = 80
 ROWS = 500
 
 
