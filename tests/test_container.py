@@ -1,6 +1,6 @@
 """The container files without an engine: linted, resolved, and equal to what the code says.
 
-docker/verify.sh builds and runs them (`make container-test`).
+docker/verify.sh builds and runs them (`make container-test`; CI does where there is an engine).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def tool(name: str) -> str:
 def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
     """What compose makes of the files."""
     command = [tool("docker-compose"), "-f", "compose.yaml", *arguments]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("VIM_EMBED", "HF_"))}
+    own = ("VIM_EMBED", "HF_", "COMPOSE_", "DOCKER_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     done = subprocess.run(
         [*command, "config", "--format", "json"],
         cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, check=False,
@@ -43,11 +44,27 @@ def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
     return found
 
 
-def test_the_dockerfile_passes_hadolint() -> None:
-    done = subprocess.run(
-        [tool("hadolint"), "Dockerfile"], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("file", ["Dockerfile", "docker/ray/Dockerfile"])
+def test_the_dockerfiles_pass_hadolint(file: str) -> None:
+    done = subprocess.run([tool("hadolint"), file], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+VERIFY = ["-f", "docker/verify/compose.yaml"]
+
+
+@pytest.mark.parametrize("profile", [[], ["--profile", "monitoring"], ["--profile", "*"]])
+@pytest.mark.parametrize("files", [[], CPU, [*CPU, *VERIFY]])
+@pytest.mark.parametrize("publish", ["127.0.0.1", "0.0.0.0"])
+def test_compose_accepts_every_combination(
+    files: list[str], profile: list[str], publish: str
+) -> None:
+    services = resolve(*files, *profile, VIM_EMBED_PUBLISH=publish, PROMETHEUS_PORT="1")["services"]
+    assert {service["restart"] for service in services.values() if "restart" in service} == {
+        "on-failure:5"
+    }
+    ports = services["vim-embed"]["ports"]
+    assert [port["host_ip"] for port in ports] == [publish]
 
 
 @pytest.mark.parametrize("extra", [[], CPU])

@@ -1,6 +1,7 @@
 """Client side of verify.sh: compares values, and loads the service until it stops.
 
 values: embeddings over HTTP equal those in process. load FILE: writes what became of the requests.
+fixture FILE: embeddings over HTTP equal those of the original code in FILE (needs the client only).
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ def values() -> None:
         raise SystemExit(f"served values differ: relative error {error:.2e}")
 
 
+def fixture(path: Path) -> None:
+    with np.load(path) as arrays, Client() as client:
+        served = client.embed(arrays["pixel_values"], pooling="mean")
+        error = np.linalg.norm(served.embeddings - arrays["mean"]) / np.linalg.norm(arrays["mean"])
+    if not error < 1e-5:
+        raise SystemExit(f"served values differ from the original code's: {error:.2e}")
+    print(f"relative error {error:.1e}, weights {served.provenance.weights_digest}")
+
+
 def load(report: Path) -> None:
     """Four clients until the service is gone: what it took before the first 503 it must answer.
 
@@ -88,4 +98,5 @@ def load(report: Path) -> None:
 
 
 if __name__ == "__main__":
-    values() if sys.argv[1] == "values" else load(Path(sys.argv[2]))
+    command, *paths = sys.argv[1:]
+    {"values": values, "load": load, "fixture": fixture}[command](*map(Path, paths))

@@ -1,0 +1,29 @@
+# shellcheck shell=bash disable=SC2154
+# What cannot work says why on standard error and ends with a code that is not 0.
+. docker/verify/expect.sh
+echo "sha256:12" > "$WORK/bad-keys"
+chmod 755 "$WORK"
+expect "CUDA devices" -e VIM_EMBED_DEVICE=cuda -e VIM_EMBED_RANDOM_WEIGHTS=true vim-embed:cpu
+expect "no-such-file" -e VIM_EMBED_MODELS=vim-tiny=/checkpoints/no-such-file.pth vim-embed:cpu
+expect "not a readable checkpoint" -v "$PWD/README.md:/broken.pth:ro" \
+    -e VIM_EMBED_MODELS=mine=/broken.pth vim-embed:cpu
+expect "API key" -e VIM_EMBED_PUBLISHED_HOST=0.0.0.0 vim-embed:cpu
+expect "64 hexadecimal" -e VIM_EMBED_API_KEYS=sha256:12 vim-embed:cpu
+expect "cannot be read" -e VIM_EMBED_API_KEYS_FILE=/no/such/keys vim-embed:cpu
+expect "holds none" -e VIM_EMBED_API_KEYS_FILE=/dev/null vim-embed:cpu
+expect "64 hexadecimal" -e VIM_EMBED_API_KEYS_FILE=/keys -v "$WORK/bad-keys:/keys:ro" vim-embed:cpu
+expect "Hub" -e HF_HUB_OFFLINE=1 vim-embed:cpu
+expect "Hub" --network none vim-embed:cpu fetch vim-tiny
+
+# Under compose: tried a bounded number of times, the reason in the log each time, then exited.
+code=0
+VIM_EMBED_MODELS=vim-tiny=/checkpoints/no-such-file.pth \
+    docker compose up --detach --wait --wait-timeout 180 vim-embed > "$WORK/up" 2>&1 || code=$?
+[ "$code" != 0 ]
+container=$(docker compose ps --all --quiet vim-embed)
+timeout 180 sh -c "until docker inspect $container -f '{{.State.Status}}' | grep -q exited; do
+    sleep 1; done"
+reasons=$(docker compose logs --no-color vim-embed | grep -c "no-such-file.pth.*neither" || true)
+restarts=$(docker inspect "$container" --format '{{.RestartCount}}')
+echo "compose: up --wait failed ($(tail -1 "$WORK/up")), $restarts restarts, the reason $reasons times"
+[ "$restarts" = 5 ] && [ "$reasons" = 6 ]
