@@ -259,7 +259,9 @@ def _request_id(scope: Scope) -> str:
 def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"], state["error_message"] = error.code, error.message
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     body = error.body(state["request_id"])
     if f"{scope['path']}/".startswith(f"{_V2}/"):
         body = {"error": error.message}  # as the Open Inference Protocol has it

@@ -24,7 +24,6 @@ from vim_embed.v2_messages import InferRequest
 from vim_embed.v2_wire import (
     Output,
     compressed,
-    decompressed,
     infer_answer,
     read_infer,
     wants_compression,
@@ -63,7 +62,7 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
         body = await read_body(request, limits)
     except ClientDisconnect:
         return Response(status_code=GONE)
-    asked, pixels = await _read(request, body, header_length, info, limits)
+    asked, pixels = await _read(body, header_length, info, limits)
     options = _options(asked, service, info)
     timeout = asked.parameters.timeout / _MICROSECONDS or None
     done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)
@@ -92,22 +91,13 @@ def _header_length(request: Request) -> int | None:
 
 
 async def _read(
-    request: Request,
-    body: memoryview,
-    header_length: int | None,
-    info: ModelInfo,
-    limits: Limits,
+    body: memoryview, header_length: int | None, info: ModelInfo, limits: Limits
 ) -> tuple[InferRequest, PixelArray]:
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-
-    def parse() -> tuple[InferRequest, PixelArray]:
-        plain = decompressed(body, encoding, limits.body_bytes)
-        return read_infer(plain, header_length, info.preprocessing.image_size)
-
-    inline = (
-        len(body) <= _INLINE_BYTES and not encoding
-    )  # a small body may decompress to a large one
-    asked, pixels = parse() if inline else await asyncio.to_thread(parse)
+    native = info.preprocessing.image_size
+    if len(body) <= _INLINE_BYTES:
+        asked, pixels = read_infer(body, header_length, native)
+    else:
+        asked, pixels = await asyncio.to_thread(read_infer, body, header_length, native)
     check_rows(pixels, limits)
     return asked, pixels
 
