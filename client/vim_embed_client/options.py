@@ -12,6 +12,7 @@ from typing import Any, Self, TypedDict
 
 import httpx
 
+from vim_embed_client.compression import Compression, check_compression
 from vim_embed_client.errors import ConfigurationError, StatusError, VimEmbedError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -36,6 +37,7 @@ class OptionChanges(TypedDict, total=False):
     rows_per_request: int
     in_flight: int
     backoff: float
+    compression: Compression | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class Options:
     rows_per_request: int
     in_flight: int
     backoff: float
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_retries", 0), ("rows_per_request", 1), ("in_flight", 1)):
@@ -62,6 +65,7 @@ class Options:
             raise ConfigurationError(f"backoff must not be negative, got {self.backoff}")
         if self.deadline is not None and self.deadline <= 0:
             raise ConfigurationError(f"deadline must be positive seconds, got {self.deadline}")
+        check_compression(self.compression)
         _check_url(self.base_url)
 
     @classmethod

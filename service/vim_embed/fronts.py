@@ -13,6 +13,7 @@ import json
 import socket
 import sys
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class FrontApp:
 
     async def _body(self, request: Request, room: ArenaRoom) -> tuple[str | None, bytes]:
         """The internal header of a body of pixels, or another body itself."""
+        begun = time.monotonic()
         if not self._allowed(request):
             return None, b""  # the model process refuses it, as every request without a key
         try:
@@ -92,8 +94,8 @@ class FrontApp:
                 return None, bytes(await receive_body(request, small, heap))
             await receive_body(request, self._limits, room)
         except ServiceError as error:
-            return error_header(error), b""
-        return place_header(self._number, *room.place), b""
+            return error_header(begun, error), b""
+        return place_header(begun, self._number, *room.place), b""
 
     def _allowed(self, request: Request) -> bool:
         key = bearer(request.headers.get("authorization", ""))
