@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -270,6 +271,7 @@ def _response(error: ServiceError, scope: Scope) -> JSONResponse:
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
+    traceback.clear_frames(error.__traceback__)  # they and the future that failed hold each other
     return _response(error, request.scope)
 
 

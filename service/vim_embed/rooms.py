@@ -69,6 +69,7 @@ class HeapRoom:
 
     def release(self) -> None:
         self._reservation.release()
+        self._grown = bytearray()
 
     def _take(self, size: int) -> None:
         if self._own + size > self._budget.total:
