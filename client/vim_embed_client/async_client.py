@@ -24,7 +24,9 @@ from vim_embed_client.calls import (
     plan_pixels,
     read_answer,
     read_json,
+    tell_deadline,
 )
+from vim_embed_client.compression import Compression
 from vim_embed_client.errors import deadline_expired, error_from_response
 from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
 from vim_embed_client.pixels import Images
@@ -56,6 +58,7 @@ class AsyncClient(BaseClient):
         rows_per_request: int = 64,
         in_flight: int = 4,
         backoff: float = 0.5,
+        compression: Compression | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._options = Options.resolve(
@@ -68,6 +71,7 @@ class AsyncClient(BaseClient):
             rows_per_request=rows_per_request,
             in_flight=in_flight,
             backoff=backoff,
+            compression=compression,
         )
         self._http = httpx.AsyncClient(
             limits=self._options.limits(),
@@ -192,8 +196,8 @@ class AsyncClient(BaseClient):
         return readiness
 
     async def _get(self, call: Call, *keys: str) -> Any:
-        async with self._deadline():
-            return read_json(await self._send(call), keys)
+        async with self._deadline() as until:
+            return read_json(await self._send(call, until), keys)
 
     async def _run(self, plan: Plan, on_progress: Progress | None) -> Assembly:
         assembly = Assembly(plan, on_progress)
@@ -201,20 +205,20 @@ class AsyncClient(BaseClient):
 
         async def work() -> None:
             for piece in pieces:
-                assembly.add(piece, read_answer(await self._send(piece.call)))
+                assembly.add(piece, read_answer(await self._send(piece.call, until)))
 
-        async with self._deadline():
+        async with self._deadline() as until:
             with _first_error():
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self._options.in_flight, len(plan.pieces))):
                         group.create_task(work())
         return assembly
 
-    async def _send(self, call: Call) -> httpx.Response:
+    async def _send(self, call: Call, until: asyncio.Timeout) -> httpx.Response:
         attempt = 0
         while True:
             try:
-                response = await self._http.send(await self._request(call))
+                response = await self._http.send(await self._request(call, until))
             except HTTPX_ERRORS as exc:
                 error = self._failure(exc, call)
             else:
@@ -225,16 +229,19 @@ class AsyncClient(BaseClient):
             await asyncio.sleep(self._delay(error, call, attempt))
             attempt += 1
 
-    async def _request(self, call: Call) -> httpx.Request:
+    async def _request(self, call: Call, until: asyncio.Timeout) -> httpx.Request:
         request = await asyncio.to_thread(call.request, self._options)
+        ends = until.when()
+        left = None if ends is None else ends - asyncio.get_running_loop().time()
+        tell_deadline(request, left)
         request.extensions["timeout"] = httpx.Timeout(self._options.timeout).as_dict()
         return request
 
     @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
+    async def _deadline(self) -> AsyncIterator[asyncio.Timeout]:
         try:
-            async with asyncio.timeout(self._options.deadline):
-                yield
+            async with asyncio.timeout(self._options.deadline) as until:
+                yield until
         except TimeoutError:
             raise deadline_expired(self._options.deadline) from None
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vim_embed_client import pixels, wire
+from vim_embed_client.compression import CompressedBody, Compression
 from vim_embed_client.errors import BadAnswerError, InputError
 from vim_embed_client.options import Options
 from vim_embed_client.results import Provenance
@@ -49,13 +50,26 @@ class Call:
         content: dict[str, Any] = {}
         headers = options.headers() | {"Accept": self.accept, "X-Request-ID": self.request_id}
         if self.body is not None:
-            content["stream"] = self.body
-            headers |= self.body.headers | {"Host": httpx.URL(options.base_url).netloc.decode()}
+            headers |= {"Host": httpx.URL(options.base_url).netloc.decode()}
+            content["stream"] = self._body(self.body, options.compression)
+            headers |= content["stream"].headers
         if self.images:
             content["files"] = pixels.image_parts(self.images)
         method = "POST" if content else "GET"
         url = options.base_url + self.path
         return httpx.Request(method, url, params=self.params, headers=headers, **content)
+
+    @staticmethod
+    def _body(body: wire.NpyBody, coding: Compression | None) -> wire.NpyBody | CompressedBody:
+        if coding is None:
+            return body
+        return CompressedBody(body, coding, media_type=wire.NPY)
+
+
+def tell_deadline(request: httpx.Request, seconds: float | None) -> None:
+    """Let the service drop a request that nobody waits for any more after so many seconds."""
+    if seconds is not None and request.method == "POST":
+        request.headers["Timeout"] = f"{max(seconds, 0.001):.3f}"
 
 
 @dataclass(frozen=True, kw_only=True)

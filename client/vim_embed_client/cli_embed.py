@@ -19,6 +19,7 @@ from vim_embed_client.cli_common import json_option, print_json, rate, service_o
 from vim_embed_client.cli_progress import showing_progress
 from vim_embed_client.cli_reading import numbers, reading_options
 from vim_embed_client.client import Client
+from vim_embed_client.compression import CODINGS, Compression
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.outputs import check_output
 
@@ -59,6 +60,10 @@ _triple = numbers(float, "0.5,0.5,0.5", count=3)
     help="Requests under way at once.",
 )  # fmt: skip
 @click.option(
+    "--compression", type=click.Choice(CODINGS),
+    help="Compress arrays on their way, for slow networks.  [default: as they are]",
+)  # fmt: skip
+@click.option(
     "--on-error", default="fail", show_default=True, type=click.Choice(["fail", "skip"]),
     help="What to do about a file that cannot be read or embedded.",
 )  # fmt: skip
@@ -84,6 +89,7 @@ def embed(
     api_key: str | None,
     batch_rows: int,
     in_flight: int,
+    compression: Compression | None,
     on_error: OnError,
     retries: int,
     reading: Reading,
@@ -109,7 +115,13 @@ def embed(
     console = stderr()
     started = time.monotonic()
     with (
-        Client(url, api_key=api_key, max_retries=retries, rows_per_request=batch_rows) as client,
+        Client(
+            url,
+            api_key=api_key,
+            max_retries=retries,
+            rows_per_request=batch_rows,
+            compression=compression,
+        ) as client,
         showing_progress(console, quiet=quiet) as on_progress,
     ):
         client.live()

@@ -24,7 +24,9 @@ from vim_embed_client.calls import (
     plan_pixels,
     read_answer,
     read_json,
+    tell_deadline,
 )
+from vim_embed_client.compression import Compression
 from vim_embed_client.errors import error_from_response
 from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
 from vim_embed_client.pixels import Images
@@ -54,6 +56,8 @@ class Client(BaseClient):
     in_flight: requests of one batch under way at once.
     backoff: seconds before the first retry; doubled for each further one, with jitter, unless the
         service says how long to wait (Retry-After).
+    compression: of arrays on their way: `zstd` (extra `zstd`) or `gzip`, for networks slower than
+        about 100 MB/s; docs/data-path.md has figures.
     transport: an httpx transport to use in place of the network.
     """
 
@@ -69,6 +73,7 @@ class Client(BaseClient):
         rows_per_request: int = 64,
         in_flight: int = 4,
         backoff: float = 0.5,
+        compression: Compression | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._options = Options.resolve(
@@ -81,6 +86,7 @@ class Client(BaseClient):
             rows_per_request=rows_per_request,
             in_flight=in_flight,
             backoff=backoff,
+            compression=compression,
         )
         self._http = httpx.Client(
             limits=self._options.limits(),
@@ -259,6 +265,7 @@ class Client(BaseClient):
     def _request(self, call: Call, scope: Scope) -> httpx.Request:
         request = call.request(self._options)
         timeout = scope.limit(httpx.Timeout(self._options.timeout))
+        tell_deadline(request, scope.remaining())
         request.extensions["timeout"] = timeout.as_dict()
         request.stream = GuardedStream(cast(httpx.SyncByteStream, request.stream), scope)
         return request

@@ -25,6 +25,7 @@ VimEmbedError
     ├── ConflictError              409
     ├── PayloadTooLargeError       413
     ├── UnsupportedMediaTypeError  415
+    ├── UnsupportedEncodingError   415
     ├── InvalidInputError          422
     ├── QueueFullError             429  retry, after Retry-After
     ├── HeadTooLargeError          431
@@ -189,6 +190,10 @@ class PayloadTooLargeError(StatusError):
 
 class UnsupportedMediaTypeError(StatusError):
     code, status, retryable = "unsupported_media_type", 415, False
+
+
+class UnsupportedEncodingError(StatusError):
+    code, status, retryable = "unsupported_encoding", 415, False
 
 
 class InvalidInputError(StatusError):

@@ -13,6 +13,7 @@ from typing import Any, Self, TypedDict
 
 import httpx
 
+from vim_embed_client.compression import Compression, check_compression
 from vim_embed_client.errors import ConfigurationError, StatusError, VimEmbedError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -37,6 +38,7 @@ class OptionChanges(TypedDict, total=False):
     rows_per_request: int
     in_flight: int
     backoff: float
+    compression: Compression | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Options:
     in_flight: int
     backoff: float
     ca_file: str | None = None
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
@@ -66,6 +69,7 @@ class Options:
             raise ConfigurationError(f"backoff must not be negative, got {self.backoff}")
         if self.deadline is not None and self.deadline <= 0:
             raise ConfigurationError(f"deadline must be positive seconds, got {self.deadline}")
+        check_compression(self.compression)
         _check_url(self.base_url)
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -266,7 +267,9 @@ def _request_id(scope: Scope) -> str:
 def _response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"], state["error_message"] = error.code, error.message
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     if error.status >= 500:
         error = _for_outsiders(error, anonymous=_ANONYMOUS in state)
     body = error.body(state["request_id"])
@@ -285,6 +288,7 @@ def _for_outsiders(error: ServiceError, *, anonymous: bool) -> ServiceError:
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
+    traceback.clear_frames(error.__traceback__)  # they and the future that failed hold each other
     return _response(error, request.scope)
 
 

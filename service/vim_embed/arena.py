@@ -45,6 +45,22 @@ class Arena:
                 return offset
         return None
 
+    def extend(self, offset: int, size: int, wanted: int) -> bool:
+        """Make what `take(size)` gave `wanted` bytes long, if those behind it are free."""
+        end, more = offset + _rounded(max(1, size)), _rounded(wanted) - _rounded(max(1, size))
+        for place, (start, length) in enumerate(self._free):
+            if more > 0 and start == end and length >= more:
+                rest = [(start + more, length - more)] if length > more else []
+                self._free[place : place + 1] = rest
+                return True
+        return more <= 0
+
+    def shrink(self, offset: int, size: int, wanted: int) -> None:
+        """Free what `take(size)` gave beyond `wanted` bytes."""
+        kept = _rounded(max(1, wanted))
+        if _rounded(size) > kept:
+            self.give_back(offset + kept, _rounded(size) - kept)
+
     def give_back(self, offset: int, size: int) -> None:
         """Free what `take(size)` gave."""
         insort(self._free, (offset, _rounded(max(1, size))))

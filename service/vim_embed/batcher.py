@@ -1,10 +1,11 @@
 """Row-level batching across requests, between HTTP and the engines.
 
 No timer: a batch is taken when a device is free, from the rows that wait then, up to the row
-budget; while every device is busy, one full batch each is prepared ahead. The queue is bounded and
-refuses, also one client that would take all of it. Rows whose client left or whose deadline passed
-never reach an engine. Requests are served in order, but large ones do not hold up small ones, and
-groups of rows that cannot share a batch (another model, size or option) take turns.
+budget; while every device is busy, one batch each is prepared ahead, once a full one waits. The
+queue is bounded and refuses, also one client that would take all of it. Rows whose client left or
+whose deadline passed never reach an engine. Requests are served in order, but large ones do not
+hold up small ones, and groups of rows that cannot share a batch (another model, size or option)
+take turns.
 
 One worker for each engine, all from one queue. Knows neither HTTP nor asyncio; callers get a
 `concurrent.futures.Future`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -128,7 +130,8 @@ class Batcher:
             self._waiting.setdefault(key, deque()).append(ticket)
             self.observer.entered(key)
             self.changed.notify_all()
-        ticket.future.add_done_callback(lambda _: self._left(ticket))
+        known = weakref.ref(ticket)  # a cycle would keep the pixels until a garbage collection
+        ticket.future.add_done_callback(lambda _: self._left(key, known()))
         return ticket
 
     def check(self, model: str) -> list[Future[CheckReport]]:
@@ -216,14 +219,14 @@ class Batcher:
         waiting = any(ticket.open for ticket in self._tickets())
         return waiting or any(worker.held for worker in self.workers)
 
-    def _left(self, ticket: Ticket) -> None:
+    def _left(self, key: BatchKey, ticket: Ticket | None) -> None:
         """A request is answered, or nobody waits for it: its pixels are let go at once."""
-        self.observer.left(ticket.key)
+        self.observer.left(key)
         with self.changed:
-            tickets = self._waiting.get(ticket.key)
-            if tickets and ticket in tickets:
+            tickets = self._waiting.get(key)
+            if tickets and ticket is not None and ticket in tickets:
                 tickets.remove(ticket)
-                self.observer.dropped(ticket.key, ticket.waiting, "cancelled")
+                self.observer.dropped(key, ticket.waiting, "cancelled")
             self.changed.notify_all()
 
     # looking after the workers
@@ -256,7 +259,7 @@ class Batcher:
     # what workers call, with the lock held
 
     def available(self, worker: Worker) -> bool:
-        """Whether there are rows for this worker: a full batch, if it is to be prepared ahead."""
+        """Whether there are rows for this worker; enough of some group, if to be prepared ahead."""
         return self._next_key(worker) is not None
 
     def take(self, worker: Worker) -> tuple[BatchKey, list[Slice]]:
@@ -283,15 +286,12 @@ class Batcher:
         self._rows_per_second = old + _RATE_SMOOTHING * (rate - old)
 
     def _next_key(self, worker: Worker) -> BatchKey | None:
-        ahead = worker.running
-        for key in self._waiting:
-            if not worker.knows(key.model):
-                continue
-            if not ahead:
-                return key
-            if self._fills_batch(key, worker) and not self._idle_other(key, worker):
-                return key
-        return None
+        known = [key for key in self._waiting if worker.knows(key.model)]
+        if worker.running:
+            known = [key for key in known if not self._idle_other(key, worker)]
+            if not any(self._fills_batch(key, worker) for key in known):
+                return None  # more rows may come until the device is free
+        return known[0] if known else None  # not the full one: others would wait for its end
 
     def _fills_batch(self, key: BatchKey, worker: Worker) -> bool:
         waiting = sum(ticket.waiting for ticket in self._waiting[key] if ticket.open)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from vim_embed.errors import QueueFull
+from vim_embed.errors import PayloadTooLarge, QueueFull
 
 _RETRY_AFTER = 1
 
@@ -43,7 +43,7 @@ class Reservation:
         self._size = 0
 
     def grow(self, size: int) -> None:
-        """Take more. Raises QueueFull; what was taken before stays until `release`."""
+        """Take more, or give back some. Raises QueueFull; the rest stays until `release`."""
         self._budget.change(size)
         self._size += size
 
@@ -59,4 +59,12 @@ def bodies_full(held: int) -> QueueFull:
         f"{held / 1e6:.0f} MB of request bodies are held already: retry after the time in "
         "Retry-After, or raise --inflight-bytes",
         retry_after=_RETRY_AFTER,
+    )
+
+
+def never_fits(total: int) -> PayloadTooLarge:
+    """The refusal of a body that there would be no room for if it were alone."""
+    return PayloadTooLarge(
+        f"the body does not fit into the {total / 1e6:.0f} MB that are kept for bodies: send fewer "
+        "rows per request, or raise --inflight-bytes"
     )

@@ -12,6 +12,7 @@ ServiceError
 ├── Conflict              409
 ├── PayloadTooLarge       413
 ├── UnsupportedMediaType  415
+├── UnsupportedEncoding   415  with Accept-Encoding
 ├── InvalidInput          422
 ├── QueueFull             429  retry, with Retry-After
 ├── HeadTooLarge          431
@@ -38,6 +39,7 @@ class ServiceError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = True
+    headers: ClassVar[Mapping[str, str]] = {}  # of the answer
 
     def __init__(
         self,
@@ -105,6 +107,11 @@ class PayloadTooLarge(ServiceError):
 
 class UnsupportedMediaType(ServiceError):
     code, status, retryable = "unsupported_media_type", 415, False
+
+
+class UnsupportedEncoding(ServiceError):
+    code, status, retryable = "unsupported_encoding", 415, False
+    headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "zstd, gzip, deflate"}
 
 
 class InvalidInput(ServiceError):

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,17 +28,19 @@ from starlette.types import Receive, Scope, Send
 from vim_embed.app import accepted_keys
 from vim_embed.arena import Arena
 from vim_embed.auth import bearer
-from vim_embed.budget import bodies_full
+from vim_embed.budget import ByteBudget
 from vim_embed.errors import Draining, ServiceError
 from vim_embed.handover import HEADER, error_header, place_header
 from vim_embed.listening import reload_certificate, uvicorn_config
 from vim_embed.logs import configure_logging
+from vim_embed.rooms import ArenaRoom, HeapRoom
 from vim_embed.routes.body import Limits, receive_body
 from vim_embed.settings import Settings
 
 _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect",
-    b"transfer-encoding", b"content-length", b"x-forwarded-for", HEADER.encode(),
+    b"transfer-encoding", b"content-length", b"content-encoding", b"x-forwarded-for",
+    HEADER.encode(),
 }  # fmt: skip
 _SMALL_BODY = 1024 * 1024  # bytes of bodies that are no pixels
 
@@ -52,38 +55,6 @@ class Front:
     listening: list[int]
     upstream: str
     settings: dict[str, object]
-
-
-class Slot:
-    """A body in the arena, or none yet."""
-
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
-        self._place: tuple[int, int] | None = None
-        self._unannounced = 0
-
-    @property
-    def place(self) -> tuple[int, int] | None:
-        return self._place
-
-    def allocate(self, size: int) -> memoryview:
-        """Room for a body. Raises QueueFull."""
-        offset = self._arena.take(size)
-        if offset is None:
-            raise bodies_full(self._arena.held)
-        self._place = offset, size
-        return self._arena.view(offset, size)
-
-    def grow(self, size: int) -> None:
-        """A body without a length is moved here when it is whole; until then it is bounded too."""
-        self._unannounced += size
-        if self._unannounced > self._arena.size - self._arena.held:
-            raise bodies_full(self._arena.held)
-
-    def release(self) -> None:
-        if self._place is not None:
-            self._arena.give_back(*self._place)
-            self._place = None
 
 
 class FrontApp:
@@ -101,35 +72,34 @@ class FrontApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        slot = Slot(self._arena)
+        room = ArenaRoom(self._arena)
         try:
-            handed, body = await self._body(Request(scope, receive), slot)
+            handed, body = await self._body(Request(scope, receive), room)
             answer = await self._relayed(scope, receive, handed, body)
             if answer is not None:
                 await answer(scope, receive, send)
         except ClientDisconnect:
             return
         finally:
-            slot.release()
+            room.release()
 
     def reload_keys(self) -> None:
         self._keys.reload()
 
-    async def _body(self, request: Request, slot: Slot) -> tuple[str | None, bytes]:
+    async def _body(self, request: Request, room: ArenaRoom) -> tuple[str | None, bytes]:
         """The internal header of a body of pixels, or another body itself."""
+        begun = time.monotonic()
         if not self._allowed(request):
             return None, b""  # the model process refuses it, as every request without a key
         try:
             if not _has_pixels(request):
                 small = replace(self._limits, body_bytes=_SMALL_BODY)
-                return None, bytes(await receive_body(request, small, _heap, _unlimited))
-            body = await receive_body(request, self._limits, slot.allocate, slot.grow)
-            if slot.place is None:
-                slot.allocate(len(body))[:] = body
+                heap = HeapRoom(ByteBudget(sys.maxsize))
+                return None, bytes(await receive_body(request, small, heap))
+            await receive_body(request, self._limits, room)
         except ServiceError as error:
-            return error_header(error), b""
-        assert slot.place is not None
-        return place_header(self._number, slot.place[0], len(body)), b""
+            return error_header(begun, error), b""
+        return place_header(begun, self._number, *room.place), b""
 
     def _allowed(self, request: Request) -> bool:
         key = bearer(request.headers.get("authorization", ""))
@@ -180,14 +150,6 @@ class FrontApp:
 def _has_pixels(request: Request) -> bool:
     path = request.scope["path"]
     return bool(path == "/embed" or path.endswith("/infer"))
-
-
-def _heap(size: int) -> memoryview:
-    return memoryview(bytearray(size))
-
-
-def _unlimited(_: int) -> None:
-    return None
 
 
 async def _disconnected(receive: Receive) -> None:

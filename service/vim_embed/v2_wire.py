@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from vim_embed.errors import InvalidInput, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from vim_embed.errors import InvalidInput, MalformedRequest
 from vim_embed.pixels import PixelArray
 from vim_embed.v2_messages import DATATYPES, InferParameters, InferRequest, InputTensor
-from vim_embed.wire import Buffer, array_of_lists
+from vim_embed.wire import array_of_lists
 
 INPUT = "pixel_values"
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
@@ -57,29 +57,6 @@ def read_infer(
     if len(set(names)) < len(names):
         raise InvalidInput("an output is requested twice: name each once")
     return request, _pixels(request, body[len(body) if header_length is None else header_length :])
-
-
-def decompressed(body: Buffer, encoding: str, limit: int) -> memoryview:
-    """The body without its Content-Encoding, at most `limit` bytes of it.
-
-    Raises UnsupportedMediaType, MalformedRequest or PayloadTooLarge.
-    """
-    if encoding in ("", "identity"):
-        return memoryview(body)
-    if encoding not in _WINDOWS:
-        raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken: gzip or deflate")
-    stream = zlib.decompressobj(_WINDOWS[encoding])
-    try:
-        data = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise MalformedRequest(f"the body is not {encoding} ({error})") from error
-    if len(data) > limit:
-        raise PayloadTooLarge(
-            f"the decompressed body is over the limit of {limit} bytes: send fewer rows per request"
-        )
-    if not stream.eof or stream.unused_data:
-        raise MalformedRequest(f"the {encoding} body is cut short, or bytes follow its end")
-    return memoryview(data)
 
 
 def compressed(body: bytes, encoding: str) -> bytes:

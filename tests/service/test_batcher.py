@@ -159,6 +159,26 @@ def test_models_take_turns() -> None:
     assert sum(count for _, count in engine.batches[1:]) == 96
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_small_request_is_not_stuck_behind_large_ones(dtype: str) -> None:
+    """It is done with the second batch after those that run and are staged when it arrives."""
+    engine, done = GatedEngine(), []
+    with batching(engine) as batcher:
+        wait_until_busy(engine, batcher)
+        large = [batcher.submit("arithmetic", rows(512, seed), MEAN) for seed in range(6)]
+        wait_until_staged(engine, 2)
+        small = batcher.submit("arithmetic", rows(3, 7).astype(dtype), MEAN)
+        for ticket in (small, *large):
+            ticket.future.add_done_callback(lambda _: done.append(len(engine.batches)))
+        engine.gate.set()
+        np.testing.assert_array_equal(result(small), expected(rows(3, 7).astype(dtype)))
+        for seed, ticket in enumerate(large):
+            np.testing.assert_array_equal(result(ticket), expected(rows(512, seed)))
+    assert done[0] <= 4
+    assert min(done[1:]) >= 512 // engine.batch_rows("arithmetic", (3, 8, 8))
+    assert len(engine.batches) >= 6 * 512 // engine.batch_rows("arithmetic", (3, 8, 8))
+
+
 def test_options_and_shapes_do_not_mix() -> None:
     engine = GatedEngine()
     with batching(engine) as batcher:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from vim_embed.budget import ByteBudget
+from vim_embed.content_coding import Decoder, coding_of
 from vim_embed.errors import (
     InvalidInput,
     MalformedRequest,
@@ -24,6 +24,7 @@ from vim_embed.images import DecodeBudget, decode_image
 from vim_embed.models.info import ModelInfo
 from vim_embed.pixels import PixelArray
 from vim_embed.receiving import RECEIVE_INTO
+from vim_embed.rooms import HeapRoom, Room
 from vim_embed.settings import Settings
 from vim_embed.wire import read_json, read_npy, read_safetensors
 
@@ -38,6 +39,7 @@ RELEASES = "releases"
 _DIRECT_BYTES = 256 * 1024  # larger bodies come from the socket into their memory
 _INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop
 _FORM_CHUNK = 1024 * 1024
+_DECODED_BYTES = 256 * 1024  # of a compressed body that a thread takes at once
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,11 @@ def media_type(request: Request) -> str:
     )
 
 
-Allocate = Callable[[int], memoryview]
-
-
 async def read_body(request: Request, limits: Limits) -> memoryview:
     """The whole body in one buffer, which counts against the service's budget until the answer.
 
-    Raises PayloadTooLarge, RequestTimeout, MalformedRequest or QueueFull. A body that an HTTP
-    process of its own has read (fronts.py) is there already.
+    Raises PayloadTooLarge, RequestTimeout, MalformedRequest, UnsupportedEncoding or QueueFull. A
+    body that an HTTP process of its own has read (fronts.py) is there already.
     """
     handed = request.scope["state"].get(HANDED_OVER)
     if handed is not None:
@@ -92,33 +91,25 @@ async def read_body(request: Request, limits: Limits) -> memoryview:
             raise handed
         body: memoryview = handed
         return body
-    budget: ByteBudget = request.app.state.service.budget
-    reservation = budget.reserve(0)
-    request.scope["state"].setdefault(RELEASES, []).append(reservation.release)
-
-    def allocate(size: int) -> memoryview:
-        reservation.grow(size)
-        return np.empty(size, dtype=np.uint8).data
-
-    return await receive_body(request, limits, allocate, reservation.grow)
+    room = HeapRoom(request.app.state.service.budget)
+    request.scope["state"].setdefault(RELEASES, []).append(room.release)
+    return await receive_body(request, limits, room)
 
 
-async def receive_body(
-    request: Request, limits: Limits, allocate: Allocate, grow: Callable[[int], None]
-) -> memoryview:
-    """Read a body into what `allocate` gives for its length; `grow` is told of unannounced bytes.
-
-    Raises as `read_body`, and what these two raise.
-    """
+async def receive_body(request: Request, limits: Limits, room: Room) -> memoryview:
+    """Read a body into its room, without its Content-Encoding. Raises as `read_body`."""
+    coding = coding_of(", ".join(request.headers.getlist("content-encoding")))
     length = _content_length(request)
     if length is not None and length > limits.body_bytes:
         raise _too_large(limits)
-    buffer = None if length is None else allocate(length)
+    buffer = None if length is None or coding is not None else room.allocate(length)
     try:
         async with asyncio.timeout(limits.body_timeout) as timeout:
             patience = _Patience(timeout, limits)
+            if coding is not None:
+                return await _read_compressed(request, Decoder(coding), limits, patience, room)
             if buffer is None:
-                return await _read_unsized(request, limits, patience, grow)
+                return await _read_unsized(request, limits, patience, room)
             return await _read_sized(request, buffer, limits, patience)
     except TimeoutError as error:
         raise RequestTimeout(
@@ -181,16 +172,50 @@ async def _read_sized(
 
 
 async def _read_unsized(
-    request: Request, limits: Limits, patience: _Patience, grow: Callable[[int], None]
+    request: Request, limits: Limits, patience: _Patience, room: Room
 ) -> memoryview:
-    buffer = bytearray()
+    length = 0
     async for chunk in request.stream():
-        patience.extend(len(buffer) + len(chunk))
-        if len(buffer) + len(chunk) > limits.body_bytes:
+        length += len(chunk)
+        patience.extend(length)
+        if length > limits.body_bytes:
             raise _too_large(limits)
-        grow(len(chunk))
-        buffer += chunk
-    return memoryview(buffer)
+        room.append(chunk)
+    return room.whole()
+
+
+async def _read_compressed(
+    request: Request, decoder: Decoder, limits: Limits, patience: _Patience, room: Room
+) -> memoryview:
+    length = 0
+    with room.working(_DECODED_BYTES + decoder.memory):
+        async for data in _compressed_parts(request, limits, patience):
+            decoder.feed(data)
+            while piece := await asyncio.to_thread(decoder.read):
+                patience.extend()
+                length += len(piece)
+                if length > limits.body_bytes:
+                    raise _too_large(limits, "decompressed ")
+                room.append(piece)
+        decoder.finish()
+    return room.whole()
+
+
+async def _compressed_parts(
+    request: Request, limits: Limits, patience: _Patience
+) -> AsyncIterator[bytes]:
+    """A body as it came, in parts that are worth a thread hop; bounded, since some never grow."""
+    parts, length = bytearray(), 0
+    async for chunk in request.stream():
+        length += len(chunk)
+        patience.extend(length)
+        if length > limits.body_bytes:
+            raise _too_large(limits)
+        parts += chunk
+        if len(parts) >= _DECODED_BYTES:
+            yield bytes(parts)
+            parts.clear()
+    yield bytes(parts)
 
 
 class _Patience:
@@ -199,6 +224,7 @@ class _Patience:
     def __init__(self, timeout: asyncio.Timeout, limits: Limits) -> None:
         self._timeout = timeout
         self._limits = limits
+        self._arrived = 0
         self._begin = asyncio.get_running_loop().time()
 
     def left(self, arrived: int) -> float:
@@ -209,10 +235,11 @@ class _Patience:
             late = max(0.0, passed - arrived / limits.least_rate)
         return limits.body_timeout - late
 
-    def extend(self, arrived: int) -> None:
-        """A part came: wait for the next, give or take a tenth; timers cost time."""
+    def extend(self, arrived: int | None = None) -> None:
+        """A part came, or was worked on: wait for the next, give or take a tenth of the time."""
+        self._arrived = self._arrived if arrived is None else arrived
         end, now = self._timeout.when(), asyncio.get_running_loop().time()
-        wanted = now + self.left(arrived)
+        wanted = now + self.left(self._arrived)
         if end is None or abs(wanted - end) > 0.1 * self._limits.body_timeout:
             self._timeout.reschedule(wanted)
 
@@ -266,7 +293,8 @@ def _decode_all(
     )
 
 
-def _too_large(limits: Limits) -> PayloadTooLarge:
+def _too_large(limits: Limits, kind: str = "") -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"the body is over the limit of {limits.body_bytes} bytes: send fewer rows per request"
+        f"the {kind}body is over the limit of {limits.body_bytes} bytes: send fewer rows per "
+        "request"
     )

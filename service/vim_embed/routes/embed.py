@@ -31,6 +31,7 @@ from vim_embed.preprocess import Triple
 from vim_embed.routes import examples
 from vim_embed.routes.answer import choose_format, provenance, render
 from vim_embed.routes.body import Limits, media_type, parse_pixels, read_body
+from vim_embed.routes.deadline import begun, seconds_left
 from vim_embed.routes.schemas import EmbedAnswer, EmbedBody, answers, inline_schema, json_answer
 from vim_embed.service import Service
 
@@ -135,8 +136,9 @@ _REFUSALS = [kind for kind in ERRORS if kind not in _OF_OTHER_ROUTES]
 )
 async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Response:
     """Embed a batch of images; formats, parameters and errors are described in docs/http.md."""
-    begin = time.monotonic()
+    begin = begun(request)
     service: Service = request.app.state.service
+    timeout = seconds_left(request, query.timeout)
     limits = Limits.of(service.settings)
     info = service.ready_model(query.model)
     options = query.options(exact_default=service.settings.exact)
@@ -149,7 +151,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     except ClientDisconnect:
         return Response(status_code=GONE)
     pixels = await parse_pixels(request, kind, body, info, limits)
-    done = await compute(request, info, pixels, options, timeout=query.timeout, begin=begin)
+    done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)
     if done is None:
         return Response(status_code=GONE)
     return render(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
@@ -16,6 +15,7 @@ from vim_embed.models.info import EMBEDDING, EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray
 from vim_embed.routes.answer import narrowed, provenance
 from vim_embed.routes.body import Limits, check_rows, read_body
+from vim_embed.routes.deadline import begun, seconds_left
 from vim_embed.routes.embed import GONE, EmbedQuery, compute, timing
 from vim_embed.routes.schemas import v2_failures
 from vim_embed.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
@@ -24,7 +24,6 @@ from vim_embed.v2_messages import InferRequest
 from vim_embed.v2_wire import (
     Output,
     compressed,
-    decompressed,
     infer_answer,
     read_infer,
     wants_compression,
@@ -54,7 +53,8 @@ async def infer_by_get(request: Request, model: str) -> None:
 @router.post(VERSIONED + "/infer", summary="Embed", openapi_extra=_BODY, response_class=Response)
 async def infer(request: Request, model: str, version: str = VERSION) -> Response:
     """Embed the input `pixel_values`; formats and parameters are described in docs/v2.md."""
-    begin = time.monotonic()
+    begin = begun(request)
+    seconds_left(request, None)  # a bad header is refused before the body is read
     service = service_of(request)
     limits = Limits.of(service.settings)
     info = find_model(request, model, version)
@@ -63,9 +63,9 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
         body = await read_body(request, limits)
     except ClientDisconnect:
         return Response(status_code=GONE)
-    asked, pixels = await _read(request, body, header_length, info, limits)
+    asked, pixels = await _read(body, header_length, info, limits)
     options = _options(asked, service, info)
-    timeout = asked.parameters.timeout / _MICROSECONDS or None
+    timeout = seconds_left(request, asked.parameters.timeout / _MICROSECONDS or None)
     done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)
     if done is None:
         return Response(status_code=GONE)
@@ -92,22 +92,13 @@ def _header_length(request: Request) -> int | None:
 
 
 async def _read(
-    request: Request,
-    body: memoryview,
-    header_length: int | None,
-    info: ModelInfo,
-    limits: Limits,
+    body: memoryview, header_length: int | None, info: ModelInfo, limits: Limits
 ) -> tuple[InferRequest, PixelArray]:
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-
-    def parse() -> tuple[InferRequest, PixelArray]:
-        plain = decompressed(body, encoding, limits.body_bytes)
-        return read_infer(plain, header_length, info.preprocessing.image_size)
-
-    inline = (
-        len(body) <= _INLINE_BYTES and not encoding
-    )  # a small body may decompress to a large one
-    asked, pixels = parse() if inline else await asyncio.to_thread(parse)
+    native = info.preprocessing.image_size
+    if len(body) <= _INLINE_BYTES:
+        asked, pixels = read_infer(body, header_length, native)
+    else:
+        asked, pixels = await asyncio.to_thread(read_infer, body, header_length, native)
     check_rows(pixels, limits)
     return asked, pixels
 
