@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -99,4 +100,7 @@ def load(report: Path) -> None:
 
 if __name__ == "__main__":
     command, *paths = sys.argv[1:]
-    {"values": values, "load": load, "fixture": fixture}[command](*map(Path, paths))
+    commands: dict[str, Callable[..., None]] = {
+        "values": values, "load": load, "fixture": fixture
+    }  # fmt: skip
+    commands[command](*map(Path, paths))
