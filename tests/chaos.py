@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ SLACK = 2.0  # that its answer may take beyond, on a busy machine
 RECOVERY = 5.0
 FAULTS = ("exception", "out_of_memory", "hang", "thread", "engine")
 PROCESS_FAULTS = ("exit", "kill", "terminate")
+EXPECTED_CODES = {0, 70, -signal.SIGKILL}  # drained, lost its device, killed
 _ALLOWED = {200, 429, 500, 503, 504}
 
 
@@ -78,6 +80,8 @@ class Keeper:
             self.port: int = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.codes: Counter[int] = Counter()
+        self.last_words: list[str] = []  # of a process that ended as nobody made it end
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._stop = threading.Event()
         self.process = self._start()
         self._thread = threading.Thread(target=self._keep)
@@ -88,22 +92,31 @@ class Keeper:
         command += ["--model", f"micro={WEIGHTS}", "--device", "cpu", "--exact"]
         command += ["--fault-injection", "--forward-timeout", str(FORWARD_TIMEOUT)]
         command += ["--worker-restarts", "20", "--drain-timeout", "3", "--log-level", "error"]
-        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self._log.seek(0)
+        self._log.truncate()
+        return subprocess.Popen(command, stderr=self._log)
 
     def _keep(self) -> None:
         while not self._stop.is_set():
             with suppress(subprocess.TimeoutExpired):
-                self.codes[self.process.wait(0.1)] += 1
+                self._ended(self.process.wait(0.1))
                 self.process = self._start()
+
+    def _ended(self, code: int) -> None:
+        self.codes[code] += 1
+        if code not in EXPECTED_CODES:
+            self._log.seek(0)
+            self.last_words.append(self._log.read()[-2000:].decode(errors="replace"))
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.codes[self.process.wait(20)] += 1
+            self._ended(self.process.wait(20))
         finally:
             self.process.kill()
+            self._log.close()
 
 
 class Pool:
@@ -242,8 +255,8 @@ def _name(answer: httpx.Response) -> str:
     return f"{answer.status_code} {answer.json()['error']['code']}"
 
 
-def run(seconds: float) -> tuple[Report, Counter[int]]:
-    """The report of so many seconds, and how often the server ended with which code."""
+def run(seconds: float) -> tuple[Report, Keeper]:
+    """The report of so many seconds, and the keeper, who knows how the server ended."""
     pool, report, stop = Pool(), Report(), threading.Event()
     keeper = Keeper()
     try:
@@ -264,16 +277,17 @@ def run(seconds: float) -> tuple[Report, Counter[int]]:
     finally:
         stop.set()
         keeper.close()
-    return report, keeper.codes
+    return report, keeper
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=900)
-    report, codes = run(parser.parse_args().seconds)
-    print(json.dumps({**report.summary(), "exit_codes": dict(codes)}, indent=2))
+    report, keeper = run(parser.parse_args().seconds)
+    ends = {"exit_codes": dict(keeper.codes), "last_words": keeper.last_words}
+    print(json.dumps({**report.summary(), **ends}, indent=2))
     slow = max((max(times) for times in report.recoveries.values()), default=0.0)
-    sys.exit(bool(report.wrong or report.late or slow > RECOVERY))
+    sys.exit(bool(report.wrong or report.late or keeper.last_words or slow > RECOVERY))
 
 
 if __name__ == "__main__":
