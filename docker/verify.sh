@@ -52,7 +52,7 @@ echo "built in $(seconds "$begin"), $(awk "BEGIN {printf \"%.2f GB\", $size / 1e
 for part; do
     echo "== $part"
     # shellcheck source=/dev/null
-    . "docker/verify/$part.sh"
+    (. "docker/verify/$part.sh")
     stop
 done
 passed=yes
