@@ -27,7 +27,7 @@ echo "the same from a read-only cache"
 . docker/verify/expect.sh
 hub=(--network "${COMPOSE_PROJECT_NAME}_default" -e "HF_ENDPOINT=$HF_ENDPOINT")
 full=(--tmpfs "/cache:size=256k,uid=10001")
-expect "No space left" "${hub[@]}" "${full[@]}" vim-embed:cpu fetch "$model"
-expect "No space left" "${hub[@]}" "${full[@]}" -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
-expect "Read-only" "${hub[@]}" --tmpfs /cache:ro vim-embed:cpu fetch "$model"
-expect "Read-only" "${hub[@]}" --tmpfs /cache:ro -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
+expect "could not be fetched.*No space left" "${hub[@]}" "${full[@]}" vim-embed:cpu fetch "$model"
+expect "could not be fetched.*No space left" "${hub[@]}" "${full[@]}" -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
+expect "could not be fetched.*Read-only" "${hub[@]}" --tmpfs /cache:ro vim-embed:cpu fetch "$model"
+expect "could not be fetched.*Read-only" "${hub[@]}" --tmpfs /cache:ro -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
