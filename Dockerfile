@@ -76,8 +76,9 @@ CMD ["serve"]
 FROM ${CUDA_IMAGE} AS gpu-build
 ARG PIP_ARGS=""
 ARG EXTRAS=service,otel
-# Compute capabilities the public kernels are compiled for. Our own kernels compile at first use.
-ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0"
+# Compute capabilities the public kernels are compiled for (code for 8.0 runs on 8.6 and 8.9). Our
+# own kernels compile at first use.
+ARG TORCH_CUDA_ARCH_LIST="7.5;8.0;9.0"
 ARG MAMBA_SSM_VERSION=2.3.2.post1
 ARG CAUSAL_CONV1D_VERSION=1.7.0
 # The public kernels are only needed below compute capability 9.0, or for comparison: 0 leaves
@@ -101,6 +102,8 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
     && torch="$(grep '^torch==' /src/constraints.txt)" \
     && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels "$torch" \
         setuptools wheel packaging ninja
+# Their setup.py names nine architectures whatever TORCH_CUDA_ARCH_LIST says: nvcc-archs does not.
+COPY --chmod=755 docker/nvcc-archs /usr/local/bin/
 # A ready wheel in the context is taken as it is, else the source is compiled.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
     --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
@@ -111,6 +114,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
     if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
     && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
     && export PATH=/usr/lib/ccache:/opt/vim-embed/bin:$PATH \
+              PYTORCH_NVCC=nvcc-archs NVCC_ARCHS="${TORCH_CUDA_ARCH_LIST}" \
               CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
     && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels --no-deps \
         --no-build-isolation \

@@ -6,6 +6,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 MODEL ?= vim-tiny
+IMAGE ?= vim-embed:gpu
 
 .PHONY: help demo serve test lint unit page-test gpu-test container-test chaos bulk-soak bench clean
 
@@ -22,6 +23,7 @@ help:
 	@echo "make audit     known faults in the pinned packages (needs the network)"
 	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
 	@echo "make container-test   build the cpu image and prove it (needs Docker)"
+	@echo "make container-size   what IMAGE=$(IMAGE) is made of"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -66,9 +68,13 @@ page-test: $(VENV)/.installed-dev
 gpu-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
 
-# Builds and runs the cpu image; WHEELS=DIR offers ready wheels, such as a CPU build of torch.
+# Builds and runs the cpu image (PARTS="serving failures": some of it); WHEELS=DIR offers ready wheels, such as a CPU build of torch.
 container-test: $(VENV)/.installed
-	PYTHON=$(BIN)/python docker/verify.sh
+	PYTHON=$(BIN)/python docker/verify.sh $(PARTS)
+
+.PHONY: container-size
+container-size:
+	docker/size.sh $(IMAGE)
 
 # Mixed load while the worker and the process fail, for SECONDS; prints what happened.
 SECONDS ?= 900

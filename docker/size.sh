@@ -11,6 +11,6 @@ docker history --no-trunc --human=false --format '{{.Size}} {{.CreatedBy}}' "$im
 echo "site-packages"
 docker run --rm --network none --entrypoint sh "$image" -c '
     cd /opt/vim-embed/lib/python3*/site-packages
-    nvidia=$(ls -d nvidia/cu*/lib nvidia/cudnn nvidia/nccl nvidia/nvshmem nvidia/cusparselt 2> /dev/null || true)
-    du -s --block-size=1000000 --exclude=__pycache__ -- * $nvidia' |
+    du -s --block-size=1000000 --exclude=__pycache__ -- *
+    [ ! -d nvidia ] || (du -s --block-size=1000000 -- nvidia/*; du -s --block-size=1000000 -- nvidia/cu*/*/*)' |
     sort -rn | head -"${2:-20}" | awk '{printf "%8d %s\n", $1, $2}'

@@ -16,7 +16,7 @@ export COMPOSE_FILE=compose.yaml:docker/compose.cpu.yaml:docker/verify/compose.y
 LIMIT=1600000000 # bytes of the cpu image
 
 if ! docker info > /dev/null 2>&1; then
-    echo "skipped: no Docker engine answers" >&2
+    echo "skipped: no Docker engine answers, no image was built" >&2
     exit 77
 fi
 if [ -n "${WHEELS:-}" ]; then
@@ -52,7 +52,7 @@ echo "built in $(seconds "$begin"), $(awk "BEGIN {printf \"%.2f GB\", $size / 1e
 for part; do
     echo "== $part"
     # shellcheck source=/dev/null
-    . "docker/verify/$part.sh"
+    (. "docker/verify/$part.sh")
     stop
 done
 passed=yes

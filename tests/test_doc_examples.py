@@ -47,6 +47,10 @@ NOT_RUN = {
     ("README.md", 'pip install platonic-universe "polars<2" vim-embed   # 1. beside each other'): (
         "installs from the package index and downloads a survey; tests/platonic runs the rest"
     ),
+    (
+        "docs/containers.md",
+        "docker compose run --rm vim-embed fetch vim-tiny vim-tiny-proxy  # with a network",
+    ): "needs Docker; docker/verify/offline.sh runs the same with a small checkpoint",
     ("docs/v2.md", 'pip install "tritonclient[http]"'): "installs from the package index",
     ("docs/v2.md", "import numpy as np"): "tests/service/test_v2_docs.py runs it",
     ("docs/ray.md", 'pip install -c constraints.txt "vim-embed[service,ray]"'): (

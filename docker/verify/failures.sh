@@ -2,11 +2,12 @@
 # What cannot work says why on standard error and ends with a code that is not 0.
 . docker/verify/expect.sh
 echo "sha256:12" > "$WORK/bad-keys"
+head -c 1000 tests/data/vim_micro.pth > "$WORK/cut.pth"
 chmod 755 "$WORK"
 expect "CUDA devices" -e VIM_EMBED_DEVICE=cuda -e VIM_EMBED_RANDOM_WEIGHTS=true vim-embed:cpu
 expect "no-such-file" -e VIM_EMBED_MODELS=vim-tiny=/checkpoints/no-such-file.pth vim-embed:cpu
-expect "not a readable checkpoint" -v "$PWD/README.md:/broken.pth:ro" \
-    -e VIM_EMBED_MODELS=mine=/broken.pth vim-embed:cpu
+expect "not a readable checkpoint" -v "$WORK/cut.pth:/cut.pth:ro" \
+    -e VIM_EMBED_MODELS=mine=/cut.pth vim-embed:cpu
 expect "API key" -e VIM_EMBED_PUBLISHED_HOST=0.0.0.0 vim-embed:cpu
 expect "64 hexadecimal" -e VIM_EMBED_API_KEYS=sha256:12 vim-embed:cpu
 expect "cannot be read" -e VIM_EMBED_API_KEYS_FILE=/no/such/keys vim-embed:cpu

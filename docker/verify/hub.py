@@ -1,6 +1,6 @@
 """A stand-in for the Hub with one repository: the routes and headers that huggingface_hub reads.
 
-hub.py FOLDER: serves FOLDER/vim_micro.pth as the released file of hustvl/Vim-tiny-midclstok.
+hub.py FILE: the repository is someone/vim, and FILE is all that it holds.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-REPO, FILE, COMMIT = "hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", "0" * 39 + "1"
-CONTENT = (Path(sys.argv[1]) / "vim_micro.pth").read_bytes()
+REPO, FILE, COMMIT = "someone/vim", Path(sys.argv[1]).name, "0" * 39 + "1"
+JSON = {"Content-Type": "application/json"}
+CONTENT = Path(sys.argv[1]).read_bytes()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+LFS = {"oid": SHA256, "size": len(CONTENT), "pointerSize": 130}
 INFO = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": FILE}]}
+TREE = [{"type": "file", "path": FILE, "oid": COMMIT, "size": len(CONTENT), "lfs": LFS}]
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -21,10 +25,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         if self.path in (f"/{REPO}/resolve/{at}/{FILE}" for at in (COMMIT, "main")):
-            etag = hashlib.sha256(CONTENT).hexdigest()
-            self._answer(200, CONTENT, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+            self._answer(200, CONTENT, {"ETag": f'"{SHA256}"', "X-Repo-Commit": COMMIT})
         elif self.path.startswith(f"/api/models/{REPO}/revision/"):
-            self._answer(200, json.dumps(INFO).encode(), {"Content-Type": "application/json"})
+            self._answer(200, json.dumps(INFO).encode(), JSON)
+        elif self.path.startswith(f"/api/models/{REPO}/tree/{COMMIT}"):
+            self._answer(200, json.dumps(TREE).encode(), JSON)
         else:
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
 

@@ -10,5 +10,4 @@ else
     docker compose --profile monitoring up --detach prometheus 2> "$WORK/up" ||
         { cat "$WORK/up"; false; }
     "$PYTHON" docker/verify/monitoring.py "http://127.0.0.1:$PROMETHEUS_PORT"
-    unset VIM_EMBED_API_KEYS VIM_EMBED_API_KEY FAULTS
 fi
