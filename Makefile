@@ -21,6 +21,8 @@ help:
 	@echo "make fuzz      INPUTS=100000 mutated requests, and the whole OpenAPI document"
 	@echo "make identity  50,000 requests of 64 clients: is every row the one that was asked for?"
 	@echo "make audit     known faults in the pinned packages (needs the network)"
+	@echo "make soak      MINUTES=30 at saturation: is memory flat?"
+	@echo "make memory-soak   200 requests of 77 MB at once into 2 GB"
 	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
 	@echo "make container-test   build the cpu image and prove it (needs Docker)"
 	@echo "make container-size   what IMAGE=$(IMAGE) is made of"
@@ -91,6 +93,18 @@ bench: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) demo-output dist build
+
+# 200 requests of 77 MB at once into 2 GB, in one process and behind four; about two minutes.
+.PHONY: memory-soak
+memory-soak: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/memory_soak.py --http-processes 1
+	PYTHONPATH=tests $(BIN)/python tests/memory_soak.py --http-processes 4
+
+# The resident memory of a saturated server for MINUTES; fails if it rises by over 2 %.
+MINUTES ?= 30
+.PHONY: soak
+soak: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 .PHONY: docs
 docs: $(VENV)/.installed-dev

@@ -222,6 +222,13 @@ def soak(
     return load, watched, drifts(watched, 60 * minutes * warm_up)
 
 
+def sound(load: Load, found: Sequence[Drift], most: float) -> bool:
+    """Whether no process rose by more than `most`, and every answer was right or a refusal."""
+    flat = all(each.share <= most for each in found)
+    known = set(load.answers) <= {"200", "429", "left early"}
+    return flat and known and load.rows > 0 and not load.wrong
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
@@ -235,21 +242,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     most, output = options.pop("most"), options.pop("output")
     load, watched, found = soak(**options)
-    sound = all(each.share <= most for each in found) and not load.wrong
-    sound = sound and set(load.answers) <= {"200", "429", "left early"} and bool(load.rows)
     report = {
         **options,
         "rows": load.rows,
         "answers": dict(load.answers),
         "wrong": load.wrong,
         "processes": [vars(each) | {"drift": round(each.share, 5)} for each in found],
-        "flat": sound,
+        "sound": sound(load, found, most),
     }
     print(json.dumps(report, indent=2))
     if output is not None:
         samples = {"seconds": watched.seconds, "resident": watched.resident}
         output.write_text(json.dumps(report | samples))
-    return 0 if sound else 1
+    return 0 if report["sound"] else 1
 
 
 if __name__ == "__main__":

@@ -100,10 +100,15 @@ def serve(settings: Settings) -> int:
     code = FAILED if failed.is_set() else 0
     if settings.unix_socket:
         Path(settings.unix_socket).unlink(missing_ok=True)
-    if service.loading:  # a download cannot be interrupted, and native threads end badly
-        logging.shutdown()
+    if _still_working():
+        logging.shutdown()  # native code cannot be interrupted, and aborts if Python ends under it
         os._exit(code)
     return code
+
+
+def _still_working() -> bool:
+    """Whether a thread of the service outlived its stop, such as a worker whose forward hangs."""
+    return any(thread.name.startswith("vim-embed-") for thread in threading.enumerate())
 
 
 def on_hangup(

@@ -167,11 +167,6 @@ class Service:
         return empty
 
     @property
-    def loading(self) -> bool:
-        """Whether the loading thread is still at work."""
-        return self._loading is not None and self._loading.is_alive()
-
-    @property
     def default_model(self) -> str:
         """The model of a request that names none."""
         return next(iter(self.engine.status()))

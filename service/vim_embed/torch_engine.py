@@ -207,7 +207,7 @@ class TorchEngine:
             else:
                 problems.append("")
 
-        waiting = threading.Thread(target=synchronise, daemon=True)
+        waiting = threading.Thread(target=synchronise, name="vim-embed-device", daemon=True)
         waiting.start()
         waiting.join(_SYNC_SECONDS)
         problem = problems[0] if problems else f"no answer within {_SYNC_SECONDS:.0f} s"

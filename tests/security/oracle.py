@@ -8,8 +8,10 @@ status and code.
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
+import sys
 import warnings
 import zlib
 from email.message import Message
@@ -24,6 +26,11 @@ from safetensors.numpy import load
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.errors import ERRORS
 from vim_embed.models.info import EmbedOptions
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 if TYPE_CHECKING:
     from security.requests import Request
@@ -147,7 +154,7 @@ def _pixels(request: Request) -> _Array:
         return _v2_pixels(request)
     kind = request.headers["Content-Type"].partition(";")[0]
     if kind == "application/x-npy":
-        return np.array(np.load(io.BytesIO(request.content), allow_pickle=False))
+        return np.array(np.load(io.BytesIO(_plain(request)), allow_pickle=False))
     if kind == "application/vnd.safetensors":
         return np.array(load(request.content)["pixel_values"])
     if kind == "application/json":
@@ -155,6 +162,16 @@ def _pixels(request: Request) -> _Array:
     if kind == "multipart/form-data":
         return np.stack([_image(part) for part in _parts(request.content)])
     return _image(request.content)[None]
+
+
+def _plain(request: Request) -> bytes:
+    """The body without its coding."""
+    coding = request.headers.get("Content-Encoding")
+    if coding == "deflate":
+        return zlib.decompress(request.content)
+    if coding in ("gzip", "x-gzip"):
+        return gzip.decompress(request.content)
+    return bytes(zstd.decompress(request.content)) if coding == "zstd" else request.content
 
 
 def _json_pixels(content: Any) -> _Array:
@@ -166,9 +183,7 @@ def _json_pixels(content: Any) -> _Array:
 
 
 def _v2_pixels(request: Request) -> _Array:
-    body = request.content
-    if request.headers.get("Content-Encoding") in ("gzip", "deflate"):
-        body = zlib.decompress(body, 32 + zlib.MAX_WBITS)
+    body = _plain(request)
     length = request.headers.get("Inference-Header-Content-Length")
     if length == "0":
         return np.frombuffer(body, np.float32).reshape(1, 3, 8, 8)

@@ -20,6 +20,7 @@ from security import mutate
 from security.processes import MIB
 from serving import npy
 from vim_embed.wire import json_array
+from vim_embed_client.compression import CompressedBody
 
 MAX_BODY = 2 * MIB
 _WORDS = (
@@ -137,7 +138,22 @@ def image(random: Random, form: str) -> bytes:
 def npy_request(random: Random) -> Request:
     content = npy(pixels(random))
     content = _maybe(random, content, mutate.mutate_npy)
-    return Request("npy", "POST", "/embed", {"Content-Type": _TYPES[0]}, content)
+    headers = {"Content-Type": _TYPES[0]}
+    if random.random() < 0.2:
+        headers["Content-Encoding"] = random.choice(("zstd", "gzip", "deflate", "x-gzip", "br"))
+        content = _maybe(random, coded(headers["Content-Encoding"], content), None)
+    return Request("npy", "POST", "/embed", headers, content)
+
+
+def coded(coding: str, content: bytes) -> bytes:
+    """The content compressed, if the service knows the coding."""
+    if coding == "deflate":
+        return zlib.compress(content)
+    if coding in ("gzip", "x-gzip"):
+        return gzip.compress(content)
+    return (
+        b"".join(CompressedBody([content], "zstd", media_type="")) if coding == "zstd" else content
+    )
 
 
 def safetensors_request(random: Random) -> Request:
@@ -218,11 +234,8 @@ def v2_request(random: Random) -> Request:
         headers["Inference-Header-Content-Length"] = length
     content = _maybe(random, text + raw, None)
     if random.random() < 0.2:
-        headers["Content-Encoding"] = random.choice(("gzip", "deflate", "br", "identity"))
-        if headers["Content-Encoding"] == "gzip":
-            content = gzip.compress(content)
-        elif headers["Content-Encoding"] == "deflate":
-            content = zlib.compress(content)
+        headers["Content-Encoding"] = random.choice(("zstd", "gzip", "deflate", "br", "identity"))
+        content = coded(headers["Content-Encoding"], content)
         content = _maybe(random, content, None)
     path = random.choice(("/v2/models/arithmetic/infer", "/v2/models/arithmetic/versions/1/infer"))
     return Request("v2", "POST", path, headers, content)

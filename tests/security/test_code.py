@@ -128,6 +128,7 @@ def provoke(server: ServerProcess) -> list[httpx.Response]:
     ask("POST", "/models/arithmetic/unpin", key=ADMIN)
     ask("POST", "/embed", npy(np.zeros((9, 3, 8, 8), np.uint8)))  # 413
     ask("POST", "/embed", _ROWS, Content_Type="application/pickle")
+    ask("POST", "/embed", _ROWS, Content_Encoding="br")
     ask("POST", "/embed?timeout=1e-9", _ROWS)
     fault("exception")
     ask("POST", "/embed", _ROWS)

@@ -227,6 +227,7 @@ async def _answer_or_gone(
 ) -> Embedded | None:
     """The answer, or None when the client left first. Raises what the request failed with."""
     answer = asyncio.wrap_future(ticket.future)
+    answer.add_done_callback(_read)  # a failure that nobody waits for any more is no log line
     left = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
     pending: set[asyncio.Future[Any]] = {answer, left}
     try:
@@ -241,6 +242,11 @@ async def _answer_or_gone(
     if left.done() and not left.cancelled():
         return None
     raise DeadlineExceeded(f"no answer within {deadline - begin:.3g} s")
+
+
+def _read(answer: asyncio.Future[Embedded]) -> None:
+    if not answer.cancelled():
+        answer.exception()
 
 
 def timing(done: Embedded, begin: float) -> str:
