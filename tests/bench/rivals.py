@@ -40,6 +40,7 @@ from vim_embed.models.info import EMBEDDING
 START_S = 60.0
 _NPY = "application/x-npy"
 _JSON = "application/json"
+_BYTES = "application/octet-stream"
 _VERSIONS = ("vim-embed", "litserve", "fastapi", "starlette", "uvicorn", "uvloop", "numpy")
 
 
@@ -47,6 +48,10 @@ def npy(pixels: NDArray[np.generic]) -> bytes:
     file = io.BytesIO()
     np.save(file, pixels)
     return file.getvalue()
+
+
+def raw(pixels: NDArray[np.uint8]) -> bytes:
+    return pixels.tobytes()
 
 
 def nested(pixels: NDArray[np.uint8]) -> bytes:
@@ -96,6 +101,7 @@ OURS = Rival("ours", "vim-embed", _NPY, npy, rows_of_npy)
 RIVALS = (
     OURS,
     Rival("fastapi_raw", "plain FastAPI, raw npy body", _NPY, npy, rows_of_npy, 1.5),
+    Rival("fastapi_buffer", "plain FastAPI, raw bytes", _BYTES, raw, rows_of_npy, 1.5),
     Rival("litserve_raw", "LitServe, raw npy body", _NPY, npy, rows_of_npy, 4.0, "litserve"),
     Rival(
         "litserve_base64", "LitServe, base64 in JSON", _JSON, in_base64, rows_of_json, 4.0,
