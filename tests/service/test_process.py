@@ -107,6 +107,16 @@ def test_ctrl_c_ends_cleanly() -> None:
         assert "Traceback" not in log.read_text()
 
 
+def test_a_forward_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    flags = ("--model", MICRO, "--fault-injection", "--forward-timeout", "0.5")
+    with server(*flags) as (url, process, log):
+        httpx.post(f"{url}/faults", json={"kind": "hang", "seconds": 60}).raise_for_status()
+        assert embed(url, 1).json()["error"]["code"] == "worker_failed"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert "terminate called" not in log.read_text()
+
+
 def test_one_bad_model_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "bad.pth").write_bytes(b"bad")
     with server("--model", MICRO, "--model", f"bad={tmp_path / 'bad.pth'}") as (url, _, _log):
