@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,14 +94,15 @@ class FrontProcesses:
         listening = [each.fileno() for each in self._sockets[number]]
         settings = _plain(self._settings)
         front = Front(number, arena.fd, arena.size, listening, self.upstream, settings)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vim_embed.fronts"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=[arena.fd, *listening],
-            start_new_session=True,  # Ctrl-C is the model process's to handle
-        )
+        with _without_hangup():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "vim_embed.fronts"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=[arena.fd, *listening],
+                start_new_session=True,  # Ctrl-C is the model process's to handle
+            )
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(front)) + "\n")
         process.stdin.flush()
@@ -122,6 +123,16 @@ class FrontProcesses:
                 if code is not None:
                     _LOG.error("HTTP process ended", extra={"number": number, "code": code})
                     self._processes[number] = self._start(number)
+
+
+@contextmanager
+def _without_hangup() -> Iterator[None]:
+    """What is started here inherits a blocked SIGHUP, which else would end it until it listens."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _plain(settings: Settings) -> dict[str, object]:

@@ -181,7 +181,9 @@ def main() -> None:
         app.reload_keys()
         reload_certificate(server.config, settings)
 
+    config.load()  # now, so that there is a certificate to replace
     signal.signal(signal.SIGHUP, reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since it was started
     threading.Thread(target=stop_with_parent, daemon=True).start()
     server.run(sockets=[socket.socket(fileno=fd) for fd in front.listening])
 

@@ -27,7 +27,9 @@ from serving import NPY, from_npy, npy
 from vim_embed.arena import Arena
 from vim_embed.budget import ByteBudget
 from vim_embed.errors import QueueFull
-from vim_embed.listening import unix_socket
+from vim_embed.front_processes import FrontProcesses
+from vim_embed.listening import tcp_sockets, unix_socket
+from vim_embed.settings import Settings
 
 MICRO = ("--model", f"micro={DATA / 'vim_micro.pth'}")
 PIXELS = np.random.default_rng(2).integers(0, 256, (128, 3, 64, 64), dtype=np.uint8)
@@ -239,3 +241,14 @@ def test_a_budget_gives_back_what_it_took() -> None:
     first.release()
     first.release()
     assert budget.held == 0
+
+
+def test_a_hangup_before_they_listen_does_not_end_them() -> None:
+    settings = Settings(models=["micro"], port=0, http_processes=2)
+    fronts = FrontProcesses(settings, [[each] for each in tcp_sockets(settings, 2)], print)
+    fronts.start()
+    started = [process.pid for process in fronts._processes]
+    fronts.hang_up()
+    time.sleep(2)  # several times what they need to end of it
+    assert [process.pid for process in fronts._processes if process.poll() is None] == started
+    fronts.stop(10)
