@@ -121,6 +121,8 @@ ray-test: $(VENV)/.installed-dev
 	@$(PIP) -e '.[service,ray]'
 	$(BIN)/python -m pytest tests/cluster -m "soak or not soak" --ignore tests/cluster/test_nodes.py
 	$(BIN)/python -m pytest tests/cluster/test_nodes.py -m soak -s
+	$(BIN)/python -m pytest tests/test_devices_bench.py -m "soak or not soak"
+
 # The HTTP path beside LitServe and plain FastAPI, in rows per second of CPU time.
 .PHONY: rivals
 rivals: $(VENV)/.installed-dev
