@@ -51,7 +51,6 @@ from vim_embed.settings import Settings
 from vim_embed.tickets import BatchKey
 
 POOL = 4  # different requests
-SIZE = 224
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}  # as at the self-check
 
 
@@ -111,10 +110,10 @@ class Tally(SilentObserver):
 class PretendEngine(ArithmeticEngine):
     """Waits as long as a device of `rate` rows/s would compute; an embedding is some pixels."""
 
-    def __init__(self, name: str, device: str, rate: float, batch_rows: int) -> None:
-        super().__init__([name], image_size=SIZE, device=device)
-        self._rate = rate
-        self._batch_rows = batch_rows
+    def __init__(self, given: argparse.Namespace, device: str) -> None:
+        super().__init__([given.model], image_size=given.size, device=device)
+        self._rate = given.stub
+        self._batch_rows = given.batch_rows
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return self._batch_rows
@@ -157,18 +156,17 @@ def settings_of(given: argparse.Namespace, devices: Sequence[str]) -> Settings:
 
 def engines_of(given: argparse.Namespace, devices: Sequence[str]) -> list[Engine]:
     if given.stub:
-        return [PretendEngine(given.model, d, given.stub, given.batch_rows) for d in devices]
+        return [PretendEngine(given, device) for device in devices]
     return vim_embed.app.build_engines(settings_of(given, devices))
 
 
-def requests_of(rows: int) -> NDArray[np.uint8]:
-    """Images of coarse patches: unlike each other at any resolution."""
-    coarse = np.random.default_rng(0).integers(0, 256, (POOL, rows, 3, 14, 14), dtype=np.uint8)
-    return coarse.repeat(SIZE // 14, axis=3).repeat(SIZE // 14, axis=4)
+def requests_of(rows: int, size: int) -> NDArray[np.uint8]:
+    """Noise; embeddings of it are far apart even with random weights."""
+    return np.random.default_rng(0).integers(0, 256, (POOL, rows, 3, size, size), dtype=np.uint8)
 
 
 def known_from(engine: Engine, given: argparse.Namespace) -> Known:
-    pixels = requests_of(given.rows)
+    pixels = requests_of(given.rows, given.size)
     found = []
     for request in pixels:
         staged = engine.stage(given.model, [request], EmbedOptions())
@@ -375,7 +373,7 @@ def describe(given: argparse.Namespace, devices: Sequence[str]) -> str:
     machine = "; ".join(f"{key} {value}" for key, value in describe_machine().items())
     what = f"{given.stub:.0f} rows/s pretended" if given.stub else f"{given.dtype}, random weights"
     return (
-        f"Measured: {machine}; {os.cpu_count()} cores. {given.model}, {what}, uint8 {SIZE}², "
+        f"Measured: {machine}; {os.cpu_count()} cores. {given.model}, {what}, uint8 {given.size}², "
         f"devices {', '.join(devices)}; {given.rounds} alternating rounds of {given.seconds:g} s; "
         f"requests of {given.rows} rows, batches of {given.batch_rows}; {given.feeders} threads; "
         f"{given.clients} client processes, {given.http_processes} HTTP processes."
@@ -387,6 +385,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", default="vim-small")
     found.add_argument("--dtype", default="float16")
     found.add_argument("--devices", default="cuda:0,cuda:1", help="the first is the one alone")
+    found.add_argument("--size", type=int, default=224, help="pixels of a side")
     found.add_argument("--rows", type=int, default=64, help="of a request")
     found.add_argument("--batch-rows", type=int, default=128)
     found.add_argument("--feeders", type=int, default=16, help="threads, in process")
