@@ -115,6 +115,11 @@ docs: $(VENV)/.installed-dev
 score-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/test_score.py
 
+# docs/sizing.md, from docs/gpu.md and benchmarks/sizing.toml.
+.PHONY: sizing
+sizing: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/sizing.py --write docs/sizing.md
+
 # A real Ray cluster on this machine: nodes killed and joining, rolling updates, scaling.
 .PHONY: ray-test
 ray-test: $(VENV)/.installed-dev

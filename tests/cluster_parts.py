@@ -143,6 +143,7 @@ def prepare_environment() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *(p for p in given if p not in ("", here))])
     os.environ.setdefault("RAY_AUTH_TOKEN", "only-on-loopback-for-a-test-of-vim-embed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow
 
 
 def arithmetic_embeddings(pixels: PixelArray) -> NDArray[np.float32]:
