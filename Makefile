@@ -115,12 +115,19 @@ docs: $(VENV)/.installed-dev
 score-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/test_score.py
 
+# docs/sizing.md, from docs/gpu.md and benchmarks/sizing.toml.
+.PHONY: sizing
+sizing: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/sizing.py --write docs/sizing.md
+
 # A real Ray cluster on this machine: nodes killed and joining, rolling updates, scaling.
 .PHONY: ray-test
 ray-test: $(VENV)/.installed-dev
 	@$(PIP) -e '.[service,ray]'
 	$(BIN)/python -m pytest tests/cluster -m "soak or not soak" --ignore tests/cluster/test_nodes.py
 	$(BIN)/python -m pytest tests/cluster/test_nodes.py -m soak -s
+	$(BIN)/python -m pytest tests/test_devices_bench.py -m "soak or not soak"
+
 # The HTTP path beside LitServe and plain FastAPI, in rows per second of CPU time.
 .PHONY: rivals
 rivals: $(VENV)/.installed-dev

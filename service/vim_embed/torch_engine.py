@@ -86,8 +86,13 @@ class TorchEngine:
         self._facts: dict[str, _Facts] = {}
         self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
         self._loading = threading.Lock()
+        self._launching = threading.Lock()
         cuda = options.device.type == "cuda"
         self._copies = torch.cuda.Stream(options.device) if cuda else None  # type: ignore[no-untyped-call]
+
+    @property
+    def at_once(self) -> int:
+        return 1 if self._copies is None else 2
 
     def load(self) -> None:
         """Load and self-check every model, one after the other."""
@@ -187,7 +192,9 @@ class TorchEngine:
     def _forward(self, model: Embedder, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         if self.options.on_forward is not None:
             self.options.on_forward(len(pixels))
-        return model.run(pixels, options)
+        with self._launching:
+            on_its_way = model.launch(pixels, options)
+        return on_its_way.wait()
 
     def _on_device(self) -> AbstractContextManager[object]:
         cuda = self.options.device.type == "cuda"

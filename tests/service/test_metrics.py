@@ -197,7 +197,9 @@ def everything() -> Metrics:
     """Metrics that have a sample of every kind."""
     engine = GatedEngine()
     engine.load()
-    metrics = Metrics(zero, models=engine.status, memory=engine.memory)
+    metrics = Metrics(
+        zero, models=engine.status, memory=engine.memory, workers=lambda: {"cpu": True}
+    )
     key = BatchKey("m", EmbedOptions(), (3, 8, 8), "uint8")
     metrics.staged(key, 0.1)
     metrics.batch(key, 4, 2, 0.1)

@@ -180,12 +180,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_devices(names: str) -> list[torch.device]:
-    """Devices with commas between, or "all" CUDA devices. Raises ValueError."""
+    """Devices with commas between (a number is a CUDA device), or "all" of them, or ValueError."""
     if names.strip() == "all":
         names = ",".join(f"cuda:{n}" for n in range(torch.cuda.device_count()))
         if not names:
             raise ValueError("torch sees no CUDA device: use --device cpu, or check the driver")
-    devices = [resolve_device(name.strip()) for name in names.split(",")]
+    given = [name.strip() for name in names.split(",")]
+    devices = [resolve_device(f"cuda:{name}" if name.isdecimal() else name) for name in given]
     if len(devices) > 1:
         devices = [torch.device("cuda", 0) if d == torch.device("cuda") else d for d in devices]
     twice = sorted({str(d) for d in devices if devices.count(d) > 1})
