@@ -118,12 +118,20 @@ def run(args: Sequence[str]) -> int:
         click.echo("Interrupted.", err=True)
         return 130
     except VimEmbedError as error:
-        click.echo(f"Error: {error}", err=True)
+        _tell(error)
         return _exit_code(error)
     except BrokenPipeError:
         # The reader of our output has gone; keep Python from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _tell(error: VimEmbedError) -> None:
+    from rich.markup import escape
+
+    from vim_embed_client.cli_common import say, stderr
+
+    say(stderr(), escape(f"Error: {error}"))
 
 
 def _exit_code(error: VimEmbedError) -> int:

@@ -28,7 +28,8 @@ OnProgress = Callable[[int, int, int | None], None]
 class Summary:
     """A finished run. resumed: rows that an earlier attempt had embedded.
 
-    skipped: how many were left out; first_skipped names the first thousand.
+    skipped: how many were left out; first_skipped names the first thousand. other_sizes: (height,
+    width) of arrays that this attempt embedded as they are, beside the model's own `image_size`.
     """
 
     rows: int
@@ -37,6 +38,8 @@ class Summary:
     skipped: int
     first_skipped: list[Skipped]
     provenance: Provenance
+    other_sizes: list[tuple[int, int]]
+    image_size: int
 
 
 class BulkRun:
@@ -85,8 +88,8 @@ class BulkRun:
         )
         try:
             resumed = parts.rows
-            self._embed(parts)
-            summary = self._write(parts, resumed) if parts.rows else None
+            sender = self._embed(parts)
+            summary = self._write(parts, resumed, sender) if parts.rows else None
         except ResumeError:
             parts.close()
             raise
@@ -105,7 +108,7 @@ class BulkRun:
         """What must be the same for a run to go on."""
         return self._options | self._reading.identity()
 
-    def _embed(self, parts: Parts) -> None:
+    def _embed(self, parts: Parts) -> Sender:
         entry = self._model()
         self._check(parts, entry)
         send = Sender(
@@ -127,6 +130,7 @@ class BulkRun:
             totals.advance(answered[-1].place, done)
             self._tell(done, resumed, totals)
         parts.commit()
+        return send
 
     def _take(self, parts: Parts, answered: Answered) -> None:
         if isinstance(answered.row, Skipped) and not self._skip:
@@ -170,7 +174,7 @@ class BulkRun:
                 "former one to go on; --restart throws the finished rows away and begins anew"
             )
 
-    def _write(self, parts: Parts, resumed: int) -> Summary:
+    def _write(self, parts: Parts, resumed: int, sender: Sender) -> Summary:
         _, first = next(parts.blocks())
         assert parts.provenance is not None
         contents = Contents(
@@ -190,4 +194,6 @@ class BulkRun:
             skipped=parts.skipped,
             first_skipped=[Skipped(**one) for one in contents.first_skipped()],
             provenance=parts.provenance,
+            other_sizes=sorted(sender.other_sizes),
+            image_size=sender.image_size,
         )
