@@ -48,7 +48,8 @@ def find_files(paths: Iterable[str], *, leave_out: Path | None = None) -> list[s
 def _nothing_in(path: str) -> str:
     if any(os.path.exists(os.path.join(path, name)) for name in _DATA_SET_FILES):
         return f"{path} is a data set that save_to_disk wrote: give hf:{path}"
-    return f"no images, arrays or shards in {path}: expected names that end in {', '.join(SUFFIXES)}"
+    endings = ", ".join(SUFFIXES)
+    return f"no images, arrays or shards in {path}: expected names that end in {endings}"
 
 
 def _within(file: str, unwanted: str, parts: str) -> bool:

@@ -83,7 +83,7 @@ def _draw_rate(axes: Any, cases: Cases) -> None:
         axes.errorbar(
             [case["clients"] for case in line], middle, yerr=errors, fmt="-o", capsize=3,
             color=_COLOURS[number % len(_COLOURS)], lw=2, ms=6, clip_on=False,
-            label=_rows(rows),
+            label=f"{_rows(rows)} a request",
         )  # fmt: skip
     bare = cases[0]["bare_rows_per_s"]
     if bare is not None:
@@ -107,7 +107,7 @@ def _draw_latency(axes: Any, cases: Cases) -> None:
 
 
 def _rows(rows: int) -> str:
-    return f"{rows} row{'s' if rows > 1 else ''} a request"
+    return f"{rows:,} row{'s' if rows > 1 else ''}"
 
 
 def _dress(axes: Any, cases: Cases) -> None:
@@ -127,5 +127,5 @@ def _dress(axes: Any, cases: Cases) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=9, ncols=2,
-        handlelength=3,
+        handlelength=3, columnspacing=1.2,
     )  # fmt: skip
