@@ -86,7 +86,7 @@ def _load(lazy: Lazy) -> click.Command:
     except ModuleNotFoundError as error:
         if lazy.extra is None or (error.name or "").startswith(_PACKAGE):
             raise
-        raise click.ClickException(
+        raise ConfigurationError(
             f'this command needs {error.name}: pip install "vim-embed[{lazy.extra}]"'
         ) from None
     return command
@@ -97,7 +97,11 @@ def _epilog() -> str:
     return f"Exit codes: {codes}."
 
 
-@click.group(cls=LazyGroup, epilog=_epilog(), context_settings={"max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    epilog=_epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(version("vim-embed"), prog_name="vim-embed")
 def cli() -> None:
     """Embed images with native Vision Mamba models and ViT proxies, through a vim-embed service.

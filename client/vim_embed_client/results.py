@@ -130,13 +130,16 @@ class LimitsEntry(TypedDict):
 
 
 class ModelEntry(TypedDict):
-    """A served model; state is `loading`, `ready` or `failed` and reason says why."""
+    """A served model; state is `loading`, `ready`, `failed` or `unloaded`, and reason says why.
+
+    What follows `reason` is there once the model has been loaded.
+    """
 
     name: str
     aliases: list[str]
-    kind: str
     state: str
     reason: str | None
+    kind: str
     dim: int
     dtype: str
     device: str

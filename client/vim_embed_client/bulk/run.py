@@ -17,6 +17,7 @@ from vim_embed_client.bulk.totals import Totals
 from vim_embed_client.client import Client
 from vim_embed_client.errors import InputError, ResumeError
 from vim_embed_client.outputs import Contents, write_output
+from vim_embed_client.ready import ready_model
 from vim_embed_client.results import ModelEntry, Provenance
 
 OnError = Literal["fail", "skip"]
@@ -109,7 +110,7 @@ class BulkRun:
         return self._options | self._reading.identity()
 
     def _embed(self, parts: Parts) -> Sender:
-        entry = self._model()
+        entry = ready_model(self._client, self._options.get("model"))
         self._check(parts, entry)
         send = Sender(
             self._client, entry["preprocessing"], self._options, resize=self._reading.resize
@@ -140,10 +141,6 @@ class BulkRun:
     def _tell(self, done: int, resumed: int, totals: Totals) -> None:
         if self._on_progress:
             self._on_progress(done, resumed, totals.rows())
-
-    def _model(self) -> ModelEntry:
-        name = self._options.get("model")
-        return self._client.model(name or self._client.models()["default"])
 
     def _check(self, parts: Parts, entry: ModelEntry) -> None:
         """Raise ResumeError where finished parts and what is there now do not belong together."""
