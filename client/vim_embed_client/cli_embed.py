@@ -182,7 +182,7 @@ def _report(console: Console, summary: Summary, output: Path, seconds: float) ->
     if summary.skipped > _SHOWN_SKIPS:
         console.print(f"[yellow]skipped[/] {summary.skipped - _SHOWN_SKIPS:,} more")
     if summary.other_sizes:
-        say(console, f"[yellow]{_about_sizes(summary)}[/]")
+        say(console, f"[yellow]{escape(_about_sizes(summary))}[/]")
     if summary.provenance.random_weights:
         console.print("[red]The model has random weights: these numbers mean nothing.[/]")
     rows = summary.rows - summary.resumed
