@@ -109,6 +109,4 @@ def test_100_000_rows_killed_twice_in_flat_memory(tmp_path: Path) -> None:
         f"in one go: {rows:,} rows in {seconds:.0f} s, {rows / seconds:,.0f} rows/s\n"
         f"highest resident memory of each tenth, MiB: {told}"
     )
-    assert all(highest)
-    assert max(highest[1:]) - min(highest[1:]) < 32 * MIB
-    assert np.polyfit(range(1, 10), highest[1:], 1)[0] < 2 * MIB, "it rises"
+    assert max(highest) - highest[0] < 16 * MIB
