@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
 
@@ -147,7 +147,7 @@ class ModelEntry(TypedDict):
     backend_reason: str
     exact_rows: int
     exact_reason: str
-    weights: WeightsEntry
+    weights: NotRequired[WeightsEntry]
     preprocessing: PreprocessingEntry
     poolings: list[str]
     granularities: list[str]
