@@ -119,9 +119,7 @@ def test_every_setting_passes_through_compose() -> None:
 
 
 def example() -> dict[str, str]:
-    return dict(
-        re.findall(r"^#([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    )
+    return dict(re.findall(r"^#([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
 
 
 def test_the_example_has_every_default_of_compose() -> None:
@@ -135,7 +133,9 @@ def test_the_other_lines_of_the_example_are_passed_on_and_state_true_defaults() 
     passed_on = {**service["environment"], **service["build"]["args"]}
     used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE))
     settings = Settings()
-    arguments = dict(re.findall(r"^ARG (\w+)=\"?([^\"\n]*)", (ROOT / "Dockerfile").read_text(), re.M))
+    arguments = dict(
+        re.findall(r"^ARG (\w+)=\"?([^\"\n]*)", (ROOT / "Dockerfile").read_text(), re.M)
+    )
     for name, value in example().items():
         if name in used:
             continue

@@ -31,3 +31,4 @@ expect "could not be fetched.*No space left" "${hub[@]}" "${full[@]}" vim-embed:
 expect "could not be fetched.*No space left" "${hub[@]}" "${full[@]}" -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
 expect "could not be fetched.*Read-only" "${hub[@]}" --tmpfs /cache:ro vim-embed:cpu fetch "$model"
 expect "could not be fetched.*Read-only" "${hub[@]}" --tmpfs /cache:ro -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
+expect "could not be fetched.*Permission denied" "${hub[@]}" --tmpfs /cache:mode=0755,uid=0 vim-embed:cpu fetch "$model"
