@@ -24,8 +24,8 @@ else
     echo "services: {vim-embed: {image: 'vim-embed:cpu', build: !reset null}}" > "$WORK/gpu.yaml"
     COMPOSE_FILE=compose.yaml:$WORK/gpu.yaml docker compose up --detach --no-build vim-embed \
         > "$WORK/up" 2>&1 || code=$?
-    [ "$code" != 0 ] && grep -q 'could not select device driver "nvidia"' "$WORK/up" ||
-        { cat "$WORK/up"; false; }
+    grep -q 'could not select device driver "nvidia"' "$WORK/up" || { cat "$WORK/up"; false; }
+    [ "$code" != 0 ]
     echo "compose, exit code $code: $(tail -1 "$WORK/up")"
 fi
 

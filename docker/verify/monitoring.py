@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -47,6 +48,13 @@ def until(done: Callable[[], bool], what: Callable[[], str]) -> None:
         time.sleep(1)
 
 
+def refused_connection(url: httpx.URL) -> None:
+    """What is no HTTP: the service answers 400 and closes."""
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+        connection.sendall(b"no HTTP at all\r\n\r\n")
+        connection.recv(1000)
+
+
 def traffic(stop: threading.Event) -> None:
     """Requests that succeed, and one of each kind that does not."""
     file = io.BytesIO()
@@ -60,6 +68,7 @@ def traffic(stop: threading.Event) -> None:
             http.post("/embed", content=body, headers=key)
             http.post("/embed?timeout=0.001", content=body, headers=key)
             http.post("/embed", content=body)
+            refused_connection(http.base_url)
             http.post("/models/vim-tiny/check", headers=key)
 
 
