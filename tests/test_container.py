@@ -45,7 +45,12 @@ def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
     return found
 
 
-DOCKERFILES = ["Dockerfile", "docker/ray/Dockerfile", "docker/verify/prometheus.Dockerfile"]
+DOCKERFILES = [
+    "Dockerfile",
+    "docker/ray/Dockerfile",
+    "docker/verify/prometheus.Dockerfile",
+    "docker/verify/baked.Dockerfile",
+]
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
