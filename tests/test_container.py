@@ -226,3 +226,21 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     }
     assert asked
     assert asked <= exposed
+
+
+def test_the_public_kernels_are_compiled_for_the_architectures_asked_for(tmp_path: Path) -> None:
+    """docker/nvcc-archs replaces what setup.py of mamba-ssm and causal-conv1d names."""
+    (tmp_path / "ccache").write_text('#!/bin/sh\necho "$*"\n')
+    (tmp_path / "ccache").chmod(0o755)
+    named = ["-gencode", "arch=compute_80,code=sm_80", "-gencode=arch=compute_120,code=sm_120"]
+    done = subprocess.run(
+        [ROOT / "docker/nvcc-archs", "-O3", *named, "-c", "scan.cu"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "NVCC_ARCHS": "7.5;9.0+PTX"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[1:] == [
+        *("-O3", "-c", "scan.cu"),
+        *("-gencode", "arch=compute_75,code=sm_75"),
+        *("-gencode", "arch=compute_90,code=sm_90"),
+        *("-gencode", "arch=compute_90,code=compute_90"),
+    ]
