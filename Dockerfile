@@ -13,6 +13,7 @@ FROM scratch AS wheels
 FROM ${PYTHON_IMAGE} AS cpu-build
 ARG PIP_ARGS=""
 ARG EXTRAS=service,otel
+ARG UV_VERSION=0.13.9
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
@@ -29,9 +30,9 @@ RUN --mount=type=secret,id=pip_conf \
     --mount=type=secret,id=ca_bundle,mode=0444 \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
+    --mount=type=bind,source=docker/cpu-torch,target=/usr/local/bin/cpu-torch \
     --mount=type=bind,from=wheels,target=/wheels \
-    torch="$(grep '^torch==' /src/constraints.txt)" \
-    && mirrored /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels "$torch"
+    cpu-torch "$(sed -n 's/^torch==//p' /src/constraints.txt)" ${PIP_ARGS}
 COPY pyproject.toml README.md LICENSE /src/
 COPY service /src/service
 COPY client /src/client
