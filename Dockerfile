@@ -22,7 +22,7 @@ RUN --mount=type=secret,id=apt_sources,mode=0444 \
     --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     mirrored apt-get update \
     && mirrored apt-get install -y --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && python3 -m venv /opt/vim-embed
 COPY constraints.txt /src/
 # torch goes first and by its exact pin: an open range would pull in another build.
@@ -63,7 +63,7 @@ RUN --mount=type=secret,id=apt_sources,mode=0444 \
     --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     mirrored apt-get update \
     && mirrored apt-get install -y --no-install-recommends libgomp1 \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --uid 10001 --user-group --home-dir /cache --shell /usr/sbin/nologin vim \
     && install -d -o vim -g vim /cache
 COPY --from=cpu-build /opt/vim-embed /opt/vim-embed
@@ -101,7 +101,7 @@ RUN --mount=type=secret,id=apt_sources,mode=0444 \
     --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     mirrored apt-get update \
     && mirrored apt-get install -y --no-install-recommends python3-dev python3-venv g++ git ccache \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && python3 -m venv /opt/vim-embed
 COPY constraints.txt /src/
 RUN --mount=type=secret,id=pip_conf \
@@ -157,7 +157,7 @@ RUN --mount=type=secret,id=apt_sources,mode=0444 \
     --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     mirrored apt-get update \
     && mirrored apt-get install -y --no-install-recommends python3 libgomp1 \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --uid 10001 --user-group --home-dir /cache --shell /usr/sbin/nologin vim \
     && install -d -o vim -g vim /cache
 COPY --from=gpu-build /opt/vim-embed /opt/vim-embed
