@@ -41,7 +41,7 @@ trap finish EXIT
 now() { date +%s; }
 seconds() { echo "$(($(now) - $1)) s"; }
 healthy() { # the service, with the environment in front of the call
-    docker compose up "$@" --detach --wait --wait-timeout 180 vim-embed > "$WORK/up" 2>&1 ||
+    docker compose up "$@" --detach --wait --wait-timeout 600 vim-embed > "$WORK/up" 2>&1 ||
         { tail -40 "$WORK/up"; return 1; }
 }
 client() { "$PYTHON" docker/verify/client.py "$@"; }
