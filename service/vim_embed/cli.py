@@ -223,15 +223,15 @@ def bench(
     """
     from vim_embed.bench import bare_loop
     from vim_embed.models.hub import WeightsError
-    from vim_embed.models.load import load_model, resolve_device
+    from vim_embed.models.load import load_model, resolve_devices
 
     settings = read_settings(flags)
     _set_threads(settings.threads)
     try:
-        on_cuda = resolve_device(settings.device).type == "cuda"
+        device = resolve_devices(settings.device)[0]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if on_cuda and not (bare or as_json):
+    if device.type == "cuda" and not (bare or as_json):
         _bench_gpu(settings, batches, sizes, output)
     elif not (bare or as_json):
         _print_kernels(settings, rows)
@@ -241,7 +241,7 @@ def bench(
             model = load_model(
                 name,
                 source or None,
-                device=settings.device,
+                device=str(device),
                 dtype=settings.dtype,
                 backend=settings.backend,
                 random_weights=settings.random_weights,

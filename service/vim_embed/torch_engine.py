@@ -21,6 +21,7 @@ from torch import Tensor
 from vim_embed.engine import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
+from vim_embed.models.downloading import told_in_words
 from vim_embed.models.embedder import Embedder
 from vim_embed.models.hub import WeightsError
 from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
@@ -254,6 +255,7 @@ class TorchEngine:
                 random_weights=opts.random_weights,
                 batch_rows=opts.batch_rows,
                 exact_rows=opts.exact_rows,
+                tell=told_in_words(lambda what: self._stage(entry, what)),
             )
             self._stage(entry, "comparing its kernels with the reference")
             report = model.self_check()

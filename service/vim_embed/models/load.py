@@ -12,6 +12,7 @@ import torch
 
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
+from vim_embed.models.downloading import Tell
 from vim_embed.models.embedder import Embedder, Fast
 from vim_embed.models.file_limits import check_file
 from vim_embed.models.hub import Located, WeightsError, digest_files, locate
@@ -86,13 +87,14 @@ def load_entry(
     seed: int = 0,
     batch_rows: int = 0,
     exact_rows: int = 0,
+    tell: Tell | None = None,
 ) -> Embedder:
     """`load_model` for an entry that is already parsed; its own dtype goes before `dtype`.
 
-    batch_rows: of the largest CUDA graph.
+    batch_rows: of the largest CUDA graph. tell: hears of a download's progress.
     """
     dtype = resolve_dtype(entry.dtype) if entry.dtype else dtype
-    built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
+    built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
         compute = _choose(built.module, backend, device, dtype)
