@@ -33,7 +33,7 @@ _OUT_ROWS = 10000
 # Tokens times inner width that fill a device, with two halves side by side.
 _PASS = 256 * 197 * 384
 # cuBLAS takes 32 MiB for each stream unless told otherwise; these products gain nothing by it.
-_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+_WORKSPACES = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "128"}  # 128 KiB
 
 
 def supports(config: VimConfig, dtype: torch.dtype, device: torch.device | str) -> tuple[bool, str]:
@@ -118,7 +118,8 @@ class FusedVim:
 
         Raises ValueError where `supports` says no.
         """
-        os.environ.setdefault(*_WORKSPACE)
+        for name, value in _WORKSPACES.items():
+            os.environ.setdefault(name, value)
         self.device = torch.device(device)
         self.dtype = dtype
         self.config = config = model.config
