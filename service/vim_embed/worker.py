@@ -48,9 +48,14 @@ class Patience:
 
 
 class Work(Protocol):
-    """Where workers take rows from. Called with the lock `changed` held."""
+    """Where workers take rows from. Called with the lock held, which both conditions share.
 
+    changed: there may be rows to stage. settled: rows that were held are no more.
+    """
+
+    lock: threading.RLock
     changed: threading.Condition
+    settled: threading.Condition
 
     def available(self, worker: Worker) -> bool:
         """Whether there is something that this worker should stage now."""
@@ -83,6 +88,8 @@ class Worker:
         self.unfit: dict[str, str] = {}
         self._work = work
         self._changed = work.changed
+        self._settled = work.settled
+        self._handed = threading.Condition(work.lock)  # something to run: wakes nobody else
         self._observer = observer
         self._patience = patience
         self._on_lost = on_lost
@@ -129,7 +136,7 @@ class Worker:
     # from outside
 
     def start(self) -> None:
-        with self._changed:
+        with self._work.lock:
             self._begin_shift()
 
     def probe(self, model: str) -> Future[CheckReport]:
@@ -138,18 +145,18 @@ class Worker:
         A difference makes the model unfit here until a later probe succeeds.
         """
         future: Future[CheckReport] = Future()
-        with self._changed:
+        with self._work.lock:
             if self.state != "up":
                 future.set_exception(_failure(self.reason))
             else:
                 self._probes.append((model, future))
-                self._changed.notify_all()
+                self._handed.notify_all()
         return future
 
     def supervise(self) -> None:
         """Notice threads that ended or hang; called a few times a second."""
         now = time.monotonic()
-        with self._changed:
+        with self._work.lock:
             shift, state = self._shift, self.state
             overdue = [what for what, since in shift.since.items() if self._is_late(now - since)]
             dead = any(not thread.is_alive() for thread in shift.threads)
@@ -163,12 +170,12 @@ class Worker:
     def stop(self, timeout: float) -> list[Slice]:
         """End the threads; what runs may finish in time. Gives what was prepared and will not."""
         self._stopping.set()
-        with self._changed:
+        with self._work.lock:
             shift = self._shift
             shift.ending = True
             left = list(shift.prepared.slices) if shift.prepared is not None else []
             shift.prepared = None
-            self._changed.notify_all()
+            self._wake_all()
         end = time.monotonic() + timeout
         for thread in shift.threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -195,7 +202,7 @@ class Worker:
                 self._fail(shift, "thread", f"{type(error).__name__} in a worker thread")
 
     def _stage_next(self, shift: Shift) -> None:
-        with self._changed:
+        with self._work.lock:
             self._changed.wait_for(lambda: self._may_stage(shift))
             if shift.over or shift.ending:
                 return
@@ -214,10 +221,10 @@ class Worker:
             self._fail(shift, "exception", str(error))
         except Exception as error:
             fail_all(slices, error)
-        with self._changed:
+        with self._work.lock:
             shift.prepared, shift.staging = prepared, ()
             shift.since.pop("stage", None)
-            self._changed.notify_all()
+            (self._settled if prepared is None else self._handed).notify_all()
 
     def _may_stage(self, shift: Shift) -> bool:
         if shift.over or shift.ending:
@@ -225,8 +232,8 @@ class Worker:
         return shift.prepared is None and self._work.available(self)
 
     def _run_next(self, shift: Shift) -> None:
-        with self._changed:
-            self._changed.wait_for(
+        with self._work.lock:
+            self._handed.wait_for(
                 lambda: shift.prepared or self._probes or shift.over or shift.ending
             )
             if shift.over or (shift.ending and shift.prepared is None):
@@ -237,15 +244,25 @@ class Worker:
                 prepared, shift.prepared = shift.prepared, None
             shift.running = prepared.slices if prepared is not None else ()
             shift.since["run"] = time.monotonic()
-            self._changed.notify_all()
+            self._wake_stage(shift)
         if probe is not None:
             self._answer_probe(shift, *probe)
         elif prepared is not None:
             self._run(shift, prepared)
-        with self._changed:
+        with self._work.lock:
             shift.running = ()
             shift.since.pop("run", None)
+            self._wake_stage(shift)
+            self._settled.notify_all()
+
+    def _wake_stage(self, shift: Shift) -> None:
+        """Let rows be staged, if there are any: waking a thread for nothing costs more."""
+        if self._may_stage(shift):
             self._changed.notify_all()
+
+    def _wake_all(self) -> None:
+        for condition in (self._changed, self._handed, self._settled):
+            condition.notify_all()
 
     # running
 
@@ -305,7 +322,7 @@ class Worker:
         staged = self.engine.stage(model, [golden.pixels], EmbedOptions())
         report = golden.compare(self.engine.run(staged)[EMBEDDING])
         self._observer.checked(model, report.ok)
-        with self._changed:
+        with self._work.lock:
             self.unfit.pop(model, None)
             if not report.ok:
                 self.unfit[model] = f"self-check failed: {report.problem}"
@@ -331,7 +348,7 @@ class Worker:
         return seconds > self._patience.forward
 
     def _fail(self, shift: Shift, cause: Cause, reason: str) -> None:
-        with self._changed:
+        with self._work.lock:
             if shift.over or self._stopping.is_set():
                 return
             shift.over = True
@@ -339,7 +356,7 @@ class Worker:
             self._restarting_since = time.monotonic()
             held, probes = shift.held, list(self._probes)
             self._probes.clear()
-            self._changed.notify_all()
+            self._wake_all()
         device = self.engine.device
         _LOG.error("worker failed", extra={"device": device, "cause": cause, "reason": reason})
         for part in held:
@@ -368,7 +385,7 @@ class Worker:
                 self._return_to_work()
 
     def _return_to_work(self) -> None:
-        with self._changed:
+        with self._work.lock:
             if self.state == "lost" or self._stopping.is_set():
                 return
             self.unfit.clear()
@@ -378,11 +395,11 @@ class Worker:
         _LOG.info("worker back at work", extra={"device": self.engine.device})
 
     def _lose(self, reason: str) -> None:
-        with self._changed:
+        with self._work.lock:
             if self.state == "lost":
                 return
             self.state, self.reason = "lost", reason
-            self._changed.notify_all()
+            self._wake_all()
         _LOG.error("worker lost", extra={"device": self.engine.device, "reason": reason})
         self._on_lost(self)
 

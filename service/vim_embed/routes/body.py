@@ -37,7 +37,7 @@ _ARRAYS = {NPY: read_npy, JSON: read_json, SAFETENSORS: read_safetensors}
 HANDED_OVER = "handed_over"
 RELEASES = "releases"
 _DIRECT_BYTES = 256 * 1024  # larger bodies come from the socket into their memory
-_INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop
+_INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop, npy (a view) always
 _FORM_CHUNK = 1024 * 1024
 _DECODED_BYTES = 256 * 1024  # of a compressed body that a thread takes at once
 
@@ -127,7 +127,7 @@ async def parse_pixels(
         return await asyncio.to_thread(_decode_all, files, model, limits)
     if kind in _ARRAYS:
         parse = _ARRAYS[kind]
-        inline = len(body) <= _INLINE_BYTES
+        inline = kind == NPY or len(body) <= _INLINE_BYTES
         array = parse(body) if inline else await asyncio.to_thread(parse, body)
         check_rows(array, limits)
         return array
