@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from vim_embed.engine import Outputs
+from vim_embed.models.info import CheckReport
 from vim_embed.tickets import Prepared, Slice
 
 
@@ -16,6 +18,7 @@ class Shift:
         self.prepared: Prepared | None = None
         self.staging: Sequence[Slice] = ()
         self.running: Sequence[Slice] = ()
+        self.probing: Future[CheckReport] | None = None
         self.since: dict[str, float] = {}  # when what is under way began, by thread
         self.ending = False  # take nothing more
         self.over = False  # abandoned: what it held is answered already

@@ -6,7 +6,9 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,7 @@ class Ticket:
         if not isinstance(error, ServiceError):
             kind = type(error).__name__
             error = InternalError(f"the model failed on this request ({kind}): retry")
-        try:
-            self.future.set_exception(error)
-        except InvalidStateError:  # cancelled, or failed with another of its slices
-            return
+        fail(self.future, error)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Slice:
         ticket.done += self.rows
         if ticket.done == ticket.rows:
             waited = ticket.started - ticket.submitted
-            _resolve(ticket, Embedded(ticket.outputs, waited, ticket.forward_seconds))
+            settle(ticket.future, Embedded(ticket.outputs, waited, ticket.forward_seconds))
 
     def _keep(self, rows: Outputs) -> None:
         ticket = self.ticket
@@ -159,8 +159,13 @@ def fail_all(slices: Iterable[Slice], error: Exception) -> None:
         part.ticket.fail(error)
 
 
-def _resolve(ticket: Ticket, result: Embedded) -> None:
-    try:
-        ticket.future.set_result(result)
-    except InvalidStateError:  # cancelled meanwhile, or failed with its worker
-        return
+def settle(future: Future[T], result: T) -> None:
+    """Give a future its result, unless it was cancelled, or failed with its worker."""
+    with suppress(InvalidStateError):
+        future.set_result(result)
+
+
+def fail(future: Future[T], error: Exception) -> None:
+    """Fail a future, unless it was cancelled, or failed with its worker or another slice."""
+    with suppress(InvalidStateError):
+        future.set_exception(error)

@@ -25,7 +25,7 @@ from vim_embed.errors import WorkerFailed
 from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions
 from vim_embed.observer import Observer
 from vim_embed.shift import Shift, deliver
-from vim_embed.tickets import BatchKey, Prepared, Slice, fail_all
+from vim_embed.tickets import BatchKey, Prepared, Slice, fail, fail_all, settle
 
 _LOG = logging.getLogger(__name__)
 State = Literal["up", "restarting", "lost"]
@@ -243,6 +243,7 @@ class Worker:
             if probe is None:
                 prepared, shift.prepared = shift.prepared, None
             shift.running = prepared.slices if prepared is not None else ()
+            shift.probing = probe[1] if probe is not None else None
             shift.since["run"] = time.monotonic()
             self._wake_stage(shift)
         if probe is not None:
@@ -250,7 +251,7 @@ class Worker:
         elif prepared is not None:
             self._run(shift, prepared)
         with self._work.lock:
-            shift.running = ()
+            shift.running, shift.probing = (), None
             shift.since.pop("run", None)
             self._wake_stage(shift)
             self._settled.notify_all()
@@ -312,15 +313,17 @@ class Worker:
     def _suspect(self, shift: Shift, model: str, error: Exception) -> None:
         """Nothing of a batch came out: was it the rows, or is it the engine?"""
         try:
-            self._compare(model)
+            self._compare(shift, model)
         except Exception as own:
             _LOG.error("the known image failed too", extra={"model": model, "error": repr(own)})
             self._fail(shift, "exception", f"{type(error).__name__} in the model: {error}")
 
-    def _compare(self, model: str) -> CheckReport:
+    def _compare(self, shift: Shift, model: str) -> CheckReport:
         golden = self.engine.golden(model)
         staged = self.engine.stage(model, [golden.pixels], EmbedOptions())
         report = golden.compare(self.engine.run(staged)[EMBEDDING])
+        if shift.over:  # too late: another shift is at work, perhaps with the model loaded anew
+            return report
         self._observer.checked(model, report.ok)
         with self._work.lock:
             self.unfit.pop(model, None)
@@ -334,12 +337,12 @@ class Worker:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(self._compare(model))
+            settle(future, self._compare(shift, model))
         except KeyError:  # unloaded meanwhile
-            future.set_exception(_failure(f"{model} is not loaded"))
+            fail(future, _failure(f"{model} is not loaded"))
         except Exception as error:
             reason = f"{type(error).__name__} on the known image: {error}"
-            future.set_exception(_failure(reason))
+            fail(future, _failure(reason))
             self._fail(shift, "check", reason)
 
     # failing and beginning anew
@@ -354,15 +357,17 @@ class Worker:
             shift.over = True
             self.state, self.reason = "restarting", reason
             self._restarting_since = time.monotonic()
-            held, probes = shift.held, list(self._probes)
+            held, probes = shift.held, [future for _, future in self._probes]
+            if shift.probing is not None:
+                probes.append(shift.probing)
             self._probes.clear()
             self._wake_all()
         device = self.engine.device
         _LOG.error("worker failed", extra={"device": device, "cause": cause, "reason": reason})
         for part in held:
             part.ticket.fail(_failure(reason))
-        for _, future in probes:
-            future.set_exception(_failure(reason))
+        for future in probes:
+            fail(future, _failure(reason))
         self._observer.worker_failed(device, cause)
         threading.Thread(target=self._restart, name="vim-embed-restart", daemon=True).start()
 
