@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import structlog
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -214,7 +213,7 @@ class RemoteQueue:
 
     async def _forward(self, ticket: Ticket) -> None:
         model = ticket.key.model
-        call = Call(ticket.key.options, _seconds(ticket), ticket.client, _request_id())
+        call = Call(ticket.key.options, _seconds(ticket), ticket.client, ticket.request_id)
         response = self._handles[model].embed.remote(ticket.pixels, call)
         try:
             reply: Embedded | ServiceError = await response
@@ -287,10 +286,6 @@ def translated(error: Exception, model: str) -> ServiceError:
 
 def _seconds(ticket: Ticket) -> float | None:
     return None if ticket.deadline is None else max(0.0, ticket.deadline - time.monotonic())
-
-
-def _request_id() -> str:
-    return str(structlog.contextvars.get_contextvars().get("request_id", ""))
 
 
 def _fixed() -> ServiceError:

@@ -23,6 +23,11 @@ _SHARED: list[Processor] = [
 ]
 
 
+def current_request() -> str:
+    """The id of the request that is being answered here, or ""."""
+    return str(structlog.contextvars.get_contextvars().get("request_id", ""))
+
+
 def configure_logging(level: str, form: str) -> None:
     """Send the process's log to standard error. form: "auto", "console" or "json"."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())

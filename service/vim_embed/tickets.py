@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ import numpy as np
 
 from vim_embed.engine import Outputs, Staged
 from vim_embed.errors import InternalError, ServiceError
+from vim_embed.logs import current_request
 from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray
 
@@ -48,13 +49,14 @@ class Embedded:
 class Ticket:
     """One request in the queue. `future` gives an Embedded, or the error it failed with.
 
-    client: whose share of the queue it takes; "" counts for nobody.
+    client: whose share of the queue it takes; "" counts for nobody. request_id: for the log.
     """
 
     key: BatchKey
     pixels: PixelArray
     deadline: float | None
     client: str = ""
+    request_id: str = field(default_factory=current_request)
     submitted: float = field(default_factory=time.monotonic)
     future: Future[Embedded] = field(default_factory=Future)
     taken: int = 0
@@ -152,9 +154,14 @@ class Prepared:
     staged: Staged
 
 
-def fail_all(slices: Iterable[Slice], error: Exception) -> None:
+def request_ids(slices: Iterable[Slice]) -> list[str]:
+    """Of the requests that the slices belong to, to find them in the log."""
+    return sorted({part.ticket.request_id for part in slices if part.ticket.request_id})
+
+
+def fail_all(slices: Sequence[Slice], error: Exception) -> None:
     """Fail the requests that the slices belong to."""
-    _LOG.error("requests failed", exc_info=error)
+    _LOG.error("requests failed", exc_info=error, extra={"request_ids": request_ids(slices)})
     for part in slices:
         part.ticket.fail(error)
 

@@ -25,7 +25,7 @@ from vim_embed.errors import WorkerFailed
 from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions
 from vim_embed.observer import Observer
 from vim_embed.shift import Shift, deliver
-from vim_embed.tickets import BatchKey, Prepared, Slice, fail, fail_all, settle
+from vim_embed.tickets import BatchKey, Prepared, Slice, fail, fail_all, request_ids, settle
 
 _LOG = logging.getLogger(__name__)
 State = Literal["up", "restarting", "lost"]
@@ -286,7 +286,10 @@ class Worker:
     def _run_apart(self, shift: Shift, prepared: Prepared, error: Exception) -> None:
         """One item's failure is that item's alone: run the requests of a failed batch singly."""
         model = prepared.key.model
-        _LOG.error("a batch failed", extra={"model": model, "error": repr(error)})
+        ids = request_ids(prepared.slices)
+        _LOG.error(
+            "a batch failed", extra={"model": model, "error": repr(error), "request_ids": ids}
+        )
         failed = [p for p in prepared.slices if not self._run_alone(shift, prepared, p, error)]
         if len(failed) == len(prepared.slices) and not shift.over:
             self._suspect(shift, model, error)
@@ -363,7 +366,15 @@ class Worker:
             self._probes.clear()
             self._wake_all()
         device = self.engine.device
-        _LOG.error("worker failed", extra={"device": device, "cause": cause, "reason": reason})
+        _LOG.error(
+            "worker failed",
+            extra={
+                "device": device,
+                "cause": cause,
+                "reason": reason,
+                "request_ids": request_ids(held),
+            },
+        )
         for part in held:
             part.ticket.fail(_failure(reason))
         for future in probes:
