@@ -112,6 +112,11 @@ class Batcher:
         with self.lock:
             return sum(ticket.pixels.nbytes for ticket in self._tickets() if ticket.open)
 
+    @property
+    def retry_after(self) -> int:
+        """Seconds until half of the waiting rows are done at the measured rate, 1 to 60."""
+        return self._retry_after(self.waiting_rows)
+
     def submit(
         self,
         model: str,
@@ -209,7 +214,6 @@ class Batcher:
         return rows > share * self.queue_rows or held > share * self.queue_bytes
 
     def _retry_after(self, rows: int) -> int:
-        """Seconds until half of the waiting rows are done at the measured rate, 1 to 60."""
         rate = self._rows_per_second * sum(worker.state == "up" for worker in self.workers)
         return int(min(60, max(1, rows / 2 / rate))) if rate else 1
 

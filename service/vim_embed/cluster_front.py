@@ -47,6 +47,7 @@ _LOST = (
 )
 _PERIOD = 2.0  # seconds between two looks at a model
 _PATIENCE = 10.0  # seconds for one look
+_RETRY_AFTER = 1  # seconds: who refuses here does not know how fast the replicas are
 _SILENCE = 30.0  # seconds without a sign of a model, after which it counts as failed
 
 
@@ -156,6 +157,10 @@ class RemoteQueue:
     def waiting_bytes(self) -> int:
         return sum(ticket.pixels.nbytes for ticket in list(self._open.values()))
 
+    @property
+    def retry_after(self) -> int:
+        return _RETRY_AFTER
+
     def start(self) -> None:
         """Nothing to start: Ray runs the replicas."""
 
@@ -176,7 +181,7 @@ class RemoteQueue:
             raise QueueFull(
                 f"{held / 1e6:.0f} MB are on their way already: retry after the time in "
                 "Retry-After",
-                retry_after=1,
+                retry_after=_RETRY_AFTER,
             )
         key = BatchKey(model, options, pixels.shape[1:], str(pixels.dtype))
         ticket = Ticket(key, pixels, deadline, client)

@@ -50,6 +50,11 @@ class RowQueue(Protocol):
     @property
     def waiting_bytes(self) -> int: ...
 
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which who was refused may try again."""
+        ...
+
     def start(self) -> None: ...
 
     def submit(
@@ -111,7 +116,7 @@ class Service:
 
     def _begin(self, settings: Settings, models: Models, devices: int) -> None:
         self.settings = settings
-        self.budget = ByteBudget(settings.inflight_bytes)
+        self.budget = ByteBudget(settings.inflight_bytes, lambda: self.batcher.retry_after)
         self.engine = models
         self.metrics = Metrics(
             lambda: self.batcher.waiting_rows,

@@ -151,7 +151,8 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         body = await read_body(request, limits)
     except ClientDisconnect:
         return Response(status_code=GONE)
-    pixels = await parse_pixels(request, kind, body, info, limits)
+    left = None if timeout is None else begin + timeout - time.monotonic()
+    pixels = await parse_pixels(request, kind, body, info, limits, seconds=left)
     done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)
     if done is None:
         return Response(status_code=GONE)
