@@ -26,6 +26,7 @@ from vim_embed.self_checks import IdleChecks
 from vim_embed.settings import Settings
 from vim_embed.tickets import Ticket
 from vim_embed.tracing import traces_of_environment
+from vim_embed.trimming import Trimming
 from vim_embed.worker import Patience
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
@@ -137,6 +138,7 @@ class Service:
         self.traces = traces_of_environment()
         self.draining = False
         self._checks = IdleChecks(batcher, self._ready_names, self.settings.check_interval)
+        self._trimming = Trimming(lambda: self.metrics.ratio.working_seconds)
         self._loading: threading.Thread | None = None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
@@ -151,6 +153,7 @@ class Service:
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
         self._checks.start()
+        self._trimming.start()
 
     def wait_loaded(self) -> None:
         """Block until every model is loaded or has failed."""
@@ -166,6 +169,7 @@ class Service:
         """Finish what is in flight within the drain timeout. False if something was left."""
         self.begin_drain()
         self._checks.stop()
+        self._trimming.stop()
         empty = self.batcher.drain(self.settings.drain_timeout)
         if self._loading is not None:
             self._loading.join(timeout=_LOADING_PATIENCE)
