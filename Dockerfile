@@ -1,7 +1,7 @@
 # Targets: gpu (default) and cpu. Both run as a user without rights on a read-only root.
 #   docker build .                      docker build --target cpu .
-# Behind a proxy or a mirror: --secret id=pip_conf,src=pip.conf and --secret id=ca_bundle,src=ca.pem
-# are used while building and leave nothing behind; --build-context wheels=DIR offers ready wheels.
+# Behind a mirror the secrets pip_conf, apt_sources and ca_bundle are used while building and leave
+# nothing behind (docker/mirrored); --build-context wheels=DIR offers ready wheels.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu24.04
 ARG CUDA_RUN_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
@@ -13,31 +13,35 @@ FROM scratch AS wheels
 FROM ${PYTHON_IMAGE} AS cpu-build
 ARG PIP_ARGS=""
 ARG EXTRAS=service,otel
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+ARG UV_VERSION=0.13.9
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/* \
+RUN --mount=type=secret,id=apt_sources,mode=0444 \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
+    mirrored apt-get update \
+    && mirrored apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && python3 -m venv /opt/vim-embed
 COPY constraints.txt /src/
 # torch goes first and by its exact pin: an open range would pull in another build.
-RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
-    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+RUN --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
+    --mount=type=bind,source=docker/cpu-torch,target=/usr/local/bin/cpu-torch \
     --mount=type=bind,from=wheels,target=/wheels \
-    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
-    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
-    && torch="$(grep '^torch==' /src/constraints.txt)" \
-    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels "$torch"
+    cpu-torch "$(sed -n 's/^torch==//p' /src/constraints.txt)" ${PIP_ARGS}
 COPY pyproject.toml README.md LICENSE /src/
 COPY service /src/service
 COPY client /src/client
-RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
-    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+RUN --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     --mount=type=bind,from=wheels,target=/wheels \
-    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
-    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
-    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
+    mirrored /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
         -c /src/constraints.txt "/src[${EXTRAS}]" \
     && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip \
@@ -54,9 +58,12 @@ LABEL org.opencontainers.image.title="vim-embed" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgomp1 \
-    && rm -rf /var/lib/apt/lists/* \
+RUN --mount=type=secret,id=apt_sources,mode=0444 \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
+    mirrored apt-get update \
+    && mirrored apt-get install -y --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --uid 10001 --user-group --home-dir /cache --shell /usr/sbin/nologin vim \
     && install -d -o vim -g vim /cache
 COPY --from=cpu-build /opt/vim-embed /opt/vim-embed
@@ -68,7 +75,7 @@ USER 10001:10001
 VOLUME /cache
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=12s --start-period=20m --start-interval=3s --retries=3 \
-    CMD ["vim-embed", "health", "--url", "http://127.0.0.1:8000"]
+    CMD ["vim-embed", "health"]
 ENTRYPOINT ["vim-embed-server"]
 CMD ["serve"]
 
@@ -81,6 +88,7 @@ ARG EXTRAS=service,otel
 ARG TORCH_CUDA_ARCH_LIST="7.5;8.0;9.0"
 ARG MAMBA_SSM_VERSION=2.3.2.post1
 ARG CAUSAL_CONV1D_VERSION=1.7.0
+ARG CUDA_BINDINGS_VERSION=13.5.0
 # The public kernels are only needed below compute capability 9.0, or for comparison: 0 leaves
 # them out, which saves most of the build.
 ARG PUBLIC_KERNELS=1
@@ -88,48 +96,48 @@ ARG MAX_JOBS=4
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 DEBIAN_FRONTEND=noninteractive
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3-dev python3-venv g++ git ccache \
-    && rm -rf /var/lib/apt/lists/* \
+RUN --mount=type=secret,id=apt_sources,mode=0444 \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
+    mirrored apt-get update \
+    && mirrored apt-get install -y --no-install-recommends python3-dev python3-venv g++ git ccache \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && python3 -m venv /opt/vim-embed
 COPY constraints.txt /src/
-RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
-    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+RUN --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
     --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     --mount=type=bind,from=wheels,target=/wheels \
-    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
-    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
-    && torch="$(grep '^torch==' /src/constraints.txt)" \
-    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels "$torch" \
+    torch="$(grep '^torch==' /src/constraints.txt)" \
+    && mirrored /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels "$torch" \
         setuptools wheel packaging ninja
 # Their setup.py names nine architectures whatever TORCH_CUDA_ARCH_LIST says: nvcc-archs does not.
 COPY --chmod=755 docker/nvcc-archs /usr/local/bin/
 # A ready wheel in the context is taken as it is, else the source is compiled.
-RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
-    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+RUN --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=cache,target=/root/.cache/ccache \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     --mount=type=bind,from=wheels,target=/wheels \
     if [ "${PUBLIC_KERNELS}" = 0 ]; then exit 0; fi; \
-    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
-    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
-    && export PATH=/usr/lib/ccache:/opt/vim-embed/bin:$PATH \
+    export PATH=/usr/lib/ccache:/opt/vim-embed/bin:$PATH \
               PYTORCH_NVCC=nvcc-archs NVCC_ARCHS="${TORCH_CUDA_ARCH_LIST}" \
               CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
-    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels --no-deps \
+    && mirrored /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels --no-deps \
         --no-build-isolation \
         "causal-conv1d==${CAUSAL_CONV1D_VERSION}" "mamba-ssm==${MAMBA_SSM_VERSION}"
 COPY pyproject.toml README.md LICENSE /src/
 COPY service /src/service
 COPY client /src/client
-RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf.user,required=false \
-    --mount=type=secret,id=ca_bundle,target=/run/ca.pem,required=false \
+RUN --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
     --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
     --mount=type=bind,from=wheels,target=/wheels \
-    if [ -s /etc/pip.conf.user ]; then export PIP_CONFIG_FILE=/etc/pip.conf.user; fi \
-    && if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi \
-    && /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
-        -c /src/constraints.txt "/src[${EXTRAS}]" cuda-bindings \
+    mirrored /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
+        -c /src/constraints.txt "/src[${EXTRAS}]" "cuda-bindings==${CUDA_BINDINGS_VERSION}" \
     && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip setuptools wheel \
     && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \
@@ -144,9 +152,12 @@ LABEL org.opencontainers.image.title="vim-embed" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 libgomp1 \
-    && rm -rf /var/lib/apt/lists/* \
+RUN --mount=type=secret,id=apt_sources,mode=0444 \
+    --mount=type=secret,id=ca_bundle,mode=0444 \
+    --mount=type=bind,source=docker/mirrored,target=/usr/local/bin/mirrored \
+    mirrored apt-get update \
+    && mirrored apt-get install -y --no-install-recommends python3 libgomp1 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --uid 10001 --user-group --home-dir /cache --shell /usr/sbin/nologin vim \
     && install -d -o vim -g vim /cache
 COPY --from=gpu-build /opt/vim-embed /opt/vim-embed
@@ -159,6 +170,6 @@ USER 10001:10001
 VOLUME /cache
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=12s --start-period=20m --start-interval=3s --retries=3 \
-    CMD ["vim-embed", "health", "--url", "http://127.0.0.1:8000"]
+    CMD ["vim-embed", "health"]
 ENTRYPOINT ["vim-embed-server"]
 CMD ["serve"]

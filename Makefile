@@ -11,21 +11,25 @@ IMAGE ?= vim-embed:gpu
 .PHONY: help demo serve test lint unit page-test gpu-test container-test chaos bulk-soak bench clean
 
 help:
-	@echo "make demo     embed real galaxies over HTTP and score them"
-	@echo "make test     lint, types and tests"
-	@echo "make serve    serve MODEL=$(MODEL) on 127.0.0.1:8000"
-	@echo "make bench    kernels, bare model and HTTP side by side"
-	@echo "make page-test the tests that need a Chromium, which make test skips without one"
-	@echo "make gpu-test the tests that need a CUDA device"
-	@echo "make chaos    faults under load for SECONDS=900"
-	@echo "make fuzz      INPUTS=100000 mutated requests, and the whole OpenAPI document"
-	@echo "make identity  50,000 requests of 64 clients: is every row the one that was asked for?"
-	@echo "make audit     known faults in the pinned packages (needs the network)"
-	@echo "make soak      MINUTES=30 at saturation: is memory flat?"
-	@echo "make memory-soak   200 requests of 77 MB at once into 2 GB"
-	@echo "make bulk-soak      100,000 images through vim-embed embed, killed twice"
-	@echo "make container-test   build the cpu image and prove it (needs Docker)"
-	@echo "make container-size   what IMAGE=$(IMAGE) is made of"
+	@echo "make demo            embed real galaxies over HTTP and score them"
+	@echo "make test            lint, types and tests"
+	@echo "make serve           serve MODEL=$(MODEL) on 127.0.0.1:8000"
+	@echo "make bench           kernels, bare model and HTTP side by side"
+	@echo "make page-test       the tests that need a Chromium, which make test skips without one"
+	@echo "make gpu-test        the tests that need a CUDA device"
+	@echo "make ray-test        a Ray cluster on this machine: nodes killed, rolling updates"
+	@echo "make container-test  build the cpu image and prove it (needs Docker)"
+	@echo "make container-size  what IMAGE=$(IMAGE) is made of"
+	@echo "make chaos           faults under load for SECONDS=900"
+	@echo "make fuzz            INPUTS=100000 mutated requests, and the whole OpenAPI document"
+	@echo "make identity        50,000 requests of 64 clients: is every row the one asked for?"
+	@echo "make soak            MINUTES=30 at saturation: is memory flat?"
+	@echo "make memory-soak     200 requests of 77 MB at once into 2 GB"
+	@echo "make bulk-soak       100,000 images through vim-embed embed, killed twice"
+	@echo "make score-soak      the memory of scoring 100,000 rows"
+	@echo "make rivals          the HTTP path beside LitServe and plain FastAPI"
+	@echo "make audit           known faults in the pinned packages (needs the network)"
+	@echo "make docs            write the tables and openapi.json of the documentation anew"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -115,12 +119,19 @@ docs: $(VENV)/.installed-dev
 score-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/test_score.py
 
+# docs/sizing.md, from docs/gpu.md and benchmarks/sizing.toml.
+.PHONY: sizing
+sizing: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/sizing.py --write docs/sizing.md
+
 # A real Ray cluster on this machine: nodes killed and joining, rolling updates, scaling.
 .PHONY: ray-test
 ray-test: $(VENV)/.installed-dev
 	@$(PIP) -e '.[service,ray]'
 	$(BIN)/python -m pytest tests/cluster -m "soak or not soak" --ignore tests/cluster/test_nodes.py
 	$(BIN)/python -m pytest tests/cluster/test_nodes.py -m soak -s
+	$(BIN)/python -m pytest tests/test_devices_bench.py -m "soak or not soak"
+
 # The HTTP path beside LitServe and plain FastAPI, in rows per second of CPU time.
 .PHONY: rivals
 rivals: $(VENV)/.installed-dev

@@ -68,9 +68,19 @@ def free_port() -> int:
 def request_of(name: str, rows: int, wire: str) -> bytes:
     file = io.BytesIO()
     np.save(file, images(rows, wire))
-    body = file.getvalue()
+    return request_with(name, file.getvalue())
+
+
+def request_with(name: str, body: bytes) -> bytes:
+    """A request whose body is a .npy file."""
     head = f"POST /embed?model={name} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def connected(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
 def answer_of(connection: socket.socket) -> bytes:
@@ -91,8 +101,7 @@ def client(
     port: int, request: bytes, begin: Event, end: Event, results: Any, tolerance: float
 ) -> None:
     """Requests one after the other on one connection; puts rows' worth of requests and times."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connected(port) as connection:
         first = None
         times: list[float] = []
         while not end.is_set():

@@ -3,8 +3,9 @@
     python benchmarks/sizing.py --price 3 --nic 25          # prints the page
     python benchmarks/sizing.py --write docs/sizing.md
 
-Rows/s of a GPU are read from docs/gpu.md. `simulate` plays requests through the same stages one
-by one, with measured service times, to check the formula (tests/test_sizing.py).
+Rows/s of a GPU are read from docs/gpu.md, all other figures from sizing.toml. `simulate` plays
+requests through the same stages one by one, with measured service times, to check the formula
+(tests/test_sizing.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import math
 import random
 import re
+import tomllib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,28 +23,35 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 ROW_BYTES = 3 * 224 * 224
 DIMS = {"tiny": 192, "small": 384, "base": 768}
+INGRESSES = 8  # replicas of Ray's ingress beside each GPU: half of a machine's 16 cores
+EGRESS = 0.05  # of a GB that leaves an archive, an example
 SIZES = ((1_000_000, 1.0), (100_000_000, 8.0), (4_000_000_000, 24.0))  # rows, wanted within hours
-
-# Measured, see "What goes in" in docs/sizing.md.
-HTTP_PROCESS = 13_400.0  # rows/s that one uvicorn process takes in
-HTTP_PROCESSES_4 = 45_600.0  # and four of them, on 16 cores
-CLIENT_CORE = 12_800.0  # rows/s that one core of a client sends (10 ms for 128 rows)
+FIGURES = tomllib.loads((Path(__file__).parent / "sizing.toml").read_text())
+HTTP_PROCESS, HTTP_PROCESSES_4 = (FIGURES["http_processes"][k] for k in ("one", "four"))
+INGRESS = FIGURES["ray_ingress"]["rows"]
 
 
 @dataclass(frozen=True)
 class Machine:
     """What one machine has, and what it costs.
 
-    gpu_rows: rows/s of one GPU. nic: Gb/s. http_processes: that take requests in; 0 where engines
-    read the data themselves (Ray Data). start: seconds until a GPU answers. price: of a GPU hour.
+    gpu_rows: rows/s of one GPU, as they arrive. nic: Gb/s. http_processes: that take requests in;
+    0 where Ray's ingress replicas do (`ingresses`), or where engines read the data themselves (Ray
+    Data). start: seconds until a GPU answers. price: of a GPU hour.
     """
 
     gpu_rows: float
     gpus: int = 1
     nic: float = 25.0
     http_processes: int = 4
+    ingresses: int = 0
     start: float = 60.0
     price: float = 3.0
+
+    @property
+    def over_network(self) -> bool:
+        """Whether clients send the pixels."""
+        return bool(self.http_processes or self.ingresses)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ def stages(machine: Machine, machines: int, shared: Shared) -> dict[str, float]:
     }
     if machine.http_processes:
         capacities["HTTP"] = _http(machine.http_processes) * machines
+    if machine.ingresses:
+        capacities["Ray's ingress"] = INGRESS * machine.ingresses * machines
     return capacities
 
 
@@ -97,7 +108,7 @@ def _with(rows: int, machines: int, machine: Machine, shared: Shared) -> Plan:
     seconds = machine.start + rows / rate
     if machine.start > rows / rate:
         bottleneck = "start-up"
-    clients = math.ceil(rate / _rows_per_second(machine.nic)) if machine.http_processes else 0
+    clients = math.ceil(rate / _rows_per_second(machine.nic)) if machine.over_network else 0
     cost = machines * machine.gpus * machine.price * seconds / 3600
     return Plan(rows, machines, rate, seconds, bottleneck, cost, clients)
 
@@ -181,6 +192,7 @@ class _Node:
         self._card = simpy.Resource(world)
         processes = machine.http_processes
         self._http = simpy.Resource(world, processes) if processes else None
+        self._ingress = simpy.Resource(world, machine.ingresses) if machine.ingresses else None
         self._queue = simpy.Store(world)
         self._times = sorted((batch, batch / rate) for batch, rate in rates.items())
         for _ in range(machine.gpus):
@@ -192,6 +204,8 @@ class _Node:
         if self._http is not None:
             each = _http(self._machine.http_processes) / self._machine.http_processes
             yield from _hold(self._world, self._http, rows / each, self._noise)
+        if self._ingress is not None:
+            yield from _hold(self._world, self._ingress, rows / INGRESS, self._noise)
         done = self._world.event()
         yield self._queue.put((rows, done))
         yield done
@@ -229,17 +243,31 @@ def _vary(seconds: float, noise: random.Random) -> float:
 
 # the page
 
-_SAME = "the same machines, times and costs, without the clients: HTTP is not the narrowest stage."
+
+_WAYS = {"over_http": "over HTTP", "through_ray": "through Ray", "local": "beside the data"}
 
 
 def page(machine: Machine, shared: Shared) -> str:
     """docs/sizing.md, for a machine whose gpu_rows are those of each model in turn."""
     rates = measured((ROOT / "docs" / "gpu.md").read_text())
-    over_http = [_row(name, rates[name], *size, machine, shared) for size in SIZES for name in DIMS]
-    beside = replace(machine, http_processes=0)
-    local = [_row(name, rates[name], *size, beside, shared) for size in SIZES for name in DIMS]
+    ways = {
+        "over_http": machine,
+        "through_ray": replace(machine, http_processes=0, ingresses=INGRESSES * machine.gpus),
+        "local": replace(machine, http_processes=0),
+    }
     template = (Path(__file__).parent / "sizing.md").read_text()
     values = {
+        **{key: _table(rates, way, shared) for key, way in ways.items()},
+        **{f"from_{key}": figure["from"] for key, figure in FIGURES.items()},
+        "ingresses": f"{INGRESSES}",
+        "ingress_rows": f"{INGRESS:,.0f}",
+        "http_one": f"{HTTP_PROCESS:,.0f}",
+        "http_four": f"{HTTP_PROCESSES_4:,.0f}",
+        "client_rows": f"{FIGURES['client_core']['rows']:,.0f}",
+        "shares": ", ".join(f"{name} {FIGURES['http_share'][name]:.2f}" for name in DIMS),
+        "egress_price": f"{EGRESS:g}",
+        "egress": ", ".join(f"{rows * ROW_BYTES / 1e9 * EGRESS:,.0f}" for rows, _ in SIZES),
+        "first": "\n".join(_first(size, rates, ways, shared) for size in SIZES),
         "nic": f"{machine.nic:g}",
         "archive": f"{shared.archive:g}",
         "price": f"{machine.price:g}",
@@ -248,12 +276,35 @@ def page(machine: Machine, shared: Shared) -> str:
         "nic_rows": f"{_rows_per_second(machine.nic):,.0f}",
         "archive_rows": f"{_rows_per_second(shared.archive):,.0f}",
         "gpu_rows": ", ".join(f"{name} {best_rate(rates[name]):,.0f}" for name in DIMS),
-        "over_http": _table(over_http, ("client machines",)),
-        "local": _SAME if local == [row[:-1] for row in over_http] else _table(local, ()),
     }
     for key, value in values.items():
         template = template.replace("{" + key + "}", value)
     return template
+
+
+def _plan_of(
+    name: str, rates: dict[int, float], rows: int, hours: float, machine: Machine, shared: Shared
+) -> Plan:
+    share = FIGURES["http_share"][name] if machine.over_network else 1.0
+    return plan(rows, hours, replace(machine, gpu_rows=share * best_rate(rates)), shared)
+
+
+def _first(
+    size: tuple[int, float],
+    rates: dict[str, dict[int, float]],
+    ways: dict[str, Machine],
+    shared: Shared,
+) -> str:
+    """A line that says what gives out first at this size, by way and model."""
+    said = []
+    for key, machine in ways.items():
+        found: dict[str, list[str]] = {}
+        for name in DIMS:
+            bound = _plan_of(name, rates[name], *size, machine, shared).bottleneck
+            found.setdefault(bound, []).append(name)
+        each = ", ".join(f"{bound} ({', '.join(names)})" for bound, names in found.items())
+        said.append(f"{_WAYS[key]} {each}")
+    return f"- {size[0]:,}: {'; '.join(said)}."
 
 
 def _row(
@@ -264,7 +315,7 @@ def _row(
     machine: Machine,
     shared: Shared,
 ) -> list[str]:
-    found = plan(rows, hours, replace(machine, gpu_rows=best_rate(rates)), shared)
+    found = _plan_of(name, rates, rows, hours, machine, shared)
     cells = [
         f"{rows:,}",
         f"{hours:g} h",
@@ -277,10 +328,12 @@ def _row(
         f"{found.cost:,.2f}" if found.cost < 10 else f"{found.cost:,.0f}",
         found.bottleneck,
     ]
-    return [*cells, f"{found.clients}"] if machine.http_processes else cells
+    return [*cells, f"{found.clients}"] if machine.over_network else cells
 
 
-def _table(rows: list[list[str]], more: tuple[str, ...]) -> str:
+def _table(rates: dict[str, dict[int, float]], machine: Machine, shared: Shared) -> str:
+    rows = [_row(name, rates[name], *size, machine, shared) for size in SIZES for name in DIMS]
+    more = ("client machines",) if machine.over_network else ()
     head = ("galaxies", "within", "model", "machines", "rows/s", "takes", "in", "out", "cost")
     every = [[*head, "first bottleneck", *more], ["---"] * (len(head) + 1 + len(more)), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in every)
@@ -303,7 +356,7 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=60.0, help="seconds until a GPU answers")
     parser.add_argument("--write", type=Path, help="write the page there instead of printing it")
     given = parser.parse_args()
-    machine = Machine(0.0, given.gpus, given.nic, 4, given.start, given.price)
+    machine = Machine(0.0, given.gpus, given.nic, start=given.start, price=given.price)
     text = page(machine, Shared(given.archive))
     if given.write:
         given.write.write_text(text)

@@ -110,6 +110,13 @@ def mixed(settings: Settings) -> Engine:
     return kinds.get(names(settings)[0], ArithmeticEngine)(names(settings))
 
 
+def marking(rate: float, settings: Settings) -> Engine:
+    """One that pretends a device of so many rows/s; 0: one that takes no time."""
+    from bench.marks import MarksEngine
+
+    return MarksEngine(rate)
+
+
 def first_edition(settings: Settings) -> Engine:
     return Edition(names(settings), 1)
 
@@ -132,9 +139,11 @@ def free_port() -> int:
 def prepare_environment() -> None:
     """For Ray's processes: this folder's modules, and nothing written to the user's home."""
     here = str(Path(__file__).parent)
-    os.environ["PYTHONPATH"] = here
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, *(p for p in given if p not in ("", here))])
     os.environ.setdefault("RAY_AUTH_TOKEN", "only-on-loopback-for-a-test-of-vim-embed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow
 
 
 def arithmetic_embeddings(pixels: PixelArray) -> NDArray[np.float32]:

@@ -205,3 +205,11 @@ def test_public_kernels_need_a_device(name: str) -> None:
 def test_a_rival_that_is_not_there() -> None:
     with pytest.raises(RivalMissing, match="no DeiT like vim-tiny-plus"):
         gpu_rivals.deit("vim-tiny-plus", torch.float16, CPU, 224)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_all_devices_are_a_device_to_bench_on() -> None:
+    """The compose file says `all`, to the bench command too."""
+    result = CliRunner().invoke(main, ["bench", "--device", "all", "--random-weights"])
+    assert result.exit_code == 2
+    assert "torch sees no CUDA device" in result.output

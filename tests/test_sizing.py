@@ -29,9 +29,7 @@ TINY, BASE = (sizing.best_rate(RATES[name]) for name in ("tiny", "base"))
 
 def test_the_page_is_what_the_script_writes() -> None:
     text = sizing.page(sizing.Machine(0.0), sizing.Shared())
-    assert (ROOT / "docs" / "sizing.md").read_text() == text, (
-        "run `python benchmarks/sizing.py --write docs/sizing.md`"
-    )
+    assert (ROOT / "docs" / "sizing.md").read_text() == text, "run `make sizing`"
 
 
 def test_rates_are_read_from_the_measurements() -> None:
@@ -54,6 +52,7 @@ CASES = [
     ("HTTP", "tiny", 1, {"nic": 100.0, "http_processes": 1}, {}),
     ("archive", "base", 6, {}, {"archive": 25.0}),
     ("GPU", "tiny", 2, {"nic": 100.0, "http_processes": 0}, {}),
+    ("Ray's ingress", "tiny", 2, {"nic": 100.0, "http_processes": 0, "ingresses": 4}, {}),
 ]
 
 

@@ -33,6 +33,7 @@ from vim_embed_client.client import Client
 from vim_embed_client.errors import LocalServerError
 from vim_embed_client.load import Load, LoadClients
 from vim_embed_client.local_server import LocalServer
+from vim_embed_client.ready import ready_model
 
 WIRES = ("uint8", "float16", "float32")
 BARE = (sys.executable, "-m", "vim_embed.cli", "bench", "--bare", "--json")
@@ -145,7 +146,7 @@ def _measure(plan: Plan, url: str | None, api_key: str | None, console: Console)
     if not own and (plan.server_flags or plan.random_weights):
         raise click.UsageError("flags of the service have no effect on one that runs already")
     with _service(plan, url, console) as where, Client(where, api_key=api_key) as client:
-        entry = client.model(plan.model or client.models()["default"])
+        entry = ready_model(client, plan.model)
         load = Load(
             url=where,
             api_key=api_key,

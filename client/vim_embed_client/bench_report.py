@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vim_embed_client.bench_metrics import Scrape
+from vim_embed_client.cli_common import say
 from vim_embed_client.load import Sample
 from vim_embed_client.results import ModelEntry
 
@@ -166,12 +167,12 @@ def setting(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print a report: rounds of one case, or medians of several."""
-    console.print(setting(report), soft_wrap=True)
+    say(console, setting(report))
     cases = cases_of(report)
     table = _of_rounds(cases[0]) if len(cases) == 1 else _of_cases(cases)
     console.print(table, width=max(console.width, _WIDEST), crop=False)  # better wide than cut
     for line in _remarks(cases):
-        console.print(line, soft_wrap=True)
+        say(console, line)
 
 
 def _of_rounds(case: dict[str, Any]) -> Table:

@@ -86,7 +86,7 @@ def _load(lazy: Lazy) -> click.Command:
     except ModuleNotFoundError as error:
         if lazy.extra is None or (error.name or "").startswith(_PACKAGE):
             raise
-        raise click.ClickException(
+        raise ConfigurationError(
             f'this command needs {error.name}: pip install "vim-embed[{lazy.extra}]"'
         ) from None
     return command
@@ -97,7 +97,11 @@ def _epilog() -> str:
     return f"Exit codes: {codes}."
 
 
-@click.group(cls=LazyGroup, epilog=_epilog(), context_settings={"max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    epilog=_epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(version("vim-embed"), prog_name="vim-embed")
 def cli() -> None:
     """Embed images with native Vision Mamba models and ViT proxies, through a vim-embed service.
@@ -118,12 +122,20 @@ def run(args: Sequence[str]) -> int:
         click.echo("Interrupted.", err=True)
         return 130
     except VimEmbedError as error:
-        click.echo(f"Error: {error}", err=True)
+        _tell(error)
         return _exit_code(error)
     except BrokenPipeError:
         # The reader of our output has gone; keep Python from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _tell(error: VimEmbedError) -> None:
+    from rich.markup import escape
+
+    from vim_embed_client.cli_common import say, stderr
+
+    say(stderr(), escape(f"Error: {error}"))
 
 
 def _exit_code(error: VimEmbedError) -> int:

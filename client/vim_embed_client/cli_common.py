@@ -84,6 +84,11 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def say(console: Console, text: str) -> None:
+    """Print a line: folded between words on a terminal, in one piece where a program reads it."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
 def rate(rows_per_s: float) -> str:
     """`4,551 rows/s`, `2.4 rows/s`."""
     return f"{rows_per_s:,.{0 if rows_per_s >= 100 else 1}f} rows/s"

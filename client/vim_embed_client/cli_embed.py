@@ -15,7 +15,14 @@ from rich.markup import escape
 
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
 from vim_embed_client.bulk.sources import Reading, find_sources
-from vim_embed_client.cli_common import json_option, print_json, rate, service_options, stderr
+from vim_embed_client.cli_common import (
+    json_option,
+    print_json,
+    rate,
+    say,
+    service_options,
+    stderr,
+)
 from vim_embed_client.cli_progress import showing_progress
 from vim_embed_client.cli_reading import numbers, reading_options
 from vim_embed_client.client import Client
@@ -104,9 +111,9 @@ def embed(
     There is a row for each image, sorted by path. PATHS are folders (searched with their
     subfolders), quoted patterns, images, .npy and .npz arrays of (3, H, W) or (B, 3, H, W), tar
     and webdataset shards, Parquet, FITS, and Hugging Face data sets as hf:NAME[:SPLIT[:COLUMN]].
-    Images are sent as they are, and the service resizes and normalises them; uint8 arrays must
-    have the model's size (or give --resize), and float arrays must be normalised as well.
-    Fluxes (FITS, columns with `flux`) are stretched to 8-bit RGB.
+    Images are sent as they are, and the service resizes and normalises them. uint8 arrays are
+    resized only with --resize, and float arrays must be normalised already. Fluxes (FITS, columns
+    with `flux`) are stretched to 8-bit RGB and resized.
 
     Finished rows are kept in FILE.parts until all are done: an interrupted run goes on where it
     was when the same command is given again.
@@ -161,28 +168,40 @@ def _telling_what_is_kept(run: BulkRun, output: Path, console: Console) -> Itera
         yield
     except BaseException:
         if run.kept:
-            console.print(
+            say(
+                console,
                 f"{run.kept:,} finished rows are kept in {escape(str(output))}.parts: the same "
                 "command goes on from there, --restart begins anew.",
-                soft_wrap=True,
             )
         raise
 
 
 def _report(console: Console, summary: Summary, output: Path, seconds: float) -> None:
     for skipped in summary.first_skipped[:_SHOWN_SKIPS]:
-        line = f"[yellow]skipped[/] {escape(skipped.id)}: {escape(skipped.reason)}"
-        console.print(line, soft_wrap=True)
+        say(console, f"[yellow]skipped[/] {escape(skipped.id)}: {escape(skipped.reason)}")
     if summary.skipped > _SHOWN_SKIPS:
         console.print(f"[yellow]skipped[/] {summary.skipped - _SHOWN_SKIPS:,} more")
+    if summary.other_sizes:
+        say(console, f"[yellow]{escape(_about_sizes(summary))}[/]")
     if summary.provenance.random_weights:
         console.print("[red]The model has random weights: these numbers mean nothing.[/]")
     rows = summary.rows - summary.resumed
     before = f", {summary.resumed:,} of them from before" if summary.resumed else ""
-    console.print(
+    say(
+        console,
         f"{summary.rows:,} rows × {summary.dim} from {escape(summary.provenance.model)} -> "
         f"{escape(str(output))} ({seconds:.1f} s, {rate(rows / seconds)}{before})",
-        soft_wrap=True,
+    )
+
+
+def _about_sizes(summary: Summary) -> str:
+    sizes = ", ".join(f"{height}×{width}" for height, width in summary.other_sizes[:3])
+    more = ", …" if len(summary.other_sizes) > 3 else ""
+    native = f"{summary.image_size}×{summary.image_size}"
+    return (
+        f"Arrays of {sizes}{more} pixels were embedded as they are: {summary.provenance.model} is "
+        f"made for {native}, and their embeddings differ from those of images resized to it "
+        "(--resize does that to uint8 arrays)."
     )
 
 

@@ -28,11 +28,14 @@ def models(url: str | None, api_key: str | None, as_json: bool) -> None:
 
 
 def _cells(entry: ModelEntry, *, default: bool) -> list[str]:
+    name = entry["name"] + (" (default)" if default else "")
+    state = entry["state"] + (f": {entry['reason']}" if entry["reason"] else "")
+    if "weights" not in entry:
+        return [escape(name), escape(state)]
     size = entry["preprocessing"]["image_size"]
     weights = entry["weights"]
-    state = entry["state"] + (f": {entry['reason']}" if entry["reason"] else "")
     cells = [
-        entry["name"] + (" (default)" if default else ""),
+        name,
         state,
         str(entry["dim"]),
         f"{size}×{size}",

@@ -17,6 +17,7 @@ from vim_embed_client.cli_common import (
     figure_path,
     json_option,
     print_json,
+    say,
     stdout,
 )
 from vim_embed_client.errors import InputError
@@ -170,9 +171,9 @@ def _print(
     console = stdout()
     if file.random_weights:
         console.print(RANDOM_WEIGHTS)
-    console.print(f"{len(file):,} sources: {' and '.join(projection.axes)}", soft_wrap=True)
+    say(console, f"{len(file):,} sources: {' and '.join(projection.axes)}")
     if column is not None:
         missing = f", {column.missing:,} without a value" if column.missing else ""
         console.print(f"Coloured by {escape(column.name)} ({column.kind}{missing})")
     for path in outputs:
-        console.print(f"Written: {escape(str(path))}", soft_wrap=True)
+        say(console, f"Written: {escape(str(path))}")

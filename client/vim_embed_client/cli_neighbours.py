@@ -17,6 +17,7 @@ from vim_embed_client.cli_common import (
     json_option,
     pairing_options,
     print_json,
+    say,
     stdout,
 )
 from vim_embed_client.errors import InputError
@@ -198,5 +199,5 @@ def _print(sheet: Sheet, output: Path) -> None:
         nearest = ", ".join(sheet.labels[i] for i in sheet.neighbours[0].indices[query][:3])
         agree = int(sheet.agreeing(0, query).sum())
         both = f" ({agree} of {sheet.k} in both)" if len(sheet.files) > 1 else ""
-        console.print(f"{escape(sheet.labels[row])}: {escape(nearest)} …{both}", soft_wrap=True)
-    console.print(f"Sheet: {escape(str(output))}", soft_wrap=True)
+        say(console, f"{escape(sheet.labels[row])}: {escape(nearest)} …{both}")
+    say(console, f"Written: {escape(str(output))}")

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from vim_embed_client.bulk.run import OnProgress
@@ -31,8 +32,8 @@ def showing_progress(console: Console, *, quiet: bool) -> Iterator[OnProgress]:
 
 @contextmanager
 def _bar(console: Console) -> Iterator[OnProgress]:
-    columns = (TextColumn("Embedding"), BarColumn(), _Pace())
-    with Progress(*columns, console=console, transient=True) as progress:
+    columns = (TextColumn("Embedding"), BarColumn(bar_width=None), _Pace(Column(no_wrap=True)))
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:
         task = progress.add_task("", total=None, resumed=0)
         yield lambda done, resumed, total: progress.update(
             task, completed=done, total=total, resumed=resumed

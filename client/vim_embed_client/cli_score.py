@@ -18,6 +18,7 @@ from vim_embed_client.cli_common import (
     json_option,
     pairing_options,
     print_json,
+    say,
     stdout,
 )
 from vim_embed_client.errors import InputError
@@ -149,19 +150,17 @@ def _print(files: Sequence[EmbeddingFile], scores: Sequence[Score]) -> None:
     console = stdout()
     for file in files:
         rows, dim = file.embeddings.shape
-        console.print(
-            f"{escape(file.label)}: {rows:,} × {dim} ({escape(file.origin)})", soft_wrap=True
-        )
+        say(console, f"{escape(file.label)}: {rows:,} × {dim} ({escape(file.origin)})")
     if any(file.random_weights for file in files):
         console.print(RANDOM_WEIGHTS)
     table = Table("k", "MKNN", "95 % interval", "chance", "permuted, 95 %", "p")
     for score in scores:
         table.add_row(*_cells(score))
     console.print(table)
-    console.print(
+    say(
+        console,
         f"Interval: jackknife over sources. Permuted: {scores[0].permutations} random pairings, "
         f"so p is at least {1 / (1 + scores[0].permutations):.4f}.",
-        soft_wrap=True,
     )
 
 

@@ -21,6 +21,7 @@ FITS_SUFFIXES = tuple(
 )
 TABLE_SUFFIXES = (".parquet",)
 ARRAY_SUFFIXES = (".npy", ".npz")
+_DATA_SET_FILES = ("dataset_info.json", "dataset_dict.json")
 SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES, *TAR_SUFFIXES, *TABLE_SUFFIXES, *FITS_SUFFIXES)
 
 
@@ -35,16 +36,20 @@ def find_files(paths: Iterable[str], *, leave_out: Path | None = None) -> list[s
     for path in paths:
         here = set(_expand(path))
         if not here:
-            raise InputError(
-                f"no images, arrays or shards in {path}: expected names that end in "
-                f"{', '.join(SUFFIXES)}"
-            )
+            raise InputError(_nothing_in(path))
         found |= here
     if leave_out is None:
         return sorted(found)
     unwanted = leave_out.resolve()
     parts = f"{unwanted}.parts{os.sep}"
     return sorted(file for file in found if not _within(file, str(unwanted), parts))
+
+
+def _nothing_in(path: str) -> str:
+    if any(os.path.exists(os.path.join(path, name)) for name in _DATA_SET_FILES):
+        return f"{path} is a data set that save_to_disk wrote: give hf:{path}"
+    endings = ", ".join(SUFFIXES)
+    return f"no images, arrays or shards in {path}: expected names that end in {endings}"
 
 
 def _within(file: str, unwanted: str, parts: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
 
@@ -130,13 +130,16 @@ class LimitsEntry(TypedDict):
 
 
 class ModelEntry(TypedDict):
-    """A served model; state is `loading`, `ready` or `failed` and reason says why."""
+    """A served model; state is `loading`, `ready`, `failed` or `unloaded`, and reason says why.
+
+    What follows `reason` is there once the model has been loaded.
+    """
 
     name: str
     aliases: list[str]
-    kind: str
     state: str
     reason: str | None
+    kind: str
     dim: int
     dtype: str
     device: str
@@ -144,7 +147,7 @@ class ModelEntry(TypedDict):
     backend_reason: str
     exact_rows: int
     exact_reason: str
-    weights: WeightsEntry
+    weights: NotRequired[WeightsEntry]
     preprocessing: PreprocessingEntry
     poolings: list[str]
     granularities: list[str]

@@ -16,6 +16,19 @@ expect "64 hexadecimal" -e VIM_EMBED_API_KEYS_FILE=/keys -v "$WORK/bad-keys:/key
 expect "Hub" -e HF_HUB_OFFLINE=1 vim-embed:cpu
 expect "Hub" --network none vim-embed:cpu fetch vim-tiny
 
+# The GPU file where the engine has no NVIDIA container toolkit.
+if docker info --format '{{json .Runtimes}}' | grep -q nvidia; then
+    echo "skipped: this engine has the NVIDIA container toolkit"
+else
+    code=0
+    echo "services: {vim-embed: {image: 'vim-embed:cpu', build: !reset null}}" > "$WORK/gpu.yaml"
+    COMPOSE_FILE=compose.yaml:$WORK/gpu.yaml docker compose up --detach --no-build vim-embed \
+        > "$WORK/up" 2>&1 || code=$?
+    grep -q 'could not select device driver "nvidia"' "$WORK/up" || { cat "$WORK/up"; false; }
+    [ "$code" != 0 ]
+    echo "compose, exit code $code: $(tail -1 "$WORK/up")"
+fi
+
 # Under compose: tried a bounded number of times, the reason in the log each time, then exited.
 code=0
 VIM_EMBED_MODELS=vim-tiny=/checkpoints/no-such-file.pth \

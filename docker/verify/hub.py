@@ -1,6 +1,7 @@
 """A stand-in for the Hub with one repository: the routes and headers that huggingface_hub reads.
 
-hub.py FILE: the repository is someone/vim, and FILE is all that it holds.
+hub.py FILE [PORT [SECONDS]]: the repository is someone/vim, FILE is all that it holds, and sending
+it takes so long.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+PORT = int(sys.argv[2]) if len(sys.argv) > 2 else 8080
+SECONDS = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
 REPO, FILE, COMMIT = "someone/vim", Path(sys.argv[1]).name, "0" * 39 + "1"
 JSON = {"Content-Type": "application/json"}
 CONTENT = Path(sys.argv[1]).read_bytes()
@@ -40,8 +44,11 @@ class Hub(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        parts = 10 if body is CONTENT and SECONDS else 1
+        step = -(-len(body) // parts) or 1
+        for begin in range(0, len(body) if self.command == "GET" else 0, step):
+            time.sleep(SECONDS / 10 if parts > 1 else 0)
+            self.wfile.write(body[begin : begin + step])
 
 
-ThreadingHTTPServer(("", 8080), Hub).serve_forever()
+ThreadingHTTPServer(("", PORT), Hub).serve_forever()

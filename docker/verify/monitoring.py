@@ -10,17 +10,19 @@ import io
 import json
 import math
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 
 DASHBOARD = Path(__file__).parents[1] / "grafana/dashboards/vim-embed.json"
-PATIENCE = 120.0  # seconds until every expression has data
+PATIENCE = 240.0  # seconds until every expression has data
 JSON = {"Content-Type": "application/json"}
 ON_A_GPU_ONLY = {"vim_embed_gpu_memory_bytes"}
 
@@ -47,19 +49,38 @@ def until(done: Callable[[], bool], what: Callable[[], str]) -> None:
         time.sleep(1)
 
 
+def npy_of(rows: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros((rows, 3, 224, 224), np.uint8))
+    return file.getvalue()
+
+
+def refused_connection(url: httpx.URL) -> None:
+    """What is no HTTP: the service answers 400 and closes."""
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+        connection.sendall(b"no HTTP at all\r\n\r\n")
+        connection.recv(1000)
+
+
 def traffic(stop: threading.Event) -> None:
     """Requests that succeed, and one of each kind that does not."""
-    file = io.BytesIO()
-    np.save(file, np.zeros((8, 3, 224, 224), np.uint8))
-    body, key = file.getvalue(), {"Authorization": f"Bearer {os.environ['VIM_EMBED_API_KEY']}"}
+    body, many = npy_of(8), npy_of(128)
+    key = {"Authorization": f"Bearer {os.environ['VIM_EMBED_API_KEY']}"}
     npy = {"Content-Type": "application/x-npy"}
     url = os.environ["VIM_EMBED_URL"]
-    with httpx.Client(base_url=url, headers=npy, timeout=60, trust_env=False) as http:
+    with (
+        httpx.Client(base_url=url, headers=npy, timeout=60, trust_env=False) as http,
+        ThreadPoolExecutor(1) as beside,
+    ):
         http.post("/faults", json={"kind": "thread"}, headers={**key, **JSON}).raise_for_status()
         while not stop.is_set():
             http.post("/embed", content=body, headers=key)
-            http.post("/embed?timeout=0.001", content=body, headers=key)
+            busy = beside.submit(http.post, "/embed", content=many, headers=key)
+            time.sleep(0.1)  # what comes now waits behind it, for longer than it wants to
+            http.post("/embed?timeout=0.05", content=body, headers=key)
+            busy.result()
             http.post("/embed", content=body)
+            refused_connection(http.base_url)
             http.post("/models/vim-tiny/check", headers=key)
 
 

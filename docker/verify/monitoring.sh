@@ -3,11 +3,15 @@
 # of the dashboard gives data. Grafana itself is not started.
 image=$(docker compose --profile monitoring config --images prometheus | grep prometheus)
 if ! docker image inspect "$image" > /dev/null 2>&1 && ! docker pull -q "$image" > /dev/null 2>&1; then
-    echo "skipped: $image cannot be had here"
-else
-    export VIM_EMBED_API_KEYS=a-key VIM_EMBED_API_KEY=a-key FAULTS=true
-    healthy
-    docker compose --profile monitoring up --detach prometheus 2> "$WORK/up" ||
-        { cat "$WORK/up"; false; }
-    "$PYTHON" docker/verify/monitoring.py "http://127.0.0.1:$PROMETHEUS_PORT"
+    export PROMETHEUS_IMAGE=vim-embed-verify:prometheus
+    docker build --quiet --network host --tag "$PROMETHEUS_IMAGE" - \
+        < docker/verify/prometheus.Dockerfile > /dev/null
+    echo "$image cannot be had here: Debian's Prometheus in its place"
 fi
+export VIM_EMBED_API_KEYS=a-key VIM_EMBED_API_KEY=a-key VIM_EMBED_FAULT_INJECTION=true
+healthy
+docker compose --profile monitoring up --detach prometheus 2> "$WORK/up" ||
+    { cat "$WORK/up"; false; }
+docker compose exec -T prometheus prometheus --version 2>&1 | head -1
+docker compose exec -T prometheus promtool check config /etc/prometheus/prometheus.yml
+"$PYTHON" docker/verify/monitoring.py "http://127.0.0.1:$PROMETHEUS_PORT"

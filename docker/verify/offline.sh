@@ -24,6 +24,14 @@ echo "--network none, HF_HUB_OFFLINE=1: values equal the fixture's"
 alone vim-embed-alone -v "$volume:/cache:ro" "${offline[@]}" vim-embed:cpu
 echo "the same from a read-only cache"
 
+docker build --quiet --network host --tag vim-embed-verify:baked \
+    --build-arg "HF_ENDPOINT=http://127.0.0.1:${HUB_PORT:-18080}" - \
+    < docker/verify/baked.Dockerfile > /dev/null
+alone vim-embed-alone -v "$PWD/tests/data:/checkpoints:ro" \
+    -e VIM_EMBED_PUBLISHED_HOST=127.0.0.1 vim-embed-verify:baked
+docker image rm vim-embed-verify:baked > /dev/null
+echo "the same from an image with the weights in it"
+
 . docker/verify/expect.sh
 hub=(--network "${COMPOSE_PROJECT_NAME}_default" -e "HF_ENDPOINT=$HF_ENDPOINT")
 full=(--tmpfs "/cache:size=256k,uid=10001")
@@ -31,3 +39,4 @@ expect "could not be fetched.*No space left" "${hub[@]}" "${full[@]}" vim-embed:
 expect "could not be fetched.*No space left" "${hub[@]}" "${full[@]}" -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
 expect "could not be fetched.*Read-only" "${hub[@]}" --tmpfs /cache:ro vim-embed:cpu fetch "$model"
 expect "could not be fetched.*Read-only" "${hub[@]}" --tmpfs /cache:ro -e "VIM_EMBED_MODELS=$model" vim-embed:cpu
+expect "could not be fetched.*Permission denied" "${hub[@]}" --tmpfs /cache:mode=0755,uid=0 vim-embed:cpu fetch "$model"

@@ -2,7 +2,11 @@
 # Healthy, the right values, without rights; SIGTERM under load.
 begin=$(now)
 healthy
-echo "healthy in $(seconds "$begin")"
+echo "a start alone: healthy in $(seconds "$begin")"
+docker compose logs --no-color --no-log-prefix vim-embed |
+    sed -nE 's/.*"stage": "([^"]+)".*/\1/p; s/.*"event": "(model ready)".*/\1/p' > "$WORK/stages"
+grep -q "comparing its kernels" "$WORK/stages" && tail -1 "$WORK/stages" | grep -q "model ready"
+echo "the log says: $(paste -sd '>' "$WORK/stages" | sed 's/>/, then /g')"
 container=$(docker compose ps --quiet vim-embed)
 
 client values

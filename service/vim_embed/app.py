@@ -47,6 +47,7 @@ from vim_embed.tracing import NoTraces, RequestSpan
 
 _LOG = logging.getLogger(__name__)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_STATE = "Models, health and metrics"  # the tag of these routes
 _ANONYMOUS = "anonymous"  # in a request's state: it came without a key where one is wanted
 _V2 = "/v2"
 _HEALTH = ("/health/live", "/health/ready")
@@ -97,12 +98,12 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    app.include_router(embed.router)
-    app.include_router(control.router(settings, faults))
-    app.include_router(state.router)
+    app.include_router(embed.router, tags=["Embedding"])
+    app.include_router(control.router(settings, faults), tags=[_STATE])
+    app.include_router(state.router, tags=[_STATE])
     app.include_router(v2.router)
     app.include_router(v2_state.router)
-    app.include_router(page.router)
+    app.include_router(page.router, tags=["Status page"])
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -103,6 +103,11 @@ class Batcher:
         return {w.engine.device: w.reason or w.state for w in self.workers if w.state != "up"}
 
     @property
+    def devices(self) -> dict[str, str]:
+        """The state of every device's worker."""
+        return {worker.engine.device: worker.state for worker in self.workers}
+
+    @property
     def waiting_rows(self) -> int:
         with self.lock:
             return sum(ticket.waiting for ticket in self._tickets() if ticket.open)

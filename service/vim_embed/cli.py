@@ -49,7 +49,7 @@ class Server(click.Group):
 @click.group(
     cls=Server,
     epilog="Exit codes: " + "; ".join(f"{code} {text}" for code, text in EXIT_CODES.items()) + ".",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="vim-embed-server")
 def main() -> None:
@@ -121,7 +121,7 @@ def serve(**flags: Any) -> None:
     sys.exit(code)
 
 
-@main.command()
+@main.command(short_help="List the models that have a name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
     """List the models that have a name, and where their weights come from."""
@@ -135,10 +135,11 @@ def models(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(f"{row['name']:<16} {row['kind']:<4} {row['repo']:<36} {row['file'] or ''}")
+        source = f"{row['repo']}:{row['file']}" if row["file"] else row["repo"]
+        click.echo(f"{row['name']:<15}  {row['kind']}  {source}")
 
 
-@main.command()
+@main.command(short_help="Load the models and say what would answer.")
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(as_json: bool, **flags: Any) -> None:
@@ -160,7 +161,7 @@ def check(as_json: bool, **flags: Any) -> None:
     sys.exit(0 if all(status.state == "ready" for status in statuses) else 1)
 
 
-@main.command()
+@main.command(short_help="Bring weights to the local Hub cache.")
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...", shell_complete=_model_names)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fetch(names: tuple[str, ...], as_json: bool) -> None:
@@ -190,7 +191,7 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(fetched, indent=2))
 
 
-@main.command()
+@main.command(short_help="Time the models in this process.")
 @settings_options
 @click.option("--bare", is_flag=True, help="Only the loop over `embed`, in process.")
 @click.option("--rows", default=8, show_default=True, help="Rows of a batch.")
@@ -222,15 +223,15 @@ def bench(
     """
     from vim_embed.bench import bare_loop
     from vim_embed.models.hub import WeightsError
-    from vim_embed.models.load import load_model, resolve_device
+    from vim_embed.models.load import load_model, resolve_devices
 
     settings = read_settings(flags)
     _set_threads(settings.threads)
     try:
-        on_cuda = resolve_device(settings.device).type == "cuda"
+        device = resolve_devices(settings.device)[0]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if on_cuda and not (bare or as_json):
+    if device.type == "cuda" and not (bare or as_json):
         _bench_gpu(settings, batches, sizes, output)
     elif not (bare or as_json):
         _print_kernels(settings, rows)
@@ -240,7 +241,7 @@ def bench(
             model = load_model(
                 name,
                 source or None,
-                device=settings.device,
+                device=str(device),
                 dtype=settings.dtype,
                 backend=settings.backend,
                 random_weights=settings.random_weights,
@@ -257,7 +258,7 @@ def bench(
             )
 
 
-@main.command()
+@main.command(short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of a shell: `source <(vim-embed-server completion bash)`."""

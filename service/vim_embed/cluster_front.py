@@ -150,6 +150,10 @@ class RemoteQueue:
         return {}
 
     @property
+    def devices(self) -> dict[str, str]:
+        return {}  # the replicas tell of theirs
+
+    @property
     def waiting_rows(self) -> int:
         return sum(ticket.rows for ticket in list(self._open.values()))
 

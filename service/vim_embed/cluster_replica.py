@@ -87,6 +87,9 @@ class Replica:
             self._metrics = RayMetrics(self._service.metrics.registry)
         self._metrics.publish()
         self._service.check_ready()
+        lost = [k for k, state in self._service.batcher.devices.items() if state == "lost"]
+        if lost:  # the others would go on, but a new replica gets all of its devices back
+            raise RuntimeError(f"{', '.join(lost)} is lost to this replica")
 
     def __del__(self) -> None:
         """Called by Ray once what is in flight has ended, and by Python."""

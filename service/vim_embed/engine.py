@@ -1,7 +1,7 @@
 """What runs models: the interface, and a deterministic engine without torch.
 
 An engine knows models, devices and batches of pixels; it knows neither requests nor HTTP.
-`stage` may run in one thread while `run` runs in another, each from one thread at a time.
+`stage` may run in one thread while `run` runs in others, as many of them as `at_once` says.
 A failure is a request's or a batch's, unless it is EngineFailed.
 """
 
@@ -108,6 +108,13 @@ class Engine(Models, Protocol):
         """As torch names it: cpu, cuda:0."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """Calls of `run` that may be under way: 2 where the device takes the next forward while it
+        computes one, and goes on to it by itself.
+        """
+        ...
+
     def golden(self, model: str) -> Golden:
         """What a loaded model must go on giving. Raises KeyError."""
         ...
@@ -148,6 +155,7 @@ class ArithmeticEngine:
     """
 
     DIM = 8
+    at_once = 1
 
     def __init__(
         self, names: Sequence[str] = ("arithmetic",), *, image_size: int = 8, device: str = "cpu"

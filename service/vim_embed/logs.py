@@ -14,12 +14,15 @@ def _drop_colours(_logger: object, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+def _time(form: str) -> Processor:
+    return structlog.processors.TimeStamper(fmt=form, utc=True)
+
+
 _SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.ExtraAdder(),
     _drop_colours,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
 
@@ -28,13 +31,24 @@ def current_request() -> str:
     return str(structlog.contextvars.get_contextvars().get("request_id", ""))
 
 
+def _console() -> Processor:
+    """Lines for a person; tracebacks without the values of variables, which may be secrets."""
+    return structlog.dev.ConsoleRenderer(
+        pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    )
+
+
 def configure_logging(level: str, form: str) -> None:
     """Send the process's log to standard error. form: "auto", "console" or "json"."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [_time("%H:%M:%S"), _console()]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [
+            _time("iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,

@@ -51,7 +51,9 @@ class Metrics:
         models: Callable[[], Mapping[str, ModelStatus]] = dict,
         memory: Callable[[], Mapping[tuple[str, str], int]] = dict,
         devices: int = 1,
+        workers: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
+        """workers: whether each device's is at work, by device."""
         self.registry = CollectorRegistry()
         self.ratio = LiveRatio(devices)
         self.activity = Activity()
@@ -64,7 +66,7 @@ class Metrics:
         ratio = "Rows/s delivered over rows/s of the bare forward, over the last minute with work"
         self._gauge("overhead_ratio", ratio, lambda: self.ratio.value)
         self.registry.register(WorkingTime(self.ratio))
-        self.registry.register(EngineCollector(models, memory))
+        self.registry.register(EngineCollector(models, memory, workers))
         ProcessCollector(registry=self.registry)
 
     def _of_http(self) -> None:
@@ -222,15 +224,17 @@ class WorkingTime(Collector):
 
 
 class EngineCollector(Collector):
-    """Asks at every scrape: which models there are, and how much memory they hold."""
+    """Asks at every scrape: which models there are, how much memory they hold, who is at work."""
 
     def __init__(
         self,
         models: Callable[[], Mapping[str, ModelStatus]],
         memory: Callable[[], Mapping[tuple[str, str], int]],
+        workers: Callable[[], Mapping[str, bool]],
     ) -> None:
         self._models = models
         self._memory = memory
+        self._workers = workers
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not ask a service that is still being put together."""
@@ -247,6 +251,9 @@ class EngineCollector(Collector):
             "GPU memory of torch in this process",
             labels=("device", "state"),
         )
+        up = GaugeMetricFamily(
+            "vim_embed_device_up", "Whether a device's worker is at work", labels=("device",)
+        )
         for name, status in self._models().items():
             ready.add_metric((name,), float(status.state == "ready"))
             if (m := status.info) is not None:
@@ -255,4 +262,6 @@ class EngineCollector(Collector):
                 info.add_metric(values, 1)
         for place, size in self._memory().items():
             memory.add_metric(place, size)
-        yield from (ready, info, memory)
+        for device, at_work in self._workers().items():
+            up.add_metric((device,), float(at_work))
+        yield from (ready, info, memory, up)

@@ -46,6 +46,11 @@ class RowQueue(Protocol):
         ...
 
     @property
+    def devices(self) -> dict[str, str]:
+        """The state of every device's worker: up, restarting or lost."""
+        ...
+
+    @property
     def waiting_rows(self) -> int: ...
 
     @property
@@ -125,6 +130,7 @@ class Service:
             models=self.statuses,
             memory=models.memory,
             devices=devices,
+            workers=lambda: {k: state == "up" for k, state in self.batcher.devices.items()},
         )
 
     def _compose(self, batcher: RowQueue) -> None:
@@ -242,6 +248,7 @@ class Service:
             "ready": reason is None,
             "reason": reason,
             "default": self.default_model,
+            "devices": self.batcher.devices,
             "models": [self.describe(status) for status in self.statuses().values()],
             "queue": {
                 "waiting_rows": self.batcher.waiting_rows,

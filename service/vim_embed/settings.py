@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        description="auto, cpu, cuda, cuda:N, several with commas, or all (every CUDA device)",
+        description="auto, cpu, cuda, cuda:N or N, several with commas, or all (CUDA devices)",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="dtype of the computation"

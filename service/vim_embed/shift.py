@@ -1,4 +1,4 @@
-"""What a worker's two threads hold, from a (re)start to a failure, and how rows are handed back."""
+"""What a worker's threads hold, from a (re)start to a failure, and how rows are handed back."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from vim_embed.tickets import Prepared, Slice
 
 
 class Shift:
-    """Two threads and what they hold, from a (re)start to a failure."""
+    """The threads and what they hold, from a (re)start to a failure."""
 
     def __init__(self) -> None:
         self.prepared: Prepared | None = None
         self.staging: Sequence[Slice] = ()
-        self.running: Sequence[Slice] = ()
-        self.probing: Future[CheckReport] | None = None
-        self.since: dict[str, float] = {}  # when what is under way began, by thread
+        self.running: dict[int, Sequence[Slice]] = {}  # by thread
+        self.probing: dict[int, Future[CheckReport]] = {}  # by thread
+        self.since: dict[int, float] = {}  # when what is under way began, by thread
+        self.finished = 0.0  # when a forward last ended
         self.ending = False  # take nothing more
         self.over = False  # abandoned: what it held is answered already
         self.threads: list[threading.Thread] = []
@@ -27,7 +28,13 @@ class Shift:
     @property
     def held(self) -> list[Slice]:
         prepared = self.prepared.slices if self.prepared is not None else ()
-        return [*self.staging, *prepared, *self.running]
+        running = [part for slices in list(self.running.values()) for part in slices]
+        return [*self.staging, *prepared, *running]
+
+    def forward_began(self, launched: float, ended: float) -> float:
+        """When the device began a forward: it computes one after the other."""
+        began, self.finished = max(launched, self.finished), ended
+        return began
 
 
 def deliver(

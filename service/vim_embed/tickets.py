@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -64,6 +65,7 @@ class Ticket:
     outputs: Outputs = field(default_factory=dict)
     started: float | None = None
     forward_seconds: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # slices come from many threads
 
     @property
     def rows(self) -> int:
@@ -125,11 +127,14 @@ class Slice:
                 )
             )
             return
-        ticket.started = ticket.started or begin
-        ticket.forward_seconds += seconds
-        self._keep(rows)
-        ticket.done += self.rows
-        if ticket.done == ticket.rows:
+        with ticket.lock:
+            ticket.started = ticket.started or begin
+            ticket.forward_seconds += seconds
+            self._keep(rows)
+            ticket.done += self.rows
+            whole = ticket.done == ticket.rows
+        if whole:
+            assert ticket.started is not None
             waited = ticket.started - ticket.submitted
             settle(ticket.future, Embedded(ticket.outputs, waited, ticket.forward_seconds))
 

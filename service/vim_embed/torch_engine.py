@@ -21,6 +21,7 @@ from torch import Tensor
 from vim_embed.engine import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
+from vim_embed.models.downloading import told_in_words
 from vim_embed.models.embedder import Embedder
 from vim_embed.models.hub import WeightsError
 from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
@@ -86,8 +87,13 @@ class TorchEngine:
         self._facts: dict[str, _Facts] = {}
         self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
         self._loading = threading.Lock()
+        self._launching = threading.Lock()
         cuda = options.device.type == "cuda"
         self._copies = torch.cuda.Stream(options.device) if cuda else None  # type: ignore[no-untyped-call]
+
+    @property
+    def at_once(self) -> int:
+        return 1 if self._copies is None else 2
 
     def load(self) -> None:
         """Load and self-check every model, one after the other."""
@@ -187,7 +193,9 @@ class TorchEngine:
     def _forward(self, model: Embedder, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         if self.options.on_forward is not None:
             self.options.on_forward(len(pixels))
-        return model.run(pixels, options)
+        with self._launching:
+            on_its_way = model.launch(pixels, options)
+        return on_its_way.wait()
 
     def _on_device(self) -> AbstractContextManager[object]:
         cuda = self.options.device.type == "cuda"
@@ -247,6 +255,7 @@ class TorchEngine:
                 random_weights=opts.random_weights,
                 batch_rows=opts.batch_rows,
                 exact_rows=opts.exact_rows,
+                tell=told_in_words(lambda what: self._stage(entry, what)),
             )
             self._stage(entry, "comparing its kernels with the reference")
             report = model.self_check()

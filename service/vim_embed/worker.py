@@ -1,4 +1,7 @@
-"""One engine at work: two threads that take, stage, run and deliver, and what if they fail.
+"""One engine at work: threads that take, stage, run and deliver, and what if they fail.
+
+One thread stages and one runs, two where the engine takes two forwards at once: then the next is
+launched before the last one's rows are handed out, and the device never waits for that.
 
 A failure that is one request's stays that request's: the requests of a failed batch run singly,
 and a known image tells whether the engine still works. A worker that fails (an exception that the
@@ -103,7 +106,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether both threads are at work."""
+        """Whether all threads are at work."""
         threads = self._shift.threads
         return self.state == "up" and bool(threads) and all(t.is_alive() for t in threads)
 
@@ -113,7 +116,7 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        return bool(self._shift.running)
+        return any(list(self._shift.running.values()))
 
     @property
     def held(self) -> list[Slice]:
@@ -181,11 +184,12 @@ class Worker:
             thread.join(max(0.0, end - time.monotonic()))
         return left
 
-    # the two threads
+    # the threads
 
     def _begin_shift(self) -> None:
         shift = self._shift = Shift()
-        for name, step in (("stage", self._stage_next), ("run", self._run_next)):
+        running = [("run", self._run_next)] * self.engine.at_once
+        for name, step in [("stage", self._stage_next), *running]:
             thread = threading.Thread(
                 target=self._repeat, args=(shift, step), name=f"vim-embed-{name}", daemon=True
             )
@@ -210,7 +214,7 @@ class Worker:
             if not slices:
                 return
             shift.staging = slices
-            shift.since["stage"] = time.monotonic()
+            shift.since[threading.get_ident()] = time.monotonic()
         prepared = None
         try:
             begin = time.monotonic()
@@ -223,15 +227,17 @@ class Worker:
             fail_all(slices, error)
         with self._work.lock:
             shift.prepared, shift.staging = prepared, ()
-            shift.since.pop("stage", None)
+            shift.since.pop(threading.get_ident(), None)
             (self._settled if prepared is None else self._handed).notify_all()
 
     def _may_stage(self, shift: Shift) -> bool:
         if shift.over or shift.ending:
             return True
-        return shift.prepared is None and self._work.available(self)
+        ahead = shift.prepared is not None or len(shift.running) > 1
+        return not ahead and self._work.available(self)
 
     def _run_next(self, shift: Shift) -> None:
+        own = threading.get_ident()
         with self._work.lock:
             self._handed.wait_for(
                 lambda: shift.prepared or self._probes or shift.over or shift.ending
@@ -242,17 +248,19 @@ class Worker:
             prepared = None
             if probe is None:
                 prepared, shift.prepared = shift.prepared, None
-            shift.running = prepared.slices if prepared is not None else ()
-            shift.probing = probe[1] if probe is not None else None
-            shift.since["run"] = time.monotonic()
+            shift.running[own] = prepared.slices if prepared is not None else ()
+            if probe is not None:
+                shift.probing[own] = probe[1]
+            shift.since[own] = time.monotonic()
             self._wake_stage(shift)
         if probe is not None:
             self._answer_probe(shift, *probe)
         elif prepared is not None:
             self._run(shift, prepared)
         with self._work.lock:
-            shift.running, shift.probing = (), None
-            shift.since.pop("run", None)
+            shift.running.pop(own, None)
+            shift.probing.pop(own, None)
+            shift.since.pop(own, None)
             self._wake_stage(shift)
             self._settled.notify_all()
 
@@ -271,7 +279,9 @@ class Worker:
         begin = time.monotonic()
         try:
             outputs = self.engine.run(prepared.staged)
-            seconds = time.monotonic() - begin
+            end = time.monotonic()
+            begin = shift.forward_began(begin, end)
+            seconds = end - begin
             deliver(shift, prepared.slices, outputs, begin, seconds)
         except EngineFailed as error:
             self._fail(shift, "exception", str(error))
@@ -361,8 +371,7 @@ class Worker:
             self.state, self.reason = "restarting", reason
             self._restarting_since = time.monotonic()
             held, probes = shift.held, [future for _, future in self._probes]
-            if shift.probing is not None:
-                probes.append(shift.probing)
+            probes += shift.probing.values()
             self._probes.clear()
             self._wake_all()
         device = self.engine.device

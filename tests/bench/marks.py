@@ -5,6 +5,7 @@ They are taken from all over the row, so that a swapped, shifted or shortened ro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,10 +37,14 @@ class _Parts:
 
 
 class MarksEngine(ArithmeticEngine):
-    """Gives `marks`, and copies nothing: what a server costs is all its own."""
+    """Gives `marks`, and copies nothing: what a server costs is all its own.
 
-    def __init__(self) -> None:
+    rate: rows/s of the device that it pretends to be, by waiting; 0: one that takes no time.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
         super().__init__((MODEL,), image_size=IMAGE_SIZE)
+        self._rate = rate
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         return 64
@@ -50,4 +55,6 @@ class MarksEngine(ArithmeticEngine):
     def run(self, staged: Staged) -> Outputs:
         if not isinstance(staged, _Parts):
             return super().run(staged)  # the known image
+        if self._rate:
+            time.sleep(staged.rows / self._rate)
         return {EMBEDDING: np.concatenate([marks(part) for part in staged.parts])}

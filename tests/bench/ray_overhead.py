@@ -5,6 +5,11 @@
 Both servers stay up; rounds alternate between them, so that drift of the machine hits both. What
 Ray takes is shown twice: where a request's time goes, and which processes use the processor.
 Ends with code 1 where the share is below --at-least.
+
+    python tests/bench/ray_overhead.py --pretend 2000 --at-least 0
+
+pretends a device of 2000 rows/s beside this machine's cores: it waits and computes nothing, so what
+the hop costs is not hidden behind the model. 0: a device that takes no time at all.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -20,20 +26,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cluster_parts import OBJECT_STORE, free_port
+from bench import marks
+from cluster_parts import OBJECT_STORE, free_port, marking, prepare_environment
 from vim_embed_client.load import Load, LoadClients, Sample
 from vim_embed_client.local_server import LocalServer
 
 _KINDS = {
     "vim_embed.cli": "the stand-alone service",
+    "servers/ours.py": "the stand-alone service",
     "multiprocessing.spawn": "clients",
     "ServeReplica:default:ingress": "ingress (HTTP, our routes)",
     "ServeReplica": "model (engine and batcher)",
@@ -115,8 +125,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cores", type=int, default=0, help="to use of this machine; 0: all")
+    parser.add_argument("--pretend", type=float, help="rows/s of a device that only waits")
+    parser.add_argument("--ingresses", type=int, default=1, help="processes that take HTTP")
     parser.add_argument("--at-least", type=float, default=0.7)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.pretend is not None:
+        options.model, options.image_size = marks.MODEL, marks.IMAGE_SIZE
+    return options
 
 
 def _machine(cores: int) -> str:
@@ -134,6 +149,10 @@ def _machine(cores: int) -> str:
 
 @contextmanager
 def _alone(options: argparse.Namespace) -> Iterator[str]:
+    if options.pretend is not None:
+        with _pretended_alone(options.pretend) as url:
+            yield url
+        return
     args = ["--device", "cpu", "--threads", str(options.threads), "--log-level", "warning"]
     random = "=" not in options.model
     with LocalServer((options.model,), random_weights=random, args=args) as server:
@@ -141,12 +160,25 @@ def _alone(options: argparse.Namespace) -> Iterator[str]:
 
 
 @contextmanager
+def _pretended_alone(rate: float) -> Iterator[str]:
+    port, tests = free_port(), Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(tests / "bench/servers/ours.py"), str(port), str(rate)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+    try:
+        _wait_ready(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
 def _cluster(options: argparse.Namespace) -> Iterator[str]:
     import ray
     from ray import serve
 
-    from vim_embed.cluster import app
-
+    prepare_environment()
     # By default Ray's workers give way to everything else, the clients here included.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     port = free_port()
@@ -155,14 +187,7 @@ def _cluster(options: argparse.Namespace) -> Iterator[str]:
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        args = {
-            "models": options.model,
-            "random_weights": "=" not in options.model,
-            "threads": options.threads,
-            "log_level": "warning",
-            "ray_cpus": options.threads,
-        }
-        serve.run(app(args))
+        serve.run(_application(options))
         url = f"http://127.0.0.1:{port}"
         _wait_ready(url)
         yield url
@@ -171,12 +196,40 @@ def _cluster(options: argparse.Namespace) -> Iterator[str]:
         ray.shutdown()
 
 
+def _application(options: argparse.Namespace) -> Any:
+    from vim_embed.cluster import app, application
+    from vim_embed.cluster_settings import ClusterSettings
+    from vim_embed.settings import Settings
+
+    common = {"models": options.model, "log_level": "warning"}
+    if options.pretend is not None:
+        settings = Settings(**{**common, "models": f"{options.model}=none"})
+        cluster = ClusterSettings(ingress_replicas=options.ingresses)
+        return application(settings, cluster, partial(marking, options.pretend))
+    return app(
+        {
+            **common,
+            "random_weights": "=" not in options.model,
+            "threads": options.threads,
+            "ray_cpus": options.threads,
+            "ray_ingress_replicas": options.ingresses,
+        }
+    )
+
+
 def _wait_ready(url: str) -> None:
     end = time.monotonic() + 60
-    while httpx.get(f"{url}/health/ready").status_code != 200:
+    while not _is_ready(url):
         if time.monotonic() > end:
-            raise SystemExit("the cluster did not become ready")
+            raise SystemExit(f"{url} did not become ready")
         time.sleep(0.1)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _clients(options: argparse.Namespace, url: str) -> LoadClients:

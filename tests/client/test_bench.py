@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +24,7 @@ from vim_embed.settings import Settings
 from vim_embed_client import Client, LocalServer, bench, load
 from vim_embed_client.cli import run
 from vim_embed_client.load import Sender, Task
+from vim_embed_client.pictures.throughput import throughput_figure
 
 from .fake_service import SIZE, FakeService, Fault, refuse
 
@@ -230,10 +232,37 @@ def test_the_plot(tmp_path: Path, capsys: Any) -> None:
     assert max(map(len, shown.splitlines()[1:-2])) <= 80
     assert "…" not in shown
     drawn = file.read_text()
-    for words in ("clients at once", "rows per second", "bare loop", "p99, 3 rows a request"):
+    assert "rows per second" in drawn
+    for words in ("clients at once", "bare loop", "3 rows a request", "p99, 3 rows"):
         assert words in drawn
     assert run([*sweep, "--plot", str(tmp_path / "bench.txt")]) == 2
     assert "does not end in one of" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_fake_programs")
+def test_nothing_leaves_the_plot_or_covers_another(capsys: Any) -> None:
+    args = ["bench", "--clients", "1,2", "--rows", "1,2,3,4", "--seconds", "0.05", "--rounds", "1"]
+    assert run([*args, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for case in report["cases"]:
+        case["rows"] = 1024 * case["rows"]
+    figure = throughput_figure(report)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes: list[Any] = [text.get_window_extent() for text in figure.texts]
+    for axes in figure.axes:
+        legend: Any = axes.get_legend()
+        boxes.append(legend.get_window_extent())
+        legend.set_in_layout(False)
+        boxes.append(axes.get_tightbbox(canvas.get_renderer()))
+        assert axes.dataLim.y1 < 0.97 * axes.get_ylim()[1], "a marker would lie on the edge"
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0
+        assert box.y1 <= figure.bbox.y1
+    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
+    assert "One round of 0.05 s." in "\n".join(text.get_text() for text in figure.texts)
 
 
 def _sender(client: Client) -> Sender:

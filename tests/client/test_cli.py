@@ -108,7 +108,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     monkeypatch.setitem(cli.COMMANDS, "demo", lazy)
     monkeypatch.setitem(sys.modules, "rich.table", None)
     monkeypatch.delitem(sys.modules, "vim_embed_client.cli_info", raising=False)
-    assert run(["demo"]) == 1
+    assert run(["demo"]) == 2
     assert 'needs rich.table: pip install "vim-embed[demo]"' in capsys.readouterr().err
 
 

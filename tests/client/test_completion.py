@@ -62,19 +62,34 @@ def test_bash_completes(program: str, words: list[str], expected: list[str]) -> 
     assert complete(program, words) == expected
 
 
+# The start-up file of each shell, as docs/cli.md has it.
+STARTS = {
+    "bash": (["bash", "--noprofile", "--rcfile", "rc", "-i"], "rc", ""),
+    "zsh": (["zsh", "-i"], ".zshrc", "autoload -U compinit; compinit -u -D\n"),
+}
+
+
+@pytest.mark.parametrize("shell", STARTS)
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [("vim-embed neigh", "neighbours"), ("vim-embed score galax", "galaxies.parquet")],
 )
-def test_tab_in_an_interactive_bash(typed: str, completed: str, tmp_path: Path) -> None:
+def test_tab_in_an_interactive_shell(
+    shell: str, typed: str, completed: str, tmp_path: Path
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
     (tmp_path / "galaxies.parquet").touch()
+    command, file, before = STARTS[shell]
+    (tmp_path / file).write_text(f"{before}{documented_line(shell)}\n")
     pid, terminal = pty.fork()
-    if pid == 0:  # the child becomes bash
+    if pid == 0:  # the child becomes the shell
         os.chdir(tmp_path)
         os.environ.update(PATH=PATH, PS1="ready> ", TERM="dumb", INPUTRC="/dev/null")
-        os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+        os.environ.update(ZDOTDIR=str(tmp_path), HOME=str(tmp_path))
+        os.execvp(shell, command)
     try:
-        os.write(terminal, b"source <(vim-embed completion bash); echo sour''ced\n")
+        os.write(terminal, b"echo sour''ced\n")
         assert "sourced" in read_until(terminal, "sourced")
         os.write(terminal, f"{typed}\t".encode())
         assert completed in read_until(terminal, completed)
@@ -82,6 +97,14 @@ def test_tab_in_an_interactive_bash(typed: str, completed: str, tmp_path: Path) 
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(terminal)
+
+
+def documented_line(shell: str) -> str:
+    """The line for a shell's start-up file in docs/cli.md."""
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    found = re.search(rf"^\| {shell}\b.*\| `(source .*)` \|$", page, re.MULTILINE)
+    assert found
+    return found[1]
 
 
 def read_until(terminal: int, text: str, seconds: float = 30) -> str:

@@ -274,3 +274,24 @@ def test_a_projection_is_what_it_is_called(z: Array) -> None:
     found = pca(z)
     assert isinstance(found, Projection)
     assert found.coordinates.shape == (N, 2)
+
+
+@pytest.mark.parametrize("kind", ["continuous", None])
+@pytest.mark.parametrize("flatness", [0.02, 0.3, 1.0, 5.0])
+def test_distances_on_paper_are_those_of_the_projection(
+    z: Array, kind: str | None, flatness: float
+) -> None:
+    square = pca(z)
+    coordinates = square.coordinates * [1, flatness] / np.ptp(square.coordinates, axis=0)
+    projection = Projection(coordinates=coordinates, axes=square.axes, about=square.about)
+    file = EmbeddingFile(label="z.npy", embeddings=z)
+    figure = map_figure(file, projection, column(kind) if kind else None, "z")
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    scale = axes.transData.transform([(0, 0), (1, 1)])
+    across, up = np.diff(scale, axis=0)[0]
+    assert across == pytest.approx(up)
+    on_paper = axes.transAxes.inverted().transform(axes.transData.transform(coordinates))
+    assert on_paper.min() > 0
+    assert on_paper.max() < 1
+    assert figure.get_size_inches()[1] < 8

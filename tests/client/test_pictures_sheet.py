@@ -113,7 +113,7 @@ def test_other_formats(survey: Path, tmp_path: Path, ending: str, capsys: Any) -
     output = tmp_path / f"sheet.{ending}"
     few = ["--queries", "2", "-k", "3"]
     assert run(["neighbours", str(survey / "hst.parquet"), "-o", str(output), *few]) == 0
-    assert "Sheet: " in capsys.readouterr().out
+    assert "Written: " in capsys.readouterr().out
     assert output.stat().st_size > 10_000
 
 

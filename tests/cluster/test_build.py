@@ -192,3 +192,25 @@ def test_a_setting_of_the_cluster_is_in_its_page() -> None:
     for name, setting in ClusterSettings.model_fields.items():
         row = f"| `VIM_EMBED_RAY_{name.upper()}` | `{setting.default:g}` | {setting.description} |"
         assert row in page
+
+
+class Published:
+    """Stands in for Ray's metrics, which only a replica of Serve has."""
+
+    def publish(self) -> None:
+        return None
+
+
+async def test_a_replica_that_lost_one_of_its_devices_is_unhealthy() -> None:
+    from vim_embed.cluster_replica import Replica
+    from vim_embed.engine import ArithmeticEngine
+    from vim_embed.settings import Settings
+
+    engines = [ArithmeticEngine(device="cuda:0"), ArithmeticEngine(device="cuda:1")]
+    replica = Replica(Settings(models=("arithmetic=unused",)), lambda _: engines)
+    replica._metrics = Published()  # type: ignore[assignment]
+    await replica.check_health()
+    replica._service.batcher.workers[1]._lose("fell off the bus")  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="cuda:1 is lost"):
+        await replica.check_health()
+    replica.__del__()

@@ -134,9 +134,14 @@ def serve_run(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
+@pytest.mark.timeout(400)
 def test_serve_run_of_a_config_file_gives_what_the_model_gives(tmp_path: Path) -> None:
     from vim_embed import load_model
 
@@ -152,7 +157,7 @@ def test_serve_run_of_a_config_file_gives_what_the_model_gives(tmp_path: Path) -
             except httpx.TransportError:
                 return False
 
-        until(ready, 120)
+        until(ready, 240)
         with Client(url) as client:
             answer = client.embed(pixels, model="micro")
     model = load_model("micro", DATA / "vim_micro.pth", device="cpu")

@@ -177,3 +177,29 @@ def test_running_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "halving the batch" in caplog.text
     assert relative_l2(found, expected) < 2e-3
+
+
+def test_forwards_that_are_launched_one_behind_the_other_keep_their_rows() -> None:
+    made = engine(MICRO, torch.float16)
+    assert made.at_once == 2
+    pixels = [images(32, 64, seed) for seed in range(8)]
+    expected = [embed(made, "micro", each) for each in pixels]
+    batcher = Batcher(made, queue_rows=10_000, queue_bytes=10**9)
+    batcher.start()
+    for _ in range(20):
+        tickets = [batcher.submit("micro", each, MEAN) for each in pixels]
+        for ticket, right in zip(tickets, expected, strict=True):
+            np.testing.assert_array_equal(ticket.future.result(60).outputs[EMBEDDING], right)
+    batcher.drain(20)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_two_devices_give_the_numbers_of_one() -> None:
+    first = engine(MICRO, torch.float16)
+    second = TorchEngine(
+        [MICRO], EngineOptions(torch.device("cuda", 1), torch.float16, batch_rows=32)
+    )
+    second.load()
+    pixels = images(32, 64)
+    found, expected = embed(second, "micro", pixels), embed(first, "micro", pixels)
+    assert relative_l2(found, expected) < 2e-3

@@ -28,7 +28,9 @@ def test_it_compiles_without_a_warning(shape: Shape, tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("nvcc is not installed")
     macros = [f"-D{name}={value}" for name, value in shape.macros.items()]
-    command = [compiler, "-arch=sm_90", "-cubin", "-std=c++17", "--resource-usage", *macros]
+    macros.append(f"-DOUT_NORM={int(shape.fuses_out)}")
+    arch = "-arch=sm_90" + "a" * shape.fuses_out
+    command = [compiler, arch, "-cubin", "-std=c++17", "--resource-usage", *macros]
     done = subprocess.run(
         [*command, str(SOURCE), "-o", str(tmp_path / "vim.cubin")],
         capture_output=True,

@@ -23,6 +23,8 @@ CONFIG = VimConfig(dim=64, depth=3, image_size=64)
 class TorchKernels:
     """What each float32 kernel of vim.cu computes, from the same packed weights."""
 
+    fuses_out = False
+
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
 

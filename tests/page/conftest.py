@@ -62,6 +62,8 @@ class Browser:
         folder = os.environ.get("VIM_EMBED_SCREENSHOTS")
         if folder:
             size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+            # beyond the viewport the page is laid out anew, without a scrollbar
+            size["width"] = self.driver.execute_script("return window.innerWidth")
             shot = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
             data = self.driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
             (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(data))

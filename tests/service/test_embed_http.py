@@ -191,7 +191,8 @@ def test_provenance_and_ids(micro_url: str) -> None:
     assert headers["X-Vim-Embed-Weights-Digest"] == entry["weights"]["digest"]
     assert headers["X-Vim-Embed-Preprocessing-Digest"] == entry["preprocessing"]["digest"]
     assert headers["X-Vim-Embed-Random-Weights"] == "false"
-    assert headers["X-Vim-Embed-Dtype"] == "float32"
+    for name in ("dtype", "backend", "device"):
+        assert headers[f"X-Vim-Embed-{name.title()}"] == entry[name]
     assert {"queue", "forward", "total"} == {
         part.split(";")[0].strip() for part in headers["Server-Timing"].split(",")
     }

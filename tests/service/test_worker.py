@@ -16,6 +16,7 @@ from vim_embed.engine import ArithmeticEngine, EngineFailed, Outputs, Staged
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
 from vim_embed.models.info import EMBEDDING, EmbedOptions
 from vim_embed.pixels import PixelArray
+from vim_embed.tickets import BatchKey, Slice
 from vim_embed.worker import Patience
 
 MEAN = EmbedOptions()
@@ -269,6 +270,87 @@ def test_a_check_that_nobody_waits_for_does_not_keep_a_worker_from_its_restart()
         until(lambda: engine.restarts == 1)
         released.set()
         assert_right(submit(batcher))
+
+
+# a device that takes the next forward while it computes one
+
+
+class QueueingEngine(BreakableEngine):
+    """Computes one after the other, and takes a second call of `run` meanwhile."""
+
+    at_once = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device_free = threading.Lock()
+        self.launched = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.seconds = 0.0
+
+    def run(self, staged: Staged) -> Outputs:
+        self.launched += 1
+        with self.device_free:
+            time.sleep(self.seconds)
+            wait_for(self.gate)
+            return super().run(staged)
+
+
+def test_the_next_forward_is_launched_before_the_last_one_ends() -> None:
+    engine = QueueingEngine()
+    engine.gate.clear()
+    with batching(engine) as batcher:
+        tickets = [submit(batcher, 16, seed) for seed in range(4)]
+        until(lambda: engine.launched == 2)
+        time.sleep(0.05)
+        assert engine.launched == 2
+        assert sum(part.rows for part in batcher.workers[0].held) == 32  # no more are taken ahead
+        engine.gate.set()
+        for ticket in tickets:
+            assert_right(ticket)
+
+
+def test_the_seconds_of_forwards_are_those_of_the_device() -> None:
+    engine = QueueingEngine()
+    engine.seconds = 0.05
+    with batching(engine) as batcher:
+        begin = time.monotonic()
+        tickets = [submit(batcher, 16, seed) for seed in range(6)]
+        spent = [ticket.future.result(20).forward_seconds for ticket in tickets]
+        assert sum(spent) <= time.monotonic() - begin
+
+
+def test_all_that_was_launched_fails_with_its_worker() -> None:
+    engine = QueueingEngine()
+    engine.gate.clear()
+    with batching(engine) as batcher:
+        tickets = [submit(batcher, 16, seed) for seed in range(2)]
+        until(lambda: engine.launched == 2)
+        engine.fault = raising(EngineFailed("gone"))
+        engine.gate.set()
+        for ticket in tickets:
+            with pytest.raises(WorkerFailed, match="gone"):
+                ticket.future.result(20)
+        engine.fault = None
+        until(lambda: engine.restarts == 1 and batcher.alive)
+        assert_right(submit(batcher, 16))
+
+
+def test_slices_that_end_at_once_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one request come back from several threads."""
+
+    def slow(part: Slice) -> int:
+        time.sleep(0.02)
+        return part.stop - part.start
+
+    ticket = Ticket(BatchKey("arithmetic", MEAN, (3, 8, 8), "uint8"), rows(8), None)
+    slices = [ticket.take(4), ticket.take(4)]
+    monkeypatch.setattr(Slice, "rows", property(slow))
+    answer = {EMBEDDING: np.ones((4, 2), np.float32)}
+    threads = [threading.Thread(target=part.give, args=(answer, 0.0, 1.0)) for part in slices]
+    for thread in threads:
+        thread.start()
+    assert ticket.future.result(5).forward_seconds == 2.0
 
 
 # several devices

@@ -17,6 +17,7 @@ from vim_embed_client.bulk.totals import Totals
 from vim_embed_client.client import Client
 from vim_embed_client.errors import InputError, ResumeError
 from vim_embed_client.outputs import Contents, write_output
+from vim_embed_client.ready import ready_model
 from vim_embed_client.results import ModelEntry, Provenance
 
 OnError = Literal["fail", "skip"]
@@ -28,7 +29,8 @@ OnProgress = Callable[[int, int, int | None], None]
 class Summary:
     """A finished run. resumed: rows that an earlier attempt had embedded.
 
-    skipped: how many were left out; first_skipped names the first thousand.
+    skipped: how many were left out; first_skipped names the first thousand. other_sizes: (height,
+    width) of arrays that this attempt embedded as they are, beside the model's own `image_size`.
     """
 
     rows: int
@@ -37,6 +39,8 @@ class Summary:
     skipped: int
     first_skipped: list[Skipped]
     provenance: Provenance
+    other_sizes: list[tuple[int, int]]
+    image_size: int
 
 
 class BulkRun:
@@ -85,8 +89,8 @@ class BulkRun:
         )
         try:
             resumed = parts.rows
-            self._embed(parts)
-            summary = self._write(parts, resumed) if parts.rows else None
+            sender = self._embed(parts)
+            summary = self._write(parts, resumed, sender) if parts.rows else None
         except ResumeError:
             parts.close()
             raise
@@ -105,8 +109,8 @@ class BulkRun:
         """What must be the same for a run to go on."""
         return self._options | self._reading.identity()
 
-    def _embed(self, parts: Parts) -> None:
-        entry = self._model()
+    def _embed(self, parts: Parts) -> Sender:
+        entry = ready_model(self._client, self._options.get("model"))
         self._check(parts, entry)
         send = Sender(
             self._client, entry["preprocessing"], self._options, resize=self._reading.resize
@@ -127,6 +131,7 @@ class BulkRun:
             totals.advance(answered[-1].place, done)
             self._tell(done, resumed, totals)
         parts.commit()
+        return send
 
     def _take(self, parts: Parts, answered: Answered) -> None:
         if isinstance(answered.row, Skipped) and not self._skip:
@@ -136,10 +141,6 @@ class BulkRun:
     def _tell(self, done: int, resumed: int, totals: Totals) -> None:
         if self._on_progress:
             self._on_progress(done, resumed, totals.rows())
-
-    def _model(self) -> ModelEntry:
-        name = self._options.get("model")
-        return self._client.model(name or self._client.models()["default"])
 
     def _check(self, parts: Parts, entry: ModelEntry) -> None:
         """Raise ResumeError where finished parts and what is there now do not belong together."""
@@ -170,7 +171,7 @@ class BulkRun:
                 "former one to go on; --restart throws the finished rows away and begins anew"
             )
 
-    def _write(self, parts: Parts, resumed: int) -> Summary:
+    def _write(self, parts: Parts, resumed: int, sender: Sender) -> Summary:
         _, first = next(parts.blocks())
         assert parts.provenance is not None
         contents = Contents(
@@ -190,4 +191,6 @@ class BulkRun:
             skipped=parts.skipped,
             first_skipped=[Skipped(**one) for one in contents.first_skipped()],
             provenance=parts.provenance,
+            other_sizes=sorted(sender.other_sizes),
+            image_size=sender.image_size,
         )

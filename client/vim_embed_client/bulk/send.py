@@ -17,20 +17,31 @@ class Sender:
     """Embeds items that are alike.
 
     spec: the model's, to which fluxes are resized, and with `resize` uint8 arrays too.
-    options: as of Client.embed, but wire.
+    options: as of Client.embed, but wire. other_sizes: (height, width) of arrays that went as
+    they are though the model is made for another size.
     """
 
     def __init__(
         self, client: Client, spec: PreprocessingEntry, options: dict[str, Any], *, resize: bool
     ) -> None:
         self._client, self._spec, self._options, self._resize = client, spec, options, resize
+        self.other_sizes: set[tuple[int, int]] = set()
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels that the model is made for."""
+        return self._spec["image_size"]
 
     def __call__(self, items: Sequence[Item]) -> Embeddings:
         if items[0].like is None:
             images: list[Any] = [item.data for item in items]
             return self._client.embed_images(images, **self._options)
         pixels = np.stack([self._pixels(item.data) for item in items])
-        return self._client.embed(pixels, **self._options)
+        embedded = self._client.embed(pixels, **self._options)
+        height, width = pixels.shape[2:]
+        if (height, width) != (self.image_size, self.image_size):
+            self.other_sizes.add((height, width))
+        return embedded
 
     def _pixels(self, data: Any) -> Array:
         if callable(data):

@@ -27,6 +27,7 @@ from vim_embed_client.client import Client
 from vim_embed_client.demo.weights import choose
 from vim_embed_client.errors import InputError
 from vim_embed_client.local_server import LocalServer, check_service_installed
+from vim_embed_client.ready import ready_model
 from vim_embed_client.results import ModelEntry
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def demo(
         else:
             reason = "the service was started with them"
         client = stack.enter_context(Client(url, rows_per_request=_ROWS_PER_REQUEST))
-        entry = client.model(model or client.models()["default"])
+        entry = ready_model(client, model)
         _announce(console, entry, reason)
         result = _run(console, client, entry, count=count, k=k, seed=seed)
     paths = _write(result, output)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from vim_embed_client.pictures.columns import Column
@@ -40,7 +41,8 @@ _LETTERS = 16
 
 # Inches.
 _WIDTH = 8.4
-_AXES = 5.2
+_AXES = (5.46, 7.25)  # width beside a legend or colour bar, and alone
+_HEIGHTS = (2.4, 5.2)
 _LEFT = 0.85
 _LABELS = 0.55
 
@@ -48,19 +50,31 @@ _LABELS = 0.55
 def map_figure(
     file: EmbeddingFile, projection: Projection, column: Column | None, label: str
 ) -> Figure:
-    """The map with a legend or colour bar. label: what the colours mean, with its unit."""
+    """The map with a legend or colour bar. label: what the colours mean, with its unit.
+
+    Both axes have one scale, so that distances on paper are distances of the projection.
+    """
     figure = Figure(figsize=(_WIDTH, 9), facecolor="white")
     words = (file, projection, column, label)
     top, foot = _words(figure, *words)
-    height = top + 0.15 + _AXES + _LABELS + foot
+    across, up = _extent(projection.coordinates, alone=column is None)
+    height = top + 0.15 + up + _LABELS + foot
     figure.clear()
     figure.set_size_inches(_WIDTH, height)
     _words(figure, *words)
-    box = (_LEFT / _WIDTH, (foot + _LABELS) / height, _AXES * 1.05 / _WIDTH, _AXES / height)
+    box = (_LEFT / _WIDTH, (foot + _LABELS) / height, across / _WIDTH, up / height)
     axes = figure.add_axes(box)
     _dress(axes, projection)
     _points(figure, axes, projection.coordinates, column, label)
     return figure
+
+
+def _extent(xy: NDArray[np.float64], *, alone: bool) -> tuple[float, float]:
+    """Inches of the axes: as flat as the points are, within limits."""
+    across = _AXES[alone]
+    width, height = np.ptp(xy, axis=0)
+    flatness = height / width if width else 1.0
+    return across, float(np.clip(across * flatness, *_HEIGHTS))
 
 
 def _words(
@@ -86,6 +100,7 @@ def _dress(axes: Any, projection: Projection) -> None:
     axes.tick_params(labelsize=9.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(0.04)
+    axes.set_aspect("equal", adjustable="datalim")
 
 
 def _points(
@@ -133,6 +148,8 @@ def _continuous(
     bar = figure.colorbar(drawn, cax=bar_axes, extend=_extend(values[~none], low, high))
     bar.set_label(shortened(label, 48), fontsize=11, color=INK)
     bar.ax.tick_params(labelsize=9.5)
+    if 1e4 <= max(abs(low), abs(high)) < 1e7:
+        bar.formatter = StrMethodFormatter("{x:,.0f}")
     bar.outline.set_visible(False)
 
 

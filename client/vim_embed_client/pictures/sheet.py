@@ -35,7 +35,6 @@ _MARGIN = 0.2
 _LABEL = 0.3
 _LEAST_WIDTH = 6.4
 _CAPTION_LETTERS = 23
-_QUERY_LETTERS = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ def _query(canvas: _Canvas, sheet: Sheet, query: int, left: float, y: float) -> 
             )  # fmt: skip
         if which == 0 or not one_view:
             canvas.picture(left, top, sheet.images[which][row], INK, 1.6)
-            _caption(canvas, left, top, [shortened(sheet.labels[row], _QUERY_LETTERS)], INK)
+            _caption(canvas, left, top, "", sheet.labels[row])
         _neighbours(canvas, sheet, which, query, left + _CELL + 2 * _GAP, top)
 
 
@@ -182,14 +181,16 @@ def _neighbours(canvas: _Canvas, sheet: Sheet, which: int, query: int, x: float,
         colour, line = (ORANGE, 3.5) if shared else (GREY, 0.6)
         canvas.picture(at, y, sheet.images[which][int(row)], colour, line)
         distance = f"{found.distances[query, place] * 10.0**-power:#.3g}".rstrip(".")
-        name = shortened(sheet.labels[row], _CAPTION_LETTERS)
-        _caption(canvas, at, y, [f"{'✓ ' if shared else ''}{distance}", name], INK)
+        _caption(canvas, at, y, f"{'✓ ' if shared else ''}{distance}", sheet.labels[row])
 
 
-def _caption(canvas: _Canvas, x: float, y: float, lines: Sequence[str], colour: str) -> None:
-    centre = x + _CELL / 2
-    for number, (line, size) in enumerate(zip(lines, (8.5, 6.5), strict=False)):
-        canvas.text(
-            centre, y + _CELL + 0.055 + 0.145 * number, line, size=size,
-            colour=FAINT if number else colour, ha="center", va="top",
-        )  # fmt: skip
+def _caption(canvas: _Canvas, x: float, y: float, distance: str, name: str) -> None:
+    """A distance, and below it a name; a query has a name alone, in the place of both."""
+    centre, below = x + _CELL / 2, y + _CELL + 0.055
+    if distance:
+        canvas.text(centre, below, distance, size=8.5, colour=INK, ha="center", va="top")
+        below += 0.145
+    canvas.text(
+        centre, below, shortened(name, _CAPTION_LETTERS), size=6.5, ha="center", va="top",
+        colour=FAINT if distance else INK,
+    )  # fmt: skip

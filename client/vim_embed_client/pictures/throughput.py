@@ -49,16 +49,20 @@ def throughput_figure(report: dict[str, Any]) -> Figure:
 
 def _words(figure: Figure, report: dict[str, Any]) -> tuple[float, float]:
     best = max(cases_of(report), key=lambda case: case["http_rows_per_s"])
-    text = f"{report['model']['name']}: {best['http_rows_per_s']:,.1f} rows/s over HTTP"
+    most = "up to " if len(cases_of(report)) > 1 else ""
+    text = f"{report['model']['name']}: {most}{best['http_rows_per_s']:,.1f} rows/s over HTTP"
     if best["ratio"] is not None:
         text += f", {best['ratio']:.0%} of the bare loop"
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    rounds = len(best["rounds"])
-    how = (
-        f"Medians of {rounds} rounds of {report['seconds']:g} s. Bars: lowest and highest round. "
-        f"{report['date']}; {versions}; {report['machine']['os']}"
-    )
-    return title(figure, text, setting(report)), small_print(figure, [how])
+    how = _how(len(best["rounds"]), report["seconds"])
+    when = f"{report['date']}; {versions}; {report['machine']['os']}"
+    return title(figure, text, setting(report)), small_print(figure, [how, when])
+
+
+def _how(rounds: int, seconds: float) -> str:
+    if rounds == 1:
+        return f"One round of {seconds:g} s."
+    return f"Medians of {rounds} rounds of {seconds:g} s. Bars: lowest and highest round."
 
 
 def _by_rows(cases: Cases) -> dict[int, Cases]:
@@ -79,7 +83,7 @@ def _draw_rate(axes: Any, cases: Cases) -> None:
         axes.errorbar(
             [case["clients"] for case in line], middle, yerr=errors, fmt="-o", capsize=3,
             color=_COLOURS[number % len(_COLOURS)], lw=2, ms=6, clip_on=False,
-            label=_rows(rows),
+            label=f"{_rows(rows)} a request",
         )  # fmt: skip
     bare = cases[0]["bare_rows_per_s"]
     if bare is not None:
@@ -103,7 +107,7 @@ def _draw_latency(axes: Any, cases: Cases) -> None:
 
 
 def _rows(rows: int) -> str:
-    return f"{rows} row{'s' if rows > 1 else ''} a request"
+    return f"{rows:,} row{'s' if rows > 1 else ''}"
 
 
 def _dress(axes: Any, cases: Cases) -> None:
@@ -113,6 +117,7 @@ def _dress(axes: Any, cases: Cases) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(tick) for tick in ticks])
     axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
+    axes.margins(y=0.08)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel("clients at once", fontsize=11, color=INK)
@@ -120,4 +125,7 @@ def _dress(axes: Any, cases: Cases) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=9, ncols=2)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=9, ncols=2,
+        handlelength=3, columnspacing=1.2,
+    )  # fmt: skip

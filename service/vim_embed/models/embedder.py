@@ -7,11 +7,10 @@ that are already on the device, so that both give the same bytes. Knows nothing 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from vim_embed.models.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.models.graphs import Capture, GraphCache, buckets_up_to
+from vim_embed.models.host import OnItsWay, to_host
 from vim_embed.models.info import (
     EMBEDDING,
     GRANULARITIES,
@@ -28,6 +28,7 @@ from vim_embed.models.info import (
     ModelInfo,
 )
 from vim_embed.models.layers import LAST, capture, layer_modules
+from vim_embed.models.precision import without_tf32
 from vim_embed.models.vim import Vim
 from vim_embed.pixels import check_options, check_pixels
 from vim_embed.preprocess import Triple
@@ -120,24 +121,27 @@ class Embedder:
         The names: `embedding`, or one per layer.
         """
         images = self._normalised(pixel_values, options)
-        with self._lock, _without_tf32():
+        with self._lock, without_tf32():
             if options.layers is None:
                 return {EMBEDDING: self._embedding(images, options.pooling)}
             if self._fast is not None and options.layers == "blocks":
                 return self._fast_blocks(self._fast, images, options.pooling)
             return self._module_layers(images, options.layers, options.pooling)
 
-    @torch.inference_mode()
     def run(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         """`compute` as it serves: through graphs where there are any; tensors on the host.
 
         In exact mode in batches of one fixed shape, the last filled up. From any thread.
         """
+        return self.launch(pixel_values, options).wait()
+
+    @torch.inference_mode()
+    def launch(self, pixel_values: Tensor, options: EmbedOptions) -> OnItsWay:
+        """`run` that does not wait for the device: the next may be launched meanwhile."""
         with self._lock:
             if options.exact:
-                return self._run_exact(pixel_values, replace(options, exact=False))
-            found = self._forward(pixel_values, options)
-            return {name: output.to("cpu", copy=True) for name, output in found.items()}
+                return OnItsWay(self._run_exact(pixel_values, replace(options, exact=False)))
+            return to_host(self._forward(pixel_values, options))
 
     @torch.inference_mode()
     def settle_exact(self, rows: int = 0) -> None:
@@ -322,15 +326,3 @@ class Embedder:
         if output.ndim == 3:
             return self._pool(output, pooling if output.shape[1] == tokens else "mean")
         return output.float().flatten(1)
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Convolutions in full float32: cuDNN would use TF32 unless told otherwise."""
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before

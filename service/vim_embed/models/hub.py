@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vim_embed.models.catalogue import CatalogueEntry
+from vim_embed.models.downloading import Tell, telling_bars
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _VIT_CONFIG = ["config.json", "preprocessor_config.json"]
@@ -37,17 +38,20 @@ class Located:
         return vit_weight_files(self.path)
 
 
-def locate(entry: CatalogueEntry) -> Located:
-    """Bring the entry's weights to the local disk. Raises WeightsError."""
+def locate(entry: CatalogueEntry, tell: Tell | None = None) -> Located:
+    """Bring the entry's weights to the local disk. Raises WeightsError.
+
+    tell: hears of a download's progress; without it that is drawn on the terminal, if there is one.
+    """
     if entry.path is not None:
         return _located(entry, entry.path, str(entry.path), None)
     if entry.repo is None:
         raise WeightsError(
             f"model {entry.name!r} has no weights: give {entry.name}=PATH or {entry.name}=org/repo"
         )
-    folder = _snapshot(entry, _patterns(entry))
+    folder = _snapshot(entry, _patterns(entry), tell)
     if entry.kind == "vit" and not vit_weight_files(folder):
-        folder = _snapshot(entry, [*_VIT_CONFIG, "pytorch_model*.bin*"])
+        folder = _snapshot(entry, [*_VIT_CONFIG, "pytorch_model*.bin*"], tell)
     path = folder / entry.file if entry.file else folder
     if not path.exists():
         raise WeightsError(
@@ -111,13 +115,20 @@ def _only_weights(entry: CatalogueEntry, folder: Path) -> Path:
     )
 
 
-def _snapshot(entry: CatalogueEntry, patterns: list[str]) -> Path:
+def _snapshot(entry: CatalogueEntry, patterns: list[str], tell: Tell | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     assert entry.repo is not None
     at = f" at revision {entry.revision}" if entry.revision else ""
     try:
-        return Path(snapshot_download(entry.repo, revision=entry.revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                entry.repo,
+                revision=entry.revision,
+                allow_patterns=patterns,
+                tqdm_class=telling_bars(tell) if tell else None,
+            )
+        )
     except errors.GatedRepoError as error:
         raise WeightsError(f"{entry.repo} is gated: accept its terms and set HF_TOKEN") from error
     except errors.RevisionNotFoundError as error:

@@ -12,6 +12,7 @@ import torch
 
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
+from vim_embed.models.downloading import Tell
 from vim_embed.models.embedder import Embedder, Fast
 from vim_embed.models.file_limits import check_file
 from vim_embed.models.hub import Located, WeightsError, digest_files, locate
@@ -86,13 +87,14 @@ def load_entry(
     seed: int = 0,
     batch_rows: int = 0,
     exact_rows: int = 0,
+    tell: Tell | None = None,
 ) -> Embedder:
     """`load_model` for an entry that is already parsed; its own dtype goes before `dtype`.
 
-    batch_rows: of the largest CUDA graph.
+    batch_rows: of the largest CUDA graph. tell: hears of a download's progress.
     """
     dtype = resolve_dtype(entry.dtype) if entry.dtype else dtype
-    built = _random(entry, seed) if random_weights else _read(entry, locate(entry))
+    built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
         compute = _choose(built.module, backend, device, dtype)
@@ -180,12 +182,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_devices(names: str) -> list[torch.device]:
-    """Devices with commas between, or "all" CUDA devices. Raises ValueError."""
+    """Devices with commas between (a number is a CUDA device), or "all" of them, or ValueError."""
     if names.strip() == "all":
         names = ",".join(f"cuda:{n}" for n in range(torch.cuda.device_count()))
         if not names:
             raise ValueError("torch sees no CUDA device: use --device cpu, or check the driver")
-    devices = [resolve_device(name.strip()) for name in names.split(",")]
+    given = [name.strip() for name in names.split(",")]
+    devices = [resolve_device(f"cuda:{name}" if name.isdecimal() else name) for name in given]
     if len(devices) > 1:
         devices = [torch.device("cuda", 0) if d == torch.device("cuda") else d for d in devices]
     twice = sorted({str(d) for d in devices if devices.count(d) > 1})

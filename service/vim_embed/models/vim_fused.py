@@ -21,14 +21,15 @@ from torch.nn import functional as F
 
 from vim_embed.kernels.fused.build import CompileError, compiler_version
 from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
-from vim_embed.kernels.fused.pack import pack_layer
+from vim_embed.kernels.fused.pack import pack_layer, permuted_rows
 from vim_embed.models.vim import Block, Vim, VimConfig
 
 OnBlock = Callable[[int, Tensor], None]
 
 _MIN_CAPABILITY = (9, 0)
 _FLOAT_TOKENS = 16384  # float32 keeps u and the step sizes in memory: bound them
-_NARROW = 256  # width up to which cuBLAS does better to add to the residual stream itself
+# Tokens for each 192 of the width from which on `out_norm` beats cuBLAS and a kernel for the norm.
+_OUT_ROWS = 10000
 # Tokens times inner width that fill a device, with two halves side by side.
 _PASS = 256 * 197 * 384
 # cuBLAS takes 32 MiB for each stream unless told otherwise; these products gain nothing by it.
@@ -130,7 +131,12 @@ class FusedVim:
         self._multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         with torch.no_grad():
             self._frame = _frame(model, self.device)
-            layers = [pack_layer(cast(Block, x), self.shape, self.device) for x in model.layers]
+            self._permuted = self.kernels.fuses_out
+            layers = [
+                pack_layer(cast(Block, x), self.shape, self.device, permuted=self._permuted)
+                for x in model.layers
+            ]
+            self._order = permuted_rows(config.dim).argsort().to(self.device)
             patch = self._frame.patch_embed.proj.weight
             self._patch_weight = patch.flatten(1).t().to(dtype).contiguous()
         self._layers = layers
@@ -195,8 +201,7 @@ class FusedVim:
         projections.
         """
         batch, length = len(pixels), self.token_count(*pixels.shape[-2:])
-        wide = batch % 2 == 0 and batch * length * self.config.inner >= _PASS
-        if on_block is not None or self.dtype == torch.float32 or not wide:
+        if on_block is not None or batch % 2 or not self._wide(batch // 2 * length):
             return self._forward(pixels, buffers, on_block, only_cls=only_cls)
         half, tokens = batch // 2, batch // 2 * length
         first, second = buffers.part(0, tokens), buffers.part(tokens, 2 * tokens)
@@ -207,6 +212,14 @@ class FusedVim:
         self._forward(pixels[:half], first, None, only_cls=only_cls)
         here.wait_stream(self._side)
         return self._tokens(buffers, batch, length, only_cls=only_cls)
+
+    def _wide(self, tokens: int) -> bool:
+        """Whether so many tokens keep the device busy, so that twice as many go side by side."""
+        if self.dtype == torch.float32:
+            return False
+        if self._permuted:
+            return tokens >= _OUT_ROWS * self.shape.ranks
+        return 2 * tokens * self.config.inner >= _PASS
 
     def _tokens(self, buffers: _Buffers, batch: int, length: int, *, only_cls: bool) -> Tensor:
         tokens = buffers.hidden[: batch * length].view(batch, length, self.config.dim)
@@ -239,8 +252,8 @@ class FusedVim:
         residual, hidden = buffers.residual[:tokens], buffers.hidden[:tokens]
         self._embed(pixels, buffers, length)
         for index, layer in enumerate(self._layers):
-            torch.mm(hidden, layer.w_in, out=buffers.xz[:tokens])
             only = self.cls_index(length) if only_cls and index == last else -1
+            self._project(hidden, layer.w_in, buffers.xz[:tokens], length, only)
             if self.dtype == torch.float32:
                 self._mix_float(index, buffers, length, tokens)
             else:
@@ -254,16 +267,27 @@ class FusedVim:
                 on_block(index, residual.view(batch, length, self.config.dim))
         return self._tokens(buffers, batch, length, only_cls=only_cls)
 
+    def _project(self, hidden: Tensor, w_in: Tensor, xz: Tensor, length: int, only: int) -> None:
+        """xz = hidden @ w_in; its gates only of the token `only`, if that is not -1."""
+        if only < 0:
+            torch.mm(hidden, w_in, out=xz)
+            return
+        inner = self.config.inner
+        torch.mm(hidden, w_in[:, :inner], out=xz[:, :inner])
+        torch.mm(hidden[only::length], w_in[:, inner:], out=xz[only::length, inner:])
+
     def _add(
         self, mixed: Tensor, w_out: Tensor, residual: Tensor, weight: Tensor, hidden: Tensor
     ) -> None:
-        """residual += mixed @ w_out, hidden = its norm; by whichever of two ways moves less."""
+        """residual += mixed @ w_out, hidden = its norm; by whichever of the ways moves less."""
         eps = self.config.eps
-        if self.dtype == torch.float32:
+        if self._permuted and len(mixed) >= _OUT_ROWS * self.shape.ranks:
+            self.kernels.out_norm(mixed, w_out.t(), residual, weight, hidden, eps)
+        elif self._permuted:
+            torch.mm(mixed, w_out, out=hidden)
+            self.kernels.add_norm(hidden, residual, weight, hidden, eps, permuted=True)
+        elif self.dtype == torch.float32:
             torch.addmm(residual, mixed, w_out, out=residual)
-            self.kernels.add_norm(None, residual, weight, hidden, eps)
-        elif self.config.dim <= _NARROW:
-            torch.ops.aten.addmm.dtype_out(residual, mixed, w_out, torch.float32, out=residual)
             self.kernels.add_norm(None, residual, weight, hidden, eps)
         else:
             torch.mm(mixed, w_out, out=hidden)
@@ -273,8 +297,8 @@ class FusedVim:
         """The last block's end for one token an image."""
         images = len(buffers.hidden) // length
         stream = buffers.residual[: images * length].view(images, length, -1)[:, only]
-        mixed = buffers.mixed[only::length][:images]
-        stream = stream + torch.mm(mixed, w_out)
+        added = torch.mm(buffers.mixed[only::length][:images], w_out)
+        stream = stream + (added[:, self._order] if self._permuted else added)
         weight = self._frame.norm_f.weight
         normed = F.rms_norm(stream, stream.shape[-1:], weight, self.config.eps)
         buffers.hidden[only::length][:images].copy_(normed)
@@ -317,7 +341,7 @@ class FusedVim:
         bc, steps = buffers.bc, buffers.steps
         assert steps is not None
         weights = [layer.x_proj, layer.dt_proj, layer.dt_bias]
-        self.kernels.xproj([xz, *weights, bc, steps], length)
+        self.kernels.xproj([xz, *weights, bc, steps], length, only)
         channels = self.scan_channels or self._choose_scan(tokens // length)
         tensors = [xz, bc, steps, layer.decay, layer.taps, layer.vectors]
         self.kernels.scan(channels, tensors, length, only)
@@ -325,7 +349,7 @@ class FusedVim:
     def _choose_scan(self, batch: int) -> int:
         """Channels a warp: many where there are many warps a scheduler."""
         per_scheduler = batch * self.config.inner / 32 / (4 * self._multiprocessors)
-        wanted = [(2.5, 64), (1.0, 32), (0.15, 16)]
+        wanted = [(1.1, 32), (0.15, 16)]
         return next((channels for least, channels in wanted if per_scheduler >= least), 8)
 
     def _mix_float(self, index: int, buffers: _Buffers, length: int, tokens: int) -> None:

@@ -12,6 +12,7 @@ const links = new Map(); // blob addresses in use
 document.addEventListener("models", ({ detail }) => {
   models = detail.models.filter((model) => model.state === "ready");
   fill(byId("model"), models.map((model) => model.name), detail.default);
+  byId("example").disabled = models.length === 0;
   showPoolings();
 });
 byId("model").addEventListener("change", showPoolings);

@@ -65,6 +65,7 @@ STATUS: Described = {
     "ready": True,
     "reason": None,
     "default": "vim-tiny",
+    "devices": {"cuda:0": "up"},
     "models": [MODEL],
     "queue": {"waiting_rows": 12, "capacity_rows": 4096},
     "uptime_seconds": 86.2,

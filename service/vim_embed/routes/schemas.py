@@ -209,6 +209,7 @@ class StatusAnswer(_Answer):
     ready: bool
     reason: str | None = None
     default: str
+    devices: dict[str, str]
     models: list[ModelEntry]
     queue: QueueEntry
     uptime_seconds: float

@@ -1,4 +1,7 @@
-"""vim-embed itself, as `vim-embed-server serve` runs it, but for the engine."""
+"""vim-embed itself, as `vim-embed-server serve` runs it, but for the engine.
+
+ours.py PORT [ROWS_PER_SECOND]
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from vim_embed.server import serve
 from vim_embed.settings import Settings
 
 if __name__ == "__main__":
-    vim_embed.app.build_engines = lambda settings, faults=None: [MarksEngine()]
+    rate = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    vim_embed.app.build_engines = lambda settings, faults=None: [MarksEngine(rate)]
     settings = Settings(port=int(sys.argv[1]), models=(MODEL,))
     configure_logging(settings.log_level, "json")
     sys.exit(serve(settings))

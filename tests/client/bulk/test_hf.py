@@ -58,6 +58,16 @@ def test_saved_to_disk(embed: Embed, tmp_path: Path, data: Any, pixels: Array) -
     np.testing.assert_array_equal(rows, expected(pixels))
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_saved_set_that_is_given_as_a_folder(
+    embed: Embed, tmp_path: Path, data: Any, split: bool, capsys: Any
+) -> None:
+    saved = datasets.DatasetDict({"train": data}) if split else data
+    saved.save_to_disk(tmp_path / "set")
+    embed(tmp_path / "set", code=2)
+    assert f"a data set that save_to_disk wrote: give hf:{tmp_path}/set" in capsys.readouterr().err
+
+
 def test_splits_and_columns_of_a_saved_dictionary(
     embed: Embed, tmp_path: Path, data: Any, pixels: Array
 ) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import pytest
+
+from vim_embed_client.score_files import read_embeddings
 
 from .killing import VIM_EMBED, Attempt, attempt, stub_server
 from .survey import SIZE, Array, expected, write_survey
@@ -22,24 +23,24 @@ MIB = 2**20
 
 def check(output: Path, wanted: Iterator[tuple[list[str], Array]]) -> int:
     """Every row is there, in order, with its own embedding; returns how many."""
-    table = pyarrow.parquet.read_table(output)
-    found = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    ids = table["id"].to_pylist()
+    written = read_embeddings(str(output))
+    found, ids = written.embeddings, written.ids
+    assert ids is not None
     start = 0
     for names, pixels in wanted:
         stop = start + len(names)
         assert ids[start:stop] == names
         np.testing.assert_array_equal(found[start:stop], expected(pixels))
         start = stop
-    assert start == len(ids) == len(set(ids))
+    assert start == len(found) == len(ids) == len(set(ids))
     return start
 
 
-def run_killed(folder: Path, rows: int, *options: str) -> tuple[Attempt, list[int], float]:
-    """Embed a survey of `rows`, killed twice; returns the last attempt and where it was killed."""
+def run_killed(folder: Path, rows: int, *options: str, ending: str = ".parquet") -> float:
+    """Embed a survey of `rows`, killed twice at random; returns the seconds of all attempts."""
     wanted = list(write_survey(folder / "survey", rows))
-    output = folder / "out.parquet"
-    parts = folder / "out.parquet.parts"
+    output = folder / f"out{ending}"
+    parts = folder / f"out{ending}.parts"
     kills = sorted(random.randint(1, int(rows * 0.85)) for _ in range(2))
     print(f"killed after {kills} rows")
     started = time.monotonic()
@@ -57,13 +58,17 @@ def run_killed(folder: Path, rows: int, *options: str) -> tuple[Attempt, list[in
     assert (summary["rows"], summary["skipped"]) == (rows, [])
     assert summary["resumed"] >= kills[1]
     assert check(output, iter(wanted)) == rows
-    assert sorted(os.listdir(folder)) == ["out.parquet", "survey"]
-    return last, kills, seconds
+    beside = [f"out{ending}.json"] if ending == ".npy" else []
+    assert sorted(os.listdir(folder)) == [output.name, *beside, "survey"]
+    return seconds
 
 
-def peak_rss(done: Attempt, *, until: int) -> int:
-    """Most bytes in memory while at most `until` rows were finished."""
-    return max(rss for rows, rss in done.memory if rows <= until)
+def peaks(done: Attempt, rows: int) -> list[int]:
+    """Most bytes in memory in each tenth of a run of `rows`, counted by finished rows."""
+    tenths: list[list[int]] = [[] for _ in range(10)]
+    for finished, rss in done.memory:
+        tenths[min(9, 10 * finished // rows)].append(rss)
+    return [max(tenth, default=0) for tenth in tenths]
 
 
 def run_whole(folder: Path, rows: int) -> tuple[Attempt, float]:
@@ -85,20 +90,23 @@ def test_3_000_rows_killed_twice(tmp_path: Path) -> None:
     run_killed(tmp_path, 3000, "--batch-rows", "16", "--part-rows", "200")
 
 
+@pytest.mark.parametrize("ending", [".npy", ".safetensors"])
+def test_other_outputs_killed_twice(tmp_path: Path, ending: str) -> None:
+    run_killed(tmp_path, 900, "--batch-rows", "8", "--part-rows", "60", ending=ending)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_100_000_rows_killed_twice_in_flat_memory(tmp_path: Path) -> None:
     rows = 100_000
-    _, _, seconds = run_killed(tmp_path, rows)
+    seconds = run_killed(tmp_path, rows)
     print(f"killed twice: {rows:,} rows in {seconds:.0f} s, complete, in order, none twice")
     shutil.rmtree(tmp_path / "survey")
     whole, seconds = run_whole(tmp_path / "whole", rows)
-    early, peak = peak_rss(whole, until=rows // 10), peak_rss(whole, until=rows)
-    at_tenth = next(rss for done, rss in whole.memory if done >= rows // 10)
-    at_end = [rss for _, rss in whole.memory if rss][-1]
+    highest = peaks(whole, rows)
+    told = ", ".join(f"{peak / MIB:.0f}" for peak in highest)
     print(
         f"in one go: {rows:,} rows in {seconds:.0f} s, {rows / seconds:,.0f} rows/s\n"
-        f"RSS at 10 %: {at_tenth / MIB:.1f} MiB (peak until then {early / MIB:.1f}), "
-        f"at 100 %: {at_end / MIB:.1f} MiB (peak of all {peak / MIB:.1f})"
+        f"highest resident memory of each tenth, MiB: {told}"
     )
-    assert peak - early < 16 * MIB
+    assert max(highest) - highest[0] < 16 * MIB

@@ -258,6 +258,20 @@ def test_uint8_arrays_are_resized_if_asked(embed: Embed, tmp_path: Path) -> None
     np.testing.assert_array_equal(as_arrays, as_images)
 
 
+def test_arrays_of_another_size_are_told(embed: Embed, tmp_path: Path, capsys: Any) -> None:
+    np.save(tmp_path / "a.npy", pictures(2))
+    np.save(tmp_path / "b.npy", np.zeros((2, 3, 20, 30), np.uint8))
+    embed(tmp_path / "a.npy")
+    embed(tmp_path / "b.npy", "--resize")
+    assert "as they are" not in capsys.readouterr().err
+    embed(tmp_path / "a.npy", tmp_path / "b.npy")
+    told = capsys.readouterr().err
+    assert "Arrays of 20×30 pixels were embedded as they are" in told
+    assert f"arithmetic is made for {SIZE}×{SIZE}" in told
+    embed(tmp_path / "b.npy", "--quiet")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_output_and_its_parts_are_no_input(embed: Embed, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", pictures(2))
     (tmp_path / "out" / "out.npy.parts").mkdir(parents=True)

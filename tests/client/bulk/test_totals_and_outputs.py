@@ -216,6 +216,18 @@ def test_progress_is_shown_on_terminals_and_in_logs(
     assert ("━" in written.getvalue()) == terminal
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_progress_takes_one_line(width: int) -> None:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=width)
+    with showing_progress(console, quiet=False) as told:
+        told(1_234_567, 0, 99_999_999)
+        time.sleep(0.2)
+    shown = [line for line in written.getvalue().split("\n") if "1,234,567" in line]
+    assert shown
+    assert all("1,234,567 of 99,999,999 rows · " in line and " left" in line for line in shown)
+
+
 @pytest.mark.parametrize("ending", [".npy", ".parquet", ".safetensors"])
 def test_the_options_of_a_run_are_in_its_output(
     service_url: str, tmp_path: Path, ending: str

@@ -18,8 +18,7 @@ from vim_embed.kernels.fused.build import cubin
 
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-# Rows of `xproj`: few are better spread over many blocks and warps.
-_FEW_ROWS, _MANY_ROWS = 2048, 16384
+_FEW_ROWS = 2048  # of `xproj`
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,34 @@ class Shape:
         rank = self.padded_rank
         return {"DTYPE": DTYPES[self.dtype], "DIM": self.dim, "INNER": self.inner, "RP": rank}
 
-    def xproj_memory(self, halves: int, splits: int) -> int:
+    @property
+    def fuses_out(self) -> bool:
+        """Whether `out_norm` can exist for this shape."""
+        return self.dtype != torch.float32 and self.dim in (192, 384)
+
+    @property
+    def ranks(self) -> int:
+        """Blocks of one cluster of `out_norm`: each has 192 columns."""
+        return self.dim // 192
+
+    @property
+    def out_memory(self) -> int:
+        """Bytes of shared memory of one `out_norm` block; mirrors `Out` in vim.cu."""
+        return 4 * (128 + 192) * 128 + 2 * self.ranks * 128 * 4 + 2 * 4 * 8 + 16
+
+    def xproj_memory(self, tiles: int, halves: int, splits: int) -> int:
         """Bytes of shared memory of one `xproj` block; mirrors `Stage` in vim.cu."""
-        rows = 32 * halves
-        stage = 2 * (64 * self.row + 512 + 128) + (rows + 6) * 80
+        rows = 16 * tiles * halves
+        chunk = 64 * self.row + 512 + 128
+        box = _whole(_whole((rows + 6) * 128, 1024) + 4 * chunk, 1024)
         sums = 2 * rows * (self.row + 2) * 4
         ranks = 2 * rows * (16 * self.rank_tiles + 8) * 2
-        return 128 + max(splits * 3 * stage, splits * sums + ranks)
+        staged = 2 * ((splits + 1) // 2 * box + 8)
+        return max(staged, splits * sums + ranks if splits > 1 else 0)
 
 
 # Variants of the scan: channels of a warp, and steps that are fetched at once. Mirrors SCAN_KERNEL.
-SCANS = {64: 8, 32: 8, 16: 8, 8: 16}
+SCANS = {32: 8, 16: 8, 8: 16}
 
 
 def scan_memory(channels: int) -> int:
@@ -68,9 +84,8 @@ def scan_memory(channels: int) -> int:
     return 2 * (3 * tile * (2 * row + 128) + 4 * tile * row)
 
 
-def padded_length(length: int) -> int:
-    """Rows an image takes in `xproj`: room for the convolution's zeros."""
-    return -(-(length + 3) // 4) * 4
+def _whole(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
 
 
 class Kernels:
@@ -79,8 +94,12 @@ class Kernels:
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
         self.device = device
-        major, minor = torch.cuda.get_device_capability(device)
-        code = cubin(SOURCE, shape.macros, f"sm_{major}{minor}")
+        properties = torch.cuda.get_device_properties(device)
+        self._multiprocessors = properties.multi_processor_count
+        major, minor = properties.major, properties.minor
+        self.fuses_out = shape.fuses_out and major == 9
+        arch = f"sm_{major}{minor}" + "a" * self.fuses_out
+        code = cubin(SOURCE, shape.macros | {"OUT_NORM": int(self.fuses_out)}, arch)
         from cuda.bindings import driver
 
         self._driver: Any = driver
@@ -88,6 +107,7 @@ class Kernels:
             torch.cuda.current_stream(device).synchronize()  # makes the context current
             self._module = self._checked(driver.cuModuleLoadData(code))
         self._functions: dict[str, Any] = {}
+        self._maps: dict[tuple[int, ...], Any] = {}
 
     def patchify(self, pixels: Tensor, out: Tensor, grid: tuple[int, int], p: int, s: int) -> None:
         """pixels (B, 3, H, W) float32 -> out (B · rows · columns, 3 p p)."""
@@ -111,29 +131,67 @@ class Kernels:
         self._launch("first_norm", (-(-rows // 8), 1), 256, 0, arguments)
 
     def add_norm(
-        self, hidden: Tensor | None, residual: Tensor, weight: Tensor, out: Tensor, e: float
+        self,
+        hidden: Tensor | None,
+        residual: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        e: float,
+        *,
+        permuted: bool = False,
     ) -> None:
-        """residual (B L, D) float32 += hidden (B L, D); out = its RMS norm; out may be hidden."""
+        """residual (B L, D) float32 += hidden (B L, D); out = its RMS norm; out may be hidden.
+
+        permuted: hidden's columns are in the order of `permuted_rows`.
+        """
         rows = residual.numel() // self.shape.dim
         given = ctypes.c_void_p(0) if hidden is None else hidden
         arguments = [given, residual, weight, out, rows, ctypes.c_float(e)]
-        self._launch("add_norm", (-(-rows // 8), 1), 256, 0, arguments)
+        name = "add_permuted_norm" if permuted else "add_norm"
+        self._launch(name, (-(-rows // 8), 1), 256, 0, arguments)
 
-    def xproj(self, tensors: Sequence[Tensor], length: int) -> None:
-        """tensors: xz (B L, 2E), x_proj, dt_proj, dt_bias, bc (B L, 2, 32), steps (B L, 2, E)."""
-        padded = padded_length(length)
-        total = tensors[0].shape[0] // length * padded
-        halves, splits = self._xproj_shape(total)
-        grid = (-(-total // (32 * halves)), 1)
-        memory = self.shape.xproj_memory(halves, splits)
-        name = f"xproj_{halves}{splits}"
-        self._launch(name, grid, 64 * halves * splits, memory, [*tensors, length, padded, total])
+    def out_norm(
+        self,
+        mixed: Tensor,
+        weight: Tensor,
+        residual: Tensor,
+        norm: Tensor,
+        out: Tensor,
+        e: float,
+    ) -> None:
+        """residual (B L, D) float32 += mixed (B L, E) @ weight^T; out (B L, D) = its RMS norm.
 
-    def _xproj_shape(self, total: int) -> tuple[int, int]:
-        """A block's rows / 32 and the warps that share a row, for `total` padded rows."""
-        if total >= _MANY_ROWS:
-            return 2, 1
-        return (1, 4) if total <= _FEW_ROWS and self.shape.inner % 128 == 0 else (1, 2)
+        weight (D, E): rows in the order of `permuted_rows`.
+        """
+        rows, ranks = len(mixed), self.shape.ranks
+        clusters = min(-(-rows // 128), self._multiprocessors // ranks)
+        maps = [self._map(mixed, 128), self._map(weight, 192)]
+        arguments = [*maps, residual, norm, out, rows, ctypes.c_float(e)]
+        self._launch("out_norm", (clusters * ranks, 1), 256, self.shape.out_memory, arguments)
+
+    def xproj(self, tensors: Sequence[Tensor], length: int, only: int = -1) -> None:
+        """tensors: xz (B L, 2E), x_proj, dt_proj, dt_bias, bc (B L, 2, 32), steps (B L, 2, E).
+
+        only: the one token whose result is needed, if not -1: rows behind it may stay unwritten.
+        """
+        rows = tensors[0].shape[0]
+        variant = self._xproj_variant(rows)
+        tiles, halves, splits = variant
+        grid = (-(-rows // (16 * tiles * halves)), 1)
+        name = "xproj_" + "".join(map(str, variant))
+        memory = self.shape.xproj_memory(*variant)
+        xz, *others = tensors
+        arguments = [self._map(xz, 16 * tiles * halves + 6), *others, length, rows, only]
+        self._launch(name, grid, 64 * halves * splits, memory, arguments)
+
+    def _xproj_variant(self, rows: int) -> tuple[int, int, int]:
+        """Row tiles of a warp, warps of rows, warps that share a row: the fewer the rows, the more
+        warps to a row, as long as all blocks run at once."""
+        if rows <= _FEW_ROWS and self.shape.inner % 128 == 0:
+            return 1, 1, 4
+        if rows <= 16 * 4 * self._multiprocessors:
+            return 1, 1, 2
+        return (2, 1, 2) if rows <= 32 * 3 * self._multiprocessors else (2, 2, 1)
 
     def scan(self, channels: int, tensors: Sequence[Tensor], length: int, only: int = -1) -> None:
         """tensors: xz, bc, steps (steps[:, 0] becomes the result), decay, taps, vectors.
@@ -164,6 +222,9 @@ class Kernels:
             if isinstance(argument, Tensor):
                 values.append(argument.data_ptr())
                 types.append(ctypes.c_void_p)
+            elif isinstance(argument, self._driver.CUtensorMap):
+                values.append(argument)
+                types.append(None)
             elif isinstance(argument, int):
                 values.append(argument)
                 types.append(ctypes.c_int)
@@ -175,6 +236,34 @@ class Kernels:
         sizes = (*grid, 1, threads, 1, 1, memory)
         parameters = (tuple(values), tuple(types))
         self._checked(self._driver.cuLaunchKernel(function, *sizes, stream, parameters, 0))
+
+    def _map(self, matrix: Tensor, rows: int) -> Any:
+        """For copies of `rows` rows and 64 columns of a half-precision matrix, swizzled."""
+        key = (matrix.data_ptr(), *matrix.shape, matrix.stride(0), rows)
+        known = self._maps.get(key)
+        if known is None:
+            d = self._driver
+            kinds = d.CUtensorMapDataType
+            bf16 = matrix.dtype == torch.bfloat16
+            known = self._checked(
+                d.cuTensorMapEncodeTiled(
+                    kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                    if bf16
+                    else kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                    2,
+                    matrix.data_ptr(),
+                    [d.cuuint64_t(matrix.shape[1]), d.cuuint64_t(matrix.shape[0])],
+                    [d.cuuint64_t(matrix.stride(0) * 2)],
+                    [d.cuuint32_t(64), d.cuuint32_t(rows)],
+                    [d.cuuint32_t(1), d.cuuint32_t(1)],
+                    d.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+                    d.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                    d.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                )
+            )
+            self._maps[key] = known
+        return known
 
     def _function(self, name: str, memory: int) -> Any:
         function = self._functions.get(name)

@@ -25,7 +25,8 @@ class PackedLayer:
     """One block. D model width, E inner width, R padded rank, ROW = R + 32.
 
     norm (D,) float32. w_in (D, 2E), w_out (E, D): for `rows @ weight`. decay (2, E, 16) float32:
-    A. taps (2, E, 4) float32. vectors (2, E, 2) float32: conv bias, D. dt_bias (2, E) float32.
+    A. taps (2, E, 4) float32. vectors (2, E, 2) float32: conv bias, D. dt_bias (2, E) float32, as
+    accumulators in half: (2, E / 32, 4, 4, 4).
     x_proj: (2, E / 32, bytes), for each 32 channels the weights in fragment order, taps and conv
     bias; float32 (2, E, ROW). dt_proj: (2, E / 32, R / 16, 2, 32, 8) in fragment order, float32
     (2, R, E).
@@ -42,8 +43,18 @@ class PackedLayer:
     dt_bias: Tensor
 
 
-def pack_layer(block: Block, shape: Shape, device: torch.device) -> PackedLayer:
-    """Convert and reorder one block's weights, onto `device`."""
+def permuted_rows(dim: int) -> Tensor:
+    """(D,): row 8 j + 2 q + r of 16 of what `out_norm` takes is the model's row 4 q + 2 j + r."""
+    return torch.arange(dim).view(-1, 4, 2, 2).transpose(1, 2).reshape(dim)
+
+
+def pack_layer(
+    block: Block, shape: Shape, device: torch.device, *, permuted: bool = False
+) -> PackedLayer:
+    """Convert and reorder one block's weights, onto `device`.
+
+    permuted: the columns of w_out are in the order of `permuted_rows`.
+    """
     mixer = block.mixer
     half = shape.dtype != torch.float32
     steps = math.log2(math.e) if half else 1.0
@@ -53,18 +64,21 @@ def pack_layer(block: Block, shape: Shape, device: torch.device) -> PackedLayer:
     bias, size, skip = (
         torch.stack([side[name] for side in sides]) for name in ("conv_bias", "dt_bias", "skip")
     )
+    w_out = mixer.out_proj.weight.detach().float() * 0.5
+    if permuted:
+        w_out = w_out[permuted_rows(shape.dim)]
     x_proj = torch.stack([_padded_rows(side["x_proj"], shape, 1 / steps) for side in sides])
     dt_proj = torch.stack([side["dt_proj"] * steps for side in sides])
     packed = PackedLayer(
         norm=block.norm.weight.detach().float().contiguous(),
         w_in=_matrix(_gated(mixer.in_proj.weight.detach().float(), conv, shape), shape),
-        w_out=_cast(mixer.out_proj.weight.detach().float() * 0.5, shape).t(),
+        w_out=_cast(w_out, shape).t(),
         decay=torch.stack([-torch.exp(side["A_log"]) for side in sides]).contiguous(),
         taps=taps.contiguous(),
         vectors=torch.stack([bias * conv, skip], dim=-1),
         x_proj=_x_chunks(x_proj, taps, bias * conv, shape) if half else _cast(x_proj.mT, shape),
         dt_proj=_cast(_dt_fragments(dt_proj, shape) if half else _dt_plain(dt_proj, shape), shape),
-        dt_bias=size * steps,
+        dt_bias=_dt_bias(size * steps) if half else size,
     )
     return PackedLayer(**{name: value.to(device) for name, value in vars(packed).items()})
 
@@ -125,6 +139,12 @@ def _dt_fragments(weight: Tensor, shape: Shape) -> Tensor:
         two, inner // 32, 4, 2, 2, 2, tiles, 2, 4, 2
     )  # c g/2 n/2 n%2 g%2 k h q r
     return split.permute(0, 1, 6, 3, 2, 5, 8, 4, 7, 9).reshape(two, inner // 32, tiles, 2, 32, 8)
+
+
+def _dt_bias(bias: Tensor) -> Tensor:
+    """(2, E) to (2, E / 32, 4, 4, 4): accumulators of `_dt_fragments`' products, by q and n."""
+    pairs = bias.reshape(2, -1, 4, 4, 1, 2)
+    return pairs.expand(-1, -1, -1, -1, 2, -1).reshape(2, -1, 4, 4, 4)
 
 
 def _dt_plain(weight: Tensor, shape: Shape) -> Tensor:

@@ -1,6 +1,7 @@
 // Vim inference kernels. Compiled by build.py with these macros:
 //   DTYPE 0 float32, 1 float16, 2 bfloat16     DIM  model width D
 //   INNER inner width E                        RP   step-size rank, rounded up to 8
+//   OUT_NORM 1: with `out_norm` (sm_90a, a width of 192 to 1536 in steps of 192, half precision)
 // All activations are channels-last. Needs compute capability 9.0 (bulk copies).
 //
 // Names: B images, L tokens, E channels, N = 16 states. A projected row ("dbc") is
@@ -101,6 +102,23 @@ DEVICE void bulk_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
             "r"(to), "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+DEVICE void init_barrier(u32 barrier, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+DEVICE void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+struct __align__(64) TensorMap {
+    unsigned long long words[16];
+};
+// a map's box at (column, row); what lies outside the array is zero
+DEVICE void copy_tile(u32 to, const TensorMap* map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+        "l"(map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
 DEVICE void wait_barrier(u32 barrier, u32 parity) {
@@ -261,28 +279,42 @@ DEVICE void norm_row(float (*v)[VEC], const float* weight, T* out, float eps, in
 }
 
 // residual (rows, D) += hidden (rows, D) if there is one, out = its RMS norm; out may be hidden.
-// One warp a row.
-extern "C" __global__ void __launch_bounds__(256)
-    add_norm(const T* hidden, float* __restrict__ residual, const float* __restrict__ weight,
-             T* out, int rows, float eps) {
+// PERMUTED: hidden's columns are in the order of `out_norm`'s weights. One warp a row.
+template <bool PERMUTED>
+DEVICE void add_norm_body(const T* hidden, float* __restrict__ residual,
+                          const float* __restrict__ weight, T* out, int rows, float eps) {
     const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     const size_t base = (size_t)row * DIM;
     float v[PARTS][VEC];
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
-        const size_t at = base + (i * 32 + lane) * VEC;
-        load_float<VEC>(v[i], residual + at);
+        const int at = (i * 32 + lane) * VEC;
+        load_float<VEC>(v[i], residual + base + at);
         if (hidden) {
             float h[VEC];
-            load_row<VEC>(h, hidden + at);
+            if constexpr (PERMUTED) {
+                const T* from = hidden + base + at / 16 * 16 + at % 16 / 4 * 2 + at % 4 / 2 * 8;
+#pragma unroll
+                for (int j = 0; j < VEC; j += 2) load_row<2>(h + j, from + 4 * j);
+            } else
+                load_row<VEC>(h, hidden + base + at);
 #pragma unroll
             for (int j = 0; j < VEC; j++) v[i][j] += h[j];
-            store_float<VEC>(residual + at, v[i]);
+            store_float<VEC>(residual + base + at, v[i]);
         }
     }
     norm_row(v, weight, out + base, eps, lane);
 }
+#define ADD_NORM_KERNEL(NAME, PERMUTED)                                                           \
+    extern "C" __global__ void __launch_bounds__(256)                                             \
+        NAME(const T* hidden, float* residual, const float* weight, T* out, int rows, float eps) { \
+        add_norm_body<PERMUTED>(hidden, residual, weight, out, rows, eps);                        \
+    }
+ADD_NORM_KERNEL(add_norm, false)
+#if OUT_NORM
+ADD_NORM_KERNEL(add_permuted_norm, true)
+#endif
 
 // patches (B, M, D) and start (L, D) (position + patch bias; class token in the middle row) ->
 // residual (B, L, D) and its RMS norm.
@@ -313,14 +345,31 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 #if DTYPE != 0
+struct Yes {
+    static constexpr bool value = true;
+};
+struct No {
+    static constexpr bool value = false;
+};
+
+extern __shared__ __align__(1024) char memory[];
+
 // ---------------------------------------------------------------- tensor cores
 // Fragments of mma.sync: g = lane / 4, q = lane % 4. A rows g, g + 8; B columns g;
 // C rows g, g + 8 and columns 2q, 2q + 1. k columns are 2q, 2q + 1 (and + 8 where K = 16).
-DEVICE void mma_k16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+// d = a b + c; d may be c
+DEVICE void mma_k16(float* d, const u32* a, u32 b0, u32 b1, const float* c) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE
-        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
+          "f"(c[2]), "f"(c[3]));
+}
+DEVICE void mma_k8(float* d, const u32* a, u32 b, const float* c) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32." MMA_TYPE "." MMA_TYPE
+        ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 DEVICE u32 pack_f16(float lo, float hi) {
     u32 d;
@@ -328,235 +377,441 @@ DEVICE u32 pack_f16(float lo, float hi) {
     return d;
 }
 
+#if OUT_NORM
+// ---------------------------------------------------------------- out_proj, residual add and norm
+// residual (rows, D) += mixed (rows, E) out_proj^T, out = its RMS norm. A cluster owns 128 rows, each
+// of its blocks 192 columns; they exchange the sums of squares. Two warpgroups of 64 rows multiply on
+// wgmma, while the residual waits in registers and a thread has rows and weights copied ahead.
+// Column 8 j + 2 q + r of 16 is the model's 4 q + 2 j + r: a thread's accumulators are adjacent.
+#define RANKS (DIM / 192)
+#define OUT_ROWS 128
+
+// d (64, 192) += a (64, 16) b (192, 16)^T, or = where !add
+DEVICE void wgmma_192(float* d, unsigned long long a, unsigned long long b, int add) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32." MMA_TYPE "." MMA_TYPE " {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
+        "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+        "}, %96, %97, add, 1, 1, 0, 0;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
+          "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
+          "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]),
+          "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+          "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
+          "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]),
+          "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
+          "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]), "+f"(d[65]),
+          "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
+          "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]),
+          "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]),
+          "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]),
+          "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
+        : "l"(a), "l"(b), "r"(add));
+}
+// of rows of 64 elements, 128-byte swizzled
+DEVICE unsigned long long descriptor(u32 address) {
+    const unsigned long long fixed = 1ull << 62 | 64ull << 32 | 1ull << 16;
+    return fixed | (address & 0x3ffff) >> 4;
+}
+DEVICE u32 in_block(u32 address, u32 rank) {  // the same place of another block of the cluster
+    u32 d;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(d) : "r"(address), "r"(rank));
+    return d;
+}
+
+struct Out {  // bytes of shared memory
+    static constexpr int stages = 4, rows = OUT_ROWS * 128, stage = rows + 192 * 128;
+    static constexpr int sums = stages * stage, sums_size = RANKS * OUT_ROWS * 4;  // twice
+    static constexpr int full = sums + 2 * sums_size, empty = full + 8 * stages;
+    static constexpr int summed = empty + 8 * stages, all = summed + 16;
+};
+
+extern "C" __global__ void __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256, 1)
+    out_norm(const __grid_constant__ TensorMap mixed, const __grid_constant__ TensorMap weights,
+             float* __restrict__ residual, const float* __restrict__ norm, u16* __restrict__ out,
+             int rows, float eps) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int rank = blockIdx.x % RANKS, columns = rank * 192, rounds = INNER / 64;
+    const int tiles = (rows + OUT_ROWS - 1) / OUT_ROWS, step = gridDim.x / RANKS;
+    const int turns = (tiles - 1 - (int)blockIdx.x / RANKS) / step + 1;
+    // from the last rows on: the scan wrote them last, they are cached
+    auto tile_of = [&](int turn) { return tiles - 1 - (int)blockIdx.x / RANKS - turn * step; };
+    const u32 base = shared_address(memory), full = base + Out::full, empty = base + Out::empty;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < Out::stages; i++)
+            init_barrier(full + 8 * i, 1), init_barrier(empty + 8 * i, OUT_ROWS / 16);
+        for (int i = 0; i < 2; i++) init_barrier(base + Out::summed + 8 * i, 1);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+    auto fetch = [&](int i) {  // by one thread; round i of all turns
+        if (i >= turns * rounds) return;
+        const int slot = i % Out::stages, tile = tile_of(i / rounds), k = i % rounds;
+        const u32 to = base + slot * Out::stage, barrier = full + 8 * slot;
+        if (i >= Out::stages) wait_barrier(empty + 8 * slot, (i / Out::stages - 1) & 1);
+        expect_bytes(barrier, Out::stage);
+        copy_tile(to, &mixed, k * 64, tile * OUT_ROWS, barrier);
+        copy_tile(to + Out::rows, &weights, k * 64, columns, barrier);
+    };
+    if (threadIdx.x == 0)
+        for (int i = 0; i < Out::stages - 1; i++) fetch(i);
+    int slot = 0, phase = 0;
+    for (int turn = 0; turn < turns; turn++) {
+        const int tile = tile_of(turn);
+        const int local = warp * 16 + g;  // and + 8
+        float r[2][48], acc[96];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = tile * OUT_ROWS + local + 8 * h;
+            const float* from = residual + (size_t)row * DIM + columns + 4 * q;
+#pragma unroll
+            for (int c = 0; c < 12; c++)
+                if (row < rows)
+                    load_float<4>(r[h] + 4 * c, from + 16 * c);
+                else
+                    r[h][4 * c] = r[h][4 * c + 1] = r[h][4 * c + 2] = r[h][4 * c + 3] = 0.0f;
+        }
+        int before = 0;
+#pragma unroll 1
+        for (int k = 0; k < rounds; k++) {
+            wait_barrier(full + 8 * slot, phase);
+            const u32 at = base + slot * Out::stage;
+            const unsigned long long a = descriptor(at + warp / 4 * 8192);
+            const unsigned long long b = descriptor(at + Out::rows);
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_192(acc, a + 2 * i, b + 2 * i, k + i);
+            asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;" :::
+                             "memory");
+            if (lane == 0 && k > 0) arrive(empty + 8 * before);
+            if (threadIdx.x == 0) fetch(turn * rounds + k + Out::stages - 1);
+            before = slot;
+            if (++slot == Out::stages) slot = 0, phase ^= 1;
+        }
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        if (lane == 0) arrive(empty + 8 * before);
+
+        const u32 summed = base + Out::summed + 8 * (turn & 1);
+        const u32 sums = Out::sums + (turn & 1) * Out::sums_size;
+        if (threadIdx.x == 0) expect_bytes(summed, Out::sums_size);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = tile * OUT_ROWS + local + 8 * h;
+            float* const to = residual + (size_t)row * DIM + columns + 4 * q;
+            float sum = 0.0f;
+#pragma unroll
+            for (int c = 0; c < 12; c++) {
+                float* const v = r[h] + 4 * c;
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    v[j] += acc[8 * c + 4 * (j / 2) + 2 * h + j % 2];
+                    sum = fmaf(v[j], v[j], sum);
+                }
+                if (row < rows) store_float<4>(to + 16 * c, v);
+            }
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            if (q == 0)
+#pragma unroll
+                for (int i = 0; i < RANKS; i++)
+                    asm volatile(
+                        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, "
+                        "[%2];" ::"r"(in_block(base + sums + (rank * OUT_ROWS + local + 8 * h) * 4, i)),
+                        "f"(sum), "r"(in_block(summed, i))
+                        : "memory");
+        }
+        wait_barrier(summed, turn / 2 & 1);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = tile * OUT_ROWS + local + 8 * h;
+            if (row >= rows) continue;
+            float sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < RANKS; i++)
+                sum += *(const float*)(memory + sums + (i * OUT_ROWS + local + 8 * h) * 4);
+            const float scale = rsqrtf(sum * (1.0f / DIM) + eps);
+            u16* const to = out + (size_t)row * DIM + columns + 4 * q;
+#pragma unroll
+            for (int c = 0; c < 12; c++) {
+                float w[4], y[4];
+                load_float<4>(w, norm + columns + 16 * c + 4 * q);
+#pragma unroll
+                for (int j = 0; j < 4; j++) y[j] = r[h][4 * c + j] * scale * w[j];
+                store_row<4>(to + 16 * c, y);
+            }
+        }
+    }
+}
+#endif
+
 // ---------------------------------------------------------------- conv + SiLU + x_proj + dt_proj
 // bc (B L, 2, 32) float32 and steps (B L, 2, E) float16 from x, both directions; u never reaches
 // memory. steps = log2(1 + 2^v), v = dt_proj.
 //
-// Time is padded to `padded` = L + 3 rounded up to 4 rows an image; the extra rows are zeros and
-// end one image's convolution and begin the next one's. A block owns 32 HALVES of these rows: warp
-// (direction, half of the rows, split) sums its share of the channels, 32 at a time; shared memory
-// adds the shares. Weights and x come through shared memory, two chunks ahead.
-// A thread holds 4 adjacent rows and channels 8q .. 8q+7: the order of the rows and columns of a
-// product is free as long as weights and outputs use the same one. The backward direction takes
-// its rows in falling order, so both are causal.
-// Then the same warp multiplies its 32 rows' step sizes with dt_proj for its share of channels.
+// A block owns 16 MT HALVES of the B L rows: warp (direction, half of the rows, split) sums its
+// share of the channels, and shared memory adds the shares. x and the weights of 64 channels are a
+// box; boxes come through shared memory by the copy engine, one ahead. Of several splits, an
+// even one takes a box's first 32 channels and the odd one its last.
+// A thread holds 2 MT adjacent rows and channels 8q .. 8q+7 of 32: the order of the rows and columns
+// of a product is free as long as weights and outputs use the same one. The backward direction
+// takes its rows in falling order, so both are causal. Where a warp's rows begin or end an image,
+// taps that reach into the neighbour image are left out.
+// Then the same warp multiplies its rows' step sizes with dt_proj for its share of channels.
 #define NT (ROW / 8)
 #define SUM_ROW (ROW + 2)
 #define RANK_ROW (16 * KR + 8)
 
-template <int HALVES, int SPLITS>
-struct Stage {  // of one split, bytes
-    static constexpr int taps = NT * 512, bias = taps + 512;  // weights come first
-    static constexpr int direction = bias + 128;              // one bulk copy
-    static constexpr int rows = 32 * HALVES, x_rows = rows + 6, x_row = 64 + 16;
-    static constexpr int x = 2 * direction, bytes = x + x_rows * x_row;
+template <int MT, int HALVES, int SPLITS>
+struct Stage {  // bytes
+    static constexpr int rows = 16 * MT * HALVES, x_rows = rows + 6, boxes = (SPLITS + 1) / 2;
+    static constexpr int taps = NT * 512, bias = taps + 512;  // of 32 channels; weights come first
+    static constexpr int chunk = bias + 128;
+    static constexpr int x = (x_rows * 128 + 1023) / 1024 * 1024;  // the swizzle wants 1 KiB steps
+    static constexpr int box = (x + 4 * chunk + 1023) / 1024 * 1024, all = boxes * box;
 };
 
-extern __shared__ __align__(1024) char memory[];
-
-template <int HALVES, int SPLITS>
-DEVICE void xproj_body(const u16* __restrict__ xz, const char* __restrict__ weights,
-                       const uint4* __restrict__ dt_weight, const float* __restrict__ dt_bias,
-                       float* __restrict__ bc, u16* __restrict__ steps, int length, int padded,
-                       int total) {
-    using S = Stage<HALVES, SPLITS>;
-    constexpr int chunks = INNER / 32 / SPLITS, threads = 64 * HALVES * SPLITS;
+template <int MT, int HALVES, int SPLITS>
+DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
+                       const uint4* __restrict__ dt_weight, const float4* __restrict__ dt_bias,
+                       float* __restrict__ bc, u16* __restrict__ steps, int length, int rows,
+                       int only) {
+    using S = Stage<MT, HALVES, SPLITS>;
+    constexpr int chunks = INNER / 32 / SPLITS, threads = 64 * HALVES * SPLITS, own_rows = 16 * MT;
+    constexpr int rounds = INNER / 64 / S::boxes, STAGES = 2;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int direction = warp & 1, half = (warp >> 1) % HALVES, split = warp / (2 * HALVES);
-    const int v0 = blockIdx.x * S::rows;
-    constexpr int stage_bytes = SPLITS * S::bytes;
-    const u32 barriers = shared_address(memory), stages = barriers + 128;
-    if (threadIdx.x < 3)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + threadIdx.x * 8)
-                     : "memory");
+    const int v0 = (gridDim.x - 1 - blockIdx.x) * S::rows;  // what in_proj wrote last is cached
+    const u32 stages = shared_address(memory), barriers = stages + STAGES * S::all;
+    if (threadIdx.x < STAGES) init_barrier(barriers + threadIdx.x * 8, 1);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
 
-    const int x_chunk = threadIdx.x % (4 * SPLITS), x_row = threadIdx.x / (4 * SPLITS);
-    const u16* source[3];
-    bool valid[3];
+    auto fetch = [&](int round, int slot) {
+        if (threadIdx.x != 0 || round >= rounds) return;
+        const u32 barrier = barriers + slot * 8;
+        expect_bytes(barrier, S::boxes * (S::x_rows * 128 + 4 * S::chunk));
 #pragma unroll
-    for (int i = 0; i < 3; i++) {
-        const int v = v0 - 3 + x_row + 16 * HALVES * i, image = v / padded;
-        const int token = v - image * padded;
-        valid[i] = v >= 0 && v < total && token < length;
-        const size_t row = valid[i] ? (size_t)image * length + token : 0;
-        source[i] = xz + row * (2 * INNER) + x_chunk / 4 * (INNER / SPLITS) + x_chunk % 4 * 8;
-    }
-    const u32 x_to = stages + x_chunk / 4 * S::bytes + S::x + x_row * S::x_row + x_chunk % 4 * 16;
-    auto fetch = [&](int chunk, int slot) {
-        if (chunk < chunks) {
-            const u32 stage = slot * stage_bytes;
+        for (int i = 0; i < S::boxes; i++) {
+            const int box = round * S::boxes + i;
+            const u32 to = stages + slot * S::all + i * S::box;
+            copy_tile(to, x_map, box * 64, v0 - 3, barrier);
 #pragma unroll
-            for (int i = 0; i < 3; i++) {
-                if (i < 2 || x_row < S::x_rows - S::rows)
-                    copy16(x_to + stage + 16 * HALVES * i * S::x_row, source[i], valid[i]);
-                source[i] += 32;
-            }
-            if (threadIdx.x == 0) {
-                const u32 barrier = barriers + slot * 8;
-                expect_bytes(barrier, SPLITS * 2 * S::direction);
-#pragma unroll
-                for (int i = 0; i < 2 * SPLITS; i++) {
-                    const int at = (i & 1) * (INNER / 32) + (i >> 1) * chunks + chunk;
-                    bulk_copy(stages + stage + (i >> 1) * S::bytes + (i & 1) * S::direction,
-                              weights + (size_t)at * S::direction, S::direction, barrier);
-                }
-            }
+            for (int d = 0; d < 2; d++)
+                bulk_copy(to + S::x + d * 2 * S::chunk,
+                          weights + (size_t)(d * (INNER / 32) + box * 2) * S::chunk, 2 * S::chunk,
+                          barrier);
         }
-        commit();
     };
-    float acc[2][NT][4];
+    // Steps that this thread's first row, walking, is behind its image's first.
+    const int first_row = v0 + half * own_rows + (direction ? own_rows - 1 - 2 * MT * g : 2 * MT * g);
+    const int begun = direction ? length - 1 - first_row % length : first_row % length;
+    const bool inside = begun >= 3 && begun + 2 * MT <= length;
+    const bool edge = __any_sync(0xffffffffu, !inside && first_row < rows + 2 * MT);
+    // a walk that ends with `only` needs nothing of what lies behind it
+    const int steps_to_only = only < 0 ? length : direction ? length - 1 - only : only;
+    const bool needed = __any_sync(0xffffffffu, begun <= steps_to_only || !inside);
+    float acc[MT][NT][4];
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int m = 0; m < MT; m++)
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++) acc[m][n][j] = 0.0f;
-    fetch(0, 0);
-    fetch(1, 1);
-    const int row0 = half * 32 + (direction ? 37 - 4 * g : 4 * g);
-    const int pitch = direction ? -S::x_row : S::x_row;
-    const u32 own = stages + split * S::bytes;
-    int slot = 0, phase = 0;
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        wait_copies<1>();
-        wait_barrier(barriers + slot * 8, phase);
-        __syncthreads();
-        fetch(chunk + 2, slot == 0 ? 2 : slot - 1);
-        const u32 stage = own + slot * stage_bytes, mine = stage + direction * S::direction;
-        const u32 x_at = stage + S::x + row0 * S::x_row + q * 16;
-        const u32 w_at = mine + lane * 8;
-        const u32 taps_at = mine + S::taps + q * 16;
-        const u32 bias_at = mine + S::bias + q * 32;
-        u32 x[7][4];
 #pragma unroll
-        for (int r = 0; r < 7; r++) load_shared<16>(x[r], x_at + pitch * r);
+    for (int i = 0; i < STAGES - 1; i++) fetch(i, i);
+    // where the window's rows lie in the first stage; 16-byte parts are swizzled by the copy engine
+    const int row0 = half * own_rows + (direction ? own_rows + 5 - 2 * MT * g : 2 * MT * g);
+    const u32 own = stages + split / 2 * S::box, odd = split & 1;
+    u32 x_at[2 * MT + 3];
+#pragma unroll
+    for (int i = 0; i < 2 * MT + 3; i++) {
+        const int r = direction ? row0 - i : row0 + i;
+        x_at[i] = own + r * 128 + ((4 * odd + q) ^ (r & 7)) * 16;
+    }
+    const u32 weights_at = own + S::x + (direction * 2 + odd) * S::chunk;
+    auto project = [&](u32 stage, int next) {  // 32 channels
+        const u32 w_at = weights_at + stage + next * S::chunk + lane * 8;
+        const u32 taps_at = weights_at + stage + next * S::chunk + S::taps + q * 16;
+        const u32 bias_at = weights_at + stage + next * S::chunk + S::bias + q * 32;
+        u32 x[2 * MT + 3][4];
+#pragma unroll
+        for (int r = 0; r < 2 * MT + 3; r++) load_shared<16>(x[r], (x_at[r] ^ (next * 64)) + stage);
 #pragma unroll
         for (int s = 0; s < 2; s++) {
-            u32 a[2][4];
+            u32 a[MT][4];
             float b[4];
             load_shared<16>((u32*)b, bias_at + s * 16);
+            auto convolve = [&](auto at_edge) {
 #pragma unroll
-            for (int p = 0; p < 2; p++) {  // channels 4s + 2p, + 1
-                float k0[4], k1[4], x0[7], x1[7];
-                load_shared<16>((u32*)k0, taps_at + (4 * s + 2 * p) * 64);
-                load_shared<16>((u32*)k1, taps_at + (4 * s + 2 * p + 1) * 64);
+                for (int p = 0; p < 2; p++) {  // channels 4s + 2p, + 1
+                    float k0[4], k1[4];
+                    load_shared<16>((u32*)k0, taps_at + (4 * s + 2 * p) * 64);
+                    load_shared<16>((u32*)k1, taps_at + (4 * s + 2 * p + 1) * 64);
 #pragma unroll
-                for (int r = 0; r < 7; r++)
-                    x0[r] = low(x[r][2 * s + p]), x1[r] = high(x[r][2 * s + p]);
+                    for (int t = 0; t < 2 * MT; t++) {
+                        float u0 = b[2 * p], u1 = b[2 * p + 1];
+                        const int since = begun + t - (begun + t >= length ? length : 0);
 #pragma unroll
-                for (int t = 0; t < 4; t++) {
-                    float u0 = b[2 * p], u1 = b[2 * p + 1];
-#pragma unroll
-                    for (int k = 0; k < 4; k++)
-                        u0 = fmaf(k0[k], x0[t + k], u0), u1 = fmaf(k1[k], x1[t + k], u1);
-                    a[t >> 1][2 * p + (t & 1)] = pack(silu_of_half(u0), silu_of_half(u1));
+                        for (int k = 0; k < 4; k++)
+                            if (!decltype(at_edge)::value || since >= 3 - k) {
+                                const u32 v = x[t + k][2 * s + p];
+                                u0 = fmaf(k0[k], low(v), u0), u1 = fmaf(k1[k], high(v), u1);
+                            }
+                        a[t >> 1][2 * p + (t & 1)] = pack(silu_of_half(u0), silu_of_half(u1));
+                    }
                 }
-            }
+            };
+            if (edge)
+                convolve(Yes());
+            else
+                convolve(No());
 #pragma unroll
             for (int n = 0; n < NT; n++) {
                 u32 w[2];
                 load_shared<8>(w, w_at + (2 * n + s) * 256);
 #pragma unroll
-                for (int m = 0; m < 2; m++)
-                    mma_k16(acc[m][n], a[m][0], a[m][1], a[m][2], a[m][3], w[0], w[1]);
+                for (int m = 0; m < MT; m++) mma_k16(acc[m][n], a[m], w[0], w[1], acc[m][n]);
             }
         }
-        phase ^= slot == 2;
-        slot = slot == 2 ? 0 : slot + 1;
-    }
-    wait_copies<0>();
-    __syncthreads();  // the stages become the partial sums: (split, direction, row, ROW)
-    float* const all = (float*)memory;
-    float* sums = all + ((split * 2 + direction) * S::rows + half * 32) * SUM_ROW;
+    };
+    constexpr int unroll = rounds % STAGES == 0 ? STAGES : 1;  // then a slot's addresses are constants
+#pragma unroll 1
+    for (int first = 0; first < rounds; first += unroll)
 #pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int local = 4 * g + 2 * m + h, row = direction ? 31 - local : local;
-                *(float2*)(sums + row * SUM_ROW + n * 8 + 2 * q) =
-                    make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
-            }
-    __syncthreads();
-    u16* const ranks = (u16*)(all + SPLITS * 2 * S::rows * SUM_ROW);  // (direction, row, RANK_ROW)
-    for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
-        const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
-        float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-        for (int s = 0; s < SPLITS; s++) {
-            const float2 part = *(const float2*)(all + ((s * 2 + d) * S::rows + r) * SUM_ROW + pair);
-            sum.x += part.x, sum.y += part.y;
+        for (int i = 0; i < unroll; i++) {
+            const int round = first + i, slot = unroll == STAGES ? i : round % STAGES;
+            wait_barrier(barriers + slot * 8, round / STAGES & 1);
+            __syncthreads();
+            fetch(round + STAGES - 1, (slot + STAGES - 1) % STAGES);
+            if (!needed) continue;
+            project(slot * S::all, 0);
+            if (SPLITS == 1) project(slot * S::all, 1);
         }
-        if (pair < RP) {
-            *(u32*)(ranks + (d * S::rows + r) * RANK_ROW + pair) = pack(sum.x, sum.y);
-            continue;
-        }
-        const int v = v0 + r, image = v / padded, token = v - image * padded;
-        if (v < total && token < length) {
-            const size_t row = (size_t)image * length + token;
-            *(float2*)(bc + (row * 2 + d) * 32 + pair - RP) = sum;
-        }
-    }
-    if (RP % 16)  // the last 8 ranks of the last k tile
-        for (int i = threadIdx.x; i < S::rows * 2 * 4; i += threads)
-            *(u32*)(ranks + i / 4 * RANK_ROW + RP + i % 4 * 2) = 0;
-    __syncthreads();
 
-    // rows 16 m + g, 16 m + g + 8 of this warp's 32; channels 8q .. 8q + 7 of each chunk
-    u32 a[2][KR][4];
-    u16* to[2][2];
+    // The step sizes' ranks of this warp's rows as A operands, and where each row's steps go: B
+    // and C leave on the way.
+    u32 ranks[MT][KR][4];
+    u16* to[MT][2];
+    auto steps_at = [&](int row) -> u16* {
+        if (row >= rows) return nullptr;
+        return steps + ((size_t)row * 2 + direction) * INNER + split * (chunks * 32) + q * 8;
+    };
+    if constexpr (SPLITS == 1) {
 #pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const int r = half * 32 + 16 * m + 8 * h + g;
-            const u16* from = ranks + (direction * S::rows + r) * RANK_ROW + 2 * q;
-#pragma unroll
-            for (int k = 0; k < KR; k++) {
-                a[m][k][h] = *(const u32*)(from + 16 * k);
-                a[m][k][2 + h] = *(const u32*)(from + 16 * k + 8);
-            }
-            const int v = v0 + r, image = v / padded, token = v - image * padded;
-            const size_t row = (size_t)image * length + token;
-            const size_t at = (row * 2 + direction) * INNER + split * (chunks * 32) + q * 8;
-            to[m][h] = v < total && token < length ? steps + at : nullptr;
-        }
-    const int first = direction * (INNER / 32) + split * chunks;
-    const uint4* from = dt_weight + (size_t)first * KR * 64 + lane;
-    const float* bias_from = dt_bias + first * 32 + q * 8;
-    uint4 next[KR][2];
-    auto load = [&](int chunk) {
-        if (chunk < chunks)
+        for (int m = 0; m < MT; m++) {
 #pragma unroll
             for (int k = 0; k < KR; k++)
 #pragma unroll
-                for (int j = 0; j < 2; j++) next[k][j] = from[(chunk * KR + k) * 64 + j * 32];
+                for (int j = 0; j < 4; j++) {
+                    const int n = 2 * k + j / 2;
+                    const float* c = acc[m][n] + j % 2 * 2;
+                    ranks[m][k][j] = n < RP / 8 ? pack(c[0], c[1]) : 0;
+                }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int local = 2 * MT * g + 2 * m + h;
+                const int row = v0 + half * own_rows + (direction ? own_rows - 1 - local : local);
+                to[m][h] = steps_at(row);
+                if (row >= rows) continue;
+                float* const at = bc + ((size_t)row * 2 + direction) * 32 + 2 * q;
+#pragma unroll
+                for (int n = RP / 8; n < NT; n++)
+                    *(float2*)(at + n * 8 - RP) =
+                        make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
+            }
+        }
+    } else {
+        __syncthreads();  // the stages become the partial sums: (split, direction, row, ROW)
+        float* const all = (float*)memory;
+        float* sums = all + ((split * 2 + direction) * S::rows + half * own_rows) * SUM_ROW;
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int local = 2 * MT * g + 2 * m + h;
+                    const int row = direction ? own_rows - 1 - local : local;
+                    *(float2*)(sums + row * SUM_ROW + n * 8 + 2 * q) =
+                        make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
+                }
+        __syncthreads();
+        u16* const shared = (u16*)(all + SPLITS * 2 * S::rows * SUM_ROW);  // (direction, row, RANK_ROW)
+        for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
+            const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
+            float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+            for (int s = 0; s < SPLITS; s++) {
+                const int at = ((s * 2 + d) * S::rows + r) * SUM_ROW + pair;
+                const float2 part = *(const float2*)(all + at);
+                sum.x += part.x, sum.y += part.y;
+            }
+            const int row = v0 + r;
+            if (pair < RP)
+                *(u32*)(shared + (d * S::rows + r) * RANK_ROW + pair) = pack(sum.x, sum.y);
+            else if (row < rows)
+                *(float2*)(bc + ((size_t)row * 2 + d) * 32 + pair - RP) = sum;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int r = half * own_rows + 16 * m + 8 * h + g;
+                const u16* from = shared + (direction * S::rows + r) * RANK_ROW + 2 * q;
+#pragma unroll
+                for (int k = 0; k < KR; k++) {
+                    ranks[m][k][h] = *(const u32*)(from + 16 * k);
+                    ranks[m][k][2 + h] = *(const u32*)(from + 16 * k + 8);
+                }
+                to[m][h] = steps_at(v0 + r);
+            }
+    }
+
+    // channels 8q .. 8q + 7 of each chunk
+    const int first = direction * (INNER / 32) + split * chunks;
+    const uint4* from = dt_weight + (size_t)first * KR * 64 + lane;
+    const float4* bias_from = dt_bias + first * 16 + q * 4;
+    uint4 next[KR][2];
+    auto load = [&](int chunk) {
+#pragma unroll
+        for (int k = 0; k < KR; k++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) next[k][j] = from[(chunk * KR + k) * 64 + j * 32];
     };
     load(0);
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks; chunk++) {
+    for (int chunk = 0; chunk < chunks && needed; chunk++) {
         uint4 w[KR][2];
 #pragma unroll
         for (int k = 0; k < KR; k++) w[k][0] = next[k][0], w[k][1] = next[k][1];
-        load(chunk + 1);
-        float b[8];
-        load_float<4>(b, bias_from + chunk * 32);
-        load_float<4>(b + 4, bias_from + chunk * 32 + 4);
+        if (chunk + 1 < chunks) load(chunk + 1);
+        float bias[4][4];
 #pragma unroll
-        for (int m = 0; m < 2; m++) {
+        for (int n = 0; n < 4; n++) load_float<4>(bias[n], (const float*)(bias_from + chunk * 16 + n));
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
             u32 packed[2][4];
 #pragma unroll
             for (int n = 0; n < 4; n++) {
-                float v[4] = {b[2 * n], b[2 * n + 1], b[2 * n], b[2 * n + 1]};
+                float v[4];
 #pragma unroll
                 for (int k = 0; k < KR; k++) {
                     const uint4 f = w[k][n >> 1];
-                    mma_k16(v, a[m][k][0], a[m][k][1], a[m][k][2], a[m][k][3], n & 1 ? f.z : f.x,
-                            n & 1 ? f.w : f.y);
+                    const u32 b0 = n & 1 ? f.z : f.x, b1 = n & 1 ? f.w : f.y;
+                    const float* c = k ? v : bias[n];
+                    if (RP % 16 && k == KR - 1)
+                        mma_k8(v, ranks[m][k], b0, c);
+                    else
+                        mma_k16(v, ranks[m][k], b0, b1, c);
                 }
 #pragma unroll
                 for (int j = 0; j < 4; j++) v[j] = softplus2(v[j]);
@@ -570,17 +825,23 @@ DEVICE void xproj_body(const u16* __restrict__ xz, const char* __restrict__ weig
     }
 }
 
-#define XPROJ_KERNEL(NAME, HALVES, SPLITS, BLOCKS)                                                \
+#define XPROJ_KERNEL(MT, HALVES, SPLITS, BLOCKS)                                                  \
     extern "C" __global__ void __launch_bounds__(64 * HALVES * SPLITS, BLOCKS)                    \
-        NAME(const u16* xz, const char* weights, const uint4* dt_weight, const float* dt_bias,    \
-             float* bc, u16* steps, int length, int padded, int total) {                          \
-        xproj_body<HALVES, SPLITS>(xz, weights, dt_weight, dt_bias, bc, steps, length, padded,    \
-                                   total);                                                        \
+        xproj_##MT##HALVES##SPLITS(                                                               \
+            const __grid_constant__ TensorMap x_map, const char* weights, const uint4* dt_weight, \
+            const float4* dt_bias, float* bc, u16* steps, int length, int rows, int only) {       \
+        xproj_body<MT, HALVES, SPLITS>(&x_map, weights, dt_weight, dt_bias, bc, steps, length,    \
+                                       rows, only);                                               \
     }
-XPROJ_KERNEL(xproj_21, 2, 1, 4)
-XPROJ_KERNEL(xproj_12, 1, 2, 3)
+#if ROW > 64
+XPROJ_KERNEL(2, 2, 1, 3)
+#else
+XPROJ_KERNEL(2, 2, 1, 4)
+#endif
+XPROJ_KERNEL(2, 1, 2, 3)
+XPROJ_KERNEL(1, 1, 2, 4)
 #if INNER % 128 == 0
-XPROJ_KERNEL(xproj_14, 1, 4, 1)
+XPROJ_KERNEL(1, 1, 4, 2)
 #endif
 
 // ---------------------------------------------------------------- scan
@@ -593,19 +854,12 @@ XPROJ_KERNEL(xproj_14, 1, 4, 1)
 // needs; they meet at one barrier; in the second half each reads the other's y, adds, gates and
 // writes.
 //
-// A thread holds 16 / SPLIT states of CH channels in registers. A state's step is
+// A thread holds the states of a channel in registers. A state's step is
 //   h = 2^(s A) h + (s u) B, y += h C
 // with s in log2 units: four instructions on the FMA pipe and one on the special-function unit,
 // which takes eight issue slots and is the limit. To keep it busy the exponentials of the next
 // four states are issued while four are updated, across the steps. x, s, B and C arrive in shared
 // memory TILE steps at a time, two tiles ahead.
-struct Yes {
-    static constexpr bool value = true;
-};
-struct No {
-    static constexpr bool value = false;
-};
-
 DEVICE float low_f16(u32 v) {
     float d;
     asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(d) : "r"(v));
@@ -616,17 +870,6 @@ DEVICE float high_f16(u32 v) {
     asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(d) : "r"(v));
     return d;
 }
-// the CH 16-bit elements of a thread
-template <int CH>
-DEVICE u32 load_pair(u32 a) {
-    u32 v;
-    if constexpr (CH == 2)
-        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a));
-    else
-        asm volatile("{.reg .b16 h; ld.shared.b16 h, [%1]; mov.b32 %0, {h, h};}" : "=r"(v) : "r"(a));
-    return v;
-}
-
 // A warp's walk over an image: its channels, and the tiles' way into its shared memory.
 template <int CHANNELS, int TILE>
 struct Walk {
@@ -658,10 +901,14 @@ struct Walk {
         steps = all_steps + image * (2 * INNER) + c0, own = steps + direction * INNER;
         token = start_of(0) + sign * (lane / chunks), bc_token = start_of(0) + sign * (lane / 8);
         offset = token * (2 * INNER) + lane % chunks * 8, bc_offset = bc_token * 64 + lane % 8 * 4;
+    }
+    DEVICE void start() {
         fetch(0);
         commit();
         fetch(1);
         commit();
+        wait_copies<1>();
+        __syncwarp();
     }
     DEVICE int start_of(int tile) const { return direction ? last - TILE * tile : TILE * tile; }
     DEVICE int end_of(int tile) const {
@@ -737,130 +984,121 @@ struct Walk {
     }
 };
 
-template <int CH, int SPLIT, int TILE, int UNROLL>
+// A batch of steps is taken together, so that all but the recurrence itself, one FMA a step, is
+// independent work. Where there are few warps, SPLIT lanes share a channel, and lane `part` of it
+// finishes every SPLIT'th step of a batch. Rows beyond the image are zeros, and change no state.
+template <int SPLIT, int TILE, int BATCH, int AHEAD>
 DEVICE void scan_body(const u16* xz, const float* bc, u16* steps, const float* __restrict__ decay,
                       const float4* __restrict__ taps, const float2* __restrict__ vectors,
                       int length, int only) {
-    constexpr int N = 16 / SPLIT, GROUPS = N / 4;
-    using W = Walk<32 * CH / SPLIT, TILE>;
+    constexpr int N = 16 / SPLIT;
+    using W = Walk<32 / SPLIT, TILE>;
     W walk(xz, bc, steps, length, only);
-    const int place = walk.lane / SPLIT * CH, part = walk.lane % SPLIT;  // channels and states
-    float A[CH][N], h[CH][N], k[CH][4], bias[CH], skip[CH], tail[CH][3];
+    const int place = walk.lane / SPLIT, part = walk.lane % SPLIT;  // channel, states
+    const int at = walk.direction * INNER + walk.c0 + place;
+    float A[N], h[N], k[4];
 #pragma unroll
-    for (int i = 0; i < CH; i++) {
-        const int at = walk.direction * INNER + walk.c0 + place + i;
+    for (int j = 0; j < N; j += 4) load_float<4>(A + j, decay + (size_t)at * 16 + part * N + j);
 #pragma unroll
-        for (int j = 0; j < GROUPS; j++)
-            load_float<4>(&A[i][4 * j], decay + (size_t)at * 16 + part * N + 4 * j);
-#pragma unroll
-        for (int j = 0; j < N; j++) h[i][j] = 0.0f;
-        const float4 t = taps[at];
-        k[i][0] = t.x, k[i][1] = t.y, k[i][2] = t.z, k[i][3] = t.w;
-        bias[i] = vectors[at].x, skip[i] = vectors[at].y;
-        tail[i][0] = tail[i][1] = tail[i][2] = bias[i];
-    }
-    wait_copies<1>();
-    __syncwarp();
+    for (int j = 0; j < N; j++) h[j] = 0.0f;
+    load_float<4>(k, (const float*)(taps + at));
+    const float bias = vectors[at].x, skip = part == 0 ? vectors[at].y : 0.0f;
+    float tail[3] = {bias, bias, bias};
+    walk.start();
 
-    // carried from step to step: the step's x and s, and the first four exponentials
-    u32 x = 0;
-    float s[CH], e[CH][4];
-    auto load_step = [&](u32 at, u32& x_to, float* s_to) {
-        x_to = load_pair<CH>(at + place * 2);
-        const u32 v = load_pair<CH>(at + W::s + place * 2);
-        s_to[0] = low_f16(v);
-        if (CH == 2) s_to[CH - 1] = high_f16(v);
-    };
-    auto exponentials = [&](float (*to)[4], const float* size, int group) {
-#pragma unroll
-        for (int i = 0; i < CH; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) to[i][j] = ex2(size[i] * A[i][4 * group + j]);
-    };
-    const int skipped = walk.skipped() / UNROLL * UNROLL;
-    load_step(walk.data(0) + skipped * W::row, x, s);
-    exponentials(e, s, 0);
-
+    const ptrdiff_t stride = walk.sign * SPLIT * (2 * INNER);
     auto steps_of = [&](int tile, auto second) {
         constexpr bool gated = decltype(second)::value;
-        const int start = walk.start_of(tile), end = walk.end_of(tile);
-        const u32 data = walk.data(0), next_data = walk.data(1), gate = walk.gate(tile) + place * 2;
-        const int begin = tile == 0 ? skipped : 0, side = gated ? 0 : walk.direction;
-        u16* to = walk.steps + side * INNER + place +
-                  (ptrdiff_t)(start + walk.sign * begin) * (2 * INNER);
+        const int start = walk.start_of(tile);
+        u16* const to = walk.steps + (gated ? 0 : walk.direction) * INNER + place;
+        const char* const data = memory + (walk.data(0) - shared_address(memory));
+        const char* const gate = memory + (walk.gate(tile) - shared_address(memory)) + place * 2;
+        auto element = [](const char* from) { return (u32) * (const u16*)from; };
 #pragma unroll 1
-        for (int row = begin; row < end; row += UNROLL) {
+        for (int row0 = 0; row0 < TILE; row0 += BATCH) {
+            const char* const x_at = data + row0 * W::row + place * 2;
+            const char* const bc_at = data + W::bc + row0 * 128 + part * (N * 4);
+            float s[BATCH], su[BATCH], y[BATCH];
 #pragma unroll
-            for (int r = 0; r < UNROLL; r++) {
-                const u32 at = data + (row + r) * W::row, bc_at = data + W::bc + (row + r) * 128;
-                u32 next_x;
-                float next_s[CH], u[CH], su[CH], y[CH], f[CH];
-                const u32 next_at = r + 1 < UNROLL || row + UNROLL < TILE ? at + W::row : next_data;
-                load_step(next_at, next_x, next_s);
-                f[0] = low(x);
-                if (CH == 2) f[CH - 1] = high(x);
+            for (int t = 0; t < BATCH; t++) {
+                s[t] = low_f16(element(x_at + W::s + t * W::row));
+                const float x = low(element(x_at + t * W::row));
+                const float u = silu_of_half(fmaf(k[3], x, tail[0]));
+                tail[0] = fmaf(k[2], x, tail[1]);
+                tail[1] = fmaf(k[1], x, tail[2]);
+                tail[2] = fmaf(k[0], x, bias);
+                su[t] = s[t] * u;
+                y[t] = skip * u;
+            }
+            // state i of the batch's N BATCH: step i / N, its state i % N; AHEAD exponentials wait
+            auto exponential = [&](int i) { return ex2(s[i / N] * A[i % N]); };
+            float e[AHEAD];
 #pragma unroll
-                for (int i = 0; i < CH; i++) {
-                    const float a = fmaf(k[i][3], f[i], tail[i][0]);
-                    tail[i][0] = fmaf(k[i][2], f[i], tail[i][1]);
-                    tail[i][1] = fmaf(k[i][1], f[i], tail[i][2]);
-                    tail[i][2] = fmaf(k[i][0], f[i], bias[i]);
-                    u[i] = silu_of_half(a);
-                    su[i] = s[i] * u[i];
-                    y[i] = part == 0 ? skip[i] * u[i] : 0.0f;
+            for (int i = 0; i < AHEAD; i++) e[i] = exponential(i);
+#pragma unroll
+            for (int i = 0; i < N * BATCH; i += 4) {
+                const int t = i / N, j = i % N;
+                float next[4], B[4], C[4];
+                load_float<4>(B, (const float*)(bc_at + t * 128) + j);
+                load_float<4>(C, (const float*)(bc_at + t * 128 + 64) + j);
+#pragma unroll
+                for (int m = 0; m < 4; m++)
+                    if (i + AHEAD < N * BATCH) next[m] = exponential(i + AHEAD + m);
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    float& state = h[j + m];
+                    float& decayed = e[(i + m) % AHEAD];
+                    state = fmaf(decayed, state, su[t] * B[m]);
+                    y[t] = fmaf(state, C[m], y[t]);
+                    decayed = next[m];
                 }
+            }
+            // sums over the lanes of a channel; each keeps the steps SPLIT i + part
+            if constexpr (SPLIT > 1) {
 #pragma unroll
-                for (int group = 0; group < GROUPS; group++) {
-                    float next_e[CH][4], B[4], C[4];
-                    load_shared<16>((u32*)B, bc_at + part * (N * 4) + group * 16);
-                    load_shared<16>((u32*)C, bc_at + 64 + part * (N * 4) + group * 16);
-                    if (group + 1 < GROUPS)
-                        exponentials(next_e, s, group + 1);
-                    else
-                        exponentials(next_e, next_s, 0);
+                for (int m = 1, count = BATCH; m < SPLIT; m *= 2, count /= 2)
 #pragma unroll
-                    for (int i = 0; i < CH; i++)
+                    for (int i = 0; i < count / 2; i++) {
+                        const bool odd = part & m;
+                        const float sent = odd ? y[2 * i] : y[2 * i + 1];
+                        const float kept = odd ? y[2 * i + 1] : y[2 * i];
+                        y[i] = kept + __shfl_xor_sync(0xffffffffu, sent, m);
+                    }
+            }
 #pragma unroll
-                        for (int j = 0; j < 4; j++) {
-                            float& state = h[i][4 * group + j];
-                            state = fmaf(e[i][j], state, su[i] * B[j]);
-                            y[i] = fmaf(state, C[j], y[i]);
-                            e[i][j] = next_e[i][j];
-                        }
-                }
-                x = next_x;
+            for (int i = 0; i < BATCH / SPLIT && gated; i++) {
+                const char* const from = gate + (row0 + SPLIT * i + part) * W::row;
+                const float z = low(element(from));
+                y[i] = (y[i] + low(element(from + W::other))) * silu_of_half(z);
+            }
+            const int token = start + walk.sign * (row0 + part);
+            u16* const at = to + (ptrdiff_t)token * (2 * INNER);
+            const int after = token + walk.sign * (BATCH - SPLIT);
+            if (__all_sync(0xffffffffu, (u32)token < (u32)length && (u32)after < (u32)length)) {
+                u16* next = at;
 #pragma unroll
-                for (int i = 0; i < CH; i++) {
-                    s[i] = next_s[i];
+                for (int i = 0; i < BATCH / SPLIT; i++, next += stride) store_row<1>(next, y + i);
+            } else {
 #pragma unroll
-                    for (int m = 1; m < SPLIT; m *= 2)
-                        y[i] += __shfl_xor_sync(0xffffffffu, y[i], m);
-                }
-                if (gated) {
-                    const u32 z = load_pair<CH>(gate + (row + r) * W::row);
-                    const u32 p = load_pair<CH>(gate + W::other + (row + r) * W::row);
-                    y[0] = (y[0] + low(p)) * silu_of_half(low(z));
-                    if (CH == 2) y[CH - 1] = (y[CH - 1] + high(p)) * silu_of_half(high(z));
-                }
-                if (start + walk.sign * (row + r) < length && part == 0) store_row<CH>(to, y);
-                to += walk.sign * (2 * INNER);
+                for (int i = 0; i < BATCH / SPLIT; i++)
+                    if ((u32)(token + walk.sign * SPLIT * i) < (u32)length)
+                        store_row<1>(at + i * stride, y + i);
             }
         }
     };
     walk.run(steps_of);
 }
 
-#define SCAN_KERNEL(CHANNELS, CH, SPLIT, TILE, UNROLL, BLOCKS)                                    \
-    extern "C" __global__ void __launch_bounds__(64, BLOCKS)                                      \
+#define SCAN_KERNEL(CHANNELS, TILE, AHEAD)                                                        \
+    extern "C" __global__ void __launch_bounds__(64, 8)                                           \
         scan_##CHANNELS(const u16* xz, const float* bc, u16* steps, const float* decay,           \
                         const float4* taps, const float2* vectors, int length, int only) {        \
-        static_assert(CHANNELS * SPLIT == 32 * CH && TILE % UNROLL == 0, "");                     \
-        scan_body<CH, SPLIT, TILE, UNROLL>(xz, bc, steps, decay, taps, vectors, length, only);    \
+        scan_body<32 / CHANNELS, TILE, 8, AHEAD>(xz, bc, steps, decay, taps, vectors, length,     \
+                                                 only);                                           \
     }
-SCAN_KERNEL(64, 2, 1, 8, 4, 6)
-SCAN_KERNEL(32, 1, 1, 8, 4, 10)
-SCAN_KERNEL(16, 1, 2, 8, 8, 8)
-SCAN_KERNEL(8, 1, 4, 16, 8, 8)
+SCAN_KERNEL(32, 8, 8)
+SCAN_KERNEL(16, 8, 8)
+SCAN_KERNEL(8, 16, 4)
 
 #else
 // ---------------------------------------------------------------- float32
