@@ -38,7 +38,8 @@ SLACK = 2.0  # that its answer may take beyond, on a busy machine
 RECOVERY = 5.0
 FAULTS = ("exception", "out_of_memory", "hang", "thread", "engine")
 PROCESS_FAULTS = ("exit", "kill", "terminate")
-EXPECTED_CODES = {0, 70, -signal.SIGKILL}  # drained, lost its device, killed
+# drained, lost its device, killed, told to end while it still imported
+EXPECTED_CODES = {0, 70, -signal.SIGKILL, -signal.SIGTERM}
 _ALLOWED = {200, 429, 500, 503, 504}
 
 

@@ -63,7 +63,9 @@ class Batcher:
         self.queue_bytes = queue_bytes
         self.client_share = client_share
         self.observer = observer or SilentObserver()
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.settled = threading.Condition(self.lock)
         self._on_lost = on_lost
         self._waiting: OrderedDict[BatchKey, deque[Ticket]] = OrderedDict()
         self._accepting = True
@@ -107,13 +109,18 @@ class Batcher:
 
     @property
     def waiting_rows(self) -> int:
-        with self.changed:
+        with self.lock:
             return sum(ticket.waiting for ticket in self._tickets() if ticket.open)
 
     @property
     def waiting_bytes(self) -> int:
-        with self.changed:
+        with self.lock:
             return sum(ticket.pixels.nbytes for ticket in self._tickets() if ticket.open)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until half of the waiting rows are done at the measured rate, 1 to 60."""
+        return self._retry_after(self.waiting_rows)
 
     def submit(
         self,
@@ -130,7 +137,7 @@ class Batcher:
         """
         key = BatchKey(model, options, pixels.shape[1:], str(pixels.dtype))
         ticket = Ticket(key, pixels, deadline, client)
-        with self.changed:
+        with self.lock:
             self._admit(ticket)
             self._waiting.setdefault(key, deque()).append(ticket)
             self.observer.entered(key)
@@ -153,20 +160,20 @@ class Batcher:
 
     def busy_with(self, model: str) -> bool:
         """Whether rows of the model wait or are in a batch."""
-        with self.changed:
+        with self.lock:
             waiting = any(t.open for t in self._tickets() if t.key.model == model)
             return waiting or any(worker.holds(model) for worker in self.workers)
 
     def stop_accepting(self) -> None:
         """Refuse new rows with Draining; what is queued goes on."""
-        with self.changed:
+        with self.lock:
             self._accepting = False
 
     def drain(self, timeout: float) -> bool:
         """Refuse new rows, wait for the rest, then end the threads. False if time ran out."""
         self.stop_accepting()
-        with self.changed:
-            empty = self.changed.wait_for(lambda: not self._busy(), timeout)
+        with self.lock:
+            empty = self.settled.wait_for(lambda: not self._busy(), timeout)
             left = list(self._tickets())
             self._waiting.clear()
         for worker in self.workers:
@@ -212,7 +219,6 @@ class Batcher:
         return rows > share * self.queue_rows or held > share * self.queue_bytes
 
     def _retry_after(self, rows: int) -> int:
-        """Seconds until half of the waiting rows are done at the measured rate, 1 to 60."""
         rate = self._rows_per_second * sum(worker.state == "up" for worker in self.workers)
         return int(min(60, max(1, rows / 2 / rate))) if rate else 1
 
@@ -227,12 +233,14 @@ class Batcher:
     def _left(self, key: BatchKey, ticket: Ticket | None) -> None:
         """A request is answered, or nobody waits for it: its pixels are let go at once."""
         self.observer.left(key)
-        with self.changed:
+        with self.lock:
             tickets = self._waiting.get(key)
             if tickets and ticket is not None and ticket in tickets:
                 tickets.remove(ticket)
+                if not tickets:
+                    del self._waiting[key]
                 self.observer.dropped(key, ticket.waiting, "cancelled")
-            self.changed.notify_all()
+            self.settled.notify_all()
 
     # looking after the workers
 
@@ -247,7 +255,7 @@ class Batcher:
 
     def _fail_unserved(self) -> None:
         """Rows that nobody may run any more are answered at once."""
-        with self.changed:
+        with self.lock:
             models = {key.model for key in self._waiting}
             reasons = {model: self.unfit(model) for model in models}
             left = [t for t in self._tickets() if reasons[t.key.model] is not None]

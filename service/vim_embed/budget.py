@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from vim_embed.errors import PayloadTooLarge, QueueFull
-
-_RETRY_AFTER = 1
 
 
 class ByteBudget:
     """Bytes that requests hold, from before their body is read until they are answered."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, retry_after: Callable[[], int | None] = lambda: None) -> None:
+        """retry_after: seconds until there may be room."""
         self.total = total
+        self._retry_after = retry_after
         self._held = 0
         self._lock = threading.Lock()
 
@@ -30,9 +31,11 @@ class ByteBudget:
     def change(self, size: int) -> None:
         """Take `size` bytes, or give them back where negative. Raises QueueFull."""
         with self._lock:
-            if size > 0 and self._held + size > self.total:
-                raise bodies_full(self._held)
-            self._held += size
+            held = self._held
+            fits = size <= 0 or held + size <= self.total
+            self._held += size if fits else 0
+        if not fits:
+            raise bodies_full(held, self._retry_after())
 
 
 class Reservation:
@@ -53,12 +56,12 @@ class Reservation:
         self._budget.change(-size)
 
 
-def bodies_full(held: int) -> QueueFull:
+def bodies_full(held: int, retry_after: int | None = None) -> QueueFull:
     """The refusal of a body that there is no room for."""
     return QueueFull(
         f"{held / 1e6:.0f} MB of request bodies are held already: retry after the time in "
         "Retry-After, or raise --inflight-bytes",
-        retry_after=_RETRY_AFTER,
+        retry_after=retry_after,
     )
 
 

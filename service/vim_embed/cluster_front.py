@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import structlog
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -48,6 +47,7 @@ _LOST = (
 )
 _PERIOD = 2.0  # seconds between two looks at a model
 _PATIENCE = 10.0  # seconds for one look
+_RETRY_AFTER = 1  # seconds: who refuses here does not know how fast the replicas are
 _SILENCE = 30.0  # seconds without a sign of a model, after which it counts as failed
 
 
@@ -161,6 +161,10 @@ class RemoteQueue:
     def waiting_bytes(self) -> int:
         return sum(ticket.pixels.nbytes for ticket in list(self._open.values()))
 
+    @property
+    def retry_after(self) -> int:
+        return _RETRY_AFTER
+
     def start(self) -> None:
         """Nothing to start: Ray runs the replicas."""
 
@@ -181,7 +185,7 @@ class RemoteQueue:
             raise QueueFull(
                 f"{held / 1e6:.0f} MB are on their way already: retry after the time in "
                 "Retry-After",
-                retry_after=1,
+                retry_after=_RETRY_AFTER,
             )
         key = BatchKey(model, options, pixels.shape[1:], str(pixels.dtype))
         ticket = Ticket(key, pixels, deadline, client)
@@ -218,7 +222,7 @@ class RemoteQueue:
 
     async def _forward(self, ticket: Ticket) -> None:
         model = ticket.key.model
-        call = Call(ticket.key.options, _seconds(ticket), ticket.client, _request_id())
+        call = Call(ticket.key.options, _seconds(ticket), ticket.client, ticket.request_id)
         response = self._handles[model].embed.remote(ticket.pixels, call)
         try:
             reply: Embedded | ServiceError = await response
@@ -291,10 +295,6 @@ def translated(error: Exception, model: str) -> ServiceError:
 
 def _seconds(ticket: Ticket) -> float | None:
     return None if ticket.deadline is None else max(0.0, ticket.deadline - time.monotonic())
-
-
-def _request_id() -> str:
-    return str(structlog.contextvars.get_contextvars().get("request_id", ""))
 
 
 def _fixed() -> ServiceError:

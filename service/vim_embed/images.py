@@ -10,7 +10,8 @@ import io
 import threading
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,12 @@ class DecodeBudget:
     def __init__(self, pixels: int, seconds: float) -> None:
         self._pixels = pixels
         self._left = pixels
-        self._seconds = seconds
+        self.seconds = seconds
         self._until = time.monotonic() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._until - time.monotonic())
 
     def take(self, pixels: int) -> None:
         """Before an image is decoded. Raises PayloadTooLarge or DeadlineExceeded."""
@@ -52,7 +57,10 @@ class DecodeBudget:
                 f"the images have more than {self._pixels} pixels together: send fewer per request"
             )
         if time.monotonic() > self._until:
-            raise DeadlineExceeded(f"decoding the images took longer than {self._seconds:g} s")
+            raise self.late()
+
+    def late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"decoding the images took longer than {self.seconds:.3g} s")
 
 
 def decode_image(
@@ -100,8 +108,20 @@ def _decode(
         pixels = image.width * image.height
         if budget is not None:
             budget.take(pixels)
-        with _LARGE_AT_ONCE if pixels > _LARGE_PIXELS else nullcontext():
+        with _turn(budget) if pixels > _LARGE_PIXELS else nullcontext():
             return image.convert("RGB")
+
+
+@contextmanager
+def _turn(budget: DecodeBudget | None) -> Iterator[None]:
+    """One of the few large images that are decoded at once. Raises DeadlineExceeded."""
+    if not _LARGE_AT_ONCE.acquire(timeout=None if budget is None else budget.seconds_left):
+        assert budget is not None, "without one there is no end of waiting"
+        raise budget.late()
+    try:
+        yield
+    finally:
+        _LARGE_AT_ONCE.release()
 
 
 def _check(image: Image.Image, max_pixels: int, place: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -9,8 +10,9 @@ import ssl
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,6 +23,30 @@ from vim_embed.tls import load_certificate, tls_options
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 2048
+
+
+class _Config(uvicorn.Config):
+    """Bounds the time of a TLS handshake, for which uvicorn has no setting: a connection counts
+    as one only after it.
+    """
+
+    def __init__(self, *args: Any, handshake_seconds: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._handshake_seconds = handshake_seconds
+
+    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        factory = super().get_loop_factory()
+        if factory is None or not self.is_ssl:
+            return factory
+
+        def bounded() -> asyncio.AbstractEventLoop:
+            loop = factory()
+            loop.create_server = partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=self._handshake_seconds
+            )
+            return loop
+
+        return bounded
 
 
 def uvicorn_config(
@@ -35,8 +61,9 @@ def uvicorn_config(
     on_refused: called with the reason for each connection that is refused or broken off.
     Raises ValueError if the certificate cannot be used.
     """
-    return uvicorn.Config(
+    return _Config(
         app,
+        handshake_seconds=settings.header_timeout,
         http=Guard(ConnectionLimits.of(settings), on_refused).protocol(),
         ws="none",
         timeout_keep_alive=settings.keep_alive_timeout,

@@ -26,6 +26,11 @@ _SHARED: list[Processor] = [
 ]
 
 
+def current_request() -> str:
+    """The id of the request that is being answered here, or ""."""
+    return str(structlog.contextvars.get_contextvars().get("request_id", ""))
+
+
 def _console() -> Processor:
     """Lines for a person; tracebacks without the values of variables, which may be secrets."""
     return structlog.dev.ConsoleRenderer(

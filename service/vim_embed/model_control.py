@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol
 
 from vim_embed.engine import Models
 from vim_embed.errors import Conflict, NotReady, UnknownModel
+from vim_embed.trimming import trim
 
 _POLL = 0.02  # seconds between two looks whether a model's rows are done
 
@@ -97,7 +96,7 @@ class ModelControl:
             self._models.unload(name)
         finally:
             self.leaving.discard(name)
-        _trim()
+        trim()
 
     def _wait(self, done: Callable[[], bool], name: str) -> None:
         end = time.monotonic() + self._patience
@@ -105,9 +104,3 @@ class ModelControl:
             if time.monotonic() > end:
                 raise NotReady(f"rows of model {name!r} are still in the queue: try again later")
             time.sleep(_POLL)
-
-
-def _trim() -> None:
-    """Give freed memory back to the system where the C library can be asked to."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 Triple = tuple[float, float, float]
 
@@ -26,7 +27,7 @@ class Preprocessing:
     std: Triple
     channels: str = "RGB"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over the spec as sorted JSON: equal digests mean equal preprocessing."""
         text = json.dumps(asdict(self), sort_keys=True)

@@ -26,6 +26,7 @@ from vim_embed.self_checks import IdleChecks
 from vim_embed.settings import Settings
 from vim_embed.tickets import Ticket
 from vim_embed.tracing import traces_of_environment
+from vim_embed.trimming import Trimming
 from vim_embed.worker import Patience
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
@@ -54,6 +55,11 @@ class RowQueue(Protocol):
 
     @property
     def waiting_bytes(self) -> int: ...
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which who was refused may try again."""
+        ...
 
     def start(self) -> None: ...
 
@@ -116,7 +122,7 @@ class Service:
 
     def _begin(self, settings: Settings, models: Models, devices: int) -> None:
         self.settings = settings
-        self.budget = ByteBudget(settings.inflight_bytes)
+        self.budget = ByteBudget(settings.inflight_bytes, lambda: self.batcher.retry_after)
         self.engine = models
         self.metrics = Metrics(
             lambda: self.batcher.waiting_rows,
@@ -138,6 +144,7 @@ class Service:
         self.traces = traces_of_environment()
         self.draining = False
         self._checks = IdleChecks(batcher, self._ready_names, self.settings.check_interval)
+        self._trimming = Trimming(lambda: self.metrics.ratio.working_seconds)
         self._loading: threading.Thread | None = None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
@@ -152,6 +159,7 @@ class Service:
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
         self._checks.start()
+        self._trimming.start()
 
     def wait_loaded(self) -> None:
         """Block until every model is loaded or has failed."""
@@ -167,6 +175,7 @@ class Service:
         """Finish what is in flight within the drain timeout. False if something was left."""
         self.begin_drain()
         self._checks.stop()
+        self._trimming.stop()
         empty = self.batcher.drain(self.settings.drain_timeout)
         if self._loading is not None:
             self._loading.join(timeout=_LOADING_PATIENCE)

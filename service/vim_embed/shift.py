@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from vim_embed.engine import Outputs
+from vim_embed.models.info import CheckReport
 from vim_embed.tickets import Prepared, Slice
 
 
@@ -16,6 +18,7 @@ class Shift:
         self.prepared: Prepared | None = None
         self.staging: Sequence[Slice] = ()
         self.running: dict[int, Sequence[Slice]] = {}  # by thread
+        self.probing: dict[int, Future[CheckReport]] = {}  # by thread
         self.since: dict[int, float] = {}  # when what is under way began, by thread
         self.finished = 0.0  # when a forward last ended
         self.ending = False  # take nothing more

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from vim_embed.engine import Outputs, Staged
 from vim_embed.errors import InternalError, ServiceError
+from vim_embed.logs import current_request
 from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,14 @@ class Embedded:
 class Ticket:
     """One request in the queue. `future` gives an Embedded, or the error it failed with.
 
-    client: whose share of the queue it takes; "" counts for nobody.
+    client: whose share of the queue it takes; "" counts for nobody. request_id: for the log.
     """
 
     key: BatchKey
     pixels: PixelArray
     deadline: float | None
     client: str = ""
+    request_id: str = field(default_factory=current_request)
     submitted: float = field(default_factory=time.monotonic)
     future: Future[Embedded] = field(default_factory=Future)
     taken: int = 0
@@ -89,10 +94,7 @@ class Ticket:
         if not isinstance(error, ServiceError):
             kind = type(error).__name__
             error = InternalError(f"the model failed on this request ({kind}): retry")
-        try:
-            self.future.set_exception(error)
-        except InvalidStateError:  # cancelled, or failed with another of its slices
-            return
+        fail(self.future, error)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Slice:
         if whole:
             assert ticket.started is not None
             waited = ticket.started - ticket.submitted
-            _resolve(ticket, Embedded(ticket.outputs, waited, ticket.forward_seconds))
+            settle(ticket.future, Embedded(ticket.outputs, waited, ticket.forward_seconds))
 
     def _keep(self, rows: Outputs) -> None:
         ticket = self.ticket
@@ -157,15 +159,25 @@ class Prepared:
     staged: Staged
 
 
-def fail_all(slices: Iterable[Slice], error: Exception) -> None:
+def request_ids(slices: Iterable[Slice]) -> list[str]:
+    """Of the requests that the slices belong to, to find them in the log."""
+    return sorted({part.ticket.request_id for part in slices if part.ticket.request_id})
+
+
+def fail_all(slices: Sequence[Slice], error: Exception) -> None:
     """Fail the requests that the slices belong to."""
-    _LOG.error("requests failed", exc_info=error)
+    _LOG.error("requests failed", exc_info=error, extra={"request_ids": request_ids(slices)})
     for part in slices:
         part.ticket.fail(error)
 
 
-def _resolve(ticket: Ticket, result: Embedded) -> None:
-    try:
-        ticket.future.set_result(result)
-    except InvalidStateError:  # cancelled meanwhile, or failed with its worker
-        return
+def settle(future: Future[T], result: T) -> None:
+    """Give a future its result, unless it was cancelled, or failed with its worker."""
+    with suppress(InvalidStateError):
+        future.set_result(result)
+
+
+def fail(future: Future[T], error: Exception) -> None:
+    """Fail a future, unless it was cancelled, or failed with its worker or another slice."""
+    with suppress(InvalidStateError):
+        future.set_exception(error)

@@ -28,7 +28,7 @@ from vim_embed.errors import WorkerFailed
 from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions
 from vim_embed.observer import Observer
 from vim_embed.shift import Shift, deliver
-from vim_embed.tickets import BatchKey, Prepared, Slice, fail_all
+from vim_embed.tickets import BatchKey, Prepared, Slice, fail, fail_all, request_ids, settle
 
 _LOG = logging.getLogger(__name__)
 State = Literal["up", "restarting", "lost"]
@@ -51,9 +51,14 @@ class Patience:
 
 
 class Work(Protocol):
-    """Where workers take rows from. Called with the lock `changed` held."""
+    """Where workers take rows from. Called with the lock held, which both conditions share.
 
+    changed: there may be rows to stage. settled: rows that were held are no more.
+    """
+
+    lock: threading.RLock
     changed: threading.Condition
+    settled: threading.Condition
 
     def available(self, worker: Worker) -> bool:
         """Whether there is something that this worker should stage now."""
@@ -86,6 +91,8 @@ class Worker:
         self.unfit: dict[str, str] = {}
         self._work = work
         self._changed = work.changed
+        self._settled = work.settled
+        self._handed = threading.Condition(work.lock)  # something to run: wakes nobody else
         self._observer = observer
         self._patience = patience
         self._on_lost = on_lost
@@ -132,7 +139,7 @@ class Worker:
     # from outside
 
     def start(self) -> None:
-        with self._changed:
+        with self._work.lock:
             self._begin_shift()
 
     def probe(self, model: str) -> Future[CheckReport]:
@@ -141,18 +148,18 @@ class Worker:
         A difference makes the model unfit here until a later probe succeeds.
         """
         future: Future[CheckReport] = Future()
-        with self._changed:
+        with self._work.lock:
             if self.state != "up":
                 future.set_exception(_failure(self.reason))
             else:
                 self._probes.append((model, future))
-                self._changed.notify_all()
+                self._handed.notify_all()
         return future
 
     def supervise(self) -> None:
         """Notice threads that ended or hang; called a few times a second."""
         now = time.monotonic()
-        with self._changed:
+        with self._work.lock:
             shift, state = self._shift, self.state
             overdue = [what for what, since in shift.since.items() if self._is_late(now - since)]
             dead = any(not thread.is_alive() for thread in shift.threads)
@@ -166,12 +173,12 @@ class Worker:
     def stop(self, timeout: float) -> list[Slice]:
         """End the threads; what runs may finish in time. Gives what was prepared and will not."""
         self._stopping.set()
-        with self._changed:
+        with self._work.lock:
             shift = self._shift
             shift.ending = True
             left = list(shift.prepared.slices) if shift.prepared is not None else []
             shift.prepared = None
-            self._changed.notify_all()
+            self._wake_all()
         end = time.monotonic() + timeout
         for thread in shift.threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -199,7 +206,7 @@ class Worker:
                 self._fail(shift, "thread", f"{type(error).__name__} in a worker thread")
 
     def _stage_next(self, shift: Shift) -> None:
-        with self._changed:
+        with self._work.lock:
             self._changed.wait_for(lambda: self._may_stage(shift))
             if shift.over or shift.ending:
                 return
@@ -218,10 +225,10 @@ class Worker:
             self._fail(shift, "exception", str(error))
         except Exception as error:
             fail_all(slices, error)
-        with self._changed:
+        with self._work.lock:
             shift.prepared, shift.staging = prepared, ()
             shift.since.pop(threading.get_ident(), None)
-            self._changed.notify_all()
+            (self._settled if prepared is None else self._handed).notify_all()
 
     def _may_stage(self, shift: Shift) -> bool:
         if shift.over or shift.ending:
@@ -231,8 +238,8 @@ class Worker:
 
     def _run_next(self, shift: Shift) -> None:
         own = threading.get_ident()
-        with self._changed:
-            self._changed.wait_for(
+        with self._work.lock:
+            self._handed.wait_for(
                 lambda: shift.prepared or self._probes or shift.over or shift.ending
             )
             if shift.over or (shift.ending and shift.prepared is None):
@@ -242,16 +249,29 @@ class Worker:
             if probe is None:
                 prepared, shift.prepared = shift.prepared, None
             shift.running[own] = prepared.slices if prepared is not None else ()
+            if probe is not None:
+                shift.probing[own] = probe[1]
             shift.since[own] = time.monotonic()
-            self._changed.notify_all()
+            self._wake_stage(shift)
         if probe is not None:
             self._answer_probe(shift, *probe)
         elif prepared is not None:
             self._run(shift, prepared)
-        with self._changed:
+        with self._work.lock:
             shift.running.pop(own, None)
+            shift.probing.pop(own, None)
             shift.since.pop(own, None)
+            self._wake_stage(shift)
+            self._settled.notify_all()
+
+    def _wake_stage(self, shift: Shift) -> None:
+        """Let rows be staged, if there are any: waking a thread for nothing costs more."""
+        if self._may_stage(shift):
             self._changed.notify_all()
+
+    def _wake_all(self) -> None:
+        for condition in (self._changed, self._handed, self._settled):
+            condition.notify_all()
 
     # running
 
@@ -276,7 +296,10 @@ class Worker:
     def _run_apart(self, shift: Shift, prepared: Prepared, error: Exception) -> None:
         """One item's failure is that item's alone: run the requests of a failed batch singly."""
         model = prepared.key.model
-        _LOG.error("a batch failed", extra={"model": model, "error": repr(error)})
+        ids = request_ids(prepared.slices)
+        _LOG.error(
+            "a batch failed", extra={"model": model, "error": repr(error), "request_ids": ids}
+        )
         failed = [p for p in prepared.slices if not self._run_alone(shift, prepared, p, error)]
         if len(failed) == len(prepared.slices) and not shift.over:
             self._suspect(shift, model, error)
@@ -303,17 +326,19 @@ class Worker:
     def _suspect(self, shift: Shift, model: str, error: Exception) -> None:
         """Nothing of a batch came out: was it the rows, or is it the engine?"""
         try:
-            self._compare(model)
+            self._compare(shift, model)
         except Exception as own:
             _LOG.error("the known image failed too", extra={"model": model, "error": repr(own)})
             self._fail(shift, "exception", f"{type(error).__name__} in the model: {error}")
 
-    def _compare(self, model: str) -> CheckReport:
+    def _compare(self, shift: Shift, model: str) -> CheckReport:
         golden = self.engine.golden(model)
         staged = self.engine.stage(model, [golden.pixels], EmbedOptions())
         report = golden.compare(self.engine.run(staged)[EMBEDDING])
+        if shift.over:  # too late: another shift is at work, perhaps with the model loaded anew
+            return report
         self._observer.checked(model, report.ok)
-        with self._changed:
+        with self._work.lock:
             self.unfit.pop(model, None)
             if not report.ok:
                 self.unfit[model] = f"self-check failed: {report.problem}"
@@ -325,12 +350,12 @@ class Worker:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(self._compare(model))
+            settle(future, self._compare(shift, model))
         except KeyError:  # unloaded meanwhile
-            future.set_exception(_failure(f"{model} is not loaded"))
+            fail(future, _failure(f"{model} is not loaded"))
         except Exception as error:
             reason = f"{type(error).__name__} on the known image: {error}"
-            future.set_exception(_failure(reason))
+            fail(future, _failure(reason))
             self._fail(shift, "check", reason)
 
     # failing and beginning anew
@@ -339,21 +364,30 @@ class Worker:
         return seconds > self._patience.forward
 
     def _fail(self, shift: Shift, cause: Cause, reason: str) -> None:
-        with self._changed:
+        with self._work.lock:
             if shift.over or self._stopping.is_set():
                 return
             shift.over = True
             self.state, self.reason = "restarting", reason
             self._restarting_since = time.monotonic()
-            held, probes = shift.held, list(self._probes)
+            held, probes = shift.held, [future for _, future in self._probes]
+            probes += shift.probing.values()
             self._probes.clear()
-            self._changed.notify_all()
+            self._wake_all()
         device = self.engine.device
-        _LOG.error("worker failed", extra={"device": device, "cause": cause, "reason": reason})
+        _LOG.error(
+            "worker failed",
+            extra={
+                "device": device,
+                "cause": cause,
+                "reason": reason,
+                "request_ids": request_ids(held),
+            },
+        )
         for part in held:
             part.ticket.fail(_failure(reason))
-        for _, future in probes:
-            future.set_exception(_failure(reason))
+        for future in probes:
+            fail(future, _failure(reason))
         self._observer.worker_failed(device, cause)
         threading.Thread(target=self._restart, name="vim-embed-restart", daemon=True).start()
 
@@ -376,7 +410,7 @@ class Worker:
                 self._return_to_work()
 
     def _return_to_work(self) -> None:
-        with self._changed:
+        with self._work.lock:
             if self.state == "lost" or self._stopping.is_set():
                 return
             self.unfit.clear()
@@ -386,11 +420,11 @@ class Worker:
         _LOG.info("worker back at work", extra={"device": self.engine.device})
 
     def _lose(self, reason: str) -> None:
-        with self._changed:
+        with self._work.lock:
             if self.state == "lost":
                 return
             self.state, self.reason = "lost", reason
-            self._changed.notify_all()
+            self._wake_all()
         _LOG.error("worker lost", extra={"device": self.engine.device, "reason": reason})
         self._on_lost(self)
 

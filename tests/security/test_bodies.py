@@ -68,6 +68,7 @@ def watching(server: ServerProcess) -> Iterator[Watch]:
         watch.peak = max(watch.peak, server.rss)
         done.set()
         thread.join()
+        print(f"memory at most {watch.growth / MIB:+.1f} MiB")  # of docs/security.md, with -s
 
 
 @dataclass

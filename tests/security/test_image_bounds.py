@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from serving import running
+from serving import NPY, npy, running
 from vim_embed import images
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
@@ -25,6 +28,7 @@ from vim_embed.errors import (
 )
 from vim_embed.images import DecodeBudget, decode_image
 from vim_embed.preprocess import Preprocessing
+from vim_embed.routes import decoding
 from vim_embed.settings import Settings
 
 HALF = (0.5, 0.5, 0.5)
@@ -131,3 +135,43 @@ def test_bombs_over_http(url: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
     answer = form(1, 1100)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+def test_images_that_take_long_delay_no_arrays(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that decode are taken, others that requests need are not; and nobody waits for one
+    beyond the time that the request has.
+    """
+    released, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(data: bytes, *_: object, **__: object) -> np.ndarray:
+        begun.release()
+        assert released.wait(30)
+        return np.zeros((3, 8, 8), np.uint8)
+
+    monkeypatch.setattr(decoding, "decode_image", slow)
+    image = saved(Image.new("RGB", (8, 8)), "PNG")
+    kind = {"Content-Type": "image/png"}
+    many = decoding._THREADS + (os.cpu_count() or 1) + 8  # more than asyncio has for all the rest
+    with ThreadPoolExecutor(many) as pool:
+        post = functools.partial(httpx.post, f"{url}/embed", content=image, headers=kind)
+        slow_ones = [pool.submit(post, timeout=60) for _ in range(many)]
+        for _ in range(decoding._THREADS):
+            assert begun.acquire(timeout=30)
+        begin = time.monotonic()
+        late = httpx.post(f"{url}/embed?timeout=0.3", content=image, headers=kind, timeout=60)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        array = npy(np.zeros((1024, 3, 16, 16), np.float32))
+        assert httpx.post(f"{url}/embed", content=array, headers=NPY, timeout=20).status_code == 200
+        assert time.monotonic() - begin < 20
+        assert not any(future.done() for future in slow_ones)
+        released.set()
+        assert {future.result().status_code for future in slow_ones} == {200}
+
+
+def test_waiting_for_one_s_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_LARGE_PIXELS", 100)
+    monkeypatch.setattr(images, "_LARGE_AT_ONCE", threading.BoundedSemaphore(1))
+    data = saved(Image.new("RGB", (20, 30)), "PNG")
+    with images._LARGE_AT_ONCE, pytest.raises(DeadlineExceeded, match=r"longer than 0\.1 s"):
+        decoded(data, budget=DecodeBudget(10**6, 0.1))
+    assert decoded(data, budget=DecodeBudget(10**6, 60)).shape == (3, 8, 8)

@@ -119,6 +119,14 @@ def test_the_limits_hold_behind_tls(url: str, chain: Chain) -> None:
         assert wire.recv(100).startswith(b"HTTP/1.1 408")
 
 
+def test_a_handshake_that_does_not_come(url: str) -> None:
+    begin = time.monotonic()
+    with connect(url) as silent:
+        silent.settimeout(20)
+        assert silent.recv(100) == b""
+    assert 0.5 < time.monotonic() - begin < 15  # header_timeout is 1 s, the system's default 60 s
+
+
 def test_an_encrypted_key(chain: Chain, tmp_path: Path) -> None:
     chain.encrypt_key(b"secret words")
     password = tmp_path / "password"

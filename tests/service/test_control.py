@@ -112,6 +112,21 @@ def test_faults_on_demand(url: str, kind: str, status: int) -> None:
     assert httpx.get(f"{url}/faults").json()["met"][kind] == met + 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "line"), [("exception", "requests failed"), ("engine", "worker failed")]
+)
+def test_the_log_tells_whose_request_met_a_fault(
+    url: str, kind: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    arm(url, kind)
+    headers = NPY | {"X-Request-ID": f"galaxy-{kind}"}
+    answer = httpx.post(f"{url}/embed?model=micro", content=npy(PIXELS), headers=headers)
+    assert answer.status_code in (500, 503)
+    (record,) = (each for each in caplog.records if each.getMessage() == line)
+    assert vars(record)["request_ids"] == [f"galaxy-{kind}"]
+    until_ready(url)
+
+
 def test_a_hanging_forward_makes_the_service_not_ready_until_it_is_replaced(url: str) -> None:
     right = embed(url).content
     arm(url, "hang", seconds=8)

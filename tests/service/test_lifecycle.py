@@ -11,10 +11,14 @@ from contextlib import contextmanager
 
 import httpx
 import numpy as np
+import pytest
 
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
+from vim_embed.batcher import Batcher
 from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.errors import QueueFull
+from vim_embed.handover import HEADER, HandedOver, error_header
 from vim_embed.settings import Settings
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
@@ -142,6 +146,26 @@ def test_a_full_queue_says_when_to_retry() -> None:
         engine.gate.set()
         for answer in (running_now.result(), queued.result()):
             assert from_npy(answer.content).shape == (4, ArithmeticEngine.DIM)
+
+
+def test_full_bodies_are_refused_until_rows_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """429 for want of memory comes with the queue's own estimate, whichever process gives it."""
+    monkeypatch.setattr(Batcher, "retry_after", 17)
+    body = npy(PIXELS)
+    settings = Settings(inflight_bytes=len(body) + 9)
+    with slow_server(settings) as (url, engine), ThreadPoolExecutor() as pool:
+        held = pool.submit(post, url)
+        assert engine.entered.acquire(timeout=20)
+        refused = post(url)
+        engine.gate.set()
+        assert held.result().status_code == 200
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "17")
+    app = create_app(Settings(), ArithmeticEngine())
+    app.add_middleware(HandedOver, arenas=[])
+    with running(app) as url:
+        handed = {HEADER: error_header(time.monotonic(), QueueFull("no room"))}
+        refused = httpx.post(f"{url}/embed", headers=NPY | handed)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "17")
 
 
 def test_not_ready_while_loading() -> None:

@@ -117,6 +117,16 @@ def test_a_forward_that_hangs_does_not_keep_the_process_from_ending() -> None:
         assert "terminate called" not in log.read_text()
 
 
+def test_a_worker_that_is_given_up_ends_the_process() -> None:
+    flags = ("--model", MICRO, "--fault-injection", "--worker-restarts", "1")
+    with server(*flags) as (url, process, log):
+        httpx.post(f"{url}/faults", json={"kind": "engine", "forwards": 9}).raise_for_status()
+        codes = [embed(url, 1).json()["error"]["code"] for _ in range(2)]
+        assert codes == ["worker_failed", "worker_failed"]
+        assert process.wait(30) == 1
+        assert "it failed 2 times in a row" in log.read_text()
+
+
 def test_one_bad_model_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "bad.pth").write_bytes(b"bad")
     with server("--model", MICRO, "--model", f"bad={tmp_path / 'bad.pth'}") as (url, _, _log):

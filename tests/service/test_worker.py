@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from vim_embed.tickets import BatchKey, Slice
 from vim_embed.worker import Patience
 
 MEAN = EmbedOptions()
-QUICK = Patience(forward=0.3, failures=3, first_pause=0.01, longest_pause=0.02)
+QUICK = Patience(forward=20.0, failures=3, first_pause=0.01, longest_pause=0.02)
+HASTY = replace(QUICK, forward=0.3)  # for forwards that hang; elsewhere a busy machine is no hang
 
 
 class EndOfThread(BaseException):
@@ -52,10 +54,12 @@ class BreakableEngine(ArithmeticEngine):
 
 @contextmanager
 def batching(
-    *engines: BreakableEngine, on_lost: Callable[[], None] = lambda: None
+    *engines: BreakableEngine,
+    patience: Patience = QUICK,
+    on_lost: Callable[[], None] = lambda: None,
 ) -> Iterator[Batcher]:
     batcher = Batcher(
-        engines, queue_rows=10_000, queue_bytes=10**9, patience=QUICK, on_lost=on_lost
+        engines, queue_rows=10_000, queue_bytes=10**9, patience=patience, on_lost=on_lost
     )
     batcher.start()
     yield batcher
@@ -147,7 +151,7 @@ def test_an_engine_that_fails_on_its_known_image_too_begins_anew() -> None:
 
 def test_a_forward_that_hangs_is_left_behind() -> None:
     engine, released = BreakableEngine(), threading.Event()
-    with batching(engine) as batcher:
+    with batching(engine, patience=HASTY) as batcher:
         engine.fault = once(lambda: wait_for(released), engine)
         stuck = submit(batcher, seed=1)
         until(lambda: engine.fault is None)
@@ -161,7 +165,7 @@ def test_a_forward_that_hangs_is_left_behind() -> None:
 
 def test_what_a_late_thread_still_delivers_reaches_nobody() -> None:
     engine, released = BreakableEngine(), threading.Event()
-    with batching(engine) as batcher:
+    with batching(engine, patience=HASTY) as batcher:
         engine.fault = once(lambda: wait_for(released), engine)
         large = submit(batcher, 40)  # in slices of 16 rows
         with pytest.raises(WorkerFailed):
@@ -236,6 +240,35 @@ def test_a_check_that_raises_restarts_the_worker() -> None:
         with pytest.raises(WorkerFailed, match="RuntimeError on the known image: odd"):
             future.result(20)
         until(lambda: engine.restarts == 1)
+        assert_right(submit(batcher))
+
+
+def test_a_check_that_hangs_is_answered_with_its_worker() -> None:
+    engine, released = BreakableEngine(), threading.Event()
+    with batching(engine, patience=HASTY) as batcher:
+        engine.fault = once(lambda: wait_for(released), engine)
+        engine.offset = 0.5  # so that the late comparison finds a difference
+        (future,) = batcher.check("arithmetic")
+        with pytest.raises(WorkerFailed, match=r"no end of a forward within 0\.3 s"):
+            future.result(20)
+        until(lambda: engine.restarts == 1)
+        released.set()
+        until(lambda: engine.rows == 1)
+        engine.offset = 0.0
+        assert_right(submit(batcher))
+        assert batcher.unfit("arithmetic") is None
+
+
+def test_a_check_that_nobody_waits_for_does_not_keep_a_worker_from_its_restart() -> None:
+    engine, released = BreakableEngine(), threading.Event()
+    with batching(engine, patience=HASTY) as batcher:
+        engine.fault = once(lambda: wait_for(released), engine)
+        submit(batcher)
+        until(lambda: engine.fault is None)
+        (future,) = batcher.check("arithmetic")  # behind the forward that hangs
+        assert future.cancel()
+        until(lambda: engine.restarts == 1)
+        released.set()
         assert_right(submit(batcher))
 
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -16,15 +15,17 @@ from vim_embed.errors import (
     InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
+    QueueFull,
     RequestTimeout,
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.images import DecodeBudget, decode_image
+from vim_embed.images import DecodeBudget
 from vim_embed.models.info import ModelInfo
 from vim_embed.pixels import PixelArray
 from vim_embed.receiving import RECEIVE_INTO
 from vim_embed.rooms import HeapRoom, Room
+from vim_embed.routes.decoding import decode
 from vim_embed.settings import Settings
 from vim_embed.wire import read_json, read_npy, read_safetensors
 
@@ -37,7 +38,7 @@ _ARRAYS = {NPY: read_npy, JSON: read_json, SAFETENSORS: read_safetensors}
 HANDED_OVER = "handed_over"
 RELEASES = "releases"
 _DIRECT_BYTES = 256 * 1024  # larger bodies come from the socket into their memory
-_INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop
+_INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop, npy (a view) always
 _FORM_CHUNK = 1024 * 1024
 _DECODED_BYTES = 256 * 1024  # of a compressed body that a thread takes at once
 
@@ -87,6 +88,8 @@ async def read_body(request: Request, limits: Limits) -> memoryview:
     handed = request.scope["state"].get(HANDED_OVER)
     if handed is not None:
         await request.body()  # empty; after it only a disconnect comes
+        if isinstance(handed, QueueFull):  # the HTTP process does not know how fast rows are done
+            handed.retry_after = request.app.state.service.batcher.retry_after
         if isinstance(handed, ServiceError):
             raise handed
         body: memoryview = handed
@@ -119,19 +122,30 @@ async def receive_body(request: Request, limits: Limits, room: Room) -> memoryvi
 
 
 async def parse_pixels(
-    request: Request, kind: str, body: memoryview, model: ModelInfo, limits: Limits
+    request: Request,
+    kind: str,
+    body: memoryview,
+    model: ModelInfo,
+    limits: Limits,
+    *,
+    seconds: float | None = None,
 ) -> PixelArray:
-    """The pixel array of a body, encoded images included; checked for rows, not yet for values."""
-    if kind == MULTIPART:
-        files = await _form_files(request, body, limits)
-        return await asyncio.to_thread(_decode_all, files, model, limits)
+    """The pixel array of a body, encoded images included; checked for rows, not yet for values.
+
+    seconds: that decoding may take, if less than the limits'.
+    """
     if kind in _ARRAYS:
         parse = _ARRAYS[kind]
-        inline = len(body) <= _INLINE_BYTES
+        inline = kind == NPY or len(body) <= _INLINE_BYTES
         array = parse(body) if inline else await asyncio.to_thread(parse, body)
         check_rows(array, limits)
         return array
-    return await asyncio.to_thread(_decode_all, [("the image", body)], model, limits)
+    most = limits.decode_seconds if seconds is None else min(limits.decode_seconds, seconds)
+    budget = DecodeBudget(limits.request_pixels, max(0.0, most))
+    files = [("the image", body)]
+    if kind == MULTIPART:
+        files = await _form_files(request, body, limits)
+    return await decode(files, model, budget, max_pixels=limits.image_pixels)
 
 
 def check_rows(array: PixelArray, limits: Limits) -> None:
@@ -278,19 +292,6 @@ async def _form_files(
         ]
     finally:
         await form.close()
-
-
-def _decode_all(
-    files: list[tuple[str, memoryview]], model: ModelInfo, limits: Limits
-) -> PixelArray:
-    spec, most = model.preprocessing, limits.image_pixels
-    budget = DecodeBudget(limits.request_pixels, limits.decode_seconds)
-    return np.stack(
-        [
-            decode_image(data, spec, max_pixels=most, place=place, budget=budget)
-            for place, data in files
-        ]
-    )
 
 
 def _too_large(limits: Limits, kind: str = "") -> PayloadTooLarge:

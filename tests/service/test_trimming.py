@@ -1,0 +1,70 @@
+"""Freed memory goes back to the system while a service works."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from serving import running
+from vim_embed import trimming
+from vim_embed.app import create_app
+from vim_embed.engine import ArithmeticEngine
+from vim_embed.settings import Settings
+from vim_embed.trimming import Trimming
+
+SIZE = 100_000  # small enough for the C library to keep
+COUNT = 1_000
+
+
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_is_free_between_what_is_not_goes_back() -> None:
+    pieces = [bytearray(b"x") * SIZE for _ in range(COUNT)]
+    kept = pieces[::50]
+    del pieces
+    held = resident()
+    work = Trimming(itertools.count().__next__, 0.01)
+    work.start()
+    try:
+        until(lambda: held - resident() > SIZE * COUNT / 2)
+    finally:
+        work.stop()
+    assert {bytes(piece[:1]) for piece in kept} == {b"x"}
+
+
+def test_nothing_is_trimmed_where_nothing_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, trims = itertools.count(), []
+    monkeypatch.setattr(trimming, "trim", lambda: trims.append(1))
+
+    def worked() -> float:
+        next(looks)
+        return 7.0
+
+    work = Trimming(worked, 0.01)
+    work.start()
+    until(lambda: next(looks) > 20)
+    work.stop()
+    assert not trims
+
+
+def test_a_service_trims_from_its_start_to_its_end() -> None:
+    def at_work() -> bool:
+        return any(thread.name == "trim" for thread in threading.enumerate())
+
+    with running(create_app(Settings(), ArithmeticEngine())):
+        assert at_work()
+    until(lambda: not at_work())
