@@ -202,7 +202,7 @@ class FusedVim:
         projections.
         """
         batch, length = len(pixels), self.token_count(*pixels.shape[-2:])
-        if on_block is not None or batch % 2 or not self._wide(batch // 2 * length):
+        if on_block is not None or batch % 2 or not self._wide(batch // 2, length):
             return self._forward(pixels, buffers, on_block, only_cls=only_cls)
         half, tokens = batch // 2, batch // 2 * length
         first, second = buffers.part(0, tokens), buffers.part(tokens, 2 * tokens)
@@ -214,13 +214,14 @@ class FusedVim:
         here.wait_stream(self._side)
         return self._tokens(buffers, batch, length, only_cls=only_cls)
 
-    def _wide(self, tokens: int) -> bool:
-        """Whether so many tokens keep the device busy, so that twice as many go side by side."""
+    def _wide(self, batch: int, length: int) -> bool:
+        """Whether so many images keep the device busy, so that twice as many go side by side."""
         if self.dtype == torch.float32:
             return False
         if self._permuted:
-            return tokens >= _OUT_ROWS * self.shape.ranks
-        return 2 * tokens * self.config.inner >= _PASS
+            many = batch * length >= _OUT_ROWS * self.shape.ranks
+            return many and (self.scan_channels or self._choose_scan(batch)) == 32
+        return 2 * batch * length * self.config.inner >= _PASS
 
     def _tokens(self, buffers: _Buffers, batch: int, length: int, *, only_cls: bool) -> Tensor:
         tokens = buffers.hidden[: batch * length].view(batch, length, self.config.dim)
