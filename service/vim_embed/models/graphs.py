@@ -9,6 +9,7 @@ least recently used first, above a limit.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,9 @@ class GraphCache:
         return graph
 
 
+_CAPTURING = threading.Lock()  # of all devices: the allocator is shared
+
+
 class CudaCapture:
     """Captures with torch.cuda.graph, all graphs in one memory pool."""
 
@@ -120,7 +124,12 @@ class CudaCapture:
                     compute(pixels, options)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # other threads stage batches meanwhile, which a global capture would forbid
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # Other threads stage batches meanwhile, which a global capture would forbid. torch's own
+            # stream for captures belongs to whichever device captured first.
+            mode = "thread_local"
+            with (
+                _CAPTURING,
+                torch.cuda.graph(graph, self._pool, stream=side, capture_error_mode=mode),
+            ):
                 outputs = compute(pixels, options)
         return Captured(graph.replay, pixels, outputs)
