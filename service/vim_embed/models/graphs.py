@@ -124,8 +124,8 @@ class CudaCapture:
                     compute(pixels, options)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Other threads stage batches meanwhile, which a global capture would forbid. torch's own
-            # stream for captures belongs to whichever device captured first.
+            # Other threads stage batches meanwhile, which a global capture would forbid. torch's
+            # own stream for captures belongs to whichever device captured first.
             mode = "thread_local"
             with (
                 _CAPTURING,
