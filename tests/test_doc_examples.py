@@ -72,7 +72,7 @@ RUN_BY = {
 }
 SOURCES = 50  # of each survey
 RUN = ("bash", "python")
-SHOWN = ("", "text", "json", "yaml", "toml", "ini", "nginx", "console", "promql")
+SHOWN = ("", "text", "json", "yaml", "toml", "ini", "nginx", "console", "promql", "dockerfile")
 PAGES = [path for path in pages(ROOT) if blocks_of(path, ROOT)]
 BLOCKS = [block for path in PAGES for block in blocks_of(path, ROOT)]
 

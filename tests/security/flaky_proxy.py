@@ -72,8 +72,10 @@ class FlakyProxy:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         exchanges: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.append(writer)
             task = asyncio.ensure_future(self._exchange(reader, writer))
             exchanges.add(task)
             task.add_done_callback(exchanges.discard)
@@ -89,10 +91,14 @@ class FlakyProxy:
         for task in list(exchanges):
             task.cancel()
         await asyncio.gather(*exchanges, return_exceptions=True)
+        for writer in self._writers:  # one that still has to send would never be closed
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             answers, server = await asyncio.open_connection("127.0.0.1", self._target)
+            self._writers.append(server)
             exchange = _Exchange(writer, server)
             ways = [self._up(reader, exchange), self._down(answers, exchange)]
             tasks = [asyncio.ensure_future(way) for way in ways]

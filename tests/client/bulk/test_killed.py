@@ -41,7 +41,8 @@ def run_killed(folder: Path, rows: int, *options: str, ending: str = ".parquet")
     wanted = list(write_survey(folder / "survey", rows))
     output = folder / f"out{ending}"
     parts = folder / f"out{ending}.parts"
-    kills = sorted(random.randint(1, int(rows * 0.85)) for _ in range(2))
+    latest = min(int(rows * 0.85), rows - 2000)  # the kill comes a little later, before the end
+    kills = sorted(random.randint(1, latest) for _ in range(2))
     print(f"killed after {kills} rows")
     started = time.monotonic()
     with stub_server(SIZE) as url:
@@ -92,7 +93,7 @@ def test_3_000_rows_killed_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".npy", ".safetensors"])
 def test_other_outputs_killed_twice(tmp_path: Path, ending: str) -> None:
-    run_killed(tmp_path, 900, "--batch-rows", "8", "--part-rows", "60", ending=ending)
+    run_killed(tmp_path, 3000, "--batch-rows", "16", "--part-rows", "200", ending=ending)
 
 
 @pytest.mark.soak
