@@ -19,6 +19,7 @@ from vim_embed.kernels.fused.build import cubin
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _FEW_ROWS = 2048  # of `xproj`
+_MAPS = 1024  # that are kept: one for each matrix's place and shape, and its copies' rows
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,8 @@ class Kernels:
                     d.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
                 )
             )
+            if len(self._maps) >= _MAPS:
+                self._maps.clear()
             self._maps[key] = known
         return known
 
