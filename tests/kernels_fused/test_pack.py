@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fixtures_vim import relative_l2
-from vim_embed.kernels.fused.launch import SCANS, Shape, scan_memory
+from vim_embed.kernels.fused.launch import SCANS, Kernels, Shape, scan_memory
 from vim_embed.kernels.fused.pack import PackedLayer, pack_layer
 from vim_embed.models.vim import Block, Vim, VimConfig, init_random
 
@@ -156,3 +156,14 @@ def test_shared_memory_fits(dim: int, dtype: torch.dtype) -> None:
     sizes += [scan_memory(channels) for channels in SCANS]
     assert max(sizes) <= 227 * 1024
     assert all(size % 16 == 0 for size in sizes)
+
+
+@pytest.mark.parametrize("rows", [1, 2049, 8449, 12673, 100_000])
+def test_images_of_one_or_two_tokens_go_by_few_rows(rows: int) -> None:
+    """A lane's adjacent rows belong to two images at most."""
+    kernels = Kernels.__new__(Kernels)
+    kernels.shape, kernels._multiprocessors = Shape(192, 384, 12, torch.float16), 132
+    for length in (1, 2, 3, 197):
+        tiles = kernels._xproj_variant(rows, length)[0]
+        assert 2 * tiles <= length + 1
+        assert tiles == 2 or length < 3 or rows <= 8448

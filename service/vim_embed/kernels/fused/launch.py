@@ -176,7 +176,7 @@ class Kernels:
         only: the one token whose result is needed, if not -1: rows behind it may stay unwritten.
         """
         rows = tensors[0].shape[0]
-        variant = self._xproj_variant(rows)
+        variant = self._xproj_variant(rows, length)
         tiles, halves, splits = variant
         grid = (-(-rows // (16 * tiles * halves)), 1)
         name = "xproj_" + "".join(map(str, variant))
@@ -185,12 +185,13 @@ class Kernels:
         arguments = [self._map(xz, 16 * tiles * halves + 6), *others, length, rows, only]
         self._launch(name, grid, 64 * halves * splits, memory, arguments)
 
-    def _xproj_variant(self, rows: int) -> tuple[int, int, int]:
+    def _xproj_variant(self, rows: int, length: int) -> tuple[int, int, int]:
         """Row tiles of a warp, warps of rows, warps that share a row: the fewer the rows, the more
         warps to a row, as long as all blocks run at once."""
         if rows <= _FEW_ROWS and self.shape.inner % 128 == 0:
             return 1, 1, 4
-        if rows <= 16 * 4 * self._multiprocessors:
+        # a lane of two row tiles has four rows, which may begin one other image, not two
+        if rows <= 16 * 4 * self._multiprocessors or length < 3:
             return 1, 1, 2
         return (2, 1, 2) if rows <= 32 * 3 * self._multiprocessors else (2, 2, 1)
 
