@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from starlette.requests import Request
 from starlette.responses import Response
 
+from figure_layout import assert_apart_and_within
 from serving import running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
@@ -256,12 +257,7 @@ def test_nothing_leaves_the_plot_or_covers_another(capsys: Any) -> None:
         legend.set_in_layout(False)
         boxes.append(axes.get_tightbbox(canvas.get_renderer()))
         assert axes.dataLim.y1 < 0.97 * axes.get_ylim()[1], "a marker would lie on the edge"
-    for box in boxes:
-        assert figure.bbox.x0 <= box.x0
-        assert box.x1 <= figure.bbox.x1
-        assert figure.bbox.y0 <= box.y0
-        assert box.y1 <= figure.bbox.y1
-    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
+    assert_apart_and_within(figure, boxes)
     assert "One round of 0.05 s." in "\n".join(text.get_text() for text in figure.texts)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 
 from embedding_files import write_embeddings
+from figure_layout import assert_apart_and_within
 from vim_embed_client.cli import run
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.pictures.columns import Column, read_column
@@ -230,12 +231,7 @@ def test_nothing_leaves_the_map_or_covers_another(z: Array, kind: str) -> None:
     boxes.append(legend.get_window_extent())
     legend.set_in_layout(False)
     boxes += [axes.get_tightbbox(canvas.get_renderer()) for axes in figure.axes]
-    for box in boxes:
-        assert figure.bbox.x0 <= box.x0
-        assert box.x1 <= figure.bbox.x1
-        assert figure.bbox.y0 <= box.y0
-        assert box.y1 <= figure.bbox.y1
-    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
+    assert_apart_and_within(figure, boxes)
 
 
 def test_a_map_without_colours(z: Array) -> None:
