@@ -64,7 +64,6 @@ class Batcher:
         self.client_share = client_share
         self.observer = observer or SilentObserver()
         self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
         self.settled = threading.Condition(self.lock)
         self._on_lost = on_lost
         self._waiting: OrderedDict[BatchKey, deque[Ticket]] = OrderedDict()
@@ -141,7 +140,7 @@ class Batcher:
             self._admit(ticket)
             self._waiting.setdefault(key, deque()).append(ticket)
             self.observer.entered(key)
-            self.changed.notify_all()
+            self.wake()
         known = weakref.ref(ticket)  # a cycle would keep the pixels until a garbage collection
         ticket.future.add_done_callback(lambda _: self._left(key, known()))
         return ticket
@@ -270,6 +269,11 @@ class Batcher:
             self._on_lost()
 
     # what workers call, with the lock held
+
+    def wake(self) -> None:
+        """There may be rows that a worker can stage now."""
+        for worker in self.workers:
+            worker.wake()
 
     def available(self, worker: Worker) -> bool:
         """Whether there are rows for this worker; enough of some group, if to be prepared ahead."""

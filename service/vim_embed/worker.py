@@ -1,7 +1,8 @@
 """One engine at work: threads that take, stage, run and deliver, and what if they fail.
 
-One thread stages and one runs, two where the engine takes two forwards at once: then the next is
-launched before the last one's rows are handed out, and the device never waits for that.
+Each thread stages a batch and runs it. One may stage while another runs; where the engine takes two
+forwards at once, the next is launched before the last one's rows are handed out, and the device
+never waits for that.
 
 A failure that is one request's stays that request's: the requests of a failed batch run singly,
 and a known image tells whether the engine still works. A worker that fails (an exception that the
@@ -18,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -51,14 +52,17 @@ class Patience:
 
 
 class Work(Protocol):
-    """Where workers take rows from. Called with the lock held, which both conditions share.
+    """Where workers take rows from. Called with the lock held.
 
-    changed: there may be rows to stage. settled: rows that were held are no more.
+    settled: rows that were held are no more.
     """
 
     lock: threading.RLock
-    changed: threading.Condition
     settled: threading.Condition
+
+    def wake(self) -> None:
+        """Call `wake` of every worker: one of them may have become able to stage something."""
+        ...
 
     def available(self, worker: Worker) -> bool:
         """Whether there is something that this worker should stage now."""
@@ -90,9 +94,9 @@ class Worker:
         self.reason = ""
         self.unfit: dict[str, str] = {}
         self._work = work
-        self._changed = work.changed
         self._settled = work.settled
-        self._handed = threading.Condition(work.lock)  # something to run: wakes nobody else
+        self._wanted = threading.Condition(work.lock)  # an idle thread has something to do
+        self._may_run = threading.Condition(work.lock)  # a prepared batch may be run, or never will
         self._observer = observer
         self._patience = patience
         self._on_lost = on_lost
@@ -153,8 +157,13 @@ class Worker:
                 future.set_exception(_failure(self.reason))
             else:
                 self._probes.append((model, future))
-                self._handed.notify_all()
+                self.wake()
         return future
+
+    def wake(self) -> None:
+        """Wake one idle thread, if there is something for it: waking for nothing costs more."""
+        if self._may_work(self._shift):
+            self._wanted.notify()
 
     def supervise(self) -> None:
         """Notice threads that ended or hang; called a few times a second."""
@@ -188,33 +197,65 @@ class Worker:
 
     def _begin_shift(self) -> None:
         shift = self._shift = Shift()
-        running = [("run", self._run_next)] * self.engine.at_once
-        for name, step in [("stage", self._stage_next), *running]:
-            thread = threading.Thread(
-                target=self._repeat, args=(shift, step), name=f"vim-embed-{name}", daemon=True
-            )
+        for number in range(self.engine.at_once + 1):
+            name = f"vim-embed-work-{number}"
+            thread = threading.Thread(target=self._repeat, args=(shift,), name=name, daemon=True)
             shift.threads.append(thread)
         for thread in shift.threads:
             thread.start()
 
-    def _repeat(self, shift: Shift, step: Callable[[Shift], None]) -> None:
+    def _repeat(self, shift: Shift) -> None:
         while not (shift.over or shift.ending):
             try:
-                step(shift)
+                self._step(shift)
             except Exception as error:
                 _LOG.exception("a worker's own fault")
                 self._fail(shift, "thread", f"{type(error).__name__} in a worker thread")
 
-    def _stage_next(self, shift: Shift) -> None:
+    def _step(self, shift: Shift) -> None:
+        probe, key, slices = None, None, list[Slice]()
         with self._work.lock:
-            self._changed.wait_for(lambda: self._may_stage(shift))
+            self._wanted.wait_for(lambda: self._may_work(shift))
             if shift.over or shift.ending:
                 return
-            key, slices = self._work.take(self)
-            if not slices:
-                return
-            shift.staging = slices
-            shift.since[threading.get_ident()] = time.monotonic()
+            if self._may_probe(shift):
+                probe = self._probes.popleft()
+                self._occupy(shift, ())
+                shift.probing[threading.get_ident()] = probe[1]
+            else:
+                key, slices = self._work.take(self)
+                if not slices:
+                    return
+                self._begin_staging(shift, slices)
+        if probe is not None:
+            self._answer_probe(shift, *probe)
+            self._vacate(shift)
+            return
+        assert key is not None
+        prepared = self._staged(shift, key, slices)
+        if prepared is not None and self._wait_to_run(shift, prepared):
+            self._run(shift, prepared)
+            self._vacate(shift)
+
+    def _may_work(self, shift: Shift) -> bool:
+        return shift.over or shift.ending or self._may_probe(shift) or self._may_stage(shift)
+
+    def _may_probe(self, shift: Shift) -> bool:
+        return bool(self._probes) and self._has_room(shift)
+
+    def _may_stage(self, shift: Shift) -> bool:
+        ahead = shift.staging or shift.prepared is not None or len(shift.running) > 1
+        return not ahead and self._work.available(self)
+
+    def _has_room(self, shift: Shift) -> bool:
+        return len(shift.running) < self.engine.at_once
+
+    def _begin_staging(self, shift: Shift, slices: list[Slice]) -> None:
+        shift.staging = slices
+        shift.since[threading.get_ident()] = time.monotonic()
+
+    def _staged(self, shift: Shift, key: BatchKey, slices: list[Slice]) -> Prepared | None:
+        """The batch, ready to run; None if it failed."""
         prepared = None
         try:
             begin = time.monotonic()
@@ -228,49 +269,46 @@ class Worker:
         with self._work.lock:
             shift.prepared, shift.staging = prepared, ()
             shift.since.pop(threading.get_ident(), None)
-            (self._settled if prepared is None else self._handed).notify_all()
+            if prepared is None:
+                self._work.wake()
+                self._settled.notify_all()
+        return prepared
 
-    def _may_stage(self, shift: Shift) -> bool:
-        if shift.over or shift.ending:
+    def _wait_to_run(self, shift: Shift, prepared: Prepared) -> bool:
+        """Wait until the engine takes the batch; False if it was taken back meanwhile."""
+        with self._work.lock:
+            self._may_run.wait_for(
+                lambda: (
+                    shift.over
+                    or shift.prepared is not prepared
+                    or (self._has_room(shift) and not self._probes)
+                )
+            )
+            if shift.over or shift.prepared is not prepared:
+                return False
+            shift.prepared = None
+            self._occupy(shift, prepared.slices)
             return True
-        ahead = shift.prepared is not None or len(shift.running) > 1
-        return not ahead and self._work.available(self)
 
-    def _run_next(self, shift: Shift) -> None:
+    def _occupy(self, shift: Shift, slices: Sequence[Slice]) -> None:
+        """From now on this thread runs something."""
+        own = threading.get_ident()
+        shift.running[own] = slices
+        shift.since[own] = time.monotonic()
+        self._work.wake()
+
+    def _vacate(self, shift: Shift) -> None:
         own = threading.get_ident()
         with self._work.lock:
-            self._handed.wait_for(
-                lambda: shift.prepared or self._probes or shift.over or shift.ending
-            )
-            if shift.over or (shift.ending and shift.prepared is None):
-                return
-            probe = self._probes.popleft() if self._probes else None
-            prepared = None
-            if probe is None:
-                prepared, shift.prepared = shift.prepared, None
-            shift.running[own] = prepared.slices if prepared is not None else ()
-            if probe is not None:
-                shift.probing[own] = probe[1]
-            shift.since[own] = time.monotonic()
-            self._wake_stage(shift)
-        if probe is not None:
-            self._answer_probe(shift, *probe)
-        elif prepared is not None:
-            self._run(shift, prepared)
-        with self._work.lock:
-            shift.running.pop(own, None)
-            shift.probing.pop(own, None)
-            shift.since.pop(own, None)
-            self._wake_stage(shift)
+            for kept in (shift.running, shift.probing, shift.since):
+                kept.pop(own, None)
+            if shift.prepared is not None:
+                self._may_run.notify_all()
+            self._work.wake()
             self._settled.notify_all()
 
-    def _wake_stage(self, shift: Shift) -> None:
-        """Let rows be staged, if there are any: waking a thread for nothing costs more."""
-        if self._may_stage(shift):
-            self._changed.notify_all()
-
     def _wake_all(self) -> None:
-        for condition in (self._changed, self._handed, self._settled):
+        for condition in (self._wanted, self._may_run, self._settled):
             condition.notify_all()
 
     # running
@@ -343,7 +381,7 @@ class Worker:
             if not report.ok:
                 self.unfit[model] = f"self-check failed: {report.problem}"
                 _LOG.error("model unfit", extra={"model": model, "reason": self.unfit[model]})
-            self._changed.notify_all()
+            self._work.wake()
         return report
 
     def _answer_probe(self, shift: Shift, model: str, future: Future[CheckReport]) -> None:
@@ -416,7 +454,7 @@ class Worker:
             self.unfit.clear()
             self._begin_shift()
             self.state, self.reason = "up", ""
-            self._changed.notify_all()
+            self._work.wake()
         _LOG.info("worker back at work", extra={"device": self.engine.device})
 
     def _lose(self, reason: str) -> None:
