@@ -28,8 +28,17 @@ class TorchKernels:
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
 
-    def patchify(self, pixels: Tensor, out: Tensor, grid: tuple[int, int], p: int, s: int) -> None:
-        out.copy_(F.unfold(pixels, p, stride=s).transpose(1, 2).reshape(out.shape))
+    def patchify(
+        self,
+        pixels: Tensor,
+        out: Tensor,
+        grid: tuple[int, int],
+        p: int,
+        s: int,
+        black: Sequence[float],
+    ) -> None:
+        offset = torch.tensor(black).view(3, 1, 1)
+        out.copy_(F.unfold(pixels - offset, p, stride=s).transpose(1, 2).reshape(out.shape))
 
     def first_norm(
         self,

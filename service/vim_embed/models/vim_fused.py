@@ -23,6 +23,7 @@ from vim_embed.kernels.fused.build import CompileError, compiler_version
 from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
 from vim_embed.kernels.fused.pack import pack_layer, permuted_rows
 from vim_embed.models.vim import Block, Vim, VimConfig
+from vim_embed.preprocess import VIM_PREPROCESSING
 
 OnBlock = Callable[[int, Tensor], None]
 
@@ -32,6 +33,9 @@ _FLOAT_TOKENS = 16384  # float32 keeps u and the step sizes in memory: bound the
 _OUT_ROWS = 10000
 # Tokens times inner width that fill a device, with two halves side by side.
 _PASS = 256 * 197 * 384
+# Pixels go into the patches relative to black, and what black gives is added in float32: half
+# precision then rounds a dark sky, most of an astronomer's image, to almost nothing.
+_BLACK = tuple(-m / s for m, s in zip(VIM_PREPROCESSING.mean, VIM_PREPROCESSING.std, strict=True))
 # cuBLAS takes 32 MiB for each stream unless told otherwise; these products gain nothing by it.
 _WORKSPACES = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "128"}  # 128 KiB
 
@@ -140,6 +144,8 @@ class FusedVim:
             self._order = permuted_rows(config.dim).argsort().to(self.device)
             patch = self._frame.patch_embed.proj.weight
             self._patch_weight = patch.flatten(1).t().to(dtype).contiguous()
+            of_channels = self._patch_weight.float().view(3, -1, config.dim).sum(1)
+            self._black_patch = patch.new_tensor(_BLACK) @ of_channels  # (D,) float32
         self._layers = layers
         self._starts: dict[tuple[int, int], Tensor] = {}
         self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -314,7 +320,7 @@ class FusedVim:
         flat = _view(buffers.xz, len(pixels) * rows * columns, 3 * patch * patch)
         spare = buffers.mixed if buffers.steps is None else buffers.steps
         patches = _view(spare, len(pixels) * rows * columns, config.dim)
-        self.kernels.patchify(pixels, flat, (rows, columns), patch, config.stride)
+        self.kernels.patchify(pixels, flat, (rows, columns), patch, config.stride, _BLACK)
         torch.mm(flat, self._patch_weight, out=patches)
         weight = self._layers[0].norm if self._layers else self._frame.norm_f.weight
         start, residual = self._start(rows, columns), buffers.residual[:tokens]
@@ -322,7 +328,7 @@ class FusedVim:
         self.kernels.first_norm(patches, start, residual, weight, hidden, config.eps)
 
     def _start(self, rows: int, columns: int) -> Tensor:
-        """(L, D) float32: position embedding plus patch bias, or plus the class token."""
+        """(L, D) float32: position embedding plus bias and black patch, or plus the class token."""
         known = self._starts.get((rows, columns))
         if known is not None:
             return known
@@ -331,7 +337,7 @@ class FusedVim:
         start = model.position_embedding(rows, columns)[0].float()
         middle = self.cls_index(len(start))
         cls = start[middle] + model.cls_token[0, 0].float()
-        start = start + model.patch_embed.proj.bias.float()
+        start = start + model.patch_embed.proj.bias.float() + self._black_patch
         start[middle] = cls
         if not torch.cuda.is_current_stream_capturing():
             self._starts[rows, columns] = start

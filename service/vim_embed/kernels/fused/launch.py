@@ -110,11 +110,21 @@ class Kernels:
         self._functions: dict[str, Any] = {}
         self._maps: dict[tuple[int, ...], Any] = {}
 
-    def patchify(self, pixels: Tensor, out: Tensor, grid: tuple[int, int], p: int, s: int) -> None:
-        """pixels (B, 3, H, W) float32 -> out (B · rows · columns, 3 p p)."""
+    def patchify(
+        self,
+        pixels: Tensor,
+        out: Tensor,
+        grid: tuple[int, int],
+        p: int,
+        s: int,
+        black: Sequence[float],
+    ) -> None:
+        """pixels (B, 3, H, W) float32, less `black` of each channel -> out (B · rows · columns,
+        3 p p)."""
+        size = [*pixels.shape[-2:], *grid, p, s]
         total = out.numel() // 8
-        height, width = pixels.shape[-2:]
-        arguments = [pixels, out, height, width, *grid, p, s, ctypes.c_longlong(total)]
+        offsets = [ctypes.c_float(value) for value in black]
+        arguments = [pixels, out, *size, *offsets, ctypes.c_longlong(total)]
         self._launch("patchify", (-(-total // 256), 1), 256, 0, arguments)
 
     def first_norm(

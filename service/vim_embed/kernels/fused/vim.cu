@@ -222,10 +222,12 @@ DEVICE void store_float(float* p, const float* d) {
 }
 
 // ---------------------------------------------------------------- patches
-// pixels (B, 3, H, W) float32 -> rows (B rows columns, 3 P P), 8 pixels a thread.
+// pixels (B, 3, H, W) float32, less their channel's `black` -> rows (B rows columns, 3 P P), 8
+// pixels a thread.
 extern "C" __global__ void patchify(const float* __restrict__ pixels, T* __restrict__ out,
                                     int height, int width, int rows, int columns, int patch,
-                                    int stride, long long total) {
+                                    int stride, float black0, float black1, float black2,
+                                    long long total) {
     const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= total) return;
     const int eighths = patch / 8;
@@ -250,6 +252,9 @@ extern "C" __global__ void patchify(const float* __restrict__ pixels, T* __restr
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = from[i];
     }
+    const float black = channel == 0 ? black0 : channel == 1 ? black1 : black2;
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] -= black;
     store_row<4>(out + index * 8, v);
     store_row<4>(out + index * 8 + 4, v + 4);
 }
