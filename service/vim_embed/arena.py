@@ -1,26 +1,31 @@
-"""Memory that an HTTP process and the model process share: bodies are read into it once.
+"""The memory that bodies are read into: its size bounds them, and the same pages serve again.
 
-An anonymous file (memfd), which nobody else can open and which is gone with its last process. The
-HTTP process alone decides where a body lies; the model process is told and only reads.
+An anonymous file (memfd), which nobody else can open and which is gone with its last process. Where
+an HTTP process shares one with the model process, it alone decides where a body lies; the model
+process is told and only reads.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import threading
 from bisect import insort
+from contextlib import suppress
 
 _ALIGNMENT = 4096
 
 
 class Arena:
-    """`size` bytes of shared memory behind the file descriptor `fd`."""
+    """`size` bytes behind the file descriptor `fd`, or behind none if it is -1."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
         self._map = mmap.mmap(fd, size)
         self._free = [(0, size)]  # (offset, length), in order, never adjacent
+        self._reached = self._touched = 0  # ends: since the last trim, of pages that cost memory
+        self._lock = threading.Lock()  # `trim` comes from another thread
 
     @classmethod
     def create(cls, size: int) -> Arena:
@@ -30,29 +35,39 @@ class Arena:
         os.ftruncate(fd, size)
         return cls(fd, size)
 
+    @classmethod
+    def private(cls, size: int) -> Arena:
+        """A new one for this process alone."""
+        if not hasattr(os, "memfd_create"):
+            return cls(-1, _rounded(size))
+        arena = cls.create(size)
+        arena.close()
+        return arena
+
     @property
     def held(self) -> int:
         """Bytes that are taken."""
-        return self.size - sum(length for _, length in self._free)
+        with self._lock:
+            return self.size - sum(length for _, length in self._free)
 
     def take(self, size: int) -> int | None:
         """The offset of `size` free bytes, as low as possible; None if there is no such room."""
         wanted = _rounded(max(1, size))
-        for place, (offset, length) in enumerate(self._free):
-            if length >= wanted:
-                rest = [(offset + wanted, length - wanted)] if length > wanted else []
-                self._free[place : place + 1] = rest
-                return offset
+        with self._lock:
+            for place, (offset, length) in enumerate(self._free):
+                if length >= wanted:
+                    self._cut(place, wanted)
+                    return offset
         return None
 
     def extend(self, offset: int, size: int, wanted: int) -> bool:
         """Make what `take(size)` gave `wanted` bytes long, if those behind it are free."""
         end, more = offset + _rounded(max(1, size)), _rounded(wanted) - _rounded(max(1, size))
-        for place, (start, length) in enumerate(self._free):
-            if more > 0 and start == end and length >= more:
-                rest = [(start + more, length - more)] if length > more else []
-                self._free[place : place + 1] = rest
-                return True
+        with self._lock:
+            for place, (start, length) in enumerate(self._free):
+                if more > 0 and start == end and length >= more:
+                    self._cut(place, more)
+                    return True
         return more <= 0
 
     def shrink(self, offset: int, size: int, wanted: int) -> None:
@@ -63,14 +78,26 @@ class Arena:
 
     def give_back(self, offset: int, size: int) -> None:
         """Free what `take(size)` gave."""
-        insort(self._free, (offset, _rounded(max(1, size))))
-        merged: list[tuple[int, int]] = []
-        for start, length in self._free:
-            if merged and sum(merged[-1]) == start:
-                merged[-1] = (merged[-1][0], merged[-1][1] + length)
-            else:
-                merged.append((start, length))
-        self._free = merged
+        with self._lock:
+            insort(self._free, (offset, _rounded(max(1, size))))
+            merged: list[tuple[int, int]] = []
+            for start, length in self._free:
+                if merged and sum(merged[-1]) == start:
+                    merged[-1] = (merged[-1][0], merged[-1][1] + length)
+                else:
+                    merged.append((start, length))
+            self._free = merged
+
+    def trim(self) -> None:
+        """Give the system the pages beyond what was taken since the last call."""
+        with self._lock:
+            if self._touched > self._reached and hasattr(mmap, "MADV_REMOVE"):
+                with suppress(OSError):  # where the system cannot
+                    length = self._touched - self._reached
+                    self._map.madvise(mmap.MADV_REMOVE, self._reached, length)
+            self._touched = self._reached
+            last = self._free[-1] if self._free else (self.size, 0)
+            self._reached = last[0] if sum(last) == self.size else self.size
 
     def view(self, offset: int, size: int) -> memoryview:
         """The bytes themselves. Raises ValueError outside the arena."""
@@ -81,6 +108,14 @@ class Arena:
     def close(self) -> None:
         """Give up the file; mappings that are still in use live on."""
         os.close(self.fd)
+
+    def _cut(self, place: int, size: int) -> None:
+        """Take the first `size` bytes of a free extent."""
+        offset, length = self._free[place]
+        end = offset + size
+        self._free[place : place + 1] = [(end, length - size)] if length > size else []
+        self._reached = max(self._reached, end)
+        self._touched = max(self._touched, end)
 
 
 def _rounded(size: int) -> int:

@@ -28,14 +28,14 @@ from starlette.types import Receive, Scope, Send
 from vim_embed.app import accepted_keys
 from vim_embed.arena import Arena
 from vim_embed.auth import bearer
-from vim_embed.budget import ByteBudget
 from vim_embed.errors import Draining, ServiceError
 from vim_embed.handover import HEADER, error_header, place_header
 from vim_embed.listening import reload_certificate, uvicorn_config
 from vim_embed.logs import configure_logging
-from vim_embed.rooms import ArenaRoom, HeapRoom
+from vim_embed.rooms import Room
 from vim_embed.routes.body import Limits, receive_body
 from vim_embed.settings import Settings
+from vim_embed.trimming import Trimming
 
 _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect",
@@ -72,7 +72,7 @@ class FrontApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        room = ArenaRoom(self._arena)
+        room = Room(self._arena)
         try:
             handed, body = await self._body(Request(scope, receive), room)
             answer = await self._relayed(scope, receive, handed, body)
@@ -86,7 +86,7 @@ class FrontApp:
     def reload_keys(self) -> None:
         self._keys.reload()
 
-    async def _body(self, request: Request, room: ArenaRoom) -> tuple[str | None, bytes]:
+    async def _body(self, request: Request, room: Room) -> tuple[str | None, bytes]:
         """The internal header of a body of pixels, or another body itself."""
         begun = time.monotonic()
         if not self._allowed(request):
@@ -94,8 +94,7 @@ class FrontApp:
         try:
             if not _has_pixels(request):
                 small = replace(self._limits, body_bytes=_SMALL_BODY)
-                heap = HeapRoom(ByteBudget(sys.maxsize))
-                return None, bytes(await receive_body(request, small, heap))
+                return None, bytes(await receive_body(request, small, room))
             await receive_body(request, self._limits, room)
         except ServiceError as error:
             return error_header(begun, error), b""
@@ -169,6 +168,7 @@ def main() -> None:
     settings = Settings(**front.settings)  # type: ignore[arg-type]
     configure_logging(settings.log_level, settings.log_format)
     arena = Arena(front.arena_fd, front.arena_size)
+    Trimming(lambda: 0.0, arena).start()  # nothing large is elsewhere here
     app = FrontApp(settings, arena, front.number, front.upstream)
     config = uvicorn_config(app, settings, lifespan="off", on_refused=_tell_parent)
     server = uvicorn.Server(config)

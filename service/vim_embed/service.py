@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from vim_embed import __version__
+from vim_embed.arena import Arena
 from vim_embed.batcher import Batcher
-from vim_embed.budget import ByteBudget
 from vim_embed.engine import Engine, Models, ModelStatus
 from vim_embed.engine_group import EngineGroup
 from vim_embed.errors import NotReady, UnknownModel
@@ -122,7 +122,7 @@ class Service:
 
     def _begin(self, settings: Settings, models: Models, devices: int) -> None:
         self.settings = settings
-        self.budget = ByteBudget(settings.inflight_bytes, lambda: self.batcher.retry_after)
+        self.arena = Arena.private(settings.inflight_bytes)
         self.engine = models
         self.metrics = Metrics(
             lambda: self.batcher.waiting_rows,
@@ -144,7 +144,7 @@ class Service:
         self.traces = traces_of_environment()
         self.draining = False
         self._checks = IdleChecks(batcher, self._ready_names, self.settings.check_interval)
-        self._trimming = Trimming(lambda: self.metrics.ratio.working_seconds)
+        self._trimming = Trimming(lambda: self.metrics.ratio.working_seconds, self.arena)
         self._loading: threading.Thread | None = None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:

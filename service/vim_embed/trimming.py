@@ -1,5 +1,5 @@
-"""Gives freed memory back to the system: bodies come and go in many sizes, and the C library keeps
-what they once took together, in pieces that the next ones do not fit into.
+"""Gives freed memory back to the system: bodies and what is made of them come and go in many sizes,
+and the C library keeps what they once took together, in pieces that the next ones do not fit into.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from vim_embed.arena import Arena
+
 _INTERVAL = 3.0  # seconds; a trim takes a few milliseconds
+_OF_ARENA = 10  # intervals
+_M_ARENA_MAX, _ARENAS = -8, 2  # of the C library: each of its arenas keeps pieces of its own
 
 
 def trim() -> None:
@@ -19,25 +23,36 @@ def trim() -> None:
 
 
 class Trimming:
-    """A thread that trims from time to time, while there is work."""
+    """A thread that trims from time to time: the C library's memory while there is work, and the
+    bodies' arena."""
 
-    def __init__(self, worked: Callable[[], float], interval: float = _INTERVAL) -> None:
+    def __init__(
+        self,
+        worked: Callable[[], float],
+        arena: Arena | None = None,
+        interval: float = _INTERVAL,
+    ) -> None:
         """worked: a number that grows with the work done."""
         self._worked = worked
+        self._arena = arena
         self._interval = interval
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="trim", daemon=True)
 
     def start(self) -> None:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
 
     def _repeat(self) -> None:
-        before = self._worked()
+        before, intervals = self._worked(), 0
         while not self._stopping.wait(self._interval):
-            now = self._worked()
+            now, intervals = self._worked(), intervals + 1
             if now != before:
                 trim()
+            if self._arena is not None and intervals % _OF_ARENA == 0:
+                self._arena.trim()
             before = now

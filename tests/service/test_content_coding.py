@@ -25,10 +25,9 @@ from fixtures_vim import DATA
 from server_process import server_process
 from serving import NPY, npy
 from vim_embed.arena import Arena
-from vim_embed.budget import ByteBudget
 from vim_embed.content_coding import CODINGS, PIECE, Decoder, coding_of
 from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError, UnsupportedEncoding
-from vim_embed.rooms import ArenaRoom, HeapRoom, Room
+from vim_embed.rooms import Room
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -122,13 +121,8 @@ def test_ten_thousand_members_are_no_burden() -> None:
         assert decoded(coding, COMPRESS[coding](b"x") * 10_000) == b"x" * 10_000
 
 
-def rooms(size: int) -> list[Room]:
-    return [HeapRoom(ByteBudget(size)), ArenaRoom(Arena.create(size))]
-
-
-@pytest.mark.parametrize("kind", [0, 1])
-def test_a_room_that_grows_keeps_what_it_has(kind: int) -> None:
-    room = rooms(1 << 20)[kind]
+def test_a_room_that_grows_keeps_what_it_has() -> None:
+    room = Room(Arena.private(1 << 20))
     for start in range(10):
         room.append(bytes([start]) * 30_000)
     assert bytes(room.whole()) == b"".join(bytes([start]) * 30_000 for start in range(10))
@@ -136,9 +130,8 @@ def test_a_room_that_grows_keeps_what_it_has(kind: int) -> None:
         room.append(bytes(1 << 20))
 
 
-@pytest.mark.parametrize("kind", [0, 1])
-def test_working_memory_counts_while_it_is_used(kind: int) -> None:
-    room = rooms(1 << 20)[kind]
+def test_working_memory_counts_while_it_is_used() -> None:
+    room = Room(Arena.private(1 << 20))
     with room.working(600_000), pytest.raises(PayloadTooLarge):
         room.append(bytes(500_000))
     room.append(bytes(500_000))
@@ -146,7 +139,7 @@ def test_working_memory_counts_while_it_is_used(kind: int) -> None:
 
 def test_rooms_in_one_arena_share_it() -> None:
     arena = Arena.create(1_000_000)
-    first, second = ArenaRoom(arena), ArenaRoom(arena)
+    first, second = Room(arena), Room(arena)
     for value in range(4):  # neither can grow in place
         first.append(bytes([value]) * 50_000)
         second.append(bytes([100 + value]) * 50_000)

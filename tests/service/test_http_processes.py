@@ -25,8 +25,6 @@ from fixtures_vim import DATA
 from server_process import Started, server_process
 from serving import NPY, from_npy, npy
 from vim_embed.arena import Arena
-from vim_embed.budget import ByteBudget
-from vim_embed.errors import QueueFull
 from vim_embed.front_processes import FrontProcesses
 from vim_embed.listening import tcp_sockets, unix_socket
 from vim_embed.settings import Settings
@@ -227,20 +225,6 @@ def test_an_arena_never_gives_the_same_bytes_twice(steps: list[tuple[bool, int]]
     with pytest.raises(ValueError, match="outside"):
         arena.view(1, arena.size)
     arena.close()
-
-
-def test_a_budget_gives_back_what_it_took() -> None:
-    budget = ByteBudget(100)
-    first = budget.reserve(60)
-    with pytest.raises(QueueFull, match="held already"):
-        budget.reserve(41)
-    first.grow(40)
-    with pytest.raises(QueueFull):
-        first.grow(1)
-    assert budget.held == 100
-    first.release()
-    first.release()
-    assert budget.held == 0
 
 
 def test_a_hangup_before_they_listen_does_not_end_them() -> None:

@@ -13,12 +13,14 @@ import pytest
 from serving import running
 from vim_embed import trimming
 from vim_embed.app import create_app
+from vim_embed.arena import Arena
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed.trimming import Trimming
 
 SIZE = 100_000  # small enough for the C library to keep
 COUNT = 1_000
+MB = 1 << 20
 
 
 def resident() -> int:
@@ -37,7 +39,7 @@ def test_what_is_free_between_what_is_not_goes_back() -> None:
     kept = pieces[::50]
     del pieces
     held = resident()
-    work = Trimming(itertools.count().__next__, 0.01)
+    work = Trimming(itertools.count().__next__, interval=0.01)
     work.start()
     try:
         until(lambda: held - resident() > SIZE * COUNT / 2)
@@ -54,11 +56,36 @@ def test_nothing_is_trimmed_where_nothing_was_done(monkeypatch: pytest.MonkeyPat
         next(looks)
         return 7.0
 
-    work = Trimming(worked, 0.01)
+    work = Trimming(worked, interval=0.01)
     work.start()
     until(lambda: next(looks) > 20)
     work.stop()
     assert not trims
+
+
+def test_an_arena_gives_back_what_lies_beyond_its_latest_use() -> None:
+    arena = Arena.private(64 * MB)
+    before = resident()
+    first, second = arena.take(MB), arena.take(40 * MB)
+    assert first == 0
+    assert second is not None
+    arena.view(0, 41 * MB)[:] = bytes([7]) * (41 * MB)
+    arena.trim()
+    arena.trim()
+    assert resident() - before > 39 * MB, "all of it is taken"
+    assert set(arena.view(second, 40 * MB)) == {7}
+    arena.give_back(second, 40 * MB)
+    arena.trim()
+    assert resident() - before > 39 * MB, "it was in use since the last trim"
+    arena.trim()
+    assert resident() - before < 5 * MB
+    assert set(arena.view(0, MB)) == {7}
+    again = arena.take(40 * MB)
+    assert again == second
+    arena.view(again, 40 * MB)[:] = bytes([9]) * (40 * MB)
+    arena.trim()
+    arena.trim()
+    assert set(arena.view(again, 40 * MB)) == {9}
 
 
 def test_a_service_trims_from_its_start_to_its_end() -> None:

@@ -24,7 +24,7 @@ from vim_embed.images import DecodeBudget
 from vim_embed.models.info import ModelInfo
 from vim_embed.pixels import PixelArray
 from vim_embed.receiving import RECEIVE_INTO
-from vim_embed.rooms import HeapRoom, Room
+from vim_embed.rooms import Room
 from vim_embed.routes.decoding import decode
 from vim_embed.settings import Settings
 from vim_embed.wire import read_json, read_npy, read_safetensors
@@ -80,23 +80,26 @@ def media_type(request: Request) -> str:
 
 
 async def read_body(request: Request, limits: Limits) -> memoryview:
-    """The whole body in one buffer, which counts against the service's budget until the answer.
+    """The whole body in one buffer, which is the request's own until the answer.
 
     Raises PayloadTooLarge, RequestTimeout, MalformedRequest, UnsupportedEncoding or QueueFull. A
     body that an HTTP process of its own has read (fronts.py) is there already.
     """
-    handed = request.scope["state"].get(HANDED_OVER)
-    if handed is not None:
-        await request.body()  # empty; after it only a disconnect comes
-        if isinstance(handed, QueueFull):  # the HTTP process does not know how fast rows are done
-            handed.retry_after = request.app.state.service.batcher.retry_after
-        if isinstance(handed, ServiceError):
-            raise handed
-        body: memoryview = handed
-        return body
-    room = HeapRoom(request.app.state.service.budget)
-    request.scope["state"].setdefault(RELEASES, []).append(room.release)
-    return await receive_body(request, limits, room)
+    service, state = request.app.state.service, request.scope["state"]
+    try:
+        handed = state.get(HANDED_OVER)
+        if handed is not None:
+            await request.body()  # empty; after it only a disconnect comes
+            if isinstance(handed, ServiceError):
+                raise handed
+            body: memoryview = handed
+            return body
+        room = Room(service.arena)
+        state.setdefault(RELEASES, []).append(room.release)
+        return await receive_body(request, limits, room)
+    except QueueFull as error:  # whoever keeps the bodies does not know how fast rows are done
+        error.retry_after = service.batcher.retry_after
+        raise
 
 
 async def receive_body(request: Request, limits: Limits, room: Room) -> memoryview:
