@@ -107,9 +107,10 @@ def client(
         while not end.is_set():
             start = time.perf_counter()
             connection.sendall(request)
-            found = np.load(io.BytesIO(answer_of(connection)))
+            answer = answer_of(connection)
             if begin.is_set():
                 times.append(time.perf_counter() - start)
+            found = np.load(io.BytesIO(answer))
             first = found if first is None else first
             error = np.linalg.norm(found - first) / np.linalg.norm(first)
             if not error <= tolerance:
@@ -232,7 +233,7 @@ def main() -> None:
             rate = found["rows_per_s"]
             print(
                 f"| {name} | {clients} | {rate:.0f} | {speed:.0f} | {rate / speed:.3f} | "
-                f"{found['live_ratio']:.3f} | {rate * size / 1e9:.2f} | {found['p50_ms']:.1f} | "
+                f"{found['live_ratio']:.3f} | {rate * size / 1e9:.2f} | {found['p50_ms']:.2f} | "
                 f"{found['mean_batch']:.0f} | {found['cpu']} |",
                 flush=True,
             )

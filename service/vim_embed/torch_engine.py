@@ -30,6 +30,8 @@ from vim_embed.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
 _SYNC_SECONDS = 5.0  # that a device gets to answer before it counts as gone
+_FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
+_DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 _DEVICE_ERRORS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS")
 
 
@@ -165,13 +167,16 @@ class TorchEngine:
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         rows = sum(len(part) for part in parts)
-        dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
+        dtype = _DTYPES[parts[0].dtype.name]
         shape = (rows, *parts[0].shape[1:])
         with self._on_device(), failing_with_the_device():
             buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
             np.concatenate(parts, out=buffer.numpy())
             if self._copies is None:
                 return TorchBatch(model, buffer, options, None)
+            if buffer.nbytes <= _FEW_BYTES:
+                pixels = buffer.to(self.options.device, non_blocking=True)
+                return TorchBatch(model, pixels, options, None)
             with torch.cuda.stream(self._copies):
                 pixels = buffer.to(self.options.device, non_blocking=True)
             pixels.record_stream(torch.cuda.default_stream(self.options.device))

@@ -12,6 +12,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,16 @@ Buffer = bytes | bytearray | memoryview
 # 3.11 ("AST constructor recursion depth mismatch", seen on sound files).
 _HEADER_LOCK = threading.Lock()
 _MAX_NPY_HEADER = 10_000
+_KNOWN_HEADERS = 256  # batches of one size come again and again
 _JSON_DTYPES = ("uint8", "float16", "float32", "float64")
 
 
 def read_npy(body: Buffer) -> PixelArray:
     """The one array of a `.npy` body. Raises MalformedRequest or InvalidInput."""
-    head = io.BytesIO(bytes(memoryview(body)[: _MAX_NPY_HEADER + 16]))
+    data = memoryview(body)
+    head = bytes(data[: _npy_head_bytes(data)])
     try:
-        version = npy_format.read_magic(head)
-        read_header = {
-            (1, 0): npy_format.read_array_header_1_0,
-            (2, 0): npy_format.read_array_header_2_0,
-        }[version]
-        with _HEADER_LOCK:
-            shape, fortran, dtype = read_header(head, max_header_size=_MAX_NPY_HEADER)
+        shape, fortran, dtype = _read_npy_head(head)
     except Exception as error:  # whatever Python's tokenizer and parser raise
         raise MalformedRequest(
             f"the body is not a .npy file as numpy.save writes it ({error})"
@@ -48,7 +45,7 @@ def read_npy(body: Buffer) -> PixelArray:
         raise InvalidInput(
             "object arrays are refused, since reading them could run code: send uint8 or float32"
         )
-    return _view(memoryview(body)[head.tell() :], shape, dtype, fortran=fortran)
+    return _view(data[len(head) :], shape, dtype, fortran=fortran)
 
 
 def read_safetensors(body: Buffer) -> PixelArray:
@@ -82,9 +79,8 @@ def read_json(body: Buffer) -> PixelArray:
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
     """A `.npy` file."""
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
+    array = np.ascontiguousarray(array)
+    return b"".join([_npy_head(array.shape, array.dtype), array.data])
 
 
 def safetensors_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
@@ -123,6 +119,36 @@ def array_of_lists(inputs: object, dtype: np.dtype[Any]) -> PixelArray:
         raise InvalidInput("inputs has values that are no whole numbers from 0 to 255, as uint8 is")
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(dtype)
+
+
+def _npy_head_bytes(data: memoryview) -> int:
+    """Where the data of a `.npy` file begins, by what its first bytes say."""
+    wide = bytes(data[6:7]) == b"\x02"
+    start = 12 if wide else 10
+    return start + min(int.from_bytes(data[8:start], "little"), _MAX_NPY_HEADER + 1)
+
+
+@lru_cache(_KNOWN_HEADERS)
+def _read_npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, dtype. Raises what numpy and Python's parser raise."""
+    file = io.BytesIO(head)
+    read = {
+        (1, 0): npy_format.read_array_header_1_0,
+        (2, 0): npy_format.read_array_header_2_0,
+    }[npy_format.read_magic(file)]
+    with _HEADER_LOCK:
+        found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(
+            file, max_header_size=_MAX_NPY_HEADER
+        )
+    return found
+
+
+@lru_cache(_KNOWN_HEADERS)
+def _npy_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    file = io.BytesIO()
+    described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(file, described)
+    return file.getvalue()
 
 
 def _view(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from vim_embed.wire import json_array, npy_bytes, safetensors_bytes
 
 _FORMATS = (NPY, JSON, SAFETENSORS)
 _HEADER_PREFIX = "X-Vim-Embed-"
+_KNOWN = 256  # requests of one kind come again and again
 
 
+@lru_cache(_KNOWN)
 def choose_format(accept: str | None, body_type: str, *, layers: bool) -> str:
     """The answer's media type. Raises NotAcceptable."""
     default = body_type if body_type in _FORMATS else NPY
@@ -37,12 +41,13 @@ def choose_format(accept: str | None, body_type: str, *, layers: bool) -> str:
     )
 
 
-def provenance(info: ModelInfo, options: EmbedOptions) -> dict[str, str]:
+@lru_cache(_KNOWN)
+def provenance(info: ModelInfo, options: EmbedOptions) -> Mapping[str, str]:
     """What a scientist needs to know of an embedding, as strings."""
     spec = info.preprocessing
     if options.mean is not None or options.std is not None:
         spec = spec.normalised_with(options.mean, options.std)
-    return {
+    origin = {
         "model": info.name,
         "revision": info.weights.revision or "",
         "weights_digest": info.weights.digest,
@@ -56,6 +61,7 @@ def provenance(info: ModelInfo, options: EmbedOptions) -> dict[str, str]:
         "random_weights": str(info.weights.random).lower(),
         "version": __version__,
     }
+    return MappingProxyType(origin)
 
 
 def render(
@@ -93,7 +99,12 @@ def narrowed(array: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 def provenance_headers(origin: Mapping[str, str]) -> dict[str, str]:
     """`weights_digest` becomes `X-Vim-Embed-Weights-Digest`, and so on."""
-    return {_HEADER_PREFIX + key.replace("_", "-").title(): value for key, value in origin.items()}
+    return {_header_name(key): value for key, value in origin.items()}
+
+
+@lru_cache(_KNOWN)
+def _header_name(key: str) -> str:
+    return _HEADER_PREFIX + key.replace("_", "-").title()
 
 
 def _by_preference(accept: str) -> list[str]:
