@@ -155,11 +155,11 @@ class Service:
             if on_loaded is not None:
                 on_loaded(any(m.state == "ready" for m in self.engine.status().values()))
 
+        self._trimming.start()  # first, for all threads' memory
         self.batcher.start()
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
         self._checks.start()
-        self._trimming.start()
 
     def wait_loaded(self) -> None:
         """Block until every model is loaded or has failed."""

@@ -12,8 +12,9 @@ from contextlib import suppress
 from vim_embed.arena import Arena
 
 _INTERVAL = 3.0  # seconds; a trim takes a few milliseconds
-_OF_ARENA = 10  # intervals
-_M_ARENA_MAX, _ARENAS = -8, 2  # of the C library: each of its arenas keeps pieces of its own
+_OF_ARENA = 200  # intervals, ten minutes: what a load needs now and then stays
+# Of the C library. One arena for all threads: of others, a trim leaves the ends.
+_M_ARENA_MAX, _ARENAS = -8, 1
 
 
 def trim() -> None:
