@@ -64,8 +64,17 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two halves at once: most tests wait, or use one core.
+SERVICE_TESTS = tests/service tests/security tests/page tests/platonic
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not gpu and not soak"
+	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-of-service unit-of-the-rest
+
+.PHONY: unit-of-service unit-of-the-rest
+unit-of-service: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not gpu and not soak" $(SERVICE_TESTS)
+
+unit-of-the-rest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not gpu and not soak" -p no:cacheprovider tests $(SERVICE_TESTS:%=--ignore=%)
 
 # Needs a browser: apt-get install chromium chromium-driver
 page-test: $(VENV)/.installed-dev
