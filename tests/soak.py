@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python tests/soak.py --minutes 30 --output soak.json
 
-Requests of mixed sizes, dtypes, formats and codings keep more rows waiting than the model computes;
-now and then one leaves early, or is refused. After the warm-up a line is fitted through the memory
+Requests of mixed sizes, dtypes, formats and codings keep more rows waiting than the model computes,
+and more bytes than the bodies' memory holds; now and then one leaves early, or is refused. After the warm-up a line is fitted through the memory
 of each process, and its rise over the rest is compared with --most. Every answer is compared with
 the first of the same body.
 """
@@ -206,7 +206,7 @@ def soak(
     listed, load, stop = bodies(5, largest), Load(), threading.Event()
     flags = ["--model", f"micro={DATA / 'vim_micro.pth'}", "--log-level", "warning"]
     flags += ["--http-processes", str(http_processes), "--queue-rows", str(4 * largest)]
-    limits = ["--max-body-bytes", "50000000", "--inflight-bytes", "400000000"]
+    limits = ["--max-body-bytes", "50000000", "--inflight-bytes", "120000000"]
     with server_process(*flags, *limits, "--client-share", "1") as started:
         senders = [
             threading.Thread(target=_send, args=(started.url, listed, load, stop, seed))
