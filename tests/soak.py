@@ -3,9 +3,9 @@
     PYTHONPATH=tests python tests/soak.py --minutes 30 --output soak.json
 
 Requests of mixed sizes, dtypes, formats and codings keep more rows waiting than the model computes,
-and more bytes than the bodies' memory holds; now and then one leaves early, or is refused. After the warm-up a line is fitted through the memory
-of each process, and its rise over the rest is compared with --most. Every answer is compared with
-the first of the same body.
+and more bytes than the bodies' memory holds; now and then one leaves early, or is refused. After
+the warm-up a line is fitted through the memory of each process, and its rise over the rest is
+compared with --most. Every answer is compared with the first of the same body.
 """
 
 from __future__ import annotations
