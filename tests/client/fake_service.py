@@ -294,4 +294,6 @@ def serve(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
+        thread.join(10)
+        server.force_exit = True  # what a failed test left unanswered
         thread.join()
