@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from vim_embed.wire import read_npy
 from vim_embed_client.files import open_array
 from vim_embed_client.wire import parse_npy
 
-ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+# of sizes that nothing else has: a header that was read before is not parsed again
+ARRAYS = [np.arange(701 + i, dtype=np.uint8) for i in range(24)]
 
 
 class OneAtATime:
@@ -46,22 +46,21 @@ class OneAtATime:
 def test_headers_are_parsed_one_at_a_time(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = io.BytesIO()
-    np.save(file, ARRAY)
-    path = tmp_path / "array.npy"
-    path.write_bytes(file.getvalue())
-    read: dict[str, Callable[[], Any]] = {
-        "service": lambda: read_npy(file.getvalue()),
-        "answer": lambda: parse_npy(file.getvalue()),
-        "file": lambda: open_array(str(path)),
+    paths = [tmp_path / f"{len(array)}.npy" for array in ARRAYS]
+    for path, array in zip(paths, ARRAYS, strict=True):
+        np.save(path, array)
+    read: dict[str, Callable[[Path], Any]] = {
+        "service": lambda path: read_npy(path.read_bytes()),
+        "answer": lambda path: parse_npy(path.read_bytes()),
+        "file": lambda path: open_array(str(path)),
     }
     parser = OneAtATime(np.lib.format.read_array_header_1_0)
     monkeypatch.setattr(npy_format, "read_array_header_1_0", parser)
     inner = getattr(np.lib, "_format_impl", npy_format)  # what np.load calls
     monkeypatch.setattr(inner, "_read_array_header", OneAtATime(inner._read_array_header))
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: read[reader](), range(24)):
-            np.testing.assert_array_equal(found, ARRAY)
+        for found, array in zip(pool.map(read[reader], paths), ARRAYS, strict=True):
+            np.testing.assert_array_equal(found, array)
     seen = [parser, inner._read_array_header]
     assert sum(counter.calls for counter in seen) >= 24
     assert max(counter.most for counter in seen) == 1
