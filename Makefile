@@ -67,7 +67,7 @@ lint: $(VENV)/.installed-dev
 # Two halves at once: most tests wait, or use one core.
 SERVICE_TESTS = tests/service tests/security tests/page tests/platonic
 unit: $(VENV)/.installed-dev
-	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-of-service unit-of-the-rest
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) unit-of-service unit-of-the-rest
 
 .PHONY: unit-of-service unit-of-the-rest
 unit-of-service: $(VENV)/.installed-dev
