@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
-
-from hypothesis import HealthCheck, settings
+from contextlib import suppress
 
 # A shell's background jobs ignore SIGINT, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says something of the machine's other work alone.
-settings.register_profile(
-    "suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
-settings.load_profile("suite")
+with suppress(ImportError):  # the GPU's tests do without it
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says something of the machine's other work alone.
+    settings.register_profile(
+        "suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    )
+    settings.load_profile("suite")
