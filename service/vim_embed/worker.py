@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 from vim_embed.engine import Engine, EngineFailed
@@ -213,25 +214,29 @@ class Worker:
                 self._fail(shift, "thread", f"{type(error).__name__} in a worker thread")
 
     def _step(self, shift: Shift) -> None:
-        probe, key, slices = None, None, list[Slice]()
         with self._work.lock:
             self._wanted.wait_for(lambda: self._may_work(shift))
-            if shift.over or shift.ending:
-                return
-            if self._may_probe(shift):
-                probe = self._probes.popleft()
-                self._occupy(shift, ())
-                shift.probing[threading.get_ident()] = probe[1]
-            else:
-                key, slices = self._work.take(self)
-                if not slices:
-                    return
-                self._begin_staging(shift, slices)
-        if probe is not None:
-            self._answer_probe(shift, *probe)
-            self._vacate(shift)
-            return
-        assert key is not None
+            task = self._next_task(shift)
+        if task is not None:
+            task()
+
+    def _next_task(self, shift: Shift) -> Callable[[], None] | None:
+        """What this thread does now: answer a probe, else embed rows; None if there is nothing."""
+        if shift.over or shift.ending:
+            return None
+        if self._may_probe(shift):
+            model, future = self._probes.popleft()
+            shift.probing[threading.get_ident()] = future
+            self._occupy(shift, ())
+            return partial(self._answer_probe, shift, model, future)
+        key, slices = self._work.take(self)
+        if not slices:
+            return None
+        shift.staging = slices
+        shift.since[threading.get_ident()] = time.monotonic()
+        return partial(self._embed, shift, key, slices)
+
+    def _embed(self, shift: Shift, key: BatchKey, slices: list[Slice]) -> None:
         prepared = self._staged(shift, key, slices)
         if prepared is not None and self._wait_to_run(shift, prepared):
             self._run(shift, prepared)
@@ -249,10 +254,6 @@ class Worker:
 
     def _has_room(self, shift: Shift) -> bool:
         return len(shift.running) < self.engine.at_once
-
-    def _begin_staging(self, shift: Shift, slices: list[Slice]) -> None:
-        shift.staging = slices
-        shift.since[threading.get_ident()] = time.monotonic()
 
     def _staged(self, shift: Shift, key: BatchKey, slices: list[Slice]) -> Prepared | None:
         """The batch, ready to run; None if it failed."""
@@ -385,8 +386,11 @@ class Worker:
         return report
 
     def _answer_probe(self, shift: Shift, model: str, future: Future[CheckReport]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
+        if future.set_running_or_notify_cancel():
+            self._probe_now(shift, model, future)
+        self._vacate(shift)
+
+    def _probe_now(self, shift: Shift, model: str, future: Future[CheckReport]) -> None:
         try:
             settle(future, self._compare(shift, model))
         except KeyError:  # unloaded meanwhile
