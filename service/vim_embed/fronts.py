@@ -42,7 +42,8 @@ _HOP_BY_HOP = {
     b"transfer-encoding", b"content-length", b"content-encoding", b"x-forwarded-for",
     HEADER.encode(),
 }  # fmt: skip
-_SMALL_BODY = 1024 * 1024  # bytes of bodies that are no pixels
+_SMALL_BODY = 1024 * 1024  # bytes of bodies that are no pixels,
+_SMALL_ROOM = 64 * 1024 * 1024  # and of what it may take to grow and decompress one
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class FrontApp:
         try:
             if not _has_pixels(request):
                 small = replace(self._limits, body_bytes=_SMALL_BODY)
-                return None, bytes(await receive_body(request, small, room))
+                own = Room(Arena.private(_SMALL_ROOM))  # for these there is always room
+                return None, bytes(await receive_body(request, small, own))
             await receive_body(request, self._limits, room)
         except ServiceError as error:
             return error_header(begun, error), b""

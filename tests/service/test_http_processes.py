@@ -20,13 +20,16 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from fixtures_vim import DATA
 from server_process import Started, server_process
 from serving import NPY, from_npy, npy
 from vim_embed.arena import Arena
 from vim_embed.front_processes import FrontProcesses
+from vim_embed.fronts import FrontApp
 from vim_embed.listening import tcp_sockets, unix_socket
+from vim_embed.rooms import Room
 from vim_embed.settings import Settings
 
 MICRO = ("--model", f"micro={DATA / 'vim_micro.pth'}")
@@ -225,6 +228,22 @@ def test_an_arena_never_gives_the_same_bytes_twice(steps: list[tuple[bool, int]]
     with pytest.raises(ValueError, match="outside"):
         arena.view(1, arena.size)
     arena.close()
+
+
+async def test_bodies_that_are_no_pixels_need_no_room_beside_them() -> None:
+    arena = Arena.private(4096)
+    assert arena.take(4096) == 0
+    body = b'{"inputs": "' + b"x" * 300_000 + b'"}'
+    pieces = [body[i : i + 50_000] for i in range(0, len(body), 50_000)]
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)
+
+    scope = {"type": "http", "method": "POST", "path": "/models/micro/load", "headers": []}
+    front = FrontApp(Settings(), arena, 0, "/nowhere")
+    assert await front._body(Request(scope, receive), Room(arena)) == (None, body)
 
 
 def test_a_hangup_before_they_listen_does_not_end_them() -> None:
