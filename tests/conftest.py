@@ -9,10 +9,8 @@ from contextlib import suppress
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with suppress(ImportError):  # the GPU's tests do without it
-    from hypothesis import HealthCheck, settings
+    from hypothesis import settings
 
     # How long an example takes says something of the machine's other work alone.
-    settings.register_profile(
-        "suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-    )
+    settings.register_profile("suite", deadline=None, print_blob=True)
     settings.load_profile("suite")

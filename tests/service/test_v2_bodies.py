@@ -334,7 +334,7 @@ RAWS = st.one_of(st.just(RAW), st.binary(max_size=400))
 
 
 @given(head=st.one_of(HEADS, ALMOST), raw=RAWS, shift=SHIFTS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_any_framing_is_answered(
     url: str, http: httpx.Client, head: object, raw: bytes, shift: int
 ) -> None:
@@ -349,7 +349,7 @@ def test_any_framing_is_answered(
 
 
 @given(head=st.one_of(HEADS, ALMOST), raw=RAWS, shift=SHIFTS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_framing_is_read_or_refused(head: object, raw: bytes, shift: int) -> None:
     body, headers = framed(head, raw, shift)
     length = int(headers[LENGTH]) % (len(body) + 2)
@@ -364,7 +364,6 @@ def test_any_framing_is_read_or_refused(head: object, raw: bytes, shift: int) ->
     seed=st.integers(0, 99),
     spaces=st.integers(0, 7),
 )
-@settings(deadline=None)
 def test_what_is_written_is_read(rows: int, datatype: str, seed: int, spaces: int) -> None:
     pixels = (
         np.random.default_rng(seed).integers(0, 255, (rows, 3, 4, 5)).astype(DATATYPES[datatype])
