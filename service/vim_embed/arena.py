@@ -107,7 +107,8 @@ class Arena:
 
     def close(self) -> None:
         """Give up the file; mappings that are still in use live on."""
-        os.close(self.fd)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
 
     def _cut(self, place: int, size: int) -> None:
         """Take the first `size` bytes of a free extent."""

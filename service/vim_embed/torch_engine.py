@@ -31,7 +31,6 @@ from vim_embed.pixels import PixelArray
 _LOG = logging.getLogger(__name__)
 _SYNC_SECONDS = 5.0  # that a device gets to answer before it counts as gone
 _FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
-_DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 _DEVICE_ERRORS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS")
 
 
@@ -167,7 +166,7 @@ class TorchEngine:
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
         rows = sum(len(part) for part in parts)
-        dtype = _DTYPES[parts[0].dtype.name]
+        dtype = getattr(torch, parts[0].dtype.name)
         shape = (rows, *parts[0].shape[1:])
         with self._on_device(), failing_with_the_device():
             buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
