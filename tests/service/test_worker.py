@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -106,11 +107,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 def wait_for(event: threading.Event) -> None:
-    event.wait(20)
-
-
-def meet(barrier: threading.Barrier) -> None:
-    barrier.wait()
+    assert event.wait(20)
 
 
 def test_a_failure_that_the_known_image_does_not_share_is_the_request_s() -> None:
@@ -361,27 +358,19 @@ def pair() -> Sequence[BreakableEngine]:
 
 
 def test_every_device_works_while_there_is_work() -> None:
-    first, second = pair()
-    barrier = threading.Barrier(2, timeout=20)
-    with batching(first, second) as batcher:
-        first.fault = second.fault = lambda: meet(barrier)
-        tickets = [submit(batcher, 16, seed) for seed in range(8)]
-        for ticket in tickets:  # passes only where both run at once, every time
-            assert_right(ticket)
-        assert first.rows == second.rows == 64
-        first.fault = second.fault = None
-
-
-def test_no_batch_is_prepared_ahead_while_a_device_is_idle() -> None:
-    first, second = pair()
-    gate = threading.Event()
-    with batching(first, second) as batcher:
-        first.fault = second.fault = lambda: wait_for(gate)
-        tickets = [submit(batcher, 16, seed) for seed in range(2)]
-        until(lambda: all(worker.running for worker in batcher.workers))
-        gate.set()
-        for ticket in tickets:
-            assert_right(ticket)
+    """With as many batches as devices too: none prepares one ahead that an idle one could run."""
+    engines = pair()
+    with batching(*engines) as batcher:
+        for batches in [2, 3, 4, 9] * 5:
+            until(lambda: all(worker.idle for worker in batcher.workers))
+            gate = threading.Event()
+            for engine in engines:
+                engine.fault = partial(wait_for, gate)
+            tickets = [submit(batcher, 16, seed) for seed in range(batches)]
+            until(lambda: all(worker.running for worker in batcher.workers))
+            gate.set()
+            for ticket in tickets:
+                assert_right(ticket)
 
 
 def test_a_lost_device_is_taken_out_and_the_other_goes_on() -> None:
