@@ -65,7 +65,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # Two halves at once: most tests wait, or use one core.
-SERVICE_TESTS = tests/service tests/security tests/page tests/platonic
+SERVICE_TESTS = tests/service tests/security tests/platonic
 unit: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) unit-of-service unit-of-the-rest
 
