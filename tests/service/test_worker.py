@@ -110,6 +110,18 @@ def wait_for(event: threading.Event) -> None:
     assert event.wait(20)
 
 
+class Steps(threading.Semaphore):
+    """A fault that waits for one `release` each time."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.arrived = 0
+
+    def __call__(self) -> None:
+        self.arrived += 1
+        assert self.acquire(timeout=20)
+
+
 def test_a_failure_that_the_known_image_does_not_share_is_the_request_s() -> None:
     engine = BreakableEngine()
     with batching(engine) as batcher:
@@ -358,15 +370,35 @@ def pair() -> Sequence[BreakableEngine]:
 
 
 def test_every_device_works_while_there_is_work() -> None:
-    """With as many batches as devices too: none prepares one ahead that an idle one could run."""
     engines = pair()
     with batching(*engines) as batcher:
-        for batches in [2, 3, 4, 9] * 5:
+        steps = [Steps() for _ in engines]
+        for engine, step in zip(engines, steps, strict=True):
+            engine.fault = step
+
+        def reached(number: int, held: int) -> bool:
+            alike = all(step.arrived == number for step in steps)
+            return alike and all(len(worker.held) == held for worker in batcher.workers)
+
+        tickets = [submit(batcher, 16, seed) for seed in range(8)]
+        for number, held in enumerate([2, 2, 2, 1], start=1):
+            until(partial(reached, number, held))
+            for step in steps:
+                step.release()
+        for ticket in tickets:
+            assert_right(ticket)
+        assert [engine.rows for engine in engines] == [64, 64]
+
+
+def test_no_batch_is_prepared_ahead_while_a_device_is_idle() -> None:
+    engines = pair()
+    with batching(*engines) as batcher:
+        for _ in range(20):
             until(lambda: all(worker.idle for worker in batcher.workers))
             gate = threading.Event()
             for engine in engines:
                 engine.fault = partial(wait_for, gate)
-            tickets = [submit(batcher, 16, seed) for seed in range(batches)]
+            tickets = [submit(batcher, 16, seed) for seed in range(2)]
             until(lambda: all(worker.running for worker in batcher.workers))
             gate.set()
             for ticket in tickets:
