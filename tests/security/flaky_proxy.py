@@ -85,6 +85,8 @@ class FlakyProxy:
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._started.set()
         await self._stop.wait()
+        self._loop.remove_reader(server.sockets[0])
+        await asyncio.sleep(0.01)  # one that was just accepted is never closed if `close` comes now
         server.close()
         if exchanges:  # a connection that is cancelled while it is made is never closed
             await asyncio.wait(exchanges, timeout=2)
