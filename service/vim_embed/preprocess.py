@@ -17,6 +17,23 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 HALF: Triple = (0.5, 0.5, 0.5)
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """What makes a pixel a normalised one: `pixel * scale[c] + offset[c]` in channel c."""
+
+    scale: Triple
+    offset: Triple
+
+    @classmethod
+    def of_bytes(cls, mean: Triple, std: Triple) -> Scaling:
+        """Of pixels from 0 to 255: brought to [0, 1], less the mean, over the std."""
+        (a, b, c), (u, v, w) = mean, std
+        return cls((1 / (255 * u), 1 / (255 * v), 1 / (255 * w)), (-a / u, -b / v, -c / w))
+
+
+NORMALISED = Scaling((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Resize to `image_size` pixels squared, scale to [0, 1], subtract mean, divide by std."""

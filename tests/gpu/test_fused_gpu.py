@@ -18,6 +18,7 @@ from vim_embed.models import vim_fused
 from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Block, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, _Buffers
 from vim_embed.models.weights import build_vim, read_checkpoint
+from vim_embed.preprocess import Scaling
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -172,6 +173,21 @@ def test_a_small_model_at_other_sizes(dtype: torch.dtype, size: tuple[int, int])
     pixels = fresh(2, 3, *size)
     fused = FusedVim(model, dtype, CUDA)
     assert error(fused(pixels), model(pixels)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [(16, 16), (224, 224), (125, 131)])
+def test_bytes_are_normalised_on_the_way(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    model = seeded(VimConfig(dim=192, depth=2))
+    fused = FusedVim(model, dtype, CUDA)
+    pixels = (fresh(5, 3, *size) * 60 + 110).clamp(0, 255).to(torch.uint8)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    shift, factor = (torch.tensor(x, device=CUDA).view(3, 1, 1) for x in (mean, std))
+    expected = model((pixels / 255 - shift) / factor)
+    scaling = Scaling.of_bytes(mean, std)
+    assert error(fused(pixels, scaling=scaling), expected) < TOLERANCE[dtype]
+    middle = fused.cls_index(fused.token_count(*size))
+    assert error(fused.cls(pixels, scaling=scaling), expected[:, middle]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", ["vim-tiny", "vim-small", "vim-base"])

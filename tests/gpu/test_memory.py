@@ -5,10 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vim_embed.gpu_meter import CudaMeter
+from vim_embed.gpu_rivals import seeded
 from vim_embed.metrics import Metrics
+from vim_embed.models.vim_fused import FusedVim
+from vim_embed.preprocess import VIM_PREPROCESSING, Scaling
 from vim_embed.torch_engine import EngineOptions, TorchEngine
 
 pytestmark = pytest.mark.gpu
+
+
+# MiB of the original model on the public kernels, B = 256 at 224 pixels, in half precision
+ORIGINAL = {"vim-tiny": 367, "vim-small": 568, "vim-base": 965}
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_a_batch_as_it_is_served_takes_no_more_than_the_original(name: str) -> None:
+    """Weights, 256 images of bytes and the forward's buffers together."""
+    meter = CudaMeter()
+    held = meter.clear()
+    fused = FusedVim(seeded(name), torch.float16, meter.device)
+    pixels = torch.zeros(256, 3, 224, 224, dtype=torch.uint8, device=meter.device)
+    scaling = Scaling.of_bytes(VIM_PREPROCESSING.mean, VIM_PREPROCESSING.std)
+    peak = meter.peak_mib(lambda: fused.cls(pixels, scaling=scaling), held)
+    print(f"{name}: {peak:.0f} MiB")
+    assert 100 < peak <= ORIGINAL[name]
 
 
 def test_held_memory_is_counted() -> None:

@@ -14,32 +14,38 @@ from vim_embed.models.vim import Block, Vim, VimConfig, init_random
 CPU = torch.device("cpu")
 
 
-def block_of(dim: int) -> tuple[Block, Shape]:
+def block_of(dim: int, dtype: torch.dtype = torch.float16) -> tuple[Block, Shape]:
     config = VimConfig(dim=dim, depth=1, image_size=32)
     model = Vim(config)
     init_random(model, seed=dim)
     block = model.layers[0].requires_grad_(False)
     assert isinstance(block, Block)
-    return block, Shape(dim, config.inner, config.rank, torch.float16)
+    return block, Shape(dim, config.inner, config.rank, dtype)
 
 
 def read_x_proj(packed: PackedLayer, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (2, ROW, E), taps (2, E, 4) and bias (2, E) from the bytes that `xproj` copies."""
     row, chunks = shape.row, shape.inner // 32
+    half = shape.dtype == torch.float16
+    wide = torch.float16 if half else torch.float32
+    end = row * 64 + 128 * wide.itemsize
     weight = torch.zeros(2, row, shape.inner)
     taps, bias = torch.zeros(2, shape.inner, 4), torch.zeros(2, shape.inner)
     for d in range(2):
         for chunk in range(chunks):
             data = packed.x_proj[d, chunk]
-            fragments = data[: row * 64].view(torch.float16).float().view(row // 8, 2, 8, 4, 4)
-            places = data[row * 64 : row * 64 + 512].view(torch.float32).view(8, 4, 4)
+            fragments = data[: row * 64].view(shape.dtype).float().view(row // 8, 2, 8, 4, 4)
+            places = data[row * 64 : end].view(wide).float()
+            if half:  # pairs of channels
+                places = places.view(4, 4, 4, 2).permute(0, 3, 1, 2)
+            places = places.reshape(8, 4, 4)
             for q in range(4):
                 first = chunk * 32 + 8 * q
                 for s in range(2):
                     at = slice(first + 4 * s, first + 4 * s + 4)
                     weight[d, :, at] = fragments[:, s, :, q].reshape(row, 4)
                 taps[d, first : first + 8] = places[:, q]
-            bias[d, chunk * 32 : chunk * 32 + 32] = data[row * 64 + 512 :].view(torch.float32)
+            bias[d, chunk * 32 : chunk * 32 + 32] = data[end:].view(wide)
     return weight, taps, bias
 
 
@@ -80,7 +86,7 @@ def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> 
     x, z = xz[:, :inner], xz[:, inner:]
     weight, taps, bias = read_x_proj(packed, shape)
     dt_weight, dt_bias = read_dt_proj(packed, shape), read_dt_bias(packed, shape)
-    assert torch.equal(packed.vectors[..., 0], bias)
+    assert torch.equal(packed.vectors[..., 0].half(), bias.half())
     out = torch.full((length, inner), float("nan"))
     partial = torch.full((length, inner), float("nan"))
     tiles = -(-length // 8)
@@ -115,8 +121,10 @@ def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> 
 
 
 @pytest.mark.parametrize("dim", [64, 96, 192, 768])
-def test_the_packing_undoes(dim: int) -> None:
-    block, shape = block_of(dim)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_packing_undoes(dim: int, dtype: torch.dtype) -> None:
+    block, shape = block_of(dim, dtype)
+    rounding = torch.finfo(dtype).eps
     packed = pack_layer(block, shape, CPU)
     weight, taps, _ = read_x_proj(packed, shape)
     mixer = block.mixer
@@ -126,11 +134,14 @@ def test_the_packing_undoes(dim: int) -> None:
         got = torch.cat([weight[d, : shape.rank], weight[d, shape.padded_rank :]])
         scale = torch.ones(len(expected), 1)
         scale[shape.rank : shape.rank + 16] = 0.69314718
-        assert relative_l2(got, expected * scale) < 1e-3
+        assert relative_l2(got, expected * scale) < rounding
         assert not weight[d, shape.rank : shape.padded_rank].any()
-        assert torch.equal(taps[d], own[f"conv1d{suffix}.weight"].squeeze(1) * 0.5)
+        conv = own[f"conv1d{suffix}.weight"].squeeze(1) * 0.5
+        assert torch.equal(taps[d], conv.half().float() if dtype == torch.float16 else conv)
         dt = read_dt_proj(packed, shape)[d]
-        assert relative_l2(dt[:, : shape.rank], own[f"dt_proj{suffix}.weight"] * 1.442695) < 1e-3
+        assert (
+            relative_l2(dt[:, : shape.rank], own[f"dt_proj{suffix}.weight"] * 1.442695) < rounding
+        )
         assert not dt[:, shape.rank :].any()
 
 

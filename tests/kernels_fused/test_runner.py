@@ -16,6 +16,7 @@ from vim_embed.kernels.fused.launch import Shape
 from vim_embed.models import vim_fused
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim
+from vim_embed.preprocess import Scaling
 
 CONFIG = VimConfig(dim=64, depth=3, image_size=64)
 
@@ -35,10 +36,12 @@ class TorchKernels:
         grid: tuple[int, int],
         p: int,
         s: int,
-        black: Sequence[float],
+        scale: Sequence[float],
+        offset: Sequence[float],
     ) -> None:
-        offset = torch.tensor(black).view(3, 1, 1)
-        out.copy_(F.unfold(pixels - offset, p, stride=s).transpose(1, 2).reshape(out.shape))
+        factor, shift = torch.tensor(scale).view(3, 1, 1), torch.tensor(offset).view(3, 1, 1)
+        images = pixels.float() * factor + shift
+        out.copy_(F.unfold(images, p, stride=s).transpose(1, 2).reshape(out.shape))
 
     def first_norm(
         self,
@@ -112,6 +115,17 @@ def test_tokens_equal_the_readable_model(
 ) -> None:
     pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     assert relative_l2(fused(pixels), model(pixels)) < 1e-5
+
+
+def test_bytes_are_normalised_on_the_way(model: Vim, fused: FusedVim) -> None:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    images = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    scaling = Scaling.of_bytes(mean, std)
+    expected = model(images)
+    assert relative_l2(fused(pixels, scaling=scaling), expected) < 1e-5
+    assert relative_l2(fused.cls(pixels, scaling=scaling), expected[:, 8]) < 1e-5
 
 
 def test_blocks_are_observed(model: Vim, fused: FusedVim) -> None:

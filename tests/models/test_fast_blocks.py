@@ -12,9 +12,16 @@ from torch import Tensor
 from fake_graphs import RecordedCapture
 from fixtures_vim import load_fixture, relative_l2
 from vim_embed import Embedder, load_model
+from vim_embed.models.info import EMBEDDING, EmbedOptions
 from vim_embed.models.vim import Block, Vim
+from vim_embed.preprocess import NORMALISED, Scaling
 
 PIXELS = np.random.default_rng(4).integers(0, 256, (9, 3, 64, 64), dtype=np.uint8)
+
+
+def scaled(pixels: Tensor, scaling: Scaling) -> Tensor:
+    scale, offset = (torch.tensor(value).view(3, 1, 1) for value in vars(scaling).values())
+    return pixels.float() * scale + offset
 
 
 class StandIn:
@@ -30,11 +37,14 @@ class StandIn:
         return self.model.cls_index(tokens)
 
     def __call__(
-        self, pixel_values: Tensor, *, on_block: Callable[[int, Tensor], None] | None = None
+        self,
+        pixel_values: Tensor,
+        *,
+        scaling: Scaling = NORMALISED,
+        on_block: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         self.calls += 1
-        assert pixel_values.dtype == torch.float32
-        hidden, residual = self.model.embed_patches(pixel_values), None
+        hidden, residual = self.model.embed_patches(scaled(pixel_values, scaling)), None
         shown = torch.empty_like(hidden)
         for index, layer in enumerate(self.model.layers):
             assert isinstance(layer, Block)
@@ -46,9 +56,9 @@ class StandIn:
         tokens: Tensor = self.model.norm_f(hidden, residual)[0]
         return tokens
 
-    def cls(self, pixel_values: Tensor) -> Tensor:
+    def cls(self, pixel_values: Tensor, *, scaling: Scaling = NORMALISED) -> Tensor:
         self.cls_calls += 1
-        tokens: Tensor = self.model(pixel_values)
+        tokens: Tensor = self.model(scaled(pixel_values, scaling))
         return tokens[:, self.cls_index(tokens.shape[1])]
 
 
@@ -103,6 +113,21 @@ def test_blocks_in_graphs_and_exact(fast: Embedder, stand_in: StandIn) -> None:
     for name, value in whole.items():
         assert np.concatenate([one[name] for one in alone]).tobytes() == value.tobytes()
     assert capture.replays > 0
+
+
+@pytest.mark.parametrize("layers", [None, "blocks"])
+def test_bytes_with_another_mean_and_std(
+    fast: Embedder, slow: Embedder, stand_in: StandIn, layers: str | None
+) -> None:
+    options = EmbedOptions(mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), layers=layers)
+    pixels = torch.from_numpy(PIXELS)
+    found, expected = fast.compute(pixels, options), slow.compute(pixels, options)
+    assert list(found) == list(expected)
+    assert all(relative_l2(found[name], expected[name]) < 1e-5 for name in expected)
+    if layers is None:
+        plain = fast.compute(pixels, EmbedOptions())[EMBEDDING]
+        assert relative_l2(found[EMBEDDING], plain) > 1e-2
+    assert stand_in.calls >= 1
 
 
 def test_the_names_are_those_announced(fast: Embedder) -> None:

@@ -31,7 +31,7 @@ from vim_embed.models.layers import LAST, capture, layer_modules
 from vim_embed.models.precision import without_tf32
 from vim_embed.models.vim import Vim
 from vim_embed.pixels import check_options, check_pixels
-from vim_embed.preprocess import Triple
+from vim_embed.preprocess import NORMALISED, Scaling, Triple
 
 _CHUNK_ROWS = 32
 _MAX_SIZE = 4096
@@ -50,15 +50,22 @@ class Backbone(Protocol):
 
 
 class Fast(Backbone, Protocol):
-    """The same forward in another form: float32 images in, tokens in the compute dtype out."""
+    """The same forward in another form: images as they come in, tokens in the compute dtype out."""
 
     def __call__(
-        self, pixel_values: Tensor, *, on_block: Callable[[int, Tensor], None] | None = None
+        self,
+        pixel_values: Tensor,
+        *,
+        scaling: Scaling = NORMALISED,
+        on_block: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """on_block(i, stream): sees the residual stream (B, T, D) float32 after each block."""
+        """scaling: what makes the pixels, uint8 or of a float dtype, normalised ones.
+
+        on_block(i, stream): sees the residual stream (B, T, D) float32 after each block.
+        """
         ...
 
-    def cls(self, pixel_values: Tensor) -> Tensor:
+    def cls(self, pixel_values: Tensor, *, scaling: Scaling = NORMALISED) -> Tensor:
         """Only the final class tokens (B, D)."""
         ...
 
@@ -73,8 +80,8 @@ class Embedder:
         device: torch.device,
         fast: Fast | None = None,
     ) -> None:
-        """module: the model on `device`. fast: the same forward in another form, which takes
-        float32 images and is used wherever the module's own layers are not asked for.
+        """module: the model on `device`. fast: the same forward in another form, which is used
+        wherever the module's own layers are not asked for.
         """
         self.info = info
         self.device = device
@@ -120,12 +127,12 @@ class Embedder:
 
         The names: `embedding`, or one per layer.
         """
-        images = self._normalised(pixel_values, options)
         with self._lock, without_tf32():
             if options.layers is None:
-                return {EMBEDDING: self._embedding(images, options.pooling)}
+                return {EMBEDDING: self._embedding(pixel_values, options)}
             if self._fast is not None and options.layers == "blocks":
-                return self._fast_blocks(self._fast, images, options.pooling)
+                return self._fast_blocks(self._fast, pixel_values, options)
+            images = self._normalised(pixel_values, options)
             return self._module_layers(images, options.layers, options.pooling)
 
     def run(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
@@ -218,22 +225,28 @@ class Embedder:
         shown = (None,) if self._fast is None else (None, "blocks")
         return options.layers not in shown
 
-    def _embedding(self, images: Tensor, pooling: str) -> Tensor:
+    def _embedding(self, pixel_values: Tensor, options: EmbedOptions) -> Tensor:
         if self._fast is None:
-            return self._pool(self._backbone(images.to(self.dtype)), pooling)
-        if pooling == "cls":
-            return self._fast.cls(images).float()
-        return self._pool(self._fast(images), pooling)
+            images = self._normalised(pixel_values, options)
+            return self._pool(self._backbone(images.to(self.dtype)), options.pooling)
+        scaling = self._scaling(pixel_values, options)
+        if options.pooling == "cls":
+            return self._fast.cls(pixel_values, scaling=scaling).float()
+        return self._pool(self._fast(pixel_values, scaling=scaling), options.pooling)
 
-    def _fast_blocks(self, fast: Fast, images: Tensor, pooling: str) -> dict[str, Tensor]:
+    def _fast_blocks(
+        self, fast: Fast, pixel_values: Tensor, options: EmbedOptions
+    ) -> dict[str, Tensor]:
         """What hooks on the module's blocks would give, under the same names, by `on_block`."""
         vim = cast(Vim, self.module)
-        layers = {"patch_embed": self._pool(vim.patch_embed(images.to(self.dtype)), "mean")}
+        images = self._normalised(pixel_values, options).to(self.dtype)
+        layers = {"patch_embed": self._pool(vim.patch_embed(images), "mean")}
 
         def keep(index: int, stream: Tensor) -> None:
-            layers[f"layers.{index}"] = self._pool(stream, pooling)
+            layers[f"layers.{index}"] = self._pool(stream, options.pooling)
 
-        final = self._pool(fast(images, on_block=keep), pooling)
+        scaling = self._scaling(pixel_values, options)
+        final = self._pool(fast(pixel_values, scaling=scaling, on_block=keep), options.pooling)
         return {**layers, "norm_f": final, LAST: final}
 
     def _module_layers(self, images: Tensor, granularity: str, pooling: str) -> dict[str, Tensor]:
@@ -294,12 +307,17 @@ class Embedder:
         size = self.info.preprocessing.image_size
         return torch.zeros(rows, 3, size, size, dtype=torch.uint8, device=self.device)
 
+    def _scaling(self, pixel_values: Tensor, options: EmbedOptions) -> Scaling:
+        if pixel_values.dtype != torch.uint8:
+            return NORMALISED
+        spec = self.info.preprocessing.normalised_with(options.mean, options.std)
+        return Scaling.of_bytes(spec.mean, spec.std)
+
     def _normalised(self, pixel_values: Tensor, options: EmbedOptions) -> Tensor:
         if pixel_values.dtype != torch.uint8:
             return pixel_values
-        spec = self.info.preprocessing
-        mean = self._per_channel(options.mean or spec.mean)
-        std = self._per_channel(options.std or spec.std)
+        spec = self.info.preprocessing.normalised_with(options.mean, options.std)
+        mean, std = self._per_channel(spec.mean), self._per_channel(spec.std)
         return (pixel_values.float() * (1 / 255) - mean) / std
 
     def _per_channel(self, values: Triple) -> Tensor:

@@ -23,7 +23,7 @@ from vim_embed.kernels.fused.build import CompileError, compiler_version
 from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
 from vim_embed.kernels.fused.pack import pack_layer, permuted_rows
 from vim_embed.models.vim import Block, Vim, VimConfig
-from vim_embed.preprocess import VIM_PREPROCESSING
+from vim_embed.preprocess import NORMALISED, VIM_PREPROCESSING, Scaling
 
 OnBlock = Callable[[int, Tensor], None]
 
@@ -35,7 +35,7 @@ _OUT_ROWS = 10000
 _PASS = 256 * 197 * 384
 # Pixels go into the patches relative to black, and what black gives is added in float32: half
 # precision then rounds a dark sky, most of an astronomer's image, to almost nothing.
-_BLACK = tuple(-m / s for m, s in zip(VIM_PREPROCESSING.mean, VIM_PREPROCESSING.std, strict=True))
+_BLACK = Scaling.of_bytes(VIM_PREPROCESSING.mean, VIM_PREPROCESSING.std).offset
 # cuBLAS takes 32 MiB for each stream unless told otherwise; these products gain nothing by it.
 _WORKSPACES = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "128"}  # 128 KiB
 
@@ -96,6 +96,25 @@ class _Buffers:
         hidden, steps = self.hidden[own], self.steps[own]
         bc = _bc(hidden, self.bc.view(-1, 64)[own])
         return _Buffers(self.residual[own], hidden, self.xz[own], steps[:, 0], bc, steps)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images (B, 3, H, W), float32 or uint8, and what makes their pixels normalised ones."""
+
+    pixels: Tensor
+    scaling: Scaling
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.pixels.shape[-2:]
+        return height, width
+
+    def part(self, start: int, stop: int) -> _Images:
+        return _Images(self.pixels[start:stop], self.scaling)
 
 
 def _bc(hidden: Tensor, separate: Tensor) -> Tensor:
@@ -159,35 +178,45 @@ class FusedVim:
         return self._frame.cls_index(tokens)
 
     @torch.no_grad()
-    def __call__(self, pixel_values: Tensor, *, on_block: OnBlock | None = None) -> Tensor:
-        """Normalised images (B, 3, H, W) to the final tokens (B, L, D) in the compute dtype.
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        *,
+        scaling: Scaling = NORMALISED,
+        on_block: OnBlock | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) to the final tokens (B, L, D) in the compute dtype.
 
+        scaling: what makes their pixels, uint8 or of a float dtype, normalised ones.
         on_block(i, stream) sees the residual stream (B, L, D) float32 after each block; the
         tensor is valid only during the call.
         """
-        return self._run(pixel_values, on_block, only_cls=False)
+        return self._run(self._images(pixel_values, scaling), on_block, only_cls=False)
 
     @torch.no_grad()
-    def cls(self, pixel_values: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) to their final class tokens (B, D); the last block skips
-        what only the other tokens need."""
-        return self._run(pixel_values, None, only_cls=True)[:, 0]
+    def cls(self, pixel_values: Tensor, *, scaling: Scaling = NORMALISED) -> Tensor:
+        """Images (B, 3, H, W) to their final class tokens (B, D); the last block skips what only
+        the other tokens need."""
+        return self._run(self._images(pixel_values, scaling), None, only_cls=True)[:, 0]
 
-    def _run(self, pixel_values: Tensor, on_block: OnBlock | None, *, only_cls: bool) -> Tensor:
-        pixels = pixel_values.to(self.device, torch.float32).contiguous()
-        batch, _, height, width = pixels.shape
-        length = self.token_count(height, width)
+    def _images(self, pixel_values: Tensor, scaling: Scaling) -> _Images:
+        kept = torch.uint8 if pixel_values.dtype == torch.uint8 else torch.float32
+        return _Images(pixel_values.to(self.device, kept).contiguous(), scaling)
+
+    def _run(self, images: _Images, on_block: OnBlock | None, *, only_cls: bool) -> Tensor:
+        batch, length = len(images), self.token_count(*images.size)
         rows = batch if on_block else self._rows_at_once(batch, length)
         with torch.cuda.device(self.device):
             buffers = self._buffers(rows * length)
             if rows == batch:
-                return self._pass(pixels, buffers, on_block, only_cls=only_cls)
-            out = pixels.new_empty(
-                batch, 1 if only_cls else length, self.config.dim, dtype=self.dtype
-            )
+                return self._pass(images, buffers, on_block, only_cls=only_cls)
+            shape = batch, 1 if only_cls else length, self.config.dim
+            out = torch.empty(shape, dtype=self.dtype, device=self.device)
             for start in range(0, batch, rows):
-                own = slice(start, start + rows)
-                out[own] = self._pass(pixels[own], buffers, None, only_cls=only_cls)
+                stop = start + rows
+                out[start:stop] = self._pass(
+                    images.part(start, stop), buffers, None, only_cls=only_cls
+                )
         return out
 
     def _rows_at_once(self, batch: int, length: int) -> int:
@@ -200,23 +229,23 @@ class FusedVim:
         return rows
 
     def _pass(
-        self, pixels: Tensor, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
+        self, images: _Images, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
     ) -> Tensor:
         """The final tokens (B, L, D), or (B, 1, D). Large passes go as two halves side by side.
 
         One half's scan, which leaves memory and tensor cores idle, then runs beside the other's
         projections.
         """
-        batch, length = len(pixels), self.token_count(*pixels.shape[-2:])
+        batch, length = len(images), self.token_count(*images.size)
         if on_block is not None or batch % 2 or not self._wide(batch // 2, length):
-            return self._forward(pixels, buffers, on_block, only_cls=only_cls)
+            return self._forward(images, buffers, on_block, only_cls=only_cls)
         half, tokens = batch // 2, batch // 2 * length
         first, second = buffers.part(0, tokens), buffers.part(tokens, 2 * tokens)
         here = torch.cuda.current_stream(self.device)
         self._side.wait_stream(here)
         with torch.cuda.stream(self._side):
-            self._forward(pixels[half:], second, None, only_cls=only_cls)
-        self._forward(pixels[:half], first, None, only_cls=only_cls)
+            self._forward(images.part(half, batch), second, None, only_cls=only_cls)
+        self._forward(images.part(0, half), first, None, only_cls=only_cls)
         here.wait_stream(self._side)
         return self._tokens(buffers, batch, length, only_cls=only_cls)
 
@@ -252,13 +281,13 @@ class FusedVim:
         return _Buffers(residual, hidden, xz, steps[:, 0], bc, steps)
 
     def _forward(
-        self, pixels: Tensor, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
+        self, images: _Images, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
     ) -> Tensor:
         """The final tokens (B, L, D), or (B, 1, D), in `buffers.hidden`."""
-        batch, length = len(pixels), self.token_count(*pixels.shape[-2:])
+        batch, length = len(images), self.token_count(*images.size)
         tokens, last = batch * length, len(self._layers) - 1
         residual, hidden = buffers.residual[:tokens], buffers.hidden[:tokens]
-        self._embed(pixels, buffers, length)
+        self._embed(images, buffers, length)
         for index, layer in enumerate(self._layers):
             only = self.cls_index(length) if only_cls and index == last else -1
             self._project(hidden, layer.w_in, buffers.xz[:tokens], length, only)
@@ -311,16 +340,20 @@ class FusedVim:
         normed = F.rms_norm(stream, stream.shape[-1:], weight, self.config.eps)
         buffers.hidden[only::length][:images].copy_(normed)
 
-    def _embed(self, pixels: Tensor, buffers: _Buffers, length: int) -> None:
+    def _embed(self, images: _Images, buffers: _Buffers, length: int) -> None:
         """Patches, class token and position: the first residual stream and its norm."""
-        config, tokens = self.config, len(pixels) * length
-        rows, columns = config.grid(*pixels.shape[-2:])
+        config, tokens = self.config, len(images) * length
+        rows, columns = config.grid(*images.size)
         patch = config.patch_size
         # the buffers of the blocks, not yet in use, where they are large enough
-        flat = _view(buffers.xz, len(pixels) * rows * columns, 3 * patch * patch)
+        flat = _view(buffers.xz, len(images) * rows * columns, 3 * patch * patch)
         spare = buffers.mixed if buffers.steps is None else buffers.steps
-        patches = _view(spare, len(pixels) * rows * columns, config.dim)
-        self.kernels.patchify(pixels, flat, (rows, columns), patch, config.stride, _BLACK)
+        patches = _view(spare, len(images) * rows * columns, config.dim)
+        scaling, grid = images.scaling, (rows, columns)
+        offset = [own - black for own, black in zip(scaling.offset, _BLACK, strict=True)]
+        self.kernels.patchify(
+            images.pixels, flat, grid, patch, config.stride, scaling.scale, offset
+        )
         torch.mm(flat, self._patch_weight, out=patches)
         weight = self._layers[0].norm if self._layers else self._frame.norm_f.weight
         start, residual = self._start(rows, columns), buffers.residual[:tokens]

@@ -67,7 +67,7 @@ class Shape:
     def xproj_memory(self, tiles: int, halves: int, splits: int) -> int:
         """Bytes of shared memory of one `xproj` block; mirrors `Stage` in vim.cu."""
         rows = 16 * tiles * halves
-        chunk = 64 * self.row + 512 + 128
+        chunk = 64 * self.row + 160 * (2 if self.dtype == torch.float16 else 4)
         box = _whole(_whole((rows + 6) * 128, 1024) + 4 * chunk, 1024)
         sums = 2 * rows * (self.row + 2) * 4
         ranks = 2 * rows * (16 * self.rank_tiles + 8) * 2
@@ -117,15 +117,17 @@ class Kernels:
         grid: tuple[int, int],
         p: int,
         s: int,
-        black: Sequence[float],
+        scale: Sequence[float],
+        offset: Sequence[float],
     ) -> None:
-        """pixels (B, 3, H, W) float32, less `black` of each channel -> out (B · rows · columns,
-        3 p p)."""
+        """pixels (B, 3, H, W) float32 or uint8, by channel · scale + offset -> out (B · rows ·
+        columns, 3 p p)."""
         size = [*pixels.shape[-2:], *grid, p, s]
         total = out.numel() // 8
-        offsets = [ctypes.c_float(value) for value in black]
-        arguments = [pixels, out, *size, *offsets, ctypes.c_longlong(total)]
-        self._launch("patchify", (-(-total // 256), 1), 256, 0, arguments)
+        factors = [ctypes.c_float(value) for value in (*scale, *offset)]
+        arguments = [pixels, out, *size, *factors, ctypes.c_longlong(total)]
+        name = "patchify_bytes" if pixels.dtype == torch.uint8 else "patchify"
+        self._launch(name, (-(-total // 256), 1), 256, 0, arguments)
 
     def first_norm(
         self,

@@ -110,9 +110,11 @@ def _x_chunks(weight: Tensor, taps: Tensor, bias: Tensor, shape: Shape) -> Tenso
     """(2, ROW, E) and the convolution to (2, E / 32, bytes): what `xproj` copies at once."""
     chunks = shape.inner // 32
     fragments = _cast(_x_fragments(weight), shape).reshape(2, chunks, -1)
-    # channel 8q + c of a chunk goes to place 4c + q
-    places = taps.reshape(2, chunks, 4, 8, 4).transpose(2, 3).reshape(2, chunks, -1)
-    parts = (fragments, places, bias.reshape(2, chunks, 32))
+    places = taps.reshape(2, chunks, 4, 8, 4).transpose(2, 3)  # channel 8q + c: place (c, q)
+    if shape.dtype == torch.float16:  # two channels side by side: (c / 2, q, tap, c % 2)
+        places = places.reshape(2, chunks, 4, 2, 4, 4).permute(0, 1, 2, 4, 5, 3).half()
+        bias = bias.half()
+    parts = (fragments, places.reshape(2, chunks, -1), bias.reshape(2, chunks, 32))
     return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=2)
 
 

@@ -76,6 +76,17 @@ DEVICE float tanh_fast(float x) {
 }
 // silu(2 a) for a halved argument: one special-function instruction
 DEVICE float silu_of_half(float a) { return fmaf(a, tanh_fast(a), a); }
+// the same of two float16 numbers at once
+DEVICE u32 fma_pair(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+DEVICE u32 silu_of_half_pair(u32 a) {
+    u32 d;
+    asm("tanh.approx.f16x2 %0, %1;" : "=r"(d) : "r"(a));
+    return fma_pair(a, d, a);
+}
 
 // ---------------------------------------------------------------- memory
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -222,12 +233,36 @@ DEVICE void store_float(float* p, const float* d) {
 }
 
 // ---------------------------------------------------------------- patches
-// pixels (B, 3, H, W) float32, less their channel's `black` -> rows (B rows columns, 3 P P), 8
-// pixels a thread.
-extern "C" __global__ void patchify(const float* __restrict__ pixels, T* __restrict__ out,
-                                    int height, int width, int rows, int columns, int patch,
-                                    int stride, float black0, float black1, float black2,
-                                    long long total) {
+struct PerChannel {
+    float of[3];
+};
+DEVICE void load_pixels(float* d, const float* p, bool aligned) {
+    if (aligned) {
+        load_float<4>(d, p);
+        load_float<4>(d + 4, p + 4);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) d[i] = p[i];
+    }
+}
+DEVICE void load_pixels(float* d, const unsigned char* p, bool aligned) {
+    unsigned char v[8];
+    if (aligned)
+        *(uint2*)v = *(const uint2*)p;
+    else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = p[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) d[i] = v[i];
+}
+
+// pixels (B, 3, H, W), times `scale` plus `offset` of their channel -> rows (B rows columns, 3 P P),
+// 8 pixels a thread.
+template <class Pixel>
+DEVICE void patchify_body(const Pixel* __restrict__ pixels, T* __restrict__ out, int height,
+                          int width, int rows, int columns, int patch, int stride,
+                          const PerChannel& scale, const PerChannel& offset, long long total) {
     const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= total) return;
     const int eighths = patch / 8;
@@ -242,22 +277,27 @@ extern "C" __global__ void patchify(const float* __restrict__ pixels, T* __restr
     rest /= columns;
     const int row = (int)(rest % rows);
     const long long image = rest / rows;
-    const float* from = pixels + ((image * 3 + channel) * height + row * stride + py) * width +
+    const Pixel* from = pixels + ((image * 3 + channel) * height + row * stride + py) * width +
                         column * stride + px;
     float v[8];
-    if (width % 4 == 0 && stride % 4 == 0) {
-        load_float<4>(v, from);
-        load_float<4>(v + 4, from + 4);
-    } else {
+    load_pixels(v, from, width % 8 == 0 && stride % 8 == 0);
+    const float a = channel == 0 ? scale.of[0] : channel == 1 ? scale.of[1] : scale.of[2];
+    const float b = channel == 0 ? offset.of[0] : channel == 1 ? offset.of[1] : offset.of[2];
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = from[i];
-    }
-    const float black = channel == 0 ? black0 : channel == 1 ? black1 : black2;
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] -= black;
+    for (int i = 0; i < 8; i++) v[i] = fmaf(v[i], a, b);
     store_row<4>(out + index * 8, v);
     store_row<4>(out + index * 8 + 4, v + 4);
 }
+#define PATCHIFY_KERNEL(NAME, PIXEL)                                                              \
+    extern "C" __global__ void NAME(const PIXEL* pixels, T* out, int height, int width, int rows, \
+                                    int columns, int patch, int stride, float scale0,             \
+                                    float scale1, float scale2, float offset0, float offset1,     \
+                                    float offset2, long long total) {                             \
+        patchify_body(pixels, out, height, width, rows, columns, patch, stride,                   \
+                      {scale0, scale1, scale2}, {offset0, offset1, offset2}, total);              \
+    }
+PATCHIFY_KERNEL(patchify, float)
+PATCHIFY_KERNEL(patchify_bytes, unsigned char)
 
 // ---------------------------------------------------------------- add and RMS norm
 #define VEC (DIM % 128 == 0 ? 4 : DIM % 64 == 0 ? 2 : 1)
@@ -577,10 +617,35 @@ extern "C" __global__ void __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256, 
 template <int MT, int HALVES, int SPLITS>
 struct Stage {  // bytes
     static constexpr int rows = 16 * MT * HALVES, x_rows = rows + 6, boxes = (SPLITS + 1) / 2;
-    static constexpr int taps = NT * 512, bias = taps + 512;  // of 32 channels; weights come first
-    static constexpr int chunk = bias + 128;
+    static constexpr int wide = DTYPE == 1 ? 2 : 4;  // bytes of a tap
+    static constexpr int taps = NT * 512, bias = taps + 128 * wide;  // of 32 channels, behind weights
+    static constexpr int chunk = bias + 32 * wide;
     static constexpr int x = (x_rows * 128 + 1023) / 1024 * 1024;  // the swizzle wants 1 KiB steps
     static constexpr int box = (x + 4 * chunk + 1023) / 1024 * 1024, all = boxes * box;
+};
+
+// The convolution of two channels. float16 goes by pairs: u is rounded to it for the product anyway,
+// and neighbours do not mind (docs/gpu.md). bfloat16 is too coarse for that.
+struct Taps {
+#if DTYPE == 1
+    u32 k[4], bias, sum;
+    DEVICE Taps(u32 from, int pair, const u32* b) : bias(b[0]) {
+        load_shared<16>(k, from + pair * 64);
+    }
+    DEVICE void start() { sum = bias; }
+    DEVICE void add(int i, u32 x) { sum = fma_pair(k[i], x, sum); }
+    DEVICE u32 silu() const { return silu_of_half_pair(sum); }
+#else
+    float k0[4], k1[4], bias0, bias1, u0, u1;
+    DEVICE Taps(u32 from, int pair, const u32* b)
+        : bias0(__uint_as_float(b[0])), bias1(__uint_as_float(b[1])) {
+        load_shared<16>((u32*)k0, from + 2 * pair * 64);
+        load_shared<16>((u32*)k1, from + (2 * pair + 1) * 64);
+    }
+    DEVICE void start() { u0 = bias0, u1 = bias1; }
+    DEVICE void add(int i, u32 x) { u0 = fmaf(k0[i], low(x), u0), u1 = fmaf(k1[i], high(x), u1); }
+    DEVICE u32 silu() const { return pack(silu_of_half(u0), silu_of_half(u1)); }
+#endif
 };
 
 template <int MT, int HALVES, int SPLITS>
@@ -645,32 +710,28 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
     auto project = [&](u32 stage, int next) {  // 32 channels
         const u32 w_at = weights_at + stage + next * S::chunk + lane * 8;
         const u32 taps_at = weights_at + stage + next * S::chunk + S::taps + q * 16;
-        const u32 bias_at = weights_at + stage + next * S::chunk + S::bias + q * 32;
+        const u32 bias_at = weights_at + stage + next * S::chunk + S::bias + q * 8 * S::wide;
         u32 x[2 * MT + 3][4];
 #pragma unroll
         for (int r = 0; r < 2 * MT + 3; r++) load_shared<16>(x[r], (x_at[r] ^ (next * 64)) + stage);
 #pragma unroll
         for (int s = 0; s < 2; s++) {
             u32 a[MT][4];
-            float b[4];
-            load_shared<16>((u32*)b, bias_at + s * 16);
+            u32 bias[S::wide];
+            load_shared<4 * S::wide>(bias, bias_at + s * 4 * S::wide);
             auto convolve = [&](auto at_edge) {
 #pragma unroll
                 for (int p = 0; p < 2; p++) {  // channels 4s + 2p, + 1
-                    float k0[4], k1[4];
-                    load_shared<16>((u32*)k0, taps_at + (4 * s + 2 * p) * 64);
-                    load_shared<16>((u32*)k1, taps_at + (4 * s + 2 * p + 1) * 64);
+                    Taps taps(taps_at, 2 * s + p, bias + p * S::wide / 2);
 #pragma unroll
                     for (int t = 0; t < 2 * MT; t++) {
-                        float u0 = b[2 * p], u1 = b[2 * p + 1];
                         const int since = begun + t - (begun + t >= length ? length : 0);
+                        taps.start();
 #pragma unroll
                         for (int k = 0; k < 4; k++)
-                            if (!decltype(at_edge)::value || since >= 3 - k) {
-                                const u32 v = x[t + k][2 * s + p];
-                                u0 = fmaf(k0[k], low(v), u0), u1 = fmaf(k1[k], high(v), u1);
-                            }
-                        a[t >> 1][2 * p + (t & 1)] = pack(silu_of_half(u0), silu_of_half(u1));
+                            if (!decltype(at_edge)::value || since >= 3 - k)
+                                taps.add(k, x[t + k][2 * s + p]);
+                        a[t >> 1][2 * p + (t & 1)] = taps.silu();
                     }
                 }
             };
@@ -786,11 +847,15 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
     const uint4* from = dt_weight + (size_t)first * KR * 64 + lane;
     const float4* bias_from = dt_bias + first * 16 + q * 4;
     uint4 next[KR][2];
+    float next_bias[4][4];
     auto load = [&](int chunk) {
 #pragma unroll
         for (int k = 0; k < KR; k++)
 #pragma unroll
             for (int j = 0; j < 2; j++) next[k][j] = from[(chunk * KR + k) * 64 + j * 32];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            load_float<4>(next_bias[n], (const float*)(bias_from + chunk * 16 + n));
     };
     load(0);
 #pragma unroll 1
@@ -798,10 +863,12 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
         uint4 w[KR][2];
 #pragma unroll
         for (int k = 0; k < KR; k++) w[k][0] = next[k][0], w[k][1] = next[k][1];
-        if (chunk + 1 < chunks) load(chunk + 1);
         float bias[4][4];
 #pragma unroll
-        for (int n = 0; n < 4; n++) load_float<4>(bias[n], (const float*)(bias_from + chunk * 16 + n));
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) bias[n][j] = next_bias[n][j];
+        if (chunk + 1 < chunks) load(chunk + 1);
 #pragma unroll
         for (int m = 0; m < MT; m++) {
             u32 packed[2][4];
@@ -838,11 +905,7 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
         xproj_body<MT, HALVES, SPLITS>(&x_map, weights, dt_weight, dt_bias, bc, steps, length,    \
                                        rows, only);                                               \
     }
-#if ROW > 64
 XPROJ_KERNEL(2, 2, 1, 3)
-#else
-XPROJ_KERNEL(2, 2, 1, 4)
-#endif
 XPROJ_KERNEL(2, 1, 2, 3)
 XPROJ_KERNEL(1, 1, 2, 4)
 #if INNER % 128 == 0
