@@ -214,7 +214,7 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
         own = kept
 
         def xproj(i: int) -> None:
-            weights = [layers[i].x_proj, layers[i].dt_proj, layers[i].dt_bias]
+            weights = [layers[i].x_proj, layers[i].dt_proj]
             kernels.xproj([own.xz, *weights, own.bc, own.steps], length)
 
         def scan(channels: int, i: int) -> None:

@@ -53,7 +53,8 @@ def read_dt_proj(packed: PackedLayer, shape: Shape) -> Tensor:
     """(2, E, ranks) from B operands: of lane (g, q), product n of four, halves of two ranks."""
     tiles = shape.rank_tiles
     weight = torch.zeros(2, shape.inner, 16 * tiles)
-    operands = packed.dt_proj.float().view(2, shape.inner // 32, tiles, 2, 8, 4, 2, 2, 2)
+    data = packed.dt_proj[:, :, : tiles * 1024].contiguous().view(shape.dtype).float()
+    operands = data.view(2, shape.inner // 32, tiles, 2, 8, 4, 2, 2, 2)
     for k in range(tiles):
         for pair in range(2):
             for g in range(8):
@@ -70,10 +71,12 @@ def read_dt_proj(packed: PackedLayer, shape: Shape) -> Tensor:
 def read_dt_bias(packed: PackedLayer, shape: Shape) -> Tensor:
     """(2, E) from accumulators: of lane (g, q), product n of four, rows g and g + 8."""
     bias = torch.zeros(2, shape.inner)
+    data = packed.dt_proj[:, :, shape.rank_tiles * 1024 :].contiguous().view(torch.float32)
+    accumulators = data.view(2, shape.inner // 32, 4, 4, 4)
     for q in range(4):
         for n in range(4):
             for odd in range(2):
-                own = packed.dt_bias[:, :, q, n]
+                own = accumulators[:, :, q, n]
                 assert torch.equal(own[..., odd], own[..., 2 + odd])
                 bias[:, 8 * q + 2 * n + odd :: 32] = own[..., odd]
     return bias

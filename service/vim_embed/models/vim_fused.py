@@ -381,8 +381,7 @@ class FusedVim:
         layer, xz = self._layers[index], buffers.xz[:tokens]
         bc, steps = buffers.bc, buffers.steps
         assert steps is not None
-        weights = [layer.x_proj, layer.dt_proj, layer.dt_bias]
-        self.kernels.xproj([xz, *weights, bc, steps], length, only)
+        self.kernels.xproj([xz, layer.x_proj, layer.dt_proj, bc, steps], length, only)
         channels = self.scan_channels or self._choose_scan(tokens // length)
         tensors = [xz, bc, steps, layer.decay, layer.taps, layer.vectors]
         self.kernels.scan(channels, tensors, length, only)

@@ -183,7 +183,7 @@ class Kernels:
         self._launch("out_norm", (clusters * ranks, 1), 256, self.shape.out_memory, arguments)
 
     def xproj(self, tensors: Sequence[Tensor], length: int, only: int = -1) -> None:
-        """tensors: xz (B L, 2E), x_proj, dt_proj, dt_bias, bc (B L, 2, 32), steps (B L, 2, E).
+        """tensors: xz (B L, 2E), x_proj, dt_proj, bc (B L, 2, 32), steps (B L, 2, E).
 
         only: the one token whose result is needed, if not -1: rows behind it may stay unwritten.
         """

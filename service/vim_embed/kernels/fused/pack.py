@@ -25,11 +25,10 @@ class PackedLayer:
     """One block. D model width, E inner width, R padded rank, ROW = R + 32.
 
     norm (D,) float32. w_in (D, 2E), w_out (E, D): for `rows @ weight`. decay (2, E, 16) float32:
-    A. taps (2, E, 4) float32. vectors (2, E, 2) float32: conv bias, D. dt_bias (2, E) float32, as
-    accumulators in half: (2, E / 32, 4, 4, 4).
+    A. taps (2, E, 4) float32. vectors (2, E, 2) float32: conv bias, D. dt_bias (2, E) float32.
     x_proj: (2, E / 32, bytes), for each 32 channels the weights in fragment order, taps and conv
-    bias; float32 (2, E, ROW). dt_proj: (2, E / 32, R / 16, 2, 32, 8) in fragment order, float32
-    (2, R, E).
+    bias; float32 (2, E, ROW). dt_proj: (2, E / 32, bytes), for each 32 channels the weights in
+    fragment order and dt_bias as accumulators; float32 (2, R, E).
     """
 
     norm: Tensor
@@ -77,8 +76,8 @@ def pack_layer(
         taps=taps.contiguous(),
         vectors=torch.stack([bias * conv, skip], dim=-1),
         x_proj=_x_chunks(x_proj, taps, bias * conv, shape) if half else _cast(x_proj.mT, shape),
-        dt_proj=_cast(_dt_fragments(dt_proj, shape) if half else _dt_plain(dt_proj, shape), shape),
-        dt_bias=_dt_bias(size * steps) if half else size,
+        dt_proj=_dt_chunks(dt_proj, size * steps, shape) if half else _dt_plain(dt_proj, shape),
+        dt_bias=size,
     )
     return PackedLayer(**{name: value.to(device) for name, value in vars(packed).items()})
 
@@ -128,6 +127,13 @@ def _x_fragments(weight: Tensor) -> Tensor:
     return split.permute(0, 3, 1, 5, 2, 4, 6).reshape(two, inner // 32, row // 8, 2, 32, 4)
 
 
+def _dt_chunks(weight: Tensor, bias: Tensor, shape: Shape) -> Tensor:
+    """(2, E, rank) and (2, E) to (2, E / 32, bytes): what `xproj` takes at once in the end."""
+    parts = (_cast(_dt_fragments(weight, shape), shape), _dt_bias(bias))
+    flat = (part.reshape(2, shape.inner // 32, -1).contiguous() for part in parts)
+    return torch.cat([part.view(torch.uint8) for part in flat], dim=2)
+
+
 def _dt_fragments(weight: Tensor, shape: Shape) -> Tensor:
     """(2, E, rank) to (2, E / 32, R / 16, 2, 32, 8): B operands of a 32-channel chunk.
 
@@ -150,7 +156,7 @@ def _dt_bias(bias: Tensor) -> Tensor:
 
 
 def _dt_plain(weight: Tensor, shape: Shape) -> Tensor:
-    return F.pad(weight, (0, shape.padded_rank - shape.rank)).transpose(1, 2)
+    return _cast(F.pad(weight, (0, shape.padded_rank - shape.rank)).transpose(1, 2), shape)
 
 
 def _gated(weight: Tensor, scale: float, shape: Shape) -> Tensor:

@@ -603,8 +603,9 @@ extern "C" __global__ void __cluster_dims__(RANKS, 1, 1) __launch_bounds__(256, 
 //
 // A block owns 16 MT HALVES of the B L rows: warp (direction, half of the rows, split) sums its
 // share of the channels, and shared memory adds the shares. x and the weights of 64 channels are a
-// box; boxes come through shared memory by the copy engine, one ahead. Of several splits, an
-// even one takes a box's first 32 channels and the odd one its last.
+// box; boxes come through shared memory by the copy engine, one ahead, and so do dt_proj's weights
+// after them if there are no splits. Of several splits, an even one takes a box's first 32 channels
+// and the odd one its last.
 // A thread holds 2 MT adjacent rows and channels 8q .. 8q+7 of 32: the order of the rows and columns
 // of a product is free as long as weights and outputs use the same one. The backward direction
 // takes its rows in falling order, so both are causal. Where a warp's rows begin or end an image,
@@ -622,6 +623,8 @@ struct Stage {  // bytes
     static constexpr int chunk = bias + 32 * wide;
     static constexpr int x = (x_rows * 128 + 1023) / 1024 * 1024;  // the swizzle wants 1 KiB steps
     static constexpr int box = (x + 4 * chunk + 1023) / 1024 * 1024, all = boxes * box;
+    static constexpr int dt_bias = KR * 1024, dt = dt_bias + 256;  // dt_proj of 32 channels
+    static_assert(4 * dt <= all);
 };
 
 // The convolution of two channels. float16 goes by pairs: u is rounded to it for the product anyway,
@@ -650,12 +653,11 @@ struct Taps {
 
 template <int MT, int HALVES, int SPLITS>
 DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
-                       const uint4* __restrict__ dt_weight, const float4* __restrict__ dt_bias,
-                       float* __restrict__ bc, u16* __restrict__ steps, int length, int rows,
-                       int only) {
+                       const char* __restrict__ dt_weights, float* __restrict__ bc,
+                       u16* __restrict__ steps, int length, int rows, int only) {
     using S = Stage<MT, HALVES, SPLITS>;
     constexpr int chunks = INNER / 32 / SPLITS, threads = 64 * HALVES * SPLITS, own_rows = 16 * MT;
-    constexpr int rounds = INNER / 64 / S::boxes, STAGES = 2;
+    constexpr int rounds = INNER / 64 / S::boxes, dt_rounds = SPLITS == 1 ? rounds : 0, STAGES = 2;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int direction = warp & 1, half = (warp >> 1) % HALVES, split = warp / (2 * HALVES);
     const int v0 = (gridDim.x - 1 - blockIdx.x) * S::rows;  // what in_proj wrote last is cached
@@ -665,8 +667,17 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
     __syncthreads();
 
     auto fetch = [&](int round, int slot) {
-        if (threadIdx.x != 0 || round >= rounds) return;
+        if (threadIdx.x != 0 || round >= rounds + dt_rounds) return;
         const u32 barrier = barriers + slot * 8;
+        if (round >= rounds) {
+            expect_bytes(barrier, 4 * S::dt);
+#pragma unroll
+            for (int d = 0; d < 2; d++)
+                bulk_copy(stages + slot * S::all + d * 2 * S::dt,
+                          dt_weights + (d * (INNER / 32) + (round - rounds) * 2) * S::dt, 2 * S::dt,
+                          barrier);
+            return;
+        }
         expect_bytes(barrier, S::boxes * (S::x_rows * 128 + 4 * S::chunk));
 #pragma unroll
         for (int i = 0; i < S::boxes; i++) {
@@ -842,33 +853,8 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
             }
     }
 
-    // channels 8q .. 8q + 7 of each chunk
-    const int first = direction * (INNER / 32) + split * chunks;
-    const uint4* from = dt_weight + (size_t)first * KR * 64 + lane;
-    const float4* bias_from = dt_bias + first * 16 + q * 4;
-    uint4 next[KR][2];
-    float next_bias[4][4];
-    auto load = [&](int chunk) {
-#pragma unroll
-        for (int k = 0; k < KR; k++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) next[k][j] = from[(chunk * KR + k) * 64 + j * 32];
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            load_float<4>(next_bias[n], (const float*)(bias_from + chunk * 16 + n));
-    };
-    load(0);
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks && needed; chunk++) {
-        uint4 w[KR][2];
-#pragma unroll
-        for (int k = 0; k < KR; k++) w[k][0] = next[k][0], w[k][1] = next[k][1];
-        float bias[4][4];
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) bias[n][j] = next_bias[n][j];
-        if (chunk + 1 < chunks) load(chunk + 1);
+    // step sizes of the channels 8q .. 8q + 7 of a chunk
+    auto spread = [&](int chunk, const uint4 (*w)[2], const float (*bias)[4]) {
 #pragma unroll
         for (int m = 0; m < MT; m++) {
             u32 packed[2][4];
@@ -894,16 +880,71 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
             for (int h = 0; h < 2; h++)
                 if (to[m][h]) store_global<16>(to[m][h] + chunk * 32, packed[h]);
         }
+    };
+    if constexpr (SPLITS == 1) {
+#pragma unroll 1
+        for (int i = 0; i < dt_rounds; i++) {
+            const int round = rounds + i, slot = round % STAGES;
+            wait_barrier(barriers + slot * 8, round / STAGES & 1);
+            __syncthreads();
+            fetch(round + STAGES - 1, (slot + STAGES - 1) % STAGES);
+            if (!needed) continue;
+            const char* const own = memory + slot * S::all + direction * 2 * S::dt;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const char* const from = own + half * S::dt;
+                uint4 w[KR][2];
+                float bias[4][4];
+#pragma unroll
+                for (int k = 0; k < KR; k++)
+#pragma unroll
+                    for (int j = 0; j < 2; j++)
+                        w[k][j] = ((const uint4*)from)[(k * 2 + j) * 32 + lane];
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+                    load_float<4>(bias[n], (const float*)(from + S::dt_bias + q * 64 + n * 16));
+                spread(2 * i + half, w, bias);
+            }
+        }
+    } else {
+        const char* const own = dt_weights + (direction * (INNER / 32) + split * chunks) * S::dt;
+        uint4 next[KR][2];
+        float next_bias[4][4];
+        auto load = [&](int chunk) {
+            const char* const from = own + chunk * S::dt;
+#pragma unroll
+            for (int k = 0; k < KR; k++)
+#pragma unroll
+                for (int j = 0; j < 2; j++)
+                    next[k][j] = ((const uint4*)from)[(k * 2 + j) * 32 + lane];
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+                load_float<4>(next_bias[n], (const float*)(from + S::dt_bias + q * 64 + n * 16));
+        };
+        load(0);
+#pragma unroll 1
+        for (int chunk = 0; chunk < chunks && needed; chunk++) {
+            uint4 w[KR][2];
+            float bias[4][4];
+#pragma unroll
+            for (int k = 0; k < KR; k++) w[k][0] = next[k][0], w[k][1] = next[k][1];
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) bias[n][j] = next_bias[n][j];
+            if (chunk + 1 < chunks) load(chunk + 1);
+            spread(chunk, w, bias);
+        }
     }
 }
 
 #define XPROJ_KERNEL(MT, HALVES, SPLITS, BLOCKS)                                                  \
     extern "C" __global__ void __launch_bounds__(64 * HALVES * SPLITS, BLOCKS)                    \
         xproj_##MT##HALVES##SPLITS(                                                               \
-            const __grid_constant__ TensorMap x_map, const char* weights, const uint4* dt_weight, \
-            const float4* dt_bias, float* bc, u16* steps, int length, int rows, int only) {       \
-        xproj_body<MT, HALVES, SPLITS>(&x_map, weights, dt_weight, dt_bias, bc, steps, length,    \
-                                       rows, only);                                               \
+            const __grid_constant__ TensorMap x_map, const char* weights, const char* dt_weights, \
+            float* bc, u16* steps, int length, int rows, int only) {                              \
+        xproj_body<MT, HALVES, SPLITS>(&x_map, weights, dt_weights, bc, steps, length, rows,      \
+                                       only);                                                     \
     }
 XPROJ_KERNEL(2, 2, 1, 3)
 XPROJ_KERNEL(2, 1, 2, 3)
@@ -938,116 +979,121 @@ DEVICE float high_f16(u32 v) {
     asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(d) : "r"(v));
     return d;
 }
-// A warp's walk over an image: its channels, and the tiles' way into its shared memory.
+// A warp's walk over an image: its channels, and the tiles' way into its shared memory and back.
 template <int CHANNELS, int TILE>
 struct Walk {
     // bytes: three tiles of x, s, B and C; two of z and the other direction's y
     static constexpr int row = 2 * CHANNELS, s = TILE * row, bc = 2 * TILE * row;
     static constexpr int data_size = bc + TILE * 128, gates = 3 * data_size, other = TILE * row;
     static constexpr int gate_size = 2 * TILE * row, warp_size = gates + 2 * gate_size;
-    static constexpr int chunks = row / 16, copies = (TILE * chunks + 31) / 32;
-    static constexpr bool all_lanes = TILE * chunks >= 32;
+    static constexpr int chunks = row / 16, lanes = TILE * chunks;  // one 16-byte part a lane
+    static_assert(lanes <= 32 && TILE % 4 == 0);
 
-    int length, direction, lane, c0, sign, tiles, last, first, enough, slot;
-    // Of this lane's first row of the tile to be fetched next: token, and where it lies in a row of
-    // xz or steps and of bc. Walking, they rise or fall by a tile.
-    int token, offset, bc_token, bc_offset;
-    const u16* xz;
-    const float* projected;
-    u16 *steps, *own;  // `own`: the step sizes of this direction
-    u32 base;
+    int length, direction, lane, c0, sign, tiles, first, enough;
+    // Where this lane copies from next, and its row there; walking, they rise or fall by a tile.
+    // B and C go by rows as they lie in memory.
+    const char *x_from, *s_from, *bc_from, *z_from, *other_from;
+    int token, bc_token, gate_token;
+    ptrdiff_t step;  // of a tile, in bytes of xz or steps
+    u32 now, before, end, bc_to, gate, both_gates;
 
-    DEVICE Walk(const u16* all_xz, const float* all_bc, u16* all_steps, int L, int only) {
-        length = L, direction = threadIdx.x / 32, lane = threadIdx.x % 32, slot = 0;
-        c0 = blockIdx.x * CHANNELS, base = shared_address(memory) + direction * warp_size;
-        sign = direction ? -1 : 1, tiles = (length + TILE - 1) / TILE, last = TILE * tiles - 1;
+    DEVICE Walk(const u16* xz, const float* all_bc, u16* steps, int L, int only) {
+        length = L, direction = threadIdx.x / 32, lane = threadIdx.x % 32;
+        c0 = blockIdx.x * CHANNELS, sign = direction ? -1 : 1;
+        tiles = (length + TILE - 1) / TILE;
         first = direction ? tiles / 2 : tiles - tiles / 2;  // tiles of the first half
-        enough = only < 0 ? tiles : (direction ? last - only : only) / TILE + 1;
+        const int last = TILE * tiles - 1, walked = direction ? last - only : only;
+        enough = only < 0 ? tiles : walked / TILE + 1;
+        const u32 base = shared_address(memory) + direction * warp_size;
+        now = base, before = base + 2 * data_size, end = base + 3 * data_size;
+        gate = base + gates + (first & 1) * gate_size, both_gates = 2 * (base + gates) + gate_size;
+
         const size_t image = (size_t)blockIdx.y * length;
-        xz = all_xz + image * (2 * INNER) + c0;
-        projected = all_bc + (image * 2 + direction) * 32;
-        steps = all_steps + image * (2 * INNER) + c0, own = steps + direction * INNER;
-        token = start_of(0) + sign * (lane / chunks), bc_token = start_of(0) + sign * (lane / 8);
-        offset = token * (2 * INNER) + lane % chunks * 8, bc_offset = bc_token * 64 + lane % 8 * 4;
+        const auto part = [&](const u16* from, int at, int column) {  // may lie outside the image
+            const ptrdiff_t to = ((ptrdiff_t)image + at) * (2 * INNER) + column;
+            return (const char*)(from + to + c0 + lane % chunks * 8);
+        };
+        token = (direction ? last : 0) + sign * (lane / chunks), step = sign * TILE * (4 * INNER);
+        x_from = part(xz, token, 0), s_from = part(steps, token, direction * INNER);
+        gate_token = token + sign * TILE * first;
+        z_from = part(xz, gate_token, INNER);
+        other_from = part(steps, gate_token, (1 - direction) * INNER);
+        const int bc_row = lane / 8;  // and each fourth after it
+        bc_token = (direction ? last + 1 - TILE : 0) + bc_row;
+        bc_from = (const char*)all_bc + ((ptrdiff_t)image + bc_token) * 256 + direction * 128 +
+                  lane % 8 * 16;
+        bc_to = bc + (direction ? TILE - 1 - bc_row : bc_row) * 128 + lane % 8 * 16;
     }
     DEVICE void start() {
-        fetch(0);
+        fetch(now);
         commit();
-        fetch(1);
+        fetch(now + data_size);
         commit();
         wait_copies<1>();
         __syncwarp();
     }
-    DEVICE int start_of(int tile) const { return direction ? last - TILE * tile : TILE * tile; }
-    DEVICE int end_of(int tile) const {
-        return direction ? TILE : min(TILE, length - TILE * tile);
-    }
-    DEVICE int skipped() const { return direction ? last + 1 - length : 0; }  // before any token
-    DEVICE u32 data(int ahead) const {
-        const int to = slot + ahead;
-        return base + (to >= 3 ? to - 3 : to) * data_size;
-    }
-    DEVICE u32 gate(int tile) const { return base + gates + (tile & 1) * gate_size; }
-
     // Copies of rows after the last token read nothing and leave zeros.
-    DEVICE void fetch(int ahead) {
-        const u32 to = data(ahead) + lane * 16;
-#pragma unroll
-        for (int i = 0; i < copies; i++) {
-            const int rows = sign * (32 / chunks) * i, at = offset + rows * (2 * INNER);
-            const bool valid = (u32)(token + rows) < (u32)length;
-            if (all_lanes || lane < TILE * chunks) {
-                copy16(to + i * 512, xz + at, valid);
-                copy16(to + s + i * 512, own + at, valid);
-            }
+    DEVICE void fetch(u32 to) {
+        const bool valid = (u32)token < (u32)length;
+        if (lanes == 32 || lane < lanes) {
+            copy16(to + lane * 16, x_from, valid);
+            copy16(to + lane * 16 + s, s_from, valid);
         }
+        to += bc_to;
 #pragma unroll
-        for (int i = 0; i < TILE / 4; i++) {
-            const int rows = sign * 4 * i;
-            const bool valid = (u32)(bc_token + rows) < (u32)length;
-            copy16(to + bc + i * 512, projected + (bc_offset + rows * 64), valid);
-        }
-        token += sign * TILE, offset += sign * (TILE * 2 * INNER);
-        bc_token += sign * TILE, bc_offset += sign * (TILE * 64);
+        for (int i = 0; i < TILE / 4; i++, to += sign * 512)
+            copy16(to, bc_from + i * 1024, (u32)(bc_token + 4 * i) < (u32)length);
+        token += sign * TILE, x_from += step, s_from += step;
+        bc_token += sign * TILE, bc_from += sign * TILE * 256;
     }
-    // z and the other direction's y of the tile that lies `back` tiles before the next fetch
-    DEVICE void fetch_gate(int tile, int back) const {
-        const u32 to = gate(tile) + lane * 16;
-#pragma unroll
-        for (int i = 0; i < copies; i++) {
-            const int rows = sign * ((32 / chunks) * i - TILE * back);
-            const int at = offset + rows * (2 * INNER);
-            const bool valid = (u32)(token + rows) < (u32)length;
-            if (all_lanes || lane < TILE * chunks) {
-                copy16(to + i * 512, xz + (at + INNER), valid);
-                copy16(to + other + i * 512, own + (at + sign * INNER), valid);
-            }
+    // z and the other direction's y of the next tile of the second half
+    DEVICE void fetch_gate(u32 to) {
+        const bool valid = (u32)gate_token < (u32)length;
+        if (lanes == 32 || lane < lanes) {
+            copy16(to + lane * 16, z_from, valid);
+            copy16(to + lane * 16 + other, other_from, valid);
         }
+        gate_token += sign * TILE, z_from += step, other_from += step;
     }
-    DEVICE void turn(int tile) {  // at a tile's start: the next is there, its next on the way
+    // At a tile's start: the next is there, its next on the way.
+    DEVICE void turn(bool gated) {
         __syncwarp();
-        fetch(2);
-        if (tile >= first) fetch_gate(tile + 1, 2);
+        fetch(before);
+        if (gated) fetch_gate(both_gates - gate);
         commit();
         wait_copies<1>();
         __syncwarp();
+    }
+    // At its end: y, which lies in place of x, goes to `steps`, the result into the forward half.
+    DEVICE void leave(bool gated) {
+        __syncwarp();
+        const bool valid = (u32)(token - 3 * sign * TILE) < (u32)length;
+        if (valid && (lanes == 32 || lane < lanes)) {
+            u32 y[4];
+            load_shared<16>(y, now + lane * 16);
+            const ptrdiff_t back = 3 * step + (gated ? direction * (2 * INNER) : 0);
+            store_global<16>((void*)(s_from - back), y);
+        }
+        before = now, now += data_size;
+        if (now == end) now -= 3 * data_size;
+        if (gated) gate = both_gates - gate;
     }
     template <class Steps>
     DEVICE void run(Steps& steps_of) {
 #pragma unroll 1
         for (int tile = 0; tile < first; tile++) {
-            turn(tile);
-            steps_of(tile, No());
-            slot = slot == 2 ? 0 : slot + 1;
+            turn(false);
+            steps_of(No());
+            leave(false);
         }
         __syncthreads();
-        fetch_gate(first, 2);
+        fetch_gate(gate);
         commit();
 #pragma unroll 1
         for (int tile = first; tile < enough; tile++) {
-            turn(tile);
-            steps_of(tile, Yes());
-            slot = slot == 2 ? 0 : slot + 1;
+            turn(true);
+            steps_of(Yes());
+            leave(true);
         }
     }
 };
@@ -1074,17 +1120,14 @@ DEVICE void scan_body(const u16* xz, const float* bc, u16* steps, const float* _
     float tail[3] = {bias, bias, bias};
     walk.start();
 
-    const ptrdiff_t stride = walk.sign * SPLIT * (2 * INNER);
-    auto steps_of = [&](int tile, auto second) {
+    auto steps_of = [&](auto second) {
         constexpr bool gated = decltype(second)::value;
-        const int start = walk.start_of(tile);
-        u16* const to = walk.steps + (gated ? 0 : walk.direction) * INNER + place;
-        const char* const data = memory + (walk.data(0) - shared_address(memory));
-        const char* const gate = memory + (walk.gate(tile) - shared_address(memory)) + place * 2;
+        char* const data = memory + (walk.now - shared_address(memory));
+        const char* const gate = memory + (walk.gate - shared_address(memory)) + place * 2;
         auto element = [](const char* from) { return (u32) * (const u16*)from; };
 #pragma unroll 1
         for (int row0 = 0; row0 < TILE; row0 += BATCH) {
-            const char* const x_at = data + row0 * W::row + place * 2;
+            char* const x_at = data + row0 * W::row + place * 2;
             const char* const bc_at = data + W::bc + row0 * 128 + part * (N * 4);
             float s[BATCH], su[BATCH], y[BATCH];
 #pragma unroll
@@ -1139,19 +1182,9 @@ DEVICE void scan_body(const u16* xz, const float* bc, u16* steps, const float* _
                 const float z = low(element(from));
                 y[i] = (y[i] + low(element(from + W::other))) * silu_of_half(z);
             }
-            const int token = start + walk.sign * (row0 + part);
-            u16* const at = to + (ptrdiff_t)token * (2 * INNER);
-            const int after = token + walk.sign * (BATCH - SPLIT);
-            if (__all_sync(0xffffffffu, (u32)token < (u32)length && (u32)after < (u32)length)) {
-                u16* next = at;
 #pragma unroll
-                for (int i = 0; i < BATCH / SPLIT; i++, next += stride) store_row<1>(next, y + i);
-            } else {
-#pragma unroll
-                for (int i = 0; i < BATCH / SPLIT; i++)
-                    if ((u32)(token + walk.sign * SPLIT * i) < (u32)length)
-                        store_row<1>(at + i * stride, y + i);
-            }
+            for (int i = 0; i < BATCH / SPLIT; i++)
+                store_row<1>((u16*)(x_at + (SPLIT * i + part) * W::row), y + i);
         }
     };
     walk.run(steps_of);
