@@ -974,11 +974,6 @@ DEVICE float low_f16(u32 v) {
     asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(d) : "r"(v));
     return d;
 }
-DEVICE float high_f16(u32 v) {
-    float d;
-    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(d) : "r"(v));
-    return d;
-}
 // A warp's walk over an image: its channels, and the tiles' way into its shared memory and back.
 template <int CHANNELS, int TILE>
 struct Walk {
