@@ -108,13 +108,18 @@ def _padded_rows(weight: Tensor, shape: Shape, b_scale: float) -> Tensor:
 def _x_chunks(weight: Tensor, taps: Tensor, bias: Tensor, shape: Shape) -> Tensor:
     """(2, ROW, E) and the convolution to (2, E / 32, bytes): what `xproj` copies at once."""
     chunks = shape.inner // 32
-    fragments = _cast(_x_fragments(weight), shape).reshape(2, chunks, -1)
+    fragments = _cast(_x_fragments(weight), shape)
     places = taps.reshape(2, chunks, 4, 8, 4).transpose(2, 3)  # channel 8q + c: place (c, q)
     if shape.dtype == torch.float16:  # two channels side by side: (c / 2, q, tap, c % 2)
         places = places.reshape(2, chunks, 4, 2, 4, 4).permute(0, 1, 2, 4, 5, 3).half()
         bias = bias.half()
-    parts = (fragments, places.reshape(2, chunks, -1), bias.reshape(2, chunks, 32))
-    return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=2)
+    return _side_by_side(chunks, fragments, places, bias)
+
+
+def _side_by_side(chunks: int, *parts: Tensor) -> Tensor:
+    """Parts (2, chunks, ...) of whatever shape and dtype as bytes (2, chunks, bytes)."""
+    flat = (part.reshape(2, chunks, -1).contiguous().view(torch.uint8) for part in parts)
+    return torch.cat(list(flat), dim=2)
 
 
 def _x_fragments(weight: Tensor) -> Tensor:
@@ -129,9 +134,8 @@ def _x_fragments(weight: Tensor) -> Tensor:
 
 def _dt_chunks(weight: Tensor, bias: Tensor, shape: Shape) -> Tensor:
     """(2, E, rank) and (2, E) to (2, E / 32, bytes): what `xproj` takes at once in the end."""
-    parts = (_cast(_dt_fragments(weight, shape), shape), _dt_bias(bias))
-    flat = (part.reshape(2, shape.inner // 32, -1).contiguous() for part in parts)
-    return torch.cat([part.view(torch.uint8) for part in flat], dim=2)
+    fragments = _cast(_dt_fragments(weight, shape), shape)
+    return _side_by_side(shape.inner // 32, fragments, _dt_bias(bias))
 
 
 def _dt_fragments(weight: Tensor, shape: Shape) -> Tensor:

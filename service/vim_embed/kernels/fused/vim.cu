@@ -76,7 +76,7 @@ DEVICE float tanh_fast(float x) {
 }
 // silu(2 a) for a halved argument: one special-function instruction
 DEVICE float silu_of_half(float a) { return fmaf(a, tanh_fast(a), a); }
-// the same of two float16 numbers at once
+// of two float16 numbers at once
 DEVICE u32 fma_pair(u32 a, u32 b, u32 c) {
     u32 d;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -853,7 +853,16 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
             }
     }
 
-    // step sizes of the channels 8q .. 8q + 7 of a chunk
+    // dt_proj of a chunk, and step sizes of its channels 8q .. 8q + 7
+    auto load = [&](const char* from, uint4 (*w)[2], float (*bias)[4]) {
+#pragma unroll
+        for (int k = 0; k < KR; k++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) w[k][j] = ((const uint4*)from)[(k * 2 + j) * 32 + lane];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            load_float<4>(bias[n], (const float*)(from + S::dt_bias + q * 64 + n * 16));
+    };
     auto spread = [&](int chunk, const uint4 (*w)[2], const float (*bias)[4]) {
 #pragma unroll
         for (int m = 0; m < MT; m++) {
@@ -892,17 +901,9 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
             const char* const own = memory + slot * S::all + direction * 2 * S::dt;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const char* const from = own + half * S::dt;
                 uint4 w[KR][2];
                 float bias[4][4];
-#pragma unroll
-                for (int k = 0; k < KR; k++)
-#pragma unroll
-                    for (int j = 0; j < 2; j++)
-                        w[k][j] = ((const uint4*)from)[(k * 2 + j) * 32 + lane];
-#pragma unroll
-                for (int n = 0; n < 4; n++)
-                    load_float<4>(bias[n], (const float*)(from + S::dt_bias + q * 64 + n * 16));
+                load(own + half * S::dt, w, bias);
                 spread(2 * i + half, w, bias);
             }
         }
@@ -910,18 +911,7 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
         const char* const own = dt_weights + (direction * (INNER / 32) + split * chunks) * S::dt;
         uint4 next[KR][2];
         float next_bias[4][4];
-        auto load = [&](int chunk) {
-            const char* const from = own + chunk * S::dt;
-#pragma unroll
-            for (int k = 0; k < KR; k++)
-#pragma unroll
-                for (int j = 0; j < 2; j++)
-                    next[k][j] = ((const uint4*)from)[(k * 2 + j) * 32 + lane];
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-                load_float<4>(next_bias[n], (const float*)(from + S::dt_bias + q * 64 + n * 16));
-        };
-        load(0);
+        load(own, next, next_bias);
 #pragma unroll 1
         for (int chunk = 0; chunk < chunks && needed; chunk++) {
             uint4 w[KR][2];
@@ -932,7 +922,7 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
             for (int n = 0; n < 4; n++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) bias[n][j] = next_bias[n][j];
-            if (chunk + 1 < chunks) load(chunk + 1);
+            if (chunk + 1 < chunks) load(own + (chunk + 1) * S::dt, next, next_bias);
             spread(chunk, w, bias);
         }
     }
