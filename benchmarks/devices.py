@@ -43,12 +43,12 @@ from vim_embed.batcher import Batcher
 from vim_embed.engine import ArithmeticEngine, Engine, Outputs, Staged
 from vim_embed.engine_group import EngineGroup
 from vim_embed.gpu_meter import describe_machine
-from vim_embed.models.info import EMBEDDING, EmbedOptions
 from vim_embed.observer import SilentObserver
-from vim_embed.pixels import PixelArray
 from vim_embed.server import serve
 from vim_embed.settings import Settings
 from vim_embed.tickets import BatchKey
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.pixels import PixelArray
 
 POOL = 4  # different requests
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}  # as at the self-check

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from vim_embed.gpu_meter import describe_machine, relative
 from vim_embed.gpu_rivals import reference, seeded
 from vim_embed.models.vim_fused import FusedVim
-from vim_embed.preprocess import VIM_PREPROCESSING
+from vim_embed.types.preprocessing import VIM_PREPROCESSING
 
 COUNT, PIXELS, NEIGHBOURS = 1000, 48, 10
 PRECISIONS = {

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from serving import running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine, Outputs, Staged
-from vim_embed.models.info import EMBEDDING, EmbedOptions
-from vim_embed.pixels import PixelArray
 from vim_embed.settings import Settings
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.pixels import PixelArray
 from vim_embed_client import Client
 
 _SIZE = 224

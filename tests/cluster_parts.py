@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed.engine import ArithmeticEngine, Engine, EngineFailed, Outputs, Staged
-from vim_embed.models.info import EMBEDDING, EmbedOptions, ModelInfo
-from vim_embed.pixels import PixelArray
 from vim_embed.settings import Settings
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray
 
 OBJECT_STORE = 200_000_000
 QUICK_METRICS = {"metrics_report_interval_ms": 500}

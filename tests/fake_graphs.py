@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vim_embed.models.graphs import Captured, Compute
-from vim_embed.models.info import EmbedOptions
+from vim_embed.types.model_info import EmbedOptions
 
 
 class RecordedCapture:

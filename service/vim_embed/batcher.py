@@ -29,10 +29,10 @@ from vim_embed.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from vim_embed.models.info import CheckReport, EmbedOptions
 from vim_embed.observer import Observer, SilentObserver
-from vim_embed.pixels import PixelArray
 from vim_embed.tickets import BatchKey, Embedded, Slice, Ticket
+from vim_embed.types.model_info import CheckReport, EmbedOptions
+from vim_embed.types.pixels import PixelArray
 from vim_embed.worker import Patience, Worker
 
 __all__ = ["Batcher", "Embedded", "Ticket"]

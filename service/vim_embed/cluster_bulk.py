@@ -35,11 +35,11 @@ from vim_embed.errors import (
     UnsupportedMediaType,
 )
 from vim_embed.images import decode_image
-from vim_embed.models.info import EMBEDDING, EmbedOptions
-from vim_embed.pixels import PixelArray, PixelError, check_options, check_pixels
 from vim_embed.routes.answer import provenance
 from vim_embed.service import Service
 from vim_embed.settings import Settings
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.pixels import PixelArray, PixelError, check_options, check_pixels
 
 OnError = Literal["fail", "skip"]
 _AT_ONCE = 2  # parts of one engine: one is read and written while the other is computed

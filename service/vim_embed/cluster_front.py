@@ -31,11 +31,11 @@ from ray.serve.exceptions import (
 from vim_embed.cluster_calls import Call, Facts
 from vim_embed.engine import ModelStatus
 from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
-from vim_embed.models.info import CheckReport, EmbedOptions
-from vim_embed.pixels import PixelArray
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 from vim_embed.tickets import BatchKey, Embedded, Ticket
+from vim_embed.types.model_info import CheckReport, EmbedOptions
+from vim_embed.types.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
 _LOST = (

@@ -19,11 +19,11 @@ from vim_embed.cluster_metrics import RayMetrics
 from vim_embed.engine import Engine
 from vim_embed.errors import ServiceError
 from vim_embed.logs import configure_logging
-from vim_embed.models.info import CheckReport
-from vim_embed.pixels import PixelArray
 from vim_embed.service import Service
 from vim_embed.settings import Settings
 from vim_embed.tickets import Embedded
+from vim_embed.types.model_info import CheckReport
+from vim_embed.types.pixels import PixelArray
 
 MakeEngines = Callable[[Settings], Engine | Sequence[Engine]]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vim_embed.pixels import PixelArray
+from vim_embed.types.pixels import PixelArray
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
 _ARRAY, _TABLE = ".npy", ".parquet"

@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo, Weights
-from vim_embed.pixels import PixelArray
-from vim_embed.preprocess import Preprocessing
+from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo, Weights
+from vim_embed.types.pixels import PixelArray
+from vim_embed.types.preprocessing import Preprocessing
 
 Outputs = dict[str, NDArray[np.float32]]
 State = Literal["loading", "ready", "failed", "unloaded"]

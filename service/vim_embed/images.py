@@ -25,7 +25,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.preprocess import Preprocessing
+from vim_embed.types.preprocessing import Preprocessing
 
 # Pillow reads many more, some through other programs (EPS) or without bounds (ICO): not here.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")

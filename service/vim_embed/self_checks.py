@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from vim_embed.errors import ServiceError
-from vim_embed.models.info import CheckReport
+from vim_embed.types.model_info import CheckReport
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 600.0  # seconds for one comparison; the workers' own watch is stricter

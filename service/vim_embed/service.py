@@ -20,13 +20,13 @@ from vim_embed.engine_group import EngineGroup
 from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.metrics import Metrics
 from vim_embed.model_control import ModelControl
-from vim_embed.models.info import CheckReport, EmbedOptions, ModelInfo
-from vim_embed.pixels import PixelArray
 from vim_embed.self_checks import IdleChecks
 from vim_embed.settings import Settings
 from vim_embed.tickets import Ticket
 from vim_embed.tracing import traces_of_environment
 from vim_embed.trimming import Trimming
+from vim_embed.types.model_info import CheckReport, EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray
 from vim_embed.worker import Patience
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading

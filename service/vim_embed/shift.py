@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from vim_embed.engine import Outputs
-from vim_embed.models.info import CheckReport
 from vim_embed.tickets import Prepared, Slice
+from vim_embed.types.model_info import CheckReport
 
 
 class Shift:

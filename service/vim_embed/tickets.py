@@ -16,8 +16,8 @@ import numpy as np
 from vim_embed.engine import Outputs, Staged
 from vim_embed.errors import InternalError, ServiceError
 from vim_embed.logs import current_request
-from vim_embed.models.info import EmbedOptions, ModelInfo
-from vim_embed.pixels import PixelArray
+from vim_embed.types.model_info import EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")

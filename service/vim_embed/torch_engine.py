@@ -25,9 +25,9 @@ from vim_embed.models.catalogue import CatalogueEntry, parse_model
 from vim_embed.models.downloading import told_in_words
 from vim_embed.models.embedder import Embedder
 from vim_embed.models.hub import WeightsError
-from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
 from vim_embed.models.load import BATCH_ROWS, load_entry
-from vim_embed.pixels import PixelArray
+from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
 _SYNC_SECONDS = 5.0  # that a device gets to answer before it counts as gone

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vim_embed.errors import InvalidInput, MalformedRequest
-from vim_embed.pixels import PixelArray
+from vim_embed.types.pixels import PixelArray
 from vim_embed.v2_messages import DATATYPES, InferParameters, InferRequest, InputTensor
 from vim_embed.wire import array_of_lists
 

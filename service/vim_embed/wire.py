@@ -20,7 +20,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from vim_embed.errors import InvalidInput, MalformedRequest
-from vim_embed.pixels import PixelArray
+from vim_embed.types.pixels import PixelArray
 
 Buffer = bytes | bytearray | memoryview
 # numpy reads headers with Python's own parser, which several threads at once confuse in Python

@@ -27,10 +27,10 @@ from typing import Literal, Protocol
 
 from vim_embed.engine import Engine, EngineFailed
 from vim_embed.errors import WorkerFailed
-from vim_embed.models.info import EMBEDDING, CheckReport, EmbedOptions
 from vim_embed.observer import Observer
 from vim_embed.shift import Shift, deliver
 from vim_embed.tickets import BatchKey, Prepared, Slice, fail, fail_all, request_ids, settle
+from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions
 
 _LOG = logging.getLogger(__name__)
 State = Literal["up", "restarting", "lost"]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed.engine import ArithmeticEngine, Outputs, Staged
-from vim_embed.models.info import EMBEDDING, EmbedOptions
-from vim_embed.pixels import PixelArray
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.pixels import PixelArray
 
 IMAGE_SIZE = 224
 MODEL = "marks"

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from bench.load import Body, Connection, Rows, WrongAnswer, drive
 from bench.marks import IMAGE_SIZE, marks
-from vim_embed.models.info import EMBEDDING
+from vim_embed.types.model_info import EMBEDDING
 
 START_S = 60.0
 _NPY = "application/x-npy"

@@ -18,8 +18,8 @@ from fixtures_vim import DATA
 from serving import running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
-from vim_embed.models.info import EmbedOptions
 from vim_embed.settings import Settings
+from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client.cli import run as client_cli
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')

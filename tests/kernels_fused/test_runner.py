@@ -16,7 +16,7 @@ from vim_embed.kernels.fused.launch import Shape
 from vim_embed.models import vim_fused
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim
-from vim_embed.preprocess import Scaling
+from vim_embed.types.preprocessing import Scaling
 
 CONFIG = VimConfig(dim=64, depth=3, image_size=64)
 

@@ -12,8 +12,8 @@ from transformers import ViTConfig, ViTModel
 
 from fixtures_vim import load_fixture
 from vim_embed import load_model
-from vim_embed.models.info import EmbedOptions
 from vim_embed.models.vit import random_vit
+from vim_embed.types.model_info import EmbedOptions
 
 # reading a value, sizes that depend on values, and tensors made of Python numbers
 HOST = ("_local_scalar_dense", "item", "nonzero", "masked_select", "lift_fresh", "is_nonzero")

@@ -12,9 +12,9 @@ from torch import Tensor
 from fake_graphs import RecordedCapture
 from fixtures_vim import load_fixture, relative_l2
 from vim_embed import Embedder, load_model
-from vim_embed.models.info import EMBEDDING, EmbedOptions
 from vim_embed.models.vim import Block, Vim
-from vim_embed.preprocess import NORMALISED, Scaling
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.preprocessing import NORMALISED, Scaling
 
 PIXELS = np.random.default_rng(4).integers(0, 256, (9, 3, 64, 64), dtype=np.uint8)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fake_graphs import RecordedCapture
 from vim_embed.models.graphs import GraphCache, buckets_up_to
-from vim_embed.models.info import EmbedOptions
+from vim_embed.types.model_info import EmbedOptions
 
 MEAN = EmbedOptions()
 

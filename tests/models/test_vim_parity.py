@@ -9,7 +9,7 @@ import torch
 from fixtures_vim import NAMES, load_fixture, relative_l2
 from vim_embed import load_model
 from vim_embed.models.vim import Vim
-from vim_embed.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vim_embed.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 BACKENDS = ["reference", "torch", "auto"]
 FLOAT32 = 1e-5

@@ -25,7 +25,7 @@ from safetensors.numpy import load
 
 from vim_embed.engine import ArithmeticEngine
 from vim_embed.errors import ERRORS
-from vim_embed.models.info import EmbedOptions
+from vim_embed.types.model_info import EmbedOptions
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -27,9 +27,9 @@ from vim_embed.errors import (
     UnsupportedMediaType,
 )
 from vim_embed.images import DecodeBudget, decode_image
-from vim_embed.preprocess import Preprocessing
 from vim_embed.routes import decoding
 from vim_embed.settings import Settings
+from vim_embed.types.preprocessing import Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
 SPEC = Preprocessing(image_size=8, interpolation="bicubic", mean=HALF, std=HALF)

@@ -20,7 +20,7 @@ from vim_embed.errors import (
     UnsupportedMediaType,
 )
 from vim_embed.images import FORMATS, decode_image
-from vim_embed.preprocess import HALF, Preprocessing
+from vim_embed.types.preprocessing import HALF, Preprocessing
 
 SPEC = Preprocessing(image_size=8, interpolation="bicubic", mean=HALF, std=HALF)
 PICTURE = Image.frombytes("RGB", (20, 10), np.random.default_rng(3).bytes(600))

@@ -22,8 +22,8 @@ from vim_embed.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from vim_embed.models.info import EMBEDDING, EmbedOptions
-from vim_embed.pixels import PixelArray
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.pixels import PixelArray
 
 MEAN = EmbedOptions()
 POISON = 251

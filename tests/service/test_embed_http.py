@@ -19,8 +19,8 @@ from fixtures_vim import NAMES, load_fixture, relative_l2
 from serving import NPY, from_npy, npy, running
 from vim_embed import load_model
 from vim_embed.app import create_app
-from vim_embed.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vim_embed.settings import Settings
+from vim_embed.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 FLOAT32 = 1e-5
 MODELS = dict(zip(("micro", "plus"), NAMES, strict=True))

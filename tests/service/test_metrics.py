@@ -23,9 +23,9 @@ from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine, ModelStatus, Outputs, Staged
 from vim_embed.metrics import REFUSALS, Metrics
-from vim_embed.models.info import EmbedOptions
 from vim_embed.settings import Settings
 from vim_embed.tickets import BatchKey, Embedded
+from vim_embed.types.model_info import EmbedOptions
 
 OWN = "vim_embed_"
 PIXELS = np.arange(5 * 3 * 8 * 8, dtype=np.float32).reshape(5, 3, 8, 8)

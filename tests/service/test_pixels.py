@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vim_embed.pixels import finite_rows
+from vim_embed.types.pixels import finite_rows
 
 
 def test_every_float16_is_told_apart() -> None:

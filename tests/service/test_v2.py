@@ -21,8 +21,8 @@ from fixtures_vim import NAMES, load_fixture, relative_l2
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
 from vim_embed.engine import ArithmeticEngine
-from vim_embed.models.info import EmbedOptions
 from vim_embed.settings import Settings
+from vim_embed.types.model_info import EmbedOptions
 
 MODELS = ("micro", "plus")
 SAFETENSORS = "application/vnd.safetensors"

@@ -15,9 +15,9 @@ import pytest
 from vim_embed.batcher import Batcher, Ticket
 from vim_embed.engine import ArithmeticEngine, EngineFailed, Outputs, Staged
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
-from vim_embed.models.info import EMBEDDING, EmbedOptions
-from vim_embed.pixels import PixelArray
 from vim_embed.tickets import BatchKey, Slice
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.pixels import PixelArray
 from vim_embed.worker import Patience
 
 MEAN = EmbedOptions()

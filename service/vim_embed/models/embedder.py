@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from vim_embed.models.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.models.graphs import Capture, GraphCache, buckets_up_to
 from vim_embed.models.host import OnItsWay, to_host
-from vim_embed.models.info import (
+from vim_embed.models.layers import LAST, capture, layer_modules
+from vim_embed.models.precision import without_tf32
+from vim_embed.models.vim import Vim
+from vim_embed.types.model_info import (
     EMBEDDING,
     GRANULARITIES,
     CheckReport,
     EmbedOptions,
     ModelInfo,
 )
-from vim_embed.models.layers import LAST, capture, layer_modules
-from vim_embed.models.precision import without_tf32
-from vim_embed.models.vim import Vim
-from vim_embed.pixels import check_options, check_pixels
-from vim_embed.preprocess import NORMALISED, Scaling, Triple
+from vim_embed.types.pixels import check_options, check_pixels
+from vim_embed.types.preprocessing import NORMALISED, Scaling, Triple
 
 _CHUNK_ROWS = 32
 _MAX_SIZE = 4096

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vim_embed.models.info import EmbedOptions
+from vim_embed.types.model_info import EmbedOptions
 
 _LOG = logging.getLogger(__name__)
 _WARM_UPS = 2

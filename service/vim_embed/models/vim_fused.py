@@ -23,7 +23,7 @@ from vim_embed.kernels.fused.build import CompileError, compiler_version
 from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
 from vim_embed.kernels.fused.pack import pack_layer, permuted_rows
 from vim_embed.models.vim import Block, Vim, VimConfig
-from vim_embed.preprocess import NORMALISED, VIM_PREPROCESSING, Scaling
+from vim_embed.types.preprocessing import NORMALISED, VIM_PREPROCESSING, Scaling
 
 OnBlock = Callable[[int, Tensor], None]
 

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from vim_embed import __version__
 from vim_embed.engine import Outputs
 from vim_embed.errors import InvalidInput, NotAcceptable
-from vim_embed.models.info import EmbedOptions, ModelInfo
 from vim_embed.routes.body import JSON, NPY, SAFETENSORS
+from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.wire import json_array, npy_bytes, safetensors_bytes
 
 _FORMATS = (NPY, JSON, SAFETENSORS)

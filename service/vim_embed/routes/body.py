@@ -21,12 +21,12 @@ from vim_embed.errors import (
     UnsupportedMediaType,
 )
 from vim_embed.images import DecodeBudget
-from vim_embed.models.info import ModelInfo
-from vim_embed.pixels import PixelArray
 from vim_embed.receiving import RECEIVE_INTO
 from vim_embed.rooms import Room
 from vim_embed.routes.decoding import decode
 from vim_embed.settings import Settings
+from vim_embed.types.model_info import ModelInfo
+from vim_embed.types.pixels import PixelArray
 from vim_embed.wire import read_json, read_npy, read_safetensors
 
 NPY = "application/x-npy"

@@ -15,8 +15,8 @@ import numpy as np
 
 from vim_embed.errors import DeadlineExceeded
 from vim_embed.images import DecodeBudget, decode_image
-from vim_embed.models.info import ModelInfo
-from vim_embed.pixels import PixelArray
+from vim_embed.types.model_info import ModelInfo
+from vim_embed.types.pixels import PixelArray
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))
 _POOL = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vim_embed.engine import State
 from vim_embed.errors import ERRORS, InternalError, ServiceError, Unauthorized
-from vim_embed.preprocess import Triple
+from vim_embed.types.preprocessing import Triple
 
 EXAMPLE_ID = "0f8b2c1d9e7a4c53b6a1d2e3f4a5b6c7"
 Described = dict[str, Any]

@@ -9,7 +9,6 @@ from fastapi.openapi.models import Example
 from starlette.responses import Response
 
 from vim_embed.errors import InvalidInput, NotReady, UnknownModel
-from vim_embed.models.info import GRANULARITIES
 from vim_embed.routes import examples
 from vim_embed.routes.schemas import (
     LayersAnswer,
@@ -22,6 +21,7 @@ from vim_embed.routes.schemas import (
     json_answer,
 )
 from vim_embed.service import Service
+from vim_embed.types.model_info import GRANULARITIES
 
 router = APIRouter()
 _Granularity = Annotated[

@@ -11,8 +11,6 @@ from starlette.responses import Response
 
 from vim_embed.engine import Outputs
 from vim_embed.errors import InvalidInput, MalformedRequest, MethodNotAllowed
-from vim_embed.models.info import EMBEDDING, EmbedOptions, ModelInfo
-from vim_embed.pixels import PixelArray
 from vim_embed.routes.answer import narrowed, provenance
 from vim_embed.routes.body import Limits, check_rows, read_body
 from vim_embed.routes.deadline import begun, seconds_left
@@ -20,6 +18,8 @@ from vim_embed.routes.embed import GONE, EmbedQuery, compute, timing
 from vim_embed.routes.schemas import v2_failures
 from vim_embed.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
 from vim_embed.service import Service
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray
 from vim_embed.v2_messages import InferRequest
 from vim_embed.v2_wire import (
     Output,

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from bench.marks import IMAGE_SIZE, MODEL, MarksEngine
-from vim_embed.models.info import EMBEDDING, EmbedOptions
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 
 app = FastAPI()
 engine = MarksEngine()

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from bench.marks import MODEL, MarksEngine
-from vim_embed.models.info import EMBEDDING, EmbedOptions
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 
 app = FastAPI()
 engine = MarksEngine()

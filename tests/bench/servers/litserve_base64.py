@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.marks import MODEL, MarksEngine
-from vim_embed.models.info import EMBEDDING, EmbedOptions
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc]

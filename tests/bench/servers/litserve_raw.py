@@ -12,7 +12,7 @@ from fastapi import Depends, Request, Response
 from numpy.typing import NDArray
 
 from bench.marks import MODEL, MarksEngine
-from vim_embed.models.info import EMBEDDING, EmbedOptions
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 
 
 @dataclass(repr=False)

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from PIL import Image
 
 from vim_embed.engine import ArithmeticEngine
-from vim_embed.models.info import EmbedOptions
+from vim_embed.types.model_info import EmbedOptions
 
 Array = np.ndarray[Any, Any]
 SIZE = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vim_embed.preprocess import Preprocessing, Triple
+from vim_embed.types.preprocessing import Preprocessing, Triple
 
 EMBEDDING = "embedding"  # the output that is no layer
 POOLINGS = ("mean", "cls", "patch-mean")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed.models.info import GRANULARITIES, POOLINGS, EmbedOptions, ModelInfo
+from vim_embed.types.model_info import GRANULARITIES, POOLINGS, EmbedOptions, ModelInfo
 
 PixelArray = NDArray[np.generic]
 
