@@ -43,7 +43,7 @@ RUN --mount=type=secret,id=pip_conf \
     --mount=type=bind,from=wheels,target=/wheels \
     mirrored /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
         -c /src/constraints.txt "/src[${EXTRAS}]" \
-    && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
+    && /opt/vim-embed/bin/python -c "from vim_embed.kernels.cpu.ops import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip \
     && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \
     && rm -rf /opt/vim-embed/lib/python*/site-packages/torch/include \
@@ -138,7 +138,7 @@ RUN --mount=type=secret,id=pip_conf \
     --mount=type=bind,from=wheels,target=/wheels \
     mirrored /opt/vim-embed/bin/pip install ${PIP_ARGS} --find-links=/wheels \
         -c /src/constraints.txt "/src[${EXTRAS}]" "cuda-bindings==${CUDA_BINDINGS_VERSION}" \
-    && /opt/vim-embed/bin/python -c "from vim_embed.kernels.scan.cpu import prebuild; prebuild()" \
+    && /opt/vim-embed/bin/python -c "from vim_embed.kernels.cpu.ops import prebuild; prebuild()" \
     && /opt/vim-embed/bin/pip uninstall -y pip setuptools wheel \
     && find /opt/vim-embed -name __pycache__ -prune -exec rm -rf {} + \
     && rm -rf /opt/vim-embed/lib/python*/site-packages/torch/include

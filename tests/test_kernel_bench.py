@@ -9,7 +9,7 @@ import torch
 
 from kernels.cases import assert_close, direction
 from vim_embed import kernel_bench as bench
-from vim_embed.kernels.scan.reference import scan_direction
+from vim_embed.kernels.reference import scan_direction
 
 
 def test_plain_scan_computes_the_scan() -> None:

@@ -32,7 +32,7 @@ def test_the_wheel_s_top_level(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_carries_kernel_sources_and_types(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    assert "vim_embed/kernels/scan/cpu.cpp" in names
+    assert "vim_embed/kernels/cpu/cpu.cpp" in names
     assert {f"vim_embed/page/{name}" for name in ("page.html", "page.css", "status.js")} <= names
     assert {"vim_embed/py.typed", "vim_embed_client/py.typed"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vim_embed.gpu_reference import Reference
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused.launch import Kernels, Shape
-from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.models.vim_fused import FusedVim
 

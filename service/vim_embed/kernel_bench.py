@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vim_embed.kernels.native import cpu_capability
+from vim_embed.kernels import chunked
+from vim_embed.kernels.cpu.compile import cpu_capability
 from vim_embed.kernels.ops import Direction, MixerOps
-from vim_embed.kernels.scan import chunked
 from vim_embed.kernels.select import Backend, BackendUnavailable, select_backend
 from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Vim, VimConfig, init_random
 

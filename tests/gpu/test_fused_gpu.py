@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fixtures_vim import DATA, NAMES, load_fixture
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused.launch import SCANS
-from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models import vim_fused
 from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Block, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, _Buffers

@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vim_embed.kernels import native, select
-from vim_embed.kernels.native import NativeUnavailable
+from vim_embed.kernels import select
+from vim_embed.kernels.cpu import compile as native
+from vim_embed.kernels.cpu import ops as cpu
+from vim_embed.kernels.cpu.compile import NativeUnavailable
 from vim_embed.kernels.ops import Direction
-from vim_embed.kernels.scan import cpu
 
 needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler here")
 
 FIRST_USE = """
-from vim_embed.kernels.scan.cpu import CpuOps, self_test
+from vim_embed.kernels.cpu.ops import CpuOps, self_test
 ops = CpuOps()
 self_test(ops)
 print(ops.origin)
@@ -132,7 +133,7 @@ def test_a_full_disk_costs_a_compilation_and_leaves_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         target.write_bytes(source.read_bytes())
 
-    monkeypatch.setattr("vim_embed.kernels.native.shutil.copyfile", copyfile)
+    monkeypatch.setattr("vim_embed.kernels.cpu.compile.shutil.copyfile", copyfile)
     loaded = native.load(source)
     assert loaded.library.answer() == 42
     assert "No space left on device" in loaded.origin

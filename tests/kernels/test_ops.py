@@ -19,7 +19,7 @@ from kernels.cases import (
 )
 from vim_embed.kernels import scan
 from vim_embed.kernels.ops import MixerOps
-from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.kernels.select import select_backend
 
 # Module of kernels/scan -> the backend's name; all tests below run on each.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vim_embed.kernels.fused import build
+from vim_embed.kernels.fused import compile as build
 from vim_embed.kernels.fused.launch import SOURCE, Shape
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig
 from vim_embed.models.vim_fused import FusedVim, supports

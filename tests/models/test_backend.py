@@ -7,7 +7,7 @@ import torch
 
 from fixtures_vim import load_fixture
 from vim_embed import load_model
-from vim_embed.kernels.fused.build import CompileError
+from vim_embed.kernels.fused.compile import CompileError
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models import load
 from vim_embed.models.load import _choose

@@ -10,11 +10,11 @@ from threading import Lock
 import torch
 
 from vim_embed.kernels import mamba_ssm
-from vim_embed.kernels.native import NativeUnavailable, cpu_capability
+from vim_embed.kernels.chunked import ChunkedOps
+from vim_embed.kernels.cpu.compile import NativeUnavailable, cpu_capability
+from vim_embed.kernels.cpu.ops import CpuOps, self_test
 from vim_embed.kernels.ops import MixerOps
-from vim_embed.kernels.scan.chunked import ChunkedOps
-from vim_embed.kernels.scan.cpu import CpuOps, self_test
-from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.kernels.reference import ReferenceOps
 
 
 class BackendUnavailable(ValueError):

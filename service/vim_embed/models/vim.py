@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vim_embed.kernels.ops import Direction, MixerOps
-from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.kernels.reference import ReferenceOps
 
 
 @dataclass(frozen=True, kw_only=True)

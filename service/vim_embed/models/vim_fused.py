@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vim_embed.kernels.fused.build import CompileError, compiler_version
+from vim_embed.kernels.fused.compile import CompileError, compiler_version
 from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
 from vim_embed.kernels.fused.pack import pack_layer, permuted_rows
 from vim_embed.models.vim import Block, Vim, VimConfig

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.kernels.fused.build import cubin
+from vim_embed.kernels.fused.compile import cubin
 
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vim_embed.kernels.native import CACHE_VARIABLE, cache_dir
+from vim_embed.kernels.cpu.compile import CACHE_VARIABLE, cache_dir
 
 _FLAGS = ("-std=c++17", "-default-device")
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.kernels import native
-from vim_embed.kernels.native import NativeUnavailable
+from vim_embed.kernels.cpu import compile as native
+from vim_embed.kernels.cpu.compile import NativeUnavailable
 from vim_embed.kernels.ops import Direction
-from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.kernels.reference import ReferenceOps
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 SELF_TEST_TOLERANCE = 1e-5

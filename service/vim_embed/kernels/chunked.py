@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vim_embed.kernels.ops import Direction
-from vim_embed.kernels.scan.reference import ReferenceOps
+from vim_embed.kernels.reference import ReferenceOps
 
 CHUNK_FLOATS_CPU = 1 << 19  # a chunk's two work tensors stay in the cache
 CHUNK_FLOATS_DEVICE = 1 << 24  # few, large launches in bounded memory
