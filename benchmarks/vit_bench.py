@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vim_embed.gpu_bench import DTYPES
 from vim_embed.gpu_meter import CudaMeter, describe_machine, percentile, relative
-from vim_embed.models.embedder import SELF_CHECK_TOLERANCE
+from vim_embed.inference.embedder import SELF_CHECK_TOLERANCE
 from vim_embed.models.vit import random_vit
 
 Forward = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vim_embed.models.graphs import Captured, Compute
+from vim_embed.inference.cuda_graphs import Captured, Compute
 from vim_embed.types.model_info import EmbedOptions
 
 

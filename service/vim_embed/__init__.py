@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vim_embed.models.embedder import Embedder
+    from vim_embed.inference.embedder import Embedder
     from vim_embed.models.load import load_model
 
 __all__ = ["Embedder", "__version__", "load_model"]
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return load_model
     if name == "Embedder":
-        from vim_embed.models.embedder import Embedder
+        from vim_embed.inference.embedder import Embedder
 
         return Embedder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vim_embed.models.embedder import Embedder
+from vim_embed.inference.embedder import Embedder
 
 
 @dataclass(frozen=True)

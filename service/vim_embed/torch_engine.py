@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from vim_embed.engine import EngineFailed, Golden, ModelStatus, Outputs, Staged
+from vim_embed.inference.embedder import Embedder
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
 from vim_embed.models.downloading import told_in_words
-from vim_embed.models.embedder import Embedder
 from vim_embed.models.hub import WeightsError
 from vim_embed.models.load import BATCH_ROWS, load_entry
 from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo

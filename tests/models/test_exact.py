@@ -10,7 +10,7 @@ from torch import Tensor
 from fake_graphs import RecordedCapture
 from fixtures_vim import load_fixture, relative_l2
 from vim_embed import Embedder, load_model
-from vim_embed.models.exact import in_fixed_batches, rows_are_independent
+from vim_embed.inference.exact import in_fixed_batches, rows_are_independent
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (64, 3, 64, 64), dtype=np.uint8)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fake_graphs import RecordedCapture
-from vim_embed.models.graphs import GraphCache, buckets_up_to
+from vim_embed.inference.cuda_graphs import GraphCache, buckets_up_to
 from vim_embed.types.model_info import EmbedOptions
 
 MEAN = EmbedOptions()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vim_embed.models.precision import without_tf32
+from vim_embed.inference.precision import without_tf32
 
 
 def test_one_thread_does_not_set_it_back_under_another() -> None:

@@ -11,8 +11,8 @@ from vim_embed_client.platonic.model import Spec
 from vim_embed_client.wire import Array
 
 if TYPE_CHECKING:
+    from vim_embed.inference.embedder import Embedder
     from vim_embed.models.catalogue import CatalogueEntry
-    from vim_embed.models.embedder import Embedder
     from vim_embed.settings import Settings
 
 

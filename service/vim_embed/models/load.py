@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vim_embed.inference.embedder import Embedder, Fast
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.catalogue import CatalogueEntry, parse_model
 from vim_embed.models.downloading import Tell
-from vim_embed.models.embedder import Embedder, Fast
 from vim_embed.models.file_limits import check_file
 from vim_embed.models.hub import Located, WeightsError, digest_files, locate
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from vim_embed.models.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
-from vim_embed.models.graphs import Capture, GraphCache, buckets_up_to
-from vim_embed.models.host import OnItsWay, to_host
-from vim_embed.models.layers import LAST, capture, layer_modules
-from vim_embed.models.precision import without_tf32
+from vim_embed.inference.cuda_graphs import Capture, GraphCache, buckets_up_to
+from vim_embed.inference.device_copy import OnItsWay, to_host
+from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
+from vim_embed.inference.layers import LAST, capture, layer_modules
+from vim_embed.inference.precision import without_tf32
 from vim_embed.models.vim import Vim
 from vim_embed.types.model_info import (
     EMBEDDING,
