@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fixtures_vim import DATA
 from serving import NPY, npy
-from vim_embed.models.load import load_model
+from vim_embed.weights.load import load_model
 from vim_embed_client import Client, VimEmbedError
 
 WEIGHTS = DATA / "vim_micro.pth"

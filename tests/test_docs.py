@@ -21,8 +21,8 @@ from generate_docs import (
     readme_with_settings,
 )
 from vim_embed import __version__
-from vim_embed.models.catalogue import CATALOGUE
 from vim_embed.settings import Settings
+from vim_embed.weights.catalogue import CATALOGUE
 from vim_embed_client.cli import COMMANDS
 
 HTTP = (ROOT / "docs" / "http.md").read_text()

@@ -33,7 +33,7 @@ def npy(array: NDArray[np.uint8]) -> bytes:
 
 
 def values() -> None:
-    from vim_embed.models.load import load_model
+    from vim_embed.weights.load import load_model
 
     images = pixels(11)
     with Client() as client:

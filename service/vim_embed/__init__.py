@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vim_embed.inference.embedder import Embedder
-    from vim_embed.models.load import load_model
+    from vim_embed.weights.load import load_model
 
 __all__ = ["Embedder", "__version__", "load_model"]
 __version__ = version("vim-embed")
@@ -18,7 +18,7 @@ __version__ = version("vim-embed")
 
 def __getattr__(name: str) -> Any:
     if name == "load_model":
-        from vim_embed.models.load import load_model
+        from vim_embed.weights.load import load_model
 
         return load_model
     if name == "Embedder":

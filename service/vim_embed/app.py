@@ -120,9 +120,9 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
     """A torch engine for each device of the settings. Raises ValueError that names the fix."""
     import torch
 
-    from vim_embed.models.catalogue import parse_model
-    from vim_embed.models.load import resolve_devices, resolve_dtype
     from vim_embed.torch_engine import EngineOptions, TorchEngine
+    from vim_embed.weights.catalogue import parse_model
+    from vim_embed.weights.load import resolve_devices, resolve_dtype
 
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -80,7 +80,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Calla
 def _model_names(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    from vim_embed.models.catalogue import CATALOGUE
+    from vim_embed.weights.catalogue import CATALOGUE
 
     return [CompletionItem(name) for name in CATALOGUE if name.startswith(incomplete)]
 
@@ -125,7 +125,7 @@ def serve(**flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
     """List the models that have a name, and where their weights come from."""
-    from vim_embed.models.catalogue import CATALOGUE
+    from vim_embed.weights.catalogue import CATALOGUE
 
     rows = [
         {"name": e.name, "kind": e.kind, "repo": e.repo, "file": e.file, "aliases": list(e.aliases)}
@@ -166,8 +166,8 @@ def check(as_json: bool, **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fetch(names: tuple[str, ...], as_json: bool) -> None:
     """Bring weights to the local Hub cache (HF_HOME), for starts with HF_HUB_OFFLINE=1."""
-    from vim_embed.models.catalogue import parse_model
-    from vim_embed.models.hub import WeightsError, digest_files, locate
+    from vim_embed.weights.catalogue import parse_model
+    from vim_embed.weights.hub import WeightsError, digest_files, locate
 
     fetched = []
     for argument in names:
@@ -222,8 +222,8 @@ def bench(
     model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
     """
     from vim_embed.bench import bare_loop
-    from vim_embed.models.hub import WeightsError
-    from vim_embed.models.load import load_model, resolve_devices
+    from vim_embed.weights.hub import WeightsError
+    from vim_embed.weights.load import load_model, resolve_devices
 
     settings = read_settings(flags)
     _set_threads(settings.threads)

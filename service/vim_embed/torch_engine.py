@@ -22,12 +22,12 @@ from torch import Tensor
 from vim_embed.engine import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.inference.embedder import Embedder
 from vim_embed.kernels.select import BackendUnavailable
-from vim_embed.models.catalogue import CatalogueEntry, parse_model
-from vim_embed.models.downloading import told_in_words
-from vim_embed.models.hub import WeightsError
-from vim_embed.models.load import BATCH_ROWS, load_entry
 from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
+from vim_embed.weights.catalogue import CatalogueEntry, parse_model
+from vim_embed.weights.download_progress import told_in_words
+from vim_embed.weights.hub import WeightsError
+from vim_embed.weights.load import BATCH_ROWS, load_entry
 
 _LOG = logging.getLogger(__name__)
 _SYNC_SECONDS = 5.0  # that a device gets to answer before it counts as gone

@@ -19,7 +19,7 @@ import click
 import pytest
 
 from vim_embed import cli as server_cli
-from vim_embed.models.catalogue import CATALOGUE
+from vim_embed.weights.catalogue import CATALOGUE
 from vim_embed_client import cli as client_cli
 from vim_embed_client.cli import COMMANDS, run
 

@@ -17,8 +17,8 @@ from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models import vim_fused
 from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Block, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, _Buffers
-from vim_embed.models.weights import build_vim, read_checkpoint
 from vim_embed.types.preprocessing import Scaling
+from vim_embed.weights.checkpoint import build_vim, read_checkpoint
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

@@ -9,9 +9,9 @@ from fixtures_vim import load_fixture
 from vim_embed import load_model
 from vim_embed.kernels.fused.compile import CompileError
 from vim_embed.kernels.select import BackendUnavailable
-from vim_embed.models import load
-from vim_embed.models.load import _choose
 from vim_embed.models.vim import Vim, VimConfig
+from vim_embed.weights import load
+from vim_embed.weights.load import _choose
 
 VIM = Vim(VimConfig(dim=32, depth=1, image_size=32))
 

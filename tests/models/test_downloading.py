@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from vim_embed.models.downloading import told_in_words
+from vim_embed.weights.download_progress import told_in_words
 
 HUB = Path(__file__).parents[2] / "docker/verify/hub.py"
 LOCATE = """
-from vim_embed.models.catalogue import parse_model
-from vim_embed.models.hub import locate
+from vim_embed.weights.catalogue import parse_model
+from vim_embed.weights.hub import locate
 locate(parse_model("mine=someone/vim"), lambda done, of: print(done, of))
 """
 

@@ -135,7 +135,7 @@ def test_every_alias_is_registered_with_its_kind() -> None:
 
 
 def test_every_model_name_is_one_of_the_catalogue() -> None:
-    from vim_embed.models.catalogue import parse_model
+    from vim_embed.weights.catalogue import parse_model
 
     for alias, names in ALIASES.items():
         suffix = "-proxy" if alias.endswith("-proxy") else ""
@@ -297,7 +297,7 @@ def test_the_key_is_sent(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_in_process_without_the_service_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vim_embed.models.load", None)
+    monkeypatch.setitem(sys.modules, "vim_embed.weights.load", None)
     with pytest.raises(ServiceNotInstalledError, match=r'pip install "vim-embed\[service\]"'):
         InProcessAdapter(TINY, "tiny").load()
 

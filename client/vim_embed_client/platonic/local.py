@@ -12,8 +12,8 @@ from vim_embed_client.wire import Array
 
 if TYPE_CHECKING:
     from vim_embed.inference.embedder import Embedder
-    from vim_embed.models.catalogue import CatalogueEntry
     from vim_embed.settings import Settings
+    from vim_embed.weights.catalogue import CatalogueEntry
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class LocalModel:
         Raises ServiceNotInstalledError, or the service package's own errors.
         """
         try:
-            from vim_embed.models.catalogue import parse_model
-            from vim_embed.models.load import load_model  # noqa: F401  needs torch
             from vim_embed.settings import Settings
+            from vim_embed.weights.catalogue import parse_model
+            from vim_embed.weights.load import load_model  # noqa: F401  needs torch
         except ModuleNotFoundError as error:
             raise ServiceNotInstalledError(
                 f'models in this process need {error.name}: pip install "vim-embed[service]", '
@@ -82,7 +82,7 @@ class LocalModel:
 
 
 def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
-    from vim_embed.models.load import load_entry, resolve_device, resolve_dtype
+    from vim_embed.weights.load import load_entry, resolve_device, resolve_dtype
 
     return load_entry(
         entry,

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vim_embed.models.catalogue import CatalogueEntry
-from vim_embed.models.downloading import Tell, telling_bars
+from vim_embed.weights.catalogue import CatalogueEntry
+from vim_embed.weights.download_progress import Tell, telling_bars
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _VIT_CONFIG = ["config.json", "preprocessor_config.json"]

@@ -1,0 +1,1 @@
+"""From a name to a loaded model: catalogue, Hub, checkpoint files and their limits."""
