@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 
 import vim_embed.app
 from vim_embed.batcher import Batcher
-from vim_embed.engine import ArithmeticEngine, Engine, Outputs, Staged
-from vim_embed.engine_group import EngineGroup
+from vim_embed.engines.device_group import EngineGroup
+from vim_embed.engines.interface import ArithmeticEngine, Engine, Outputs, Staged
 from vim_embed.gpu_meter import describe_machine
 from vim_embed.observer import SilentObserver
 from vim_embed.server import serve

@@ -19,8 +19,8 @@ from fixtures_vim import DATA
 from generate_docs import OPENAPI
 from serving import running
 from vim_embed.app import create_app
+from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.settings import Settings
-from vim_embed.torch_engine import EngineOptions, TorchEngine
 from vim_embed.weights.catalogue import CatalogueEntry
 
 Operation = dict[str, Any]

@@ -29,7 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vim_embed import __version__
 from vim_embed.activity import without_secrets
 from vim_embed.auth import Keys, bearer, listed
-from vim_embed.engine import Engine
+from vim_embed.engines.fault_injection import Faults
+from vim_embed.engines.interface import Engine
 from vim_embed.errors import (
     InternalError,
     InvalidInput,
@@ -39,7 +40,6 @@ from vim_embed.errors import (
     ServiceError,
     Unauthorized,
 )
-from vim_embed.faults import Faults
 from vim_embed.routes import control, embed, page, state, v2, v2_state
 from vim_embed.routes.body import RELEASES
 from vim_embed.service import Service
@@ -120,7 +120,7 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
     """A torch engine for each device of the settings. Raises ValueError that names the fix."""
     import torch
 
-    from vim_embed.torch_engine import EngineOptions, TorchEngine
+    from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
     from vim_embed.weights.catalogue import parse_model
     from vim_embed.weights.load import resolve_devices, resolve_dtype
 

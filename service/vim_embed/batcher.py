@@ -21,7 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
-from vim_embed.engine import Engine
+from vim_embed.engines.interface import Engine
 from vim_embed.errors import (
     DeadlineExceeded,
     Draining,

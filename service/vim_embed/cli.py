@@ -145,7 +145,7 @@ def models(as_json: bool) -> None:
 def check(as_json: bool, **flags: Any) -> None:
     """Load the models, run their self-checks, say what would answer; exit 1 if one cannot."""
     from vim_embed.app import build_engines
-    from vim_embed.engine_group import EngineGroup
+    from vim_embed.engines.device_group import EngineGroup
 
     try:
         engine = EngineGroup(build_engines(read_settings(flags)))

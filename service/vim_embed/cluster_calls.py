@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vim_embed.engine import ModelStatus
+from vim_embed.engines.interface import ModelStatus
 from vim_embed.types.model_info import EmbedOptions
 
 

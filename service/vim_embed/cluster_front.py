@@ -29,7 +29,7 @@ from ray.serve.exceptions import (
 )
 
 from vim_embed.cluster_calls import Call, Facts
-from vim_embed.engine import ModelStatus
+from vim_embed.engines.interface import ModelStatus
 from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
 from vim_embed.service import Service
 from vim_embed.settings import Settings

@@ -16,7 +16,7 @@ import structlog
 
 from vim_embed.cluster_calls import Call, Facts
 from vim_embed.cluster_metrics import RayMetrics
-from vim_embed.engine import Engine
+from vim_embed.engines.interface import Engine
 from vim_embed.errors import ServiceError
 from vim_embed.logs import configure_logging
 from vim_embed.service import Service

@@ -12,7 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from vim_embed.activity import Activity
-from vim_embed.engine import ModelStatus
+from vim_embed.engines.interface import ModelStatus
 from vim_embed.live_ratio import LiveRatio
 from vim_embed.tickets import BatchKey, Embedded
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from vim_embed.engine import Models
+from vim_embed.engines.interface import Models
 from vim_embed.errors import Conflict, NotReady, UnknownModel
 from vim_embed.trimming import trim
 

@@ -15,8 +15,8 @@ from typing import Protocol
 from vim_embed import __version__
 from vim_embed.arena import Arena
 from vim_embed.batcher import Batcher
-from vim_embed.engine import Engine, Models, ModelStatus
-from vim_embed.engine_group import EngineGroup
+from vim_embed.engines.device_group import EngineGroup
+from vim_embed.engines.interface import Engine, Models, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.metrics import Metrics
 from vim_embed.model_control import ModelControl

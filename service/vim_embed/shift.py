@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from vim_embed.engine import Outputs
+from vim_embed.engines.interface import Outputs
 from vim_embed.tickets import Prepared, Slice
 from vim_embed.types.model_info import CheckReport
 

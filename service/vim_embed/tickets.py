@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vim_embed.engine import Outputs, Staged
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import InternalError, ServiceError
 from vim_embed.logs import current_request
 from vim_embed.types.model_info import EmbedOptions, ModelInfo

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
 
-from vim_embed.engine import Engine, EngineFailed
+from vim_embed.engines.interface import Engine, EngineFailed
 from vim_embed.errors import WorkerFailed
 from vim_embed.observer import Observer
 from vim_embed.shift import Shift, deliver

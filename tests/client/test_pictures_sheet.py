@@ -17,7 +17,7 @@ from PIL import Image
 
 from serving import running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine
+from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed_client.cli import run
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vim_embed.cluster_calls import Facts
-from vim_embed.engine import ModelStatus
+from vim_embed.engines.interface import ModelStatus
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -203,7 +203,7 @@ class Published:
 
 async def test_a_replica_that_lost_one_of_its_devices_is_unhealthy() -> None:
     from vim_embed.cluster_replica import Replica
-    from vim_embed.engine import ArithmeticEngine
+    from vim_embed.engines.interface import ArithmeticEngine
     from vim_embed.settings import Settings
 
     engines = [ArithmeticEngine(device="cuda:0"), ArithmeticEngine(device="cuda:1")]

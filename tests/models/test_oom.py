@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vim_embed.torch_engine import halving_on_oom
+from vim_embed.engines.torch_engine import halving_on_oom
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8, 33])

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from vim_embed import torch_engine
-from vim_embed.torch_engine import put_together
+from vim_embed.engines import torch_engine
+from vim_embed.engines.torch_engine import put_together
 
 
 @pytest.mark.parametrize("lengths", [[1], [64], [1, 40, 2, 21], [30, 30]])

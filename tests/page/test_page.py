@@ -21,7 +21,7 @@ from selenium.webdriver.common.keys import Keys
 
 from serving import running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, ModelStatus
+from vim_embed.engines.interface import ArithmeticEngine, ModelStatus
 from vim_embed.settings import Settings
 
 from .conftest import Browser

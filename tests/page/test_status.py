@@ -13,7 +13,7 @@ import pytest
 from serving import NPY, npy, running
 from vim_embed.activity import WINDOW, Activity, quantile, without_secrets
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.routes.page import PAGE_PATHS
 from vim_embed.settings import Settings
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vim_embed import app, cli
-from vim_embed.engine import ArithmeticEngine, Engine, Outputs, Staged
-from vim_embed.faults import Faults
+from vim_embed.engines.fault_injection import Faults
+from vim_embed.engines.interface import ArithmeticEngine, Engine, Outputs, Staged
 from vim_embed.settings import Settings
 
 

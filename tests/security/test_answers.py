@@ -15,7 +15,7 @@ import pytest
 from security.raw_http import connect, head, status, until_closed
 from serving import NPY, npy, running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.logs import configure_logging
 from vim_embed.settings import Settings
 

@@ -20,7 +20,7 @@ from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.cli import main
 from vim_embed.connections import ConnectionLimits, allow_open_files
-from vim_embed.engine import ArithmeticEngine
+from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed_client import Client, TooManyConnectionsError
 

@@ -19,7 +19,7 @@ from PIL import Image
 from serving import NPY, npy, running
 from vim_embed import images
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine
+from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.errors import (
     DeadlineExceeded,
     InvalidInput,

@@ -17,7 +17,7 @@ from security.raw_http import connect, error, head, status, until_closed
 from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.auth import Keys
-from vim_embed.engine import ArithmeticEngine
+from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed_client import Client, ConfigurationError, UnauthorizedError
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vim_embed.batcher import Batcher, Ticket, shares_of_batch
-from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import (
     DeadlineExceeded,
     Draining,

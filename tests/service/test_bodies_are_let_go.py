@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from serving import NPY, npy, running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.settings import Settings
 from vim_embed_client.compression import CompressedBody
 

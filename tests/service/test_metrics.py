@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from generate_docs import ROOT
 from serving import NPY, npy, running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, ModelStatus, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, ModelStatus, Outputs, Staged
 from vim_embed.metrics import REFUSALS, Metrics
 from vim_embed.settings import Settings
 from vim_embed.tickets import BatchKey, Embedded
@@ -179,7 +179,7 @@ def test_gpu_memory_is_absent_on_a_cpu() -> None:
 def test_the_torch_engine_s_memory_on_a_cpu() -> None:
     import torch
 
-    from vim_embed.torch_engine import EngineOptions, TorchEngine
+    from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 
     assert TorchEngine([], EngineOptions(device=torch.device("cpu"))).memory() == {}
 

@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from fixtures_vim import DATA
 from serving import NPY, npy, running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.settings import Settings
 from vim_embed.tracing import ENDPOINTS, NoTraces, traces_of_environment
 
@@ -170,7 +170,7 @@ def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(traces_of_environment(), NoTraces)
     code = (
         "import sys; from vim_embed.app import create_app; from vim_embed.settings import Settings;"
-        "from vim_embed.engine import ArithmeticEngine; create_app(Settings(), ArithmeticEngine());"
+        "from vim_embed.engines.interface import ArithmeticEngine; create_app(Settings(), ArithmeticEngine());"
         "sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

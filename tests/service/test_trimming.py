@@ -15,7 +15,7 @@ from serving import running
 from vim_embed import trimming
 from vim_embed.app import create_app
 from vim_embed.arena import Arena
-from vim_embed.engine import ArithmeticEngine
+from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed.trimming import Trimming
 

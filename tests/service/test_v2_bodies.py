@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import InvalidInput, MalformedRequest
 from vim_embed.routes.body import Limits
 from vim_embed.settings import Settings

@@ -11,7 +11,7 @@ import pytest
 from generate_docs import ROOT
 from serving import running
 from vim_embed.app import create_app
-from vim_embed.engine import ArithmeticEngine
+from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.settings import Settings
 from vim_embed.v2_messages import InferParameters
 

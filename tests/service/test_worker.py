@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vim_embed.batcher import Batcher, Ticket
-from vim_embed.engine import ArithmeticEngine, EngineFailed, Outputs, Staged
+from vim_embed.engines.interface import ArithmeticEngine, EngineFailed, Outputs, Staged
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
 from vim_embed.tickets import BatchKey, Slice
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from vim_embed import __version__
-from vim_embed.engine import Outputs
+from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, NotAcceptable
 from vim_embed.routes.body import JSON, NPY, SAFETENSORS
 from vim_embed.types.model_info import EmbedOptions, ModelInfo

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from vim_embed.auth import Keys, bearer, listed
+from vim_embed.engines.fault_injection import Fault, Faults, Kind
 from vim_embed.errors import (
     Conflict,
     Forbidden,
@@ -21,7 +22,6 @@ from vim_embed.errors import (
     UnknownModel,
     WorkerFailed,
 )
-from vim_embed.faults import Fault, Faults, Kind
 from vim_embed.routes import examples
 from vim_embed.routes.schemas import CheckAnswer, ModelName, answers, json_answer
 from vim_embed.service import Service

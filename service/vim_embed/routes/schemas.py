@@ -8,7 +8,7 @@ from fastapi import Path
 from fastapi.openapi.models import Example
 from pydantic import BaseModel, ConfigDict, Field
 
-from vim_embed.engine import State
+from vim_embed.engines.interface import State
 from vim_embed.errors import ERRORS, InternalError, ServiceError, Unauthorized
 from vim_embed.types.preprocessing import Triple
 

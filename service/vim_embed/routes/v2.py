@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from vim_embed.engine import Outputs
+from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, MalformedRequest, MethodNotAllowed
 from vim_embed.routes.answer import narrowed, provenance
 from vim_embed.routes.body import Limits, check_rows, read_body

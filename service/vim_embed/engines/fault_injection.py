@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vim_embed.engine import EngineFailed
+from vim_embed.engines.interface import EngineFailed
 
 Kind = Literal["exception", "out_of_memory", "hang", "thread", "engine", "exit"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from vim_embed.engine import Engine, ModelStatus
+from vim_embed.engines.interface import Engine, ModelStatus
 
 _ORDER = ("ready", "loading", "failed", "unloaded")
 

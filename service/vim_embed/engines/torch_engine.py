@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vim_embed.engine import EngineFailed, Golden, ModelStatus, Outputs, Staged
+from vim_embed.engines.interface import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.inference.embedder import Embedder
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
