@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import structlog
 
+from vim_embed.batching.request import Embedded
 from vim_embed.cluster_calls import Call, Facts
 from vim_embed.cluster_metrics import RayMetrics
 from vim_embed.engines.interface import Engine
@@ -21,7 +22,6 @@ from vim_embed.errors import ServiceError
 from vim_embed.logs import configure_logging
 from vim_embed.service import Service
 from vim_embed.settings import Settings
-from vim_embed.tickets import Embedded
 from vim_embed.types.model_info import CheckReport
 from vim_embed.types.pixels import PixelArray
 

@@ -14,7 +14,9 @@ from typing import Protocol
 
 from vim_embed import __version__
 from vim_embed.arena import Arena
-from vim_embed.batcher import Batcher
+from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.request import Ticket
+from vim_embed.batching.worker import Patience
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import Engine, Models, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
@@ -22,12 +24,10 @@ from vim_embed.metrics import Metrics
 from vim_embed.model_control import ModelControl
 from vim_embed.self_checks import IdleChecks
 from vim_embed.settings import Settings
-from vim_embed.tickets import Ticket
 from vim_embed.tracing import traces_of_environment
 from vim_embed.trimming import Trimming
 from vim_embed.types.model_info import CheckReport, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
-from vim_embed.worker import Patience
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vim_embed.batcher import Batcher
+from vim_embed.batching.batcher import Batcher
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.weights.catalogue import CATALOGUE, CatalogueEntry

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vim_embed.batcher import Batcher, Ticket, shares_of_batch
+from vim_embed.batching.batcher import Batcher, Ticket, shares_of_batch
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import (
     DeadlineExceeded,

@@ -16,7 +16,7 @@ import torch
 from fixtures_vim import DATA
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
-from vim_embed.batcher import Batcher
+from vim_embed.batching.batcher import Batcher
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.errors import Conflict, NotReady, UnknownModel
 from vim_embed.model_control import ModelControl

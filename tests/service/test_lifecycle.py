@@ -15,7 +15,7 @@ import pytest
 
 from serving import NPY, from_npy, npy, running
 from vim_embed.app import create_app
-from vim_embed.batcher import Batcher
+from vim_embed.batching.batcher import Batcher
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import QueueFull
 from vim_embed.handover import HEADER, HandedOver, error_header

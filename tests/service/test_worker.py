@@ -12,13 +12,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from vim_embed.batcher import Batcher, Ticket
+from vim_embed.batching.batcher import Batcher, Ticket
+from vim_embed.batching.request import BatchKey, Slice
+from vim_embed.batching.worker import Patience
 from vim_embed.engines.interface import ArithmeticEngine, EngineFailed, Outputs, Staged
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
-from vim_embed.tickets import BatchKey, Slice
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray
-from vim_embed.worker import Patience
 
 MEAN = EmbedOptions()
 QUICK = Patience(forward=20.0, failures=3, first_pause=0.01, longest_pause=0.02)

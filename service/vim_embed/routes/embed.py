@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from vim_embed.auth import bearer
-from vim_embed.batcher import Embedded, Ticket
+from vim_embed.batching.batcher import Embedded, Ticket
 from vim_embed.errors import (
     ERRORS,
     Conflict,

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+from vim_embed.batching.request import Prepared, Slice
 from vim_embed.engines.interface import Outputs
-from vim_embed.tickets import Prepared, Slice
 from vim_embed.types.model_info import CheckReport
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vim_embed.tickets import BatchKey
+from vim_embed.batching.request import BatchKey
 
 
 class Observer(Protocol):

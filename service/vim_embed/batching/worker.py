@@ -25,11 +25,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
 
+from vim_embed.batching.observer import Observer
+from vim_embed.batching.request import (
+    BatchKey,
+    Prepared,
+    Slice,
+    fail,
+    fail_all,
+    request_ids,
+    settle,
+)
+from vim_embed.batching.worker_state import Shift, deliver
 from vim_embed.engines.interface import Engine, EngineFailed
 from vim_embed.errors import WorkerFailed
-from vim_embed.observer import Observer
-from vim_embed.shift import Shift, deliver
-from vim_embed.tickets import BatchKey, Prepared, Slice, fail, fail_all, request_ids, settle
 from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions
 
 _LOG = logging.getLogger(__name__)

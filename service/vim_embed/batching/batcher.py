@@ -21,6 +21,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
+from vim_embed.batching.observer import Observer, SilentObserver
+from vim_embed.batching.request import BatchKey, Embedded, Slice, Ticket
+from vim_embed.batching.worker import Patience, Worker
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import (
     DeadlineExceeded,
@@ -29,11 +32,8 @@ from vim_embed.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from vim_embed.observer import Observer, SilentObserver
-from vim_embed.tickets import BatchKey, Embedded, Slice, Ticket
 from vim_embed.types.model_info import CheckReport, EmbedOptions
 from vim_embed.types.pixels import PixelArray
-from vim_embed.worker import Patience, Worker
 
 __all__ = ["Batcher", "Embedded", "Ticket"]
 
