@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from vim_embed import __version__
-from vim_embed.metrics import Metrics
+from vim_embed.observability.metrics import Metrics
 from vim_embed.settings import Settings
 
 ROOT = Path(__file__).parent.parent

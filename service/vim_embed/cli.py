@@ -109,7 +109,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
 @settings_options
 def serve(**flags: Any) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C."""
-    from vim_embed.logs import configure_logging
+    from vim_embed.observability.logs import configure_logging
     from vim_embed.server import serve as run
 
     settings = read_settings(flags)

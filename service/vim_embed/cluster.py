@@ -20,7 +20,7 @@ from vim_embed.cluster_front import ClusterService
 from vim_embed.cluster_metrics import RayMetrics
 from vim_embed.cluster_replica import MakeEngines, Replica
 from vim_embed.cluster_settings import ClusterSettings
-from vim_embed.logs import configure_logging
+from vim_embed.observability.logs import configure_logging
 from vim_embed.settings import Settings
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 

@@ -31,7 +31,7 @@ from vim_embed.auth import bearer
 from vim_embed.errors import Draining, ServiceError
 from vim_embed.handover import HEADER, error_header, place_header
 from vim_embed.listening import reload_certificate, uvicorn_config
-from vim_embed.logs import configure_logging
+from vim_embed.observability.logs import configure_logging
 from vim_embed.rooms import Room
 from vim_embed.routes.body import Limits, receive_body
 from vim_embed.settings import Settings

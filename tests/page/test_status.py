@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from serving import NPY, npy, running
-from vim_embed.activity import WINDOW, Activity, quantile, without_secrets
 from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.observability.activity import WINDOW, Activity, quantile, without_secrets
 from vim_embed.routes.page import PAGE_PATHS
 from vim_embed.settings import Settings
 

@@ -16,7 +16,7 @@ from security.raw_http import connect, head, status, until_closed
 from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
-from vim_embed.logs import configure_logging
+from vim_embed.observability.logs import configure_logging
 from vim_embed.settings import Settings
 
 PIXELS = npy(np.zeros((1, 3, 8, 8), np.uint8))

@@ -12,7 +12,7 @@ import pytest
 from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
-from vim_embed.live_ratio import LiveRatio
+from vim_embed.observability.utilisation import LiveRatio
 from vim_embed.settings import Settings
 
 

@@ -24,8 +24,8 @@ from fixtures_vim import DATA
 from serving import NPY, npy, running
 from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.observability.tracing import ENDPOINTS, NoTraces, traces_of_environment
 from vim_embed.settings import Settings
-from vim_embed.tracing import ENDPOINTS, NoTraces, traces_of_environment
 
 PIXELS = np.arange(3 * 3 * 8 * 8, dtype=np.uint8).reshape(3, 3, 8, 8)
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -181,7 +181,7 @@ def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENDPOINTS[1], "http://127.0.0.1:9")
-    monkeypatch.delitem(sys.modules, "vim_embed.tracing_otel", raising=False)
+    monkeypatch.delitem(sys.modules, "vim_embed.observability.tracing_otel", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ValueError, match=r"pip install 'vim-embed\[otel\]'"):
         create_app(Settings(), ArithmeticEngine())

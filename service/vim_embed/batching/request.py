@@ -15,7 +15,7 @@ import numpy as np
 
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import InternalError, ServiceError
-from vim_embed.logs import current_request
+from vim_embed.observability.logs import current_request
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 

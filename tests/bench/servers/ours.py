@@ -9,7 +9,7 @@ import sys
 
 import vim_embed.app
 from bench.marks import MODEL, MarksEngine
-from vim_embed.logs import configure_logging
+from vim_embed.observability.logs import configure_logging
 from vim_embed.server import serve
 from vim_embed.settings import Settings
 

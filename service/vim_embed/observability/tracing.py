@@ -69,7 +69,7 @@ def traces_of_environment() -> Traces:
     if disabled or asked is None:
         return NoTraces()
     try:
-        from vim_embed.tracing_otel import OtelTraces
+        from vim_embed.observability.tracing_otel import OtelTraces
     except ImportError as error:
         raise ValueError(
             f"{asked} is set, but OpenTelemetry is not installed ({error}): "

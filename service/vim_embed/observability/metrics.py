@@ -11,10 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from vim_embed.activity import Activity
 from vim_embed.batching.request import BatchKey, Embedded
 from vim_embed.engines.interface import ModelStatus
-from vim_embed.live_ratio import LiveRatio
+from vim_embed.observability.activity import Activity
+from vim_embed.observability.utilisation import LiveRatio
 
 REFUSALS = ("unauthorized", "payload_too_large", "queue_full", "not_ready", "draining")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

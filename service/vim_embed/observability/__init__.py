@@ -1,0 +1,1 @@
+"""What an operator sees: metrics, recent activity, traces, logs without secrets."""
