@@ -43,7 +43,7 @@ from vim_embed.observability.activity import without_secrets
 from vim_embed.observability.tracing import NoTraces, RequestSpan
 from vim_embed.routes import control, embed, page, state, v2, v2_state
 from vim_embed.routes.body import RELEASES
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)

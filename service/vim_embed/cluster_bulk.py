@@ -36,7 +36,7 @@ from vim_embed.errors import (
 )
 from vim_embed.images import decode_image
 from vim_embed.routes.answer import provenance
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray, PixelError, check_options, check_pixels

@@ -32,7 +32,7 @@ from vim_embed.batching.request import BatchKey, Embedded, Ticket
 from vim_embed.cluster_calls import Call, Facts
 from vim_embed.engines.interface import ModelStatus
 from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import CheckReport, EmbedOptions
 from vim_embed.types.pixels import PixelArray

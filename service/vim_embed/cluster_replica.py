@@ -20,7 +20,7 @@ from vim_embed.cluster_metrics import RayMetrics
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import ServiceError
 from vim_embed.observability.logs import configure_logging
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import CheckReport
 from vim_embed.types.pixels import PixelArray

@@ -34,8 +34,8 @@ from vim_embed.listening import reload_certificate, uvicorn_config
 from vim_embed.observability.logs import configure_logging
 from vim_embed.rooms import Room
 from vim_embed.routes.body import Limits, receive_body
+from vim_embed.serving.malloc_trim import Trimming
 from vim_embed.settings import Settings
-from vim_embed.trimming import Trimming
 
 _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect",

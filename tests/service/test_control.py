@@ -19,7 +19,7 @@ from vim_embed.app import create_app
 from vim_embed.batching.batcher import Batcher
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.errors import Conflict, NotReady, UnknownModel
-from vim_embed.model_control import ModelControl
+from vim_embed.serving.model_control import ModelControl
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed.weights.catalogue import parse_model

@@ -24,7 +24,7 @@ from vim_embed.errors import (
 )
 from vim_embed.routes import examples
 from vim_embed.routes.schemas import CheckAnswer, ModelName, answers, json_answer
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 
 

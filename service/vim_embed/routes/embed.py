@@ -34,7 +34,7 @@ from vim_embed.routes.answer import choose_format, provenance, render
 from vim_embed.routes.body import Limits, media_type, parse_pixels, read_body
 from vim_embed.routes.deadline import begun, seconds_left
 from vim_embed.routes.schemas import EmbedAnswer, EmbedBody, answers, inline_schema, json_answer
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray, PixelError, check_options, check_pixels
 from vim_embed.types.preprocessing import Triple

@@ -17,7 +17,7 @@ from starlette.responses import FileResponse
 from vim_embed.errors import InvalidInput, NotFound
 from vim_embed.routes import examples
 from vim_embed.routes.schemas import StatusAnswer, answers, json_answer
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 
 router = APIRouter()
 _FOLDER = Path(__file__).parent.parent / "page"

@@ -20,7 +20,7 @@ from vim_embed.routes.schemas import (
     answers,
     json_answer,
 )
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.types.model_info import GRANULARITIES
 
 router = APIRouter()

@@ -17,7 +17,7 @@ from vim_embed.routes.deadline import begun, seconds_left
 from vim_embed.routes.embed import GONE, EmbedQuery, compute, timing
 from vim_embed.routes.schemas import v2_failures
 from vim_embed.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 from vim_embed.v2_messages import InferRequest

@@ -8,7 +8,7 @@ from vim_embed import __version__
 from vim_embed.errors import UnknownModel
 from vim_embed.routes.answer import provenance
 from vim_embed.routes.schemas import v2_failures
-from vim_embed.service import Service
+from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
 from vim_embed.v2_wire import INPUT
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from vim_embed.engines.interface import Models
 from vim_embed.errors import Conflict, NotReady, UnknownModel
-from vim_embed.trimming import trim
+from vim_embed.serving.malloc_trim import trim
 
 _POLL = 0.02  # seconds between two looks whether a model's rows are done
 

@@ -20,12 +20,12 @@ from vim_embed.batching.worker import Patience
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import Engine, Models, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
-from vim_embed.model_control import ModelControl
 from vim_embed.observability.metrics import Metrics
 from vim_embed.observability.tracing import traces_of_environment
-from vim_embed.self_checks import IdleChecks
+from vim_embed.serving.malloc_trim import Trimming
+from vim_embed.serving.model_control import ModelControl
+from vim_embed.serving.self_checks import IdleChecks
 from vim_embed.settings import Settings
-from vim_embed.trimming import Trimming
 from vim_embed.types.model_info import CheckReport, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 
