@@ -38,7 +38,7 @@ import http_gpu
 import numpy as np
 from numpy.typing import NDArray
 
-import vim_embed.app
+import vim_embed.http.app
 from vim_embed.batching.batcher import Batcher
 from vim_embed.batching.observer import SilentObserver
 from vim_embed.batching.request import BatchKey
@@ -157,7 +157,7 @@ def settings_of(given: argparse.Namespace, devices: Sequence[str]) -> Settings:
 def engines_of(given: argparse.Namespace, devices: Sequence[str]) -> list[Engine]:
     if given.stub:
         return [PretendEngine(given, device) for device in devices]
-    return vim_embed.app.build_engines(settings_of(given, devices))
+    return vim_embed.http.app.build_engines(settings_of(given, devices))
 
 
 def requests_of(rows: int, size: int) -> NDArray[np.uint8]:
@@ -405,7 +405,7 @@ def main() -> int:
     given = parser().parse_args()
     devices = given.devices.split(",")
     if given.serve:
-        vim_embed.app.build_engines = lambda settings, faults=None: engines_of(given, devices)
+        vim_embed.http.app.build_engines = lambda settings, faults=None: engines_of(given, devices)
         return serve(settings_of(given, devices).model_copy(update={"port": given.serve}))
     begin = time.monotonic()
     found = measure(given, devices)

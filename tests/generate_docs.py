@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 
 from vim_embed import cli as server_cli
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.errors import ERRORS
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import cli as client_cli
 

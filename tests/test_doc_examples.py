@@ -22,8 +22,8 @@ from embedding_files import write_embeddings
 from fixtures_vim import DATA
 from generate_docs import ROOT
 from serving import running
-from vim_embed.app import create_app
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
+from vim_embed.http.app import create_app
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.settings import Settings
 from vim_embed.weights.catalogue import CATALOGUE, CatalogueEntry

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy_format
 
-from vim_embed.wire import read_npy
+from vim_embed.http.formats.arrays import read_npy
 from vim_embed_client.files import open_array
 from vim_embed_client.wire import parse_npy
 

@@ -18,8 +18,8 @@ from jsonschema import Draft202012Validator
 from fixtures_vim import DATA
 from generate_docs import OPENAPI
 from serving import running
-from vim_embed.app import create_app
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed.weights.catalogue import CatalogueEntry
 

@@ -52,7 +52,7 @@ def test_nothing_below_the_batcher_knows_http() -> None:
     below += [*(package / "models").rglob("*.py"), *(package / "kernels").rglob("*.py")]
     for path in below:
         text = path.read_text()
-        for word in ("fastapi", "starlette", "asyncio", "vim_embed.routes", "vim_embed.app"):
+        for word in ("fastapi", "starlette", "asyncio", "vim_embed.routes", "vim_embed.http.app"):
             assert word not in text, f"{path.name} knows {word}"
     for path in (package / "kernels").rglob("*.py"):
         imports = re.findall(r"^(?:from|import) (vim_embed\.models\S*)", path.read_text(), re.M)

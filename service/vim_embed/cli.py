@@ -144,8 +144,8 @@ def models(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(as_json: bool, **flags: Any) -> None:
     """Load the models, run their self-checks, say what would answer; exit 1 if one cannot."""
-    from vim_embed.app import build_engines
     from vim_embed.engines.device_group import EngineGroup
+    from vim_embed.http.app import build_engines
 
     try:
         engine = EngineGroup(build_engines(read_settings(flags)))

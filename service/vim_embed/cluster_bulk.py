@@ -34,8 +34,8 @@ from vim_embed.errors import (
     PayloadTooLarge,
     UnsupportedMediaType,
 )
-from vim_embed.images import decode_image
-from vim_embed.routes.answer import provenance
+from vim_embed.http.formats.answers import provenance
+from vim_embed.http.formats.images import decode_image
 from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
@@ -172,7 +172,7 @@ class Embedder:
     ) -> None:
         share_cores()
         if make_engines is None:
-            from vim_embed.app import build_engines
+            from vim_embed.http.app import build_engines
 
             make_engines = build_engines
         changes: dict[str, Any] = {"queue_rows": _NO_BOUND, "queue_bytes": _NO_BOUND}

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
 
-from vim_embed.arena import Arena
 from vim_embed.fronts import Front
+from vim_embed.http.body.arena import Arena
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)

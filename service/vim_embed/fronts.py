@@ -25,15 +25,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from vim_embed.app import accepted_keys
-from vim_embed.arena import Arena
-from vim_embed.auth import bearer
 from vim_embed.errors import Draining, ServiceError
 from vim_embed.handover import HEADER, error_header, place_header
+from vim_embed.http.app import accepted_keys
+from vim_embed.http.auth import bearer
+from vim_embed.http.body.arena import Arena
+from vim_embed.http.body.buffer import Room
+from vim_embed.http.body.reading import Limits, receive_body
 from vim_embed.listening import reload_certificate, uvicorn_config
 from vim_embed.observability.logs import configure_logging
-from vim_embed.rooms import Room
-from vim_embed.routes.body import Limits, receive_body
 from vim_embed.serving.malloc_trim import Trimming
 from vim_embed.settings import Settings
 

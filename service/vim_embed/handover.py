@@ -12,10 +12,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vim_embed.arena import Arena
 from vim_embed.errors import ERRORS, InternalError, ServiceError
-from vim_embed.routes.body import HANDED_OVER
-from vim_embed.routes.deadline import BEGUN
+from vim_embed.http.body.arena import Arena
+from vim_embed.http.body.reading import HANDED_OVER
+from vim_embed.http.deadline import BEGUN
 
 HEADER = "x-vim-embed-handover"
 _BY_CODE = {error.code: error for error in ERRORS}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed.content_coding import Decoder
+from vim_embed.http.body.content_coding import Decoder
 from vim_embed_client.compression import CODINGS, CompressedBody, Compression
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes
 from vim_embed_client.demo.views import ground_view

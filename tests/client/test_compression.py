@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from serving import running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, ConfigurationError, UnsupportedEncodingError
 from vim_embed_client.cli import run

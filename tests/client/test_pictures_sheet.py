@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving import running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client.cli import run
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes

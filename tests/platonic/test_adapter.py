@@ -19,7 +19,7 @@ from PIL import Image
 from client.fake_service import DIM, LAYERS, SIZE, FakeService, embed_rows, refuse
 from client.fake_service import serve as serve_fake
 from serving import running
-from vim_embed.app import create_app
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import (
     BadAnswerError,

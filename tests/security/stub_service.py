@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vim_embed import app, cli
+from vim_embed import cli
 from vim_embed.engines.fault_injection import Faults
 from vim_embed.engines.interface import ArithmeticEngine, Engine, Outputs, Staged
+from vim_embed.http import app
 from vim_embed.settings import Settings
 
 

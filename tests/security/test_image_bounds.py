@@ -17,8 +17,6 @@ import pytest
 from PIL import Image
 
 from serving import NPY, npy, running
-from vim_embed import images
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.errors import (
     DeadlineExceeded,
@@ -26,8 +24,10 @@ from vim_embed.errors import (
     PayloadTooLarge,
     UnsupportedMediaType,
 )
-from vim_embed.images import DecodeBudget, decode_image
-from vim_embed.routes import decoding
+from vim_embed.http.app import create_app
+from vim_embed.http.formats import image_pool as decoding
+from vim_embed.http.formats import images
+from vim_embed.http.formats.images import DecodeBudget, decode_image
 from vim_embed.settings import Settings
 from vim_embed.types.preprocessing import Preprocessing
 

@@ -19,7 +19,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.images import FORMATS, decode_image
+from vim_embed.http.formats.images import FORMATS, decode_image
 from vim_embed.types.preprocessing import HALF, Preprocessing
 
 SPEC = Preprocessing(image_size=8, interpolation="bicubic", mean=HALF, std=HALF)

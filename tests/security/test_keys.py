@@ -15,9 +15,9 @@ import pytest
 from security.processes import ServerProcess, server_process
 from security.raw_http import connect, error, head, status, until_closed
 from serving import NPY, npy, running
-from vim_embed.app import create_app
-from vim_embed.auth import Keys
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
+from vim_embed.http.auth import Keys
 from vim_embed.settings import Settings
 from vim_embed_client import Client, ConfigurationError, UnauthorizedError
 
@@ -158,7 +158,7 @@ def test_a_broken_file_of_keys_is_complained_of_once(
     file.write_text("old\n")
     keys = Keys([], file)
     file.write_text("sha256:broken\n")
-    with caplog.at_level(logging.INFO, "vim_embed.auth"):
+    with caplog.at_level(logging.INFO, "vim_embed.http.auth"):
         assert all(keys.allow("old") for _ in range(3))
         assert [r.message for r in caplog.records] == ["old API keys stay in force"]
         file.write_text("new key of another length\n")

@@ -21,9 +21,9 @@ from fixtures_vim import DATA
 from security.raw_http import connect, head
 from server_process import server_process
 from serving import running
-from vim_embed.app import create_app
 from vim_embed.cli import main
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import AsyncClient, Client, ConfigurationError, ServerUnreachableError
 

@@ -9,7 +9,7 @@ import pytest
 from fixtures_vim import DATA
 from server_process import server_process
 from serving import running
-from vim_embed.app import create_app
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 
 MODELS = (f"micro={DATA / 'vim_micro.pth'}", f"plus={DATA / 'vim_micro_stride8.pth'}")

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from serving import NPY, from_npy, npy, running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 
 LIMIT = 200_000

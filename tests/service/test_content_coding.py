@@ -24,10 +24,10 @@ from PIL import Image
 from fixtures_vim import DATA
 from server_process import server_process
 from serving import NPY, npy
-from vim_embed.arena import Arena
-from vim_embed.content_coding import CODINGS, PIECE, Decoder, coding_of
 from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError, UnsupportedEncoding
-from vim_embed.rooms import Room
+from vim_embed.http.body.arena import Arena
+from vim_embed.http.body.buffer import Room
+from vim_embed.http.body.content_coding import CODINGS, PIECE, Decoder, coding_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd

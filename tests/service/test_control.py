@@ -15,10 +15,10 @@ import torch
 
 from fixtures_vim import DATA
 from serving import NPY, from_npy, npy, running
-from vim_embed.app import create_app
 from vim_embed.batching.batcher import Batcher
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.errors import Conflict, NotReady, UnknownModel
+from vim_embed.http.app import create_app
 from vim_embed.serving.model_control import ModelControl
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions

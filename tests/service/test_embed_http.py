@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from fixtures_vim import NAMES, load_fixture, relative_l2
 from serving import NPY, from_npy, npy, running
 from vim_embed import load_model
-from vim_embed.app import create_app
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 

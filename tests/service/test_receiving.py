@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from serving import NPY, from_npy, npy, running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (500, 3, 32, 32), dtype=np.uint8)

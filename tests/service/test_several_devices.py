@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from serving import NPY, from_npy, npy, running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine, EngineFailed, Outputs, Staged
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.weights.load import resolve_devices

@@ -22,8 +22,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from fixtures_vim import DATA
 from serving import NPY, npy, running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.http.app import create_app
 from vim_embed.observability.tracing import ENDPOINTS, NoTraces, traces_of_environment
 from vim_embed.settings import Settings
 
@@ -169,7 +169,7 @@ def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     assert isinstance(traces_of_environment(), NoTraces)
     code = (
-        "import sys; from vim_embed.app import create_app; from vim_embed.settings import Settings;"
+        "import sys; from vim_embed.http.app import create_app; from vim_embed.settings import Settings;"
         "from vim_embed.engines.interface import ArithmeticEngine; create_app(Settings(), ArithmeticEngine());"
         "sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     )

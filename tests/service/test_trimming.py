@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from serving import running
-from vim_embed.app import create_app
-from vim_embed.arena import Arena
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
+from vim_embed.http.body.arena import Arena
 from vim_embed.serving import malloc_trim as trimming
 from vim_embed.serving.malloc_trim import Trimming
 from vim_embed.settings import Settings

@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import NPY, from_npy, npy, running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import InvalidInput, MalformedRequest
-from vim_embed.routes.body import Limits
+from vim_embed.http.app import create_app
+from vim_embed.http.body.reading import Limits
+from vim_embed.http.formats.v2_messages import DATATYPES
+from vim_embed.http.formats.v2_wire import Output, infer_answer, read_infer
 from vim_embed.settings import Settings
-from vim_embed.v2_messages import DATATYPES
-from vim_embed.v2_wire import Output, infer_answer, read_infer
 
 LIMIT = 100_000
 LENGTH = "Inference-Header-Content-Length"

@@ -10,10 +10,10 @@ import pytest
 
 from generate_docs import ROOT
 from serving import running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
+from vim_embed.http.formats.v2_messages import InferParameters
 from vim_embed.settings import Settings
-from vim_embed.v2_messages import InferParameters
 
 PAGE = (ROOT / "docs" / "v2.md").read_text()
 ADDRESS = "127.0.0.1:8000"

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from vim_embed.arena import Arena
+from vim_embed.http.body.arena import Arena
 
 _INTERVAL = 3.0  # seconds; a trim takes a few milliseconds
 _OF_ARENA = 200  # intervals, ten minutes: what a load needs now and then stays

@@ -13,13 +13,13 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from vim_embed import __version__
-from vim_embed.arena import Arena
 from vim_embed.batching.batcher import Batcher
 from vim_embed.batching.request import Ticket
 from vim_embed.batching.worker import Patience
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import Engine, Models, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
+from vim_embed.http.body.arena import Arena
 from vim_embed.observability.metrics import Metrics
 from vim_embed.observability.tracing import traces_of_environment
 from vim_embed.serving.malloc_trim import Trimming

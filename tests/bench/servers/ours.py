@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-import vim_embed.app
+import vim_embed.http.app
 from bench.marks import MODEL, MarksEngine
 from vim_embed.observability.logs import configure_logging
 from vim_embed.server import serve
@@ -15,7 +15,7 @@ from vim_embed.settings import Settings
 
 if __name__ == "__main__":
     rate = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-    vim_embed.app.build_engines = lambda settings, faults=None: [MarksEngine(rate)]
+    vim_embed.http.app.build_engines = lambda settings, faults=None: [MarksEngine(rate)]
     settings = Settings(port=int(sys.argv[1]), models=(MODEL,))
     configure_logging(settings.log_level, "json")
     sys.exit(serve(settings))

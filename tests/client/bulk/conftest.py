@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from serving import running
-from vim_embed.app import create_app
 from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client.cli import run
 from vim_embed_client.score_files import read_embeddings

@@ -256,7 +256,7 @@ def test_fits_that_hold_no_image_are_reported(
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
 def test_pixels_are_resized_as_the_service_resizes_images(interpolation: str) -> None:
-    from vim_embed.images import decode_image
+    from vim_embed.http.formats.images import decode_image
     from vim_embed.types.preprocessing import HALF, Preprocessing
 
     from .survey import png

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 
 from vim_embed import __version__
 from vim_embed.errors import UnknownModel
-from vim_embed.routes.answer import provenance
-from vim_embed.routes.schemas import v2_failures
+from vim_embed.http.formats.answers import provenance
+from vim_embed.http.formats.v2_wire import INPUT
+from vim_embed.http.openapi.schemas import v2_failures
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
-from vim_embed.v2_wire import INPUT
 
 PREFIX = "/v2"
 VERSION = "1"  # of every model: a model with other weights is another model

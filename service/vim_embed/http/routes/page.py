@@ -15,8 +15,8 @@ from fastapi.openapi.models import Example
 from starlette.responses import FileResponse
 
 from vim_embed.errors import InvalidInput, NotFound
-from vim_embed.routes import examples
-from vim_embed.routes.schemas import StatusAnswer, answers, json_answer
+from vim_embed.http.openapi import examples
+from vim_embed.http.openapi.schemas import StatusAnswer, answers, json_answer
 from vim_embed.serving.service import Service
 
 router = APIRouter()

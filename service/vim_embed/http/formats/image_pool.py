@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from vim_embed.errors import DeadlineExceeded
-from vim_embed.images import DecodeBudget, decode_image
+from vim_embed.http.formats.images import DecodeBudget, decode_image
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray
 

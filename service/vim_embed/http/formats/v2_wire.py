@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vim_embed.errors import InvalidInput, MalformedRequest
+from vim_embed.http.formats.arrays import array_of_lists
+from vim_embed.http.formats.v2_messages import DATATYPES, InferParameters, InferRequest, InputTensor
 from vim_embed.types.pixels import PixelArray
-from vim_embed.v2_messages import DATATYPES, InferParameters, InferRequest, InputTensor
-from vim_embed.wire import array_of_lists
 
 INPUT = "pixel_values"
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}

@@ -9,8 +9,8 @@ from fastapi.openapi.models import Example
 from starlette.responses import Response
 
 from vim_embed.errors import InvalidInput, NotReady, UnknownModel
-from vim_embed.routes import examples
-from vim_embed.routes.schemas import (
+from vim_embed.http.openapi import examples
+from vim_embed.http.openapi.schemas import (
     LayersAnswer,
     LiveAnswer,
     ModelEntry,

@@ -27,7 +27,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vim_embed import __version__
-from vim_embed.auth import Keys, bearer, listed
 from vim_embed.engines.fault_injection import Faults
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import (
@@ -39,10 +38,12 @@ from vim_embed.errors import (
     ServiceError,
     Unauthorized,
 )
+from vim_embed.http.auth import Keys, bearer, listed
+from vim_embed.http.body.reading import RELEASES
+from vim_embed.http.routes import control, embed, page, v2, v2_state
+from vim_embed.http.routes import models as state
 from vim_embed.observability.activity import without_secrets
 from vim_embed.observability.tracing import NoTraces, RequestSpan
-from vim_embed.routes import control, embed, page, state, v2, v2_state
-from vim_embed.routes.body import RELEASES
 from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 

@@ -11,23 +11,23 @@ from starlette.responses import Response
 
 from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, MalformedRequest, MethodNotAllowed
-from vim_embed.routes.answer import narrowed, provenance
-from vim_embed.routes.body import Limits, check_rows, read_body
-from vim_embed.routes.deadline import begun, seconds_left
-from vim_embed.routes.embed import GONE, EmbedQuery, compute, timing
-from vim_embed.routes.schemas import v2_failures
-from vim_embed.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
-from vim_embed.serving.service import Service
-from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
-from vim_embed.types.pixels import PixelArray
-from vim_embed.v2_messages import InferRequest
-from vim_embed.v2_wire import (
+from vim_embed.http.body.reading import Limits, check_rows, read_body
+from vim_embed.http.deadline import begun, seconds_left
+from vim_embed.http.formats.answers import narrowed, provenance
+from vim_embed.http.formats.v2_messages import InferRequest
+from vim_embed.http.formats.v2_wire import (
     Output,
     compressed,
     infer_answer,
     read_infer,
     wants_compression,
 )
+from vim_embed.http.openapi.schemas import v2_failures
+from vim_embed.http.routes.embed import GONE, EmbedQuery, compute, timing
+from vim_embed.http.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
+from vim_embed.serving.service import Service
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray
 
 _LAST = "last_hidden_state"
 _HEADER_LENGTH = "Inference-Header-Content-Length"

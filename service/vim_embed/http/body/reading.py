@@ -10,7 +10,6 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from vim_embed.content_coding import Decoder, coding_of
 from vim_embed.errors import (
     InvalidInput,
     MalformedRequest,
@@ -20,14 +19,15 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.images import DecodeBudget
+from vim_embed.http.body.buffer import Room
+from vim_embed.http.body.content_coding import Decoder, coding_of
+from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
+from vim_embed.http.formats.image_pool import decode
+from vim_embed.http.formats.images import DecodeBudget
 from vim_embed.receiving import RECEIVE_INTO
-from vim_embed.rooms import Room
-from vim_embed.routes.decoding import decode
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray
-from vim_embed.wire import read_json, read_npy, read_safetensors
 
 NPY = "application/x-npy"
 JSON = "application/json"

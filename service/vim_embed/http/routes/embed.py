@@ -16,7 +16,6 @@ from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from vim_embed.auth import bearer
 from vim_embed.batching.batcher import Embedded, Ticket
 from vim_embed.errors import (
     ERRORS,
@@ -29,11 +28,18 @@ from vim_embed.errors import (
     NotFound,
     ServiceError,
 )
-from vim_embed.routes import examples
-from vim_embed.routes.answer import choose_format, provenance, render
-from vim_embed.routes.body import Limits, media_type, parse_pixels, read_body
-from vim_embed.routes.deadline import begun, seconds_left
-from vim_embed.routes.schemas import EmbedAnswer, EmbedBody, answers, inline_schema, json_answer
+from vim_embed.http.auth import bearer
+from vim_embed.http.body.reading import Limits, media_type, parse_pixels, read_body
+from vim_embed.http.deadline import begun, seconds_left
+from vim_embed.http.formats.answers import choose_format, provenance, render
+from vim_embed.http.openapi import examples
+from vim_embed.http.openapi.schemas import (
+    EmbedAnswer,
+    EmbedBody,
+    answers,
+    inline_schema,
+    json_answer,
+)
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray, PixelError, check_options, check_pixels

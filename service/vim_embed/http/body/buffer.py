@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vim_embed.arena import Arena
 from vim_embed.errors import PayloadTooLarge, QueueFull
+from vim_embed.http.body.arena import Arena
 
 
 class Room:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from vim_embed.auth import Keys, bearer, listed
 from vim_embed.engines.fault_injection import Fault, Faults, Kind
 from vim_embed.errors import (
     Conflict,
@@ -22,8 +21,9 @@ from vim_embed.errors import (
     UnknownModel,
     WorkerFailed,
 )
-from vim_embed.routes import examples
-from vim_embed.routes.schemas import CheckAnswer, ModelName, answers, json_answer
+from vim_embed.http.auth import Keys, bearer, listed
+from vim_embed.http.openapi import examples
+from vim_embed.http.openapi.schemas import CheckAnswer, ModelName, answers, json_answer
 from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 

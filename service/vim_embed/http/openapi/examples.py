@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 
-from vim_embed.routes.schemas import EXAMPLE_ID, Described
+from vim_embed.http.openapi.schemas import EXAMPLE_ID, Described
 
 _DIGEST = "sha256:" + "5c" * 32
 PROVENANCE: Described = {

@@ -1,0 +1,1 @@
+"""The ASGI application: bodies, formats, routes, one error shape. Knows no sockets."""

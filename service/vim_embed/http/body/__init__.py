@@ -1,0 +1,1 @@
+"""Request bodies: read from the connection into bounded memory, without their coding."""

@@ -1,0 +1,1 @@
+"""Bodies and answers: what their bytes mean."""
