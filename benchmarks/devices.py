@@ -45,7 +45,7 @@ from vim_embed.batching.request import BatchKey
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import ArithmeticEngine, Engine, Outputs, Staged
 from vim_embed.gpu_meter import describe_machine
-from vim_embed.server import serve
+from vim_embed.server.server import serve
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray

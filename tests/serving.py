@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from vim_embed.listening import uvicorn_config
+from vim_embed.server.sockets import uvicorn_config
 
 NPY = {"Content-Type": "application/x-npy"}
 

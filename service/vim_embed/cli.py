@@ -110,7 +110,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
 def serve(**flags: Any) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C."""
     from vim_embed.observability.logs import configure_logging
-    from vim_embed.server import serve as run
+    from vim_embed.server.server import serve as run
 
     settings = read_settings(flags)
     configure_logging(settings.log_level, settings.log_format)

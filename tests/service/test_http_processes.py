@@ -25,11 +25,11 @@ from starlette.requests import Request
 from fixtures_vim import DATA
 from server_process import Started, server_process
 from serving import NPY, from_npy, npy
-from vim_embed.front_processes import FrontProcesses
-from vim_embed.fronts import FrontApp
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.buffer import Room
-from vim_embed.listening import tcp_sockets, unix_socket
+from vim_embed.server.http_pool import FrontProcesses
+from vim_embed.server.http_process import FrontApp
+from vim_embed.server.sockets import tcp_sockets, unix_socket
 from vim_embed.settings import Settings
 
 MICRO = ("--model", f"micro={DATA / 'vim_micro.pth'}")

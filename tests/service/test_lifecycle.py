@@ -17,8 +17,8 @@ from serving import NPY, from_npy, npy, running
 from vim_embed.batching.batcher import Batcher
 from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
 from vim_embed.errors import QueueFull
-from vim_embed.handover import HEADER, HandedOver, error_header
 from vim_embed.http.app import create_app
+from vim_embed.server.body_header import HEADER, HandedOver, error_header
 from vim_embed.settings import Settings
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)

@@ -10,7 +10,7 @@ import sys
 import vim_embed.http.app
 from bench.marks import MODEL, MarksEngine
 from vim_embed.observability.logs import configure_logging
-from vim_embed.server import serve
+from vim_embed.server.server import serve
 from vim_embed.settings import Settings
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from vim_embed.http.body.content_coding import Decoder, coding_of
 from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
 from vim_embed.http.formats.image_pool import decode
 from vim_embed.http.formats.images import DecodeBudget
-from vim_embed.receiving import RECEIVE_INTO
+from vim_embed.server.direct_body import RECEIVE_INTO
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray

@@ -17,12 +17,12 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from vim_embed.connections import ConnectionLimits, allow_open_files
-from vim_embed.front_processes import FrontProcesses
-from vim_embed.handover import HandedOver
 from vim_embed.http.app import accepted_keys, create_app
 from vim_embed.http.auth import Keys, require_keys
-from vim_embed.listening import reload_certificate, tcp_sockets, unix_socket, uvicorn_config
+from vim_embed.server.body_header import HandedOver
+from vim_embed.server.connection_limits import ConnectionLimits, allow_open_files
+from vim_embed.server.http_pool import FrontProcesses
+from vim_embed.server.sockets import reload_certificate, tcp_sockets, unix_socket, uvicorn_config
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import uvicorn
 from starlette.types import ASGIApp
 
-from vim_embed.connections import ConnectionLimits, Guard
+from vim_embed.server.connection_limits import ConnectionLimits, Guard
+from vim_embed.server.tls import load_certificate, tls_options
 from vim_embed.settings import Settings
-from vim_embed.tls import load_certificate, tls_options
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 2048

@@ -26,14 +26,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from vim_embed.errors import Draining, ServiceError
-from vim_embed.handover import HEADER, error_header, place_header
 from vim_embed.http.app import accepted_keys
 from vim_embed.http.auth import bearer
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.buffer import Room
 from vim_embed.http.body.reading import Limits, receive_body
-from vim_embed.listening import reload_certificate, uvicorn_config
 from vim_embed.observability.logs import configure_logging
+from vim_embed.server.body_header import HEADER, error_header, place_header
+from vim_embed.server.sockets import reload_certificate, uvicorn_config
 from vim_embed.serving.malloc_trim import Trimming
 from vim_embed.settings import Settings
 

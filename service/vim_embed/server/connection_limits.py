@@ -26,7 +26,7 @@ from vim_embed.errors import (
     ServiceError,
     TooManyConnections,
 )
-from vim_embed.receiving import ReceivingProtocol
+from vim_embed.server.direct_body import ReceivingProtocol
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)

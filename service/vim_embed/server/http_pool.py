@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
 
-from vim_embed.fronts import Front
 from vim_embed.http.body.arena import Arena
+from vim_embed.server.http_process import Front
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class FrontProcesses:
         front = Front(number, arena.fd, arena.size, listening, self.upstream, settings)
         with _without_hangup():
             process = subprocess.Popen(
-                [sys.executable, "-m", "vim_embed.fronts"],
+                [sys.executable, "-m", "vim_embed.server.http_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
