@@ -61,7 +61,7 @@ NOT_RUN = {
     ),
     (
         "docs/ray.md",
-        "python -m vim_embed.cluster_bulk /survey/*.npy /survey/stamps.parquet "
+        "python -m vim_embed.cluster.bulk /survey/*.npy /survey/stamps.parquet "
         "-o embeddings.parquet --model vim-tiny",
     ): "needs Ray; make ray-test runs the command on files of its own",
 }

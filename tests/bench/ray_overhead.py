@@ -197,8 +197,8 @@ def _cluster(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _application(options: argparse.Namespace) -> Any:
-    from vim_embed.cluster import app, application
-    from vim_embed.cluster_settings import ClusterSettings
+    from vim_embed.cluster.deployment import app, application
+    from vim_embed.cluster.settings import ClusterSettings
     from vim_embed.settings import Settings
 
     common = {"models": options.model, "log_level": "warning"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vim_embed.cluster_calls import Facts
+from vim_embed.cluster.messages import Facts
 from vim_embed.engines.interface import ModelStatus
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def built(**args: Any) -> tuple[Any, dict[str, Any]]:
     """The ingress's deployment and those of the models."""
-    from vim_embed.cluster import app
+    from vim_embed.cluster.deployment import app
 
     ingress = app(args)._bound_deployment
     return ingress, {k: v._bound_deployment for k, v in ingress.init_args[2].items()}
@@ -111,7 +111,7 @@ def test_ray_s_faults_become_the_service_s_errors() -> None:
         ReplicaUnavailableError,
     )
 
-    from vim_embed.cluster_front import translated
+    from vim_embed.cluster.ingress import translated
 
     full = BackPressureError(num_queued_requests=3, max_queued_requests=3)
     gone = DeploymentUnavailableError(DeploymentID(name="m", app_name="a"))
@@ -150,7 +150,7 @@ async def test_a_model_that_is_not_heard_of_counts_as_failed(
 ) -> None:
     from ray.exceptions import ActorDiedError
 
-    from vim_embed import cluster_front
+    from vim_embed.cluster import ingress as cluster_front
 
     monkeypatch.setattr(cluster_front, "_PERIOD", 0.01)
     monkeypatch.setattr(cluster_front, "_SILENCE", 0.2)
@@ -173,7 +173,7 @@ async def test_a_model_that_cannot_be_deployed_says_so(monkeypatch: pytest.Monke
     from ray.serve._private.common import DeploymentID
     from ray.serve.exceptions import DeploymentUnavailableError
 
-    from vim_embed import cluster_front
+    from vim_embed.cluster import ingress as cluster_front
 
     monkeypatch.setattr(cluster_front, "_PERIOD", 0.01)
     gone = DeploymentUnavailableError(DeploymentID(name="m", app_name="a"))
@@ -186,7 +186,7 @@ async def test_a_model_that_cannot_be_deployed_says_so(monkeypatch: pytest.Monke
 
 
 def test_a_setting_of_the_cluster_is_in_its_page() -> None:
-    from vim_embed.cluster_settings import ClusterSettings
+    from vim_embed.cluster.settings import ClusterSettings
 
     page = (ROOT / "docs" / "ray.md").read_text()
     for name, setting in ClusterSettings.model_fields.items():
@@ -202,7 +202,7 @@ class Published:
 
 
 async def test_a_replica_that_lost_one_of_its_devices_is_unhealthy() -> None:
-    from vim_embed.cluster_replica import Replica
+    from vim_embed.cluster.replica import Replica
     from vim_embed.engines.interface import ArithmeticEngine
     from vim_embed.settings import Settings
 

@@ -45,9 +45,9 @@ def survey(tmp_path: Path) -> Path:
 
 
 def embed(sources: Path, output: Path, **others: Any) -> Any:
-    from vim_embed.cluster_bulk import Job, embed_sources
-    from vim_embed.cluster_settings import ClusterSettings
-    from vim_embed.cluster_sources import Reading
+    from vim_embed.cluster.bulk import Job, embed_sources
+    from vim_embed.cluster.bulk_sources import Reading
+    from vim_embed.cluster.settings import ClusterSettings
 
     job = Job(
         settings=SETTINGS,
@@ -106,8 +106,8 @@ def test_a_folder_keeps_the_parts(survey: Path, tmp_path: Path) -> None:
 
 
 def test_it_goes_on_where_it_was_interrupted(survey: Path, tmp_path: Path) -> None:
-    from vim_embed.cluster_bulk import RowError
-    from vim_embed.cluster_output import ResumeError
+    from vim_embed.cluster.bulk import RowError
+    from vim_embed.cluster.bulk_output import ResumeError
 
     out, refused = tmp_path / "out.parquet", PIXELS[33]
     np.save(tmp_path / "refused.npy", refused)
@@ -129,7 +129,7 @@ def test_it_goes_on_where_it_was_interrupted(survey: Path, tmp_path: Path) -> No
 
 
 def test_what_cannot_be_embedded_is_named_or_left_out(tmp_path: Path) -> None:
-    from vim_embed.cluster_bulk import RowError
+    from vim_embed.cluster.bulk import RowError
 
     folder = tmp_path / "images"
     folder.mkdir()
@@ -158,7 +158,7 @@ def test_what_cannot_be_embedded_is_named_or_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_bad_sources_say_so_at_once(make: Any, says: str, tmp_path: Path) -> None:
-    from vim_embed.cluster_sources import SourceError
+    from vim_embed.cluster.bulk_sources import SourceError
 
     folder = tmp_path / "in"
     folder.mkdir()
@@ -172,7 +172,7 @@ def test_the_command_embeds_with_a_real_vim(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from vim_embed import load_model
-    from vim_embed.cluster_bulk import main
+    from vim_embed.cluster.bulk import main
 
     pixels = np.random.default_rng(1).integers(0, 256, (9, 3, 64, 64), dtype=np.uint8)
     np.save(tmp_path / "a.npy", pixels)
@@ -192,7 +192,7 @@ def test_the_command_embeds_with_a_real_vim(tmp_path: Path) -> None:
 def test_the_command_says_why_a_model_cannot_be_loaded(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from vim_embed.cluster_bulk import main
+    from vim_embed.cluster.bulk import main
 
     np.save(tmp_path / "a.npy", PIXELS)
     (tmp_path / "bad.pth").write_bytes(b"bad")

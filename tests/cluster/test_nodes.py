@@ -95,8 +95,8 @@ def cluster() -> Iterator[tuple[Any, str]]:
     from ray import serve
     from ray.cluster_utils import Cluster
 
-    from vim_embed.cluster import application
-    from vim_embed.cluster_settings import ClusterSettings
+    from vim_embed.cluster.deployment import application
+    from vim_embed.cluster.settings import ClusterSettings
 
     prepare_environment()
     node = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}

@@ -38,8 +38,8 @@ JSON = {"Content-Type": "application/json"}
 def cluster(serve_url: str) -> str:
     from ray import serve
 
-    from vim_embed.cluster import application
-    from vim_embed.cluster_settings import ClusterSettings
+    from vim_embed.cluster.deployment import application
+    from vim_embed.cluster.settings import ClusterSettings
 
     options = ClusterSettings(cpus=1, health_period=0.5)
     serve.run(application(SETTINGS, options, mixed))

@@ -47,8 +47,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8
 def deploy(make_engines: Any, **options: Any) -> None:
     from ray import serve
 
-    from vim_embed.cluster import application
-    from vim_embed.cluster_settings import ClusterSettings
+    from vim_embed.cluster.deployment import application
+    from vim_embed.cluster.settings import ClusterSettings
 
     serve.run(application(SETTINGS, ClusterSettings(health_period=0.5, **options), make_engines))
 

@@ -14,10 +14,10 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vim_embed.cluster_front import ClusterService
-from vim_embed.cluster_metrics import RayMetrics
-from vim_embed.cluster_replica import MakeEngines, Replica
-from vim_embed.cluster_settings import ClusterSettings
+from vim_embed.cluster.ingress import ClusterService
+from vim_embed.cluster.metrics import RayMetrics
+from vim_embed.cluster.replica import MakeEngines, Replica
+from vim_embed.cluster.settings import ClusterSettings
 from vim_embed.http.app import accepted_keys, build_engines, create_app
 from vim_embed.http.auth import require_keys
 from vim_embed.observability.logs import configure_logging

@@ -15,8 +15,8 @@ from dataclasses import replace
 import structlog
 
 from vim_embed.batching.request import Embedded
-from vim_embed.cluster_calls import Call, Facts
-from vim_embed.cluster_metrics import RayMetrics
+from vim_embed.cluster.messages import Call, Facts
+from vim_embed.cluster.metrics import RayMetrics
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import ServiceError
 from vim_embed.observability.logs import configure_logging

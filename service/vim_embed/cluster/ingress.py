@@ -29,7 +29,7 @@ from ray.serve.exceptions import (
 )
 
 from vim_embed.batching.request import BatchKey, Embedded, Ticket
-from vim_embed.cluster_calls import Call, Facts
+from vim_embed.cluster.messages import Call, Facts
 from vim_embed.engines.interface import ModelStatus
 from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
 from vim_embed.serving.service import Service

@@ -1,6 +1,6 @@
 """Bulk embedding on a Ray cluster, for data that the nodes themselves can read.
 
-    python -m vim_embed.cluster_bulk survey/*.parquet -o embeddings.parquet --model vim-tiny
+    python -m vim_embed.cluster.bulk survey/*.parquet -o embeddings.parquet --model vim-tiny
 
 Ray Data hands parts of the data to a pool of engines, which read, embed and write them where they
 are; pixels never cross the network. Paths must lead to the same files on every node.
@@ -23,10 +23,10 @@ import ray.data
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
-from vim_embed.cluster_output import Done, Manifest, Skipped, write_part
-from vim_embed.cluster_replica import MakeEngines, share_cores
-from vim_embed.cluster_settings import ClusterSettings
-from vim_embed.cluster_sources import Part, Reading, SourceError, cut, find_sources, read
+from vim_embed.cluster.bulk_output import Done, Manifest, Skipped, write_part
+from vim_embed.cluster.bulk_sources import Part, Reading, SourceError, cut, find_sources, read
+from vim_embed.cluster.replica import MakeEngines, share_cores
+from vim_embed.cluster.settings import ClusterSettings
 from vim_embed.errors import (
     InternalError,
     InvalidInput,
