@@ -42,9 +42,9 @@ import vim_embed.http.app
 from vim_embed.batching.batcher import Batcher
 from vim_embed.batching.observer import SilentObserver
 from vim_embed.batching.request import BatchKey
+from vim_embed.bench.cuda_meter import describe_machine
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import ArithmeticEngine, Engine, Outputs, Staged
-from vim_embed.gpu_meter import describe_machine
 from vim_embed.server.server import serve
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions

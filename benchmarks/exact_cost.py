@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed import Embedder, load_model
-from vim_embed.gpu_meter import describe_machine
+from vim_embed.bench.cuda_meter import describe_machine
 
 Images = NDArray[np.uint8]
 _ROUNDS = 5

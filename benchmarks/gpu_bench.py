@@ -6,7 +6,7 @@
     PYTHONPATH=service python benchmarks/gpu_bench.py large
 
 Times are medians of CUDA-event timings of graph replays over rotated random inputs. `table` runs
-the fused kernels, the public kernels (vim_embed/gpu_reference.py) and timm's DeiT side by side.
+the fused kernels, the public kernels (vim_embed/bench/hustvl.py) and timm's DeiT side by side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.gpu_meter import CudaMeter, graph_of, relative, replay_times
+from vim_embed.bench.cuda_meter import CudaMeter, graph_of, relative, replay_times
 from vim_embed.kernels.fused.launch import SCANS
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
@@ -113,7 +113,7 @@ def deit(name: str, dtype: torch.dtype, size: int) -> Forward:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    from vim_embed.gpu_reference import Reference
+    from vim_embed.bench.hustvl import Reference
 
     for label in arguments.dtypes:
         dtype = DTYPES[label]
@@ -150,7 +150,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def large(arguments: argparse.Namespace) -> None:
     """1248 × 1248, B = 16."""
-    from vim_embed.gpu_reference import Reference
+    from vim_embed.bench.hustvl import Reference
 
     for name in arguments.models:
         model = seeded(name)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vim_embed.gpu_meter import describe_machine, relative
-from vim_embed.gpu_rivals import reference, seeded
+from vim_embed.bench.cuda_meter import describe_machine, relative
+from vim_embed.bench.rivals import reference, seeded
 from vim_embed.models.vim_fused import FusedVim
 from vim_embed.types.preprocessing import VIM_PREPROCESSING
 

@@ -4,7 +4,7 @@
 
 Random weights in the shape of a catalogue's proxy. Each way is compared with float32 before it is
 timed; times are CUDA events around a whole forward of float32 images on the device, as in
-`vim_embed.gpu_bench`. Needs torch, numpy, transformers and a CUDA device.
+`vim_embed.bench.gpu`. Needs torch, numpy, transformers and a CUDA device.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.gpu_bench import DTYPES
-from vim_embed.gpu_meter import CudaMeter, describe_machine, percentile, relative
+from vim_embed.bench.cuda_meter import CudaMeter, describe_machine, percentile, relative
+from vim_embed.bench.gpu import DTYPES
 from vim_embed.inference.embedder import SELF_CHECK_TOLERANCE
 from vim_embed.models.vit import random_vit
 

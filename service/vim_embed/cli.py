@@ -221,7 +221,7 @@ def bench(
     comparison with the reference; exit 1 if that fails. On the CPU: the kernels at a catalogue
     model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
     """
-    from vim_embed.bench import bare_loop
+    from vim_embed.bench.bare import bare_loop
     from vim_embed.weights.hub import WeightsError
     from vim_embed.weights.load import load_model, resolve_devices
 
@@ -269,7 +269,7 @@ def completion(shell: str) -> None:
 
 def _bench_gpu(settings: Settings, batches: str, sizes: str, output: Path | None) -> None:
     """Print the table of the configured Vims; ends the process if one fails its comparison."""
-    from vim_embed import gpu_bench
+    from vim_embed.bench.bare import gpu as gpu_bench
     from vim_embed.models.vim import VIM_CONFIGS
 
     names = [argument.partition("=")[0] for argument in settings.models]
@@ -297,7 +297,7 @@ def _set_threads(threads: int) -> None:
 def _print_kernels(settings: Settings, rows: int) -> None:
     import torch
 
-    from vim_embed.kernel_bench import report
+    from vim_embed.bench.cpu import report
     from vim_embed.models.vim import VIM_CONFIGS
 
     for name in settings.models:

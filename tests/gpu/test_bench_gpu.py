@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vim_embed.gpu_bench import DTYPES, Case, Figures, cases_of, run
-from vim_embed.gpu_meter import CudaMeter
+from vim_embed.bench.cuda_meter import CudaMeter
+from vim_embed.bench.gpu import DTYPES, Case, Figures, cases_of, run
 
 pytestmark = pytest.mark.gpu
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vim_embed.bench.cuda_meter import CudaMeter
+from vim_embed.bench.rivals import seeded
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
-from vim_embed.gpu_meter import CudaMeter
-from vim_embed.gpu_rivals import seeded
 from vim_embed.models.vim_fused import FusedVim
 from vim_embed.observability.metrics import Metrics
 from vim_embed.types.preprocessing import VIM_PREPROCESSING, Scaling

@@ -136,7 +136,7 @@ def bench_memory(model: str, *, batch: int, backend: str, threads: int) -> Memor
     child = [
         sys.executable,
         "-m",
-        __name__ if __name__ != "__main__" else "vim_embed.kernel_bench",
+        __name__ if __name__ != "__main__" else "vim_embed.bench.cpu",
     ]
     command = [*child, "--model", model, "--batch", str(batch), "--threads", str(threads)]
     done = subprocess.run(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.gpu_reference import Reference
+from vim_embed.bench.hustvl import Reference
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused.launch import Kernels, Shape
 from vim_embed.kernels.reference import ReferenceOps

@@ -1,0 +1,1 @@
+"""What measures models and kernels on this machine, beside public ones."""
