@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
-from vim_embed_client.bulk.sources import Reading, find_sources
+from vim_embed_client.bulk.sources.registry import Reading, find_sources
 from vim_embed_client.cli_common import (
     json_option,
     print_json,

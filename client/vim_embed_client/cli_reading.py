@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from vim_embed_client.bulk.flux import SURVEYS, survey_stretch
-from vim_embed_client.bulk.sources import Reading
+from vim_embed_client.bulk.sources.flux import SURVEYS, survey_stretch
+from vim_embed_client.bulk.sources.registry import Reading
 from vim_embed_client.errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])

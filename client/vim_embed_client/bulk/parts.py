@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from vim_embed_client.bulk.durable import locked, sync_folder, whole_lines, write_durably
-from vim_embed_client.bulk.items import Skipped
+from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.bulk.stream import Answered, Place
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
 from vim_embed_client.results import Provenance

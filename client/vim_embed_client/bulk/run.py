@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vim_embed_client.bulk.items import Skipped
 from vim_embed_client.bulk.parts import Parts
 from vim_embed_client.bulk.send import Sender
-from vim_embed_client.bulk.sources import Reading, open_unit
+from vim_embed_client.bulk.sources.registry import Reading, open_unit
+from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.bulk.stream import Answered, answers, digest_of, read_from
 from vim_embed_client.bulk.totals import Totals
 from vim_embed_client.client import Client

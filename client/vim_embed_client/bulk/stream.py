@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vim_embed_client.bulk.items import Entry, Item, Skipped, Unit
+from vim_embed_client.bulk.sources.unit import Entry, Item, Skipped, Unit
 from vim_embed_client.calls import MAX_PIECE_BYTES
 from vim_embed_client.errors import (
     InputError,

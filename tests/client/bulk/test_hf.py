@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vim_embed_client.bulk.flux import SURVEYS, to_rgb
 from vim_embed_client.bulk.send import resized
-from vim_embed_client.bulk.sources import Reading, open_unit
+from vim_embed_client.bulk.sources.flux import SURVEYS, to_rgb
+from vim_embed_client.bulk.sources.registry import Reading, open_unit
 from vim_embed_client.cli import run
 
 from .conftest import Embed

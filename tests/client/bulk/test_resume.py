@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from vim_embed_client.bulk import parts as parts_module
-from vim_embed_client.bulk.items import Skipped
 from vim_embed_client.bulk.parts import Parts
+from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.bulk.stream import Answered, Place
 from vim_embed_client.cli import run
 from vim_embed_client.errors import ResumeError

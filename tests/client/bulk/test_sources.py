@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from vim_embed_client.bulk.items import Item, Skipped
-from vim_embed_client.bulk.sources import Reading, open_unit
+from vim_embed_client.bulk.sources.registry import Reading, open_unit
+from vim_embed_client.bulk.sources.unit import Item, Skipped
 
 from .conftest import Embed
 from .survey import SIZE, WRITERS, Array, expected, pictures, png, write_tar

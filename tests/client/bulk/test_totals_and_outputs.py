@@ -17,10 +17,10 @@ from safetensors import safe_open
 
 from vim_embed_client import cli_progress, outputs
 from vim_embed_client.bulk import totals
-from vim_embed_client.bulk.flux import Stretch
-from vim_embed_client.bulk.items import Item, Skipped
 from vim_embed_client.bulk.run import BulkRun
-from vim_embed_client.bulk.sources import Reading, find_sources, open_unit
+from vim_embed_client.bulk.sources.flux import Stretch
+from vim_embed_client.bulk.sources.registry import Reading, find_sources, open_unit
+from vim_embed_client.bulk.sources.unit import Item, Skipped
 from vim_embed_client.bulk.stream import Answered, Place, answers, digest_of, read_from
 from vim_embed_client.bulk.totals import Totals
 from vim_embed_client.cli_progress import pace, showing_progress

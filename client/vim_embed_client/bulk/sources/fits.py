@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.flux import Stretch, select_places
-from vim_embed_client.bulk.items import Entry, FileUnit
-from vim_embed_client.bulk.values import flux_item
+from vim_embed_client.bulk.sources.arrow_values import flux_item
+from vim_embed_client.bulk.sources.flux import Stretch, select_places
+from vim_embed_client.bulk.sources.unit import Entry, FileUnit
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.wire import Array
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from vim_embed_client.bulk.items import Entry
-from vim_embed_client.bulk.tables import TableReading
+from vim_embed_client.bulk.sources.parquet import TableReading
+from vim_embed_client.bulk.sources.unit import Entry
 from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
 
 PREFIX = "hf:"

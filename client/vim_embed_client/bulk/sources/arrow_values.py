@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.flux import Stretch, to_rgb
-from vim_embed_client.bulk.items import Entry, Item, Skipped, file_size, pixel_item
+from vim_embed_client.bulk.sources.flux import Stretch, to_rgb
+from vim_embed_client.bulk.sources.unit import Entry, Item, Skipped, file_size, pixel_item
 from vim_embed_client.errors import InputError
 from vim_embed_client.wire import Array
 

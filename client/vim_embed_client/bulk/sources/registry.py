@@ -7,14 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vim_embed_client.bulk.arrays import NpyUnit, NpzUnit
-from vim_embed_client.bulk.fits import FitsUnit, HduName
-from vim_embed_client.bulk.flux import Stretch
-from vim_embed_client.bulk.hf import PREFIX, HfUnit
-from vim_embed_client.bulk.items import ImageUnit, Unit
-from vim_embed_client.bulk.tables import ParquetUnit, TableReading
-from vim_embed_client.bulk.tars import TarUnit
-from vim_embed_client.files import FITS_SUFFIXES, TABLE_SUFFIXES, TAR_SUFFIXES, find_files
+from vim_embed_client.bulk.sources.arrays import NpyUnit, NpzUnit
+from vim_embed_client.bulk.sources.files import (
+    FITS_SUFFIXES,
+    TABLE_SUFFIXES,
+    TAR_SUFFIXES,
+    find_files,
+)
+from vim_embed_client.bulk.sources.fits import FitsUnit, HduName
+from vim_embed_client.bulk.sources.flux import Stretch
+from vim_embed_client.bulk.sources.huggingface import PREFIX, HfUnit
+from vim_embed_client.bulk.sources.parquet import ParquetUnit, TableReading
+from vim_embed_client.bulk.sources.unit import ImageUnit, Unit
+from vim_embed_client.bulk.sources.webdataset import TarUnit
 
 
 @dataclass(frozen=True, kw_only=True)

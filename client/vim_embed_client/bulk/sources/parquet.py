@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vim_embed_client.bulk.flux import Stretch
-from vim_embed_client.bulk.items import Entry, FileUnit
-from vim_embed_client.bulk.values import Values, choose_column
+from vim_embed_client.bulk.sources.arrow_values import Values, choose_column
+from vim_embed_client.bulk.sources.flux import Stretch
+from vim_embed_client.bulk.sources.unit import Entry, FileUnit
 from vim_embed_client.errors import ConfigurationError, InputError
 
 _ROWS = 16
