@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vim_embed_client.outputs import Contents, write_output
+from vim_embed_client.bulk.outputs import Contents, write_output
 from vim_embed_client.results import Provenance
 
 

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from vim_embed_client.bulk.outputs import check_output
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
 from vim_embed_client.bulk.sources.registry import Reading, find_sources
 from vim_embed_client.cli_common import (
@@ -28,7 +29,6 @@ from vim_embed_client.cli_reading import numbers, reading_options
 from vim_embed_client.client import Client
 from vim_embed_client.compression import CODINGS, Compression
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.outputs import check_output
 
 _SHOWN_SKIPS = 10
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vim_embed_client.bulk.outputs import sidecar
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.outputs import sidecar
 from vim_embed_client.wire import Array, parse_safetensors
 
 _NAMES = ("embedding", "embeddings")

@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vim_embed_client.bulk.parts import Parts
-from vim_embed_client.bulk.send import Sender
+from vim_embed_client.bulk.checkpoint import Parts
+from vim_embed_client.bulk.outputs import Contents, write_output
+from vim_embed_client.bulk.pipeline import Answered, answers, digest_of, read_from
+from vim_embed_client.bulk.row_counts import Totals
+from vim_embed_client.bulk.sender import Sender
 from vim_embed_client.bulk.sources.registry import Reading, open_unit
 from vim_embed_client.bulk.sources.unit import Skipped
-from vim_embed_client.bulk.stream import Answered, answers, digest_of, read_from
-from vim_embed_client.bulk.totals import Totals
 from vim_embed_client.client import Client
 from vim_embed_client.errors import InputError, ResumeError
-from vim_embed_client.outputs import Contents, write_output
 from vim_embed_client.ready import ready_model
 from vim_embed_client.results import ModelEntry, Provenance
 

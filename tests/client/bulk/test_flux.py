@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 from PIL import Image
 
-from vim_embed_client.bulk.send import resized
+from vim_embed_client.bulk.sender import resized
 from vim_embed_client.bulk.sources.flux import SURVEYS, Stretch, survey_stretch, to_rgb
 from vim_embed_client.bulk.sources.registry import Reading, open_unit
 from vim_embed_client.errors import ConfigurationError, InputError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vim_embed_client.bulk.send import resized
+from vim_embed_client.bulk.sender import resized
 from vim_embed_client.bulk.sources.flux import SURVEYS, to_rgb
 from vim_embed_client.bulk.sources.registry import Reading, open_unit
 from vim_embed_client.cli import run

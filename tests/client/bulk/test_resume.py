@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vim_embed_client.bulk import parts as parts_module
-from vim_embed_client.bulk.parts import Parts
+from vim_embed_client.bulk import checkpoint as parts_module
+from vim_embed_client.bulk.checkpoint import Parts
+from vim_embed_client.bulk.pipeline import Answered, Place
 from vim_embed_client.bulk.sources.unit import Skipped
-from vim_embed_client.bulk.stream import Answered, Place
 from vim_embed_client.cli import run
 from vim_embed_client.errors import ResumeError
 from vim_embed_client.results import Provenance

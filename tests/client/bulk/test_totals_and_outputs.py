@@ -15,17 +15,18 @@ import pytest
 from rich.console import Console
 from safetensors import safe_open
 
-from vim_embed_client import cli_progress, outputs
-from vim_embed_client.bulk import totals
+from vim_embed_client import cli_progress
+from vim_embed_client.bulk import outputs
+from vim_embed_client.bulk import row_counts as totals
+from vim_embed_client.bulk.outputs import Contents, write_output
+from vim_embed_client.bulk.pipeline import Answered, Place, answers, digest_of, read_from
+from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.flux import Stretch
 from vim_embed_client.bulk.sources.registry import Reading, find_sources, open_unit
 from vim_embed_client.bulk.sources.unit import Item, Skipped
-from vim_embed_client.bulk.stream import Answered, Place, answers, digest_of, read_from
-from vim_embed_client.bulk.totals import Totals
 from vim_embed_client.cli_progress import pace, showing_progress
 from vim_embed_client.client import Client
-from vim_embed_client.outputs import Contents, write_output
 from vim_embed_client.results import Embeddings, Provenance
 from vim_embed_client.score_files import read_embeddings
 

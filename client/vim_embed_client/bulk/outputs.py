@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vim_embed_client.bulk.durable import sync_folder
+from vim_embed_client.bulk.durable_files import sync_folder
 from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.results import Provenance

@@ -6,8 +6,8 @@ import os
 from array import array
 from collections.abc import Sequence
 
+from vim_embed_client.bulk.pipeline import OpenUnit, Place
 from vim_embed_client.bulk.sources.unit import ImageUnit, Unit
-from vim_embed_client.bulk.stream import OpenUnit, Place
 
 # Files opened to count their rows; a run should not begin with a look into each of a million.
 _OPENED = 1000
