@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed_client.nearest import nearest_neighbours
-from vim_embed_client.score import jackknife_error, overlaps
+from vim_embed_client.scoring.mknn import jackknife_error, overlaps
+from vim_embed_client.scoring.neighbours import nearest_neighbours
 
 # Sources, dimensions, noise, k.
 SETTINGS = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vim_embed.models.vim import Vim
-from vim_embed_client.score import mknn
+from vim_embed_client.scoring.mknn import mknn
 
 PATH = Path(__file__).parent.parent / "benchmarks" / "neighbours.py"
 

@@ -19,14 +19,13 @@ from skimage.data import hubble_deep_field
 from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
 from embedding_files import write_embeddings
-from vim_embed_client import nearest as nearest_module
-from vim_embed_client import score as score_module
 from vim_embed_client.cli import run
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.nearest import nearest_neighbours
-from vim_embed_client.pairing import pair, usable_rows
 from vim_embed_client.results import Provenance
-from vim_embed_client.score import (
+from vim_embed_client.scoring import mknn as score_module
+from vim_embed_client.scoring import neighbours as nearest_module
+from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.mknn import (
     chance,
     curve_ks,
     default_ks,
@@ -36,7 +35,8 @@ from vim_embed_client.score import (
     score,
     score_curve,
 )
-from vim_embed_client.score_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.neighbours import nearest_neighbours
+from vim_embed_client.scoring.pairing import pair, usable_rows
 
 Array = NDArray[Any]
 Mknn = Callable[[Array, Array, int], float]
@@ -433,8 +433,8 @@ def test_the_command_refuses_files_of_other_lengths(tmp_path: Path, capsys: Any)
 MEASURED = """
 import resource, sys
 import numpy as np
-from vim_embed_client import nearest
-from vim_embed_client.score import score_curve
+from vim_embed_client.scoring import neighbours as nearest
+from vim_embed_client.scoring.mknn import score_curve
 n, bound = map(int, sys.argv[1:])
 nearest._BLOCK_BYTES = min(nearest._BLOCK_BYTES, bound * 2**20)
 nearest._SELECT_BYTES = min(nearest._SELECT_BYTES, bound * 2**18)

@@ -21,8 +21,8 @@ from vim_embed_client.cli_common import (
     stdout,
 )
 from vim_embed_client.errors import InputError
-from vim_embed_client.pairing import usable_rows
-from vim_embed_client.score_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.pairing import usable_rows
 
 if TYPE_CHECKING:
     from vim_embed_client.pictures.columns import Column

@@ -21,9 +21,9 @@ from vim_embed_client.cli_common import (
     stdout,
 )
 from vim_embed_client.errors import InputError
-from vim_embed_client.nearest import neighbours_of
-from vim_embed_client.pairing import below_common_folder, pair, usable_rows
-from vim_embed_client.score_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.neighbours import neighbours_of
+from vim_embed_client.scoring.pairing import below_common_folder, pair, usable_rows
 
 if TYPE_CHECKING:
     from vim_embed_client.pictures.sheet import Sheet

@@ -22,9 +22,9 @@ from vim_embed_client.cli_common import (
     stdout,
 )
 from vim_embed_client.errors import InputError
-from vim_embed_client.pairing import pair, usable_rows
-from vim_embed_client.score import PLATONIC_K, Score, curve_ks, default_ks, score_curve
-from vim_embed_client.score_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.mknn import PLATONIC_K, Score, curve_ks, default_ks, score_curve
+from vim_embed_client.scoring.pairing import pair, usable_rows
 
 METHOD = {
     "mknn": "mean overlap of cosine k-nearest neighbours, self excluded",

@@ -24,7 +24,7 @@ from vim_embed_client.pictures.map import map_figure
 from vim_embed_client.pictures.projection import Projection, pca, umap
 from vim_embed_client.pictures.style import fitted, names, shortened
 from vim_embed_client.results import Provenance
-from vim_embed_client.score_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 
 N = 60
 Array = NDArray[Any]

@@ -29,7 +29,7 @@ from vim_embed_client.errors import (
     QueueFullError,
     TimedOutError,
 )
-from vim_embed_client.score_files import read_embeddings
+from vim_embed_client.scoring.embedding_files import read_embeddings
 
 ROWS = 150
 PATIENT: dict[str, Any] = {

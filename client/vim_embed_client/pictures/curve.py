@@ -17,8 +17,8 @@ from vim_embed_client.pictures.style import (
     small_print,
     title,
 )
-from vim_embed_client.score import Score
-from vim_embed_client.score_files import EmbeddingFile
+from vim_embed_client.scoring.embedding_files import EmbeddingFile
+from vim_embed_client.scoring.mknn import Score
 
 # Inches.
 _WIDTH = 7.2

@@ -28,7 +28,7 @@ from vim_embed_client.pictures.style import (
     small_print,
     title,
 )
-from vim_embed_client.score_files import EmbeddingFile
+from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 # A shape for each colour, for those who cannot tell the colours apart.
 _CLASSES = (

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vim_embed_client.nearest import Neighbours
 from vim_embed_client.pictures.images import Images, Picture
 from vim_embed_client.pictures.style import (
     FAINT,
@@ -24,7 +23,8 @@ from vim_embed_client.pictures.style import (
     small_print,
     title,
 )
-from vim_embed_client.score_files import EmbeddingFile
+from vim_embed_client.scoring.embedding_files import EmbeddingFile
+from vim_embed_client.scoring.neighbours import Neighbours
 
 # Inches.
 _CELL = 1.16

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from vim_embed_client.score_files import EmbeddingFile
+from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "#8A8A8A"

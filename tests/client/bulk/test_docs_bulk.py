@@ -16,7 +16,7 @@ from astropy.io import fits
 
 from vim_embed_client.cli import EXIT_CODES, run
 from vim_embed_client.cli_embed import embed as embed_command
-from vim_embed_client.score_files import read_embeddings
+from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .survey import SIZE, Array, pictures, png, write_images
 from .test_flux import galaxy

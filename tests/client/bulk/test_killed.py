@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vim_embed_client.score_files import read_embeddings
+from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .killing import VIM_EMBED, Attempt, attempt, stub_server
 from .survey import SIZE, Array, expected, write_survey

@@ -22,7 +22,7 @@ from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.cli import run
 from vim_embed_client.errors import ResumeError
 from vim_embed_client.results import Provenance
-from vim_embed_client.score_files import read_embeddings
+from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from ..fake_service import SIZE, FakeService, embed_rows, refuse
 

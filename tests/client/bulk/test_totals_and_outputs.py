@@ -28,7 +28,7 @@ from vim_embed_client.bulk.sources.unit import Item, Skipped
 from vim_embed_client.cli_progress import pace, showing_progress
 from vim_embed_client.client import Client
 from vim_embed_client.results import Embeddings, Provenance
-from vim_embed_client.score_files import read_embeddings
+from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .survey import Array, pictures, write_images, write_npy, write_parquet, write_tar
 

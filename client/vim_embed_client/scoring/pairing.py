@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed_client.errors import InputError
-from vim_embed_client.score_files import EmbeddingFile
+from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 _ROW = re.compile(r"#\d+$")
 _PER_BLOCK = 2**24

@@ -15,7 +15,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vim_embed_client.nearest import Array, Indices, checked, nearest_neighbours, neighbours_for
+from vim_embed_client.scoring.neighbours import (
+    Array,
+    Indices,
+    checked,
+    nearest_neighbours,
+    neighbours_for,
+)
 
 # platonic-universe's own k, and round steps around it.
 PLATONIC_K = 10
