@@ -134,8 +134,8 @@ def bench(
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    from vim_embed_client.pictures.style import save
-    from vim_embed_client.pictures.throughput import throughput_figure
+    from vim_embed_client.figures.style import save
+    from vim_embed_client.figures.throughput import throughput_figure
 
     save(throughput_figure(report), path)
 

@@ -25,8 +25,8 @@ from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddi
 from vim_embed_client.scoring.pairing import usable_rows
 
 if TYPE_CHECKING:
-    from vim_embed_client.pictures.columns import Column
-    from vim_embed_client.pictures.projection import Projection
+    from vim_embed_client.figures.columns import Column
+    from vim_embed_client.figures.projection import Projection
 
 _LEAST_ROWS = 3
 
@@ -85,8 +85,8 @@ def map_command(
     EMBEDDINGS is a file that `vim-embed score` takes. Classes get a colour and a shape each,
     numbers a scale of colours; few whole numbers count as classes.
     """
-    from vim_embed_client.pictures.columns import read_column
-    from vim_embed_client.pictures.projection import METHODS
+    from vim_embed_client.figures.columns import read_column
+    from vim_embed_client.figures.projection import METHODS
 
     if not (outputs or as_json):
         raise click.UsageError("nothing to do: give -o FILE, --json or both")
@@ -113,8 +113,8 @@ def _draw(
     column: Column | None,
     label: str | None,
 ) -> None:
-    from vim_embed_client.pictures.map import map_figure
-    from vim_embed_client.pictures.style import save
+    from vim_embed_client.figures.map import map_figure
+    from vim_embed_client.figures.style import save
 
     save(map_figure(file, projection, column, label or (column.name if column else "")), path)
 

@@ -26,7 +26,7 @@ from vim_embed_client.scoring.neighbours import neighbours_of
 from vim_embed_client.scoring.pairing import below_common_folder, pair, usable_rows
 
 if TYPE_CHECKING:
-    from vim_embed_client.pictures.sheet import Sheet
+    from vim_embed_client.figures.sheet import Sheet
 
 _IMAGES = click.Path(exists=True, path_type=Path)
 
@@ -131,8 +131,8 @@ def _drawn(n: int, count: int, seed: int) -> list[int]:
 def _sheet(
     files: Sequence[EmbeddingFile], sources: Sequence[Path | None], queries: list[int], k: int
 ) -> Sheet:
-    from vim_embed_client.pictures.images import Images
-    from vim_embed_client.pictures.sheet import Sheet
+    from vim_embed_client.figures.images import Images
+    from vim_embed_client.figures.sheet import Sheet
 
     views = [Images(files[0], sources[0])]
     if sources[1] is not None:
@@ -151,8 +151,8 @@ def _sheet(
 
 
 def _draw(sheet: Sheet, output: Path) -> None:
-    from vim_embed_client.pictures.sheet import sheet_figure
-    from vim_embed_client.pictures.style import save
+    from vim_embed_client.figures.sheet import sheet_figure
+    from vim_embed_client.figures.style import save
 
     save(sheet_figure(sheet), output)
 

@@ -122,8 +122,8 @@ def _headline(scores: Sequence[Score]) -> Score:
 def _draw(
     files: Sequence[EmbeddingFile], scores: Sequence[Score], curve: Sequence[Score], path: Path
 ) -> None:
-    from vim_embed_client.pictures.curve import curve_figure
-    from vim_embed_client.pictures.style import save
+    from vim_embed_client.figures.curve import curve_figure
+    from vim_embed_client.figures.style import save
 
     save(curve_figure(curve, _headline(scores), files), path)
 

@@ -24,8 +24,8 @@ from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, LocalServer, bench, load
 from vim_embed_client.cli import run
+from vim_embed_client.figures.throughput import throughput_figure
 from vim_embed_client.load import Sender, Task
-from vim_embed_client.pictures.throughput import throughput_figure
 
 from .fake_service import SIZE, FakeService, Fault, refuse
 

@@ -19,10 +19,10 @@ from embedding_files import write_embeddings
 from figure_layout import assert_apart_and_within
 from vim_embed_client.cli import run
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.pictures.columns import Column, read_column
-from vim_embed_client.pictures.map import map_figure
-from vim_embed_client.pictures.projection import Projection, pca, umap
-from vim_embed_client.pictures.style import fitted, names, shortened
+from vim_embed_client.figures.columns import Column, read_column
+from vim_embed_client.figures.map import map_figure
+from vim_embed_client.figures.projection import Projection, pca, umap
+from vim_embed_client.figures.style import fitted, names, shortened
 from vim_embed_client.results import Provenance
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 

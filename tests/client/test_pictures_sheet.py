@@ -22,8 +22,8 @@ from vim_embed.settings import Settings
 from vim_embed_client.cli import run
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes
 from vim_embed_client.errors import InputError
-from vim_embed_client.pictures.images import Images, as_picture
-from vim_embed_client.pictures.sheet import Sheet, sheet_figure
+from vim_embed_client.figures.images import Images, as_picture
+from vim_embed_client.figures.sheet import Sheet, sheet_figure
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 from vim_embed_client.scoring.neighbours import nearest_neighbours, neighbours_of
 

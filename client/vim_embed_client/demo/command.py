@@ -206,7 +206,7 @@ def _progress(console: Console) -> Iterator[OnProgress]:
 def _write(result: Result, output: Path) -> dict[str, Path]:
     from vim_embed_client.demo.figure import demo_figure
     from vim_embed_client.demo.flow import write
-    from vim_embed_client.pictures.style import save
+    from vim_embed_client.figures.style import save
 
     paths = write(result, output)
     paths["figure"] = output / "figure.png"

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from vim_embed_client.demo.flow import Pixels, Result
 from vim_embed_client.demo.views import HYPER_SUPRIME_CAM
-from vim_embed_client.pictures.curve import draw_curve
-from vim_embed_client.pictures.style import GREY, INK, ORANGE, VERMILLION
+from vim_embed_client.figures.curve import draw_curve
+from vim_embed_client.figures.style import GREY, INK, ORANGE, VERMILLION
 from vim_embed_client.scoring.neighbours import Indices, nearest_neighbours
 
 _ROWS, _SHOWN = 6, 5

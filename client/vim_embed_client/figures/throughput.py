@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from vim_embed_client.bench_report import cases_of, setting
-from vim_embed_client.pictures.style import (
+from vim_embed_client.figures.style import (
     BLUE,
     GREEN,
     GREY,

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
-from vim_embed_client.pictures.columns import Column
-from vim_embed_client.pictures.projection import Projection
-from vim_embed_client.pictures.style import (
+from vim_embed_client.figures.columns import Column
+from vim_embed_client.figures.projection import Projection
+from vim_embed_client.figures.style import (
     BLUE,
     FAINT,
     GREEN,

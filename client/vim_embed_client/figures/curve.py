@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from vim_embed_client.pictures.style import (
+from vim_embed_client.figures.style import (
     BLUE,
     GREY,
     INK,

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vim_embed_client.pictures.images import Images, Picture
-from vim_embed_client.pictures.style import (
+from vim_embed_client.figures.images import Images, Picture
+from vim_embed_client.figures.style import (
     FAINT,
     GREY,
     INK,

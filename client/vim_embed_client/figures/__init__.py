@@ -1,0 +1,1 @@
+"""Sheets, maps and curves of embeddings and scores."""

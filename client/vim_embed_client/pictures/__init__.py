@@ -1,1 +1,0 @@
-"""Figures of embeddings: MKNN against k, sheets of nearest neighbours, maps. Needs matplotlib."""
