@@ -19,8 +19,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from vim_embed_client.bench_metrics import Scrape, scrape
-from vim_embed_client.bench_report import Case, report_of, round_of, show
+from vim_embed_client.bench.load_generator import Load, LoadClients
+from vim_embed_client.bench.report import Case, report_of, round_of, show
+from vim_embed_client.bench.server_metrics import Scrape, scrape
 from vim_embed_client.cli_common import (
     figure_path,
     json_option,
@@ -31,7 +32,6 @@ from vim_embed_client.cli_common import (
 )
 from vim_embed_client.client import Client
 from vim_embed_client.errors import LocalServerError
-from vim_embed_client.load import Load, LoadClients
 from vim_embed_client.local_server import LocalServer
 from vim_embed_client.ready import ready_model
 

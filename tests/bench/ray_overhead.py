@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import marks
 from cluster_parts import OBJECT_STORE, free_port, marking, prepare_environment
-from vim_embed_client.load import Load, LoadClients, Sample
+from vim_embed_client.bench.load_generator import Load, LoadClients, Sample
 from vim_embed_client.local_server import LocalServer
 
 _KINDS = {

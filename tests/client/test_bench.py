@@ -22,10 +22,11 @@ from serving import running
 from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
-from vim_embed_client import Client, LocalServer, bench, load
+from vim_embed_client import Client, LocalServer, bench
+from vim_embed_client.bench import load_generator as load
+from vim_embed_client.bench.load_generator import Sender, Task
 from vim_embed_client.cli import run
 from vim_embed_client.figures.throughput import throughput_figure
-from vim_embed_client.load import Sender, Task
 
 from .fake_service import SIZE, FakeService, Fault, refuse
 

@@ -1,0 +1,1 @@
+"""Load on a service and what it answered: rates, latencies, a report."""
