@@ -23,7 +23,7 @@ from generate_docs import (
 from vim_embed import __version__
 from vim_embed.settings import Settings
 from vim_embed.weights.catalogue import CATALOGUE
-from vim_embed_client.cli import COMMANDS
+from vim_embed_client.cli.main import COMMANDS
 
 HTTP = (ROOT / "docs" / "http.md").read_text()
 

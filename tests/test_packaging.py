@@ -38,7 +38,7 @@ def test_the_wheel_carries_kernel_sources_and_types(wheel: zipfile.ZipFile) -> N
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-@pytest.mark.parametrize("module", ["vim_embed_client", "vim_embed_client.cli"])
+@pytest.mark.parametrize("module", ["vim_embed_client", "vim_embed_client.cli.main"])
 def test_the_client_loads_nothing_heavy(module: str) -> None:
     heavy = ("torch", "fastapi", "transformers", "vim_embed", "pyarrow", "matplotlib", "skimage")
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"

@@ -19,7 +19,7 @@ from skimage.data import hubble_deep_field
 from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
 from embedding_files import write_embeddings
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.results import Provenance
 from vim_embed_client.scoring import mknn as score_module

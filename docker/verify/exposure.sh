@@ -16,7 +16,7 @@ VIM_EMBED_PUBLISH=0.0.0.0 VIM_EMBED_API_KEYS=a-key healthy
 [ "$(status -H 'Authorization: Bearer a-key' "$elsewhere/models")" = 200 ]
 echo "published on 0.0.0.0 with a key: 401 without it and with a wrong one, 200 with it"
 code=0
-VIM_EMBED_API_KEY=wrong "$PYTHON" -m vim_embed_client.cli models > "$WORK/out" 2>&1 || code=$?
+VIM_EMBED_API_KEY=wrong "$PYTHON" -m vim_embed_client.cli.main models > "$WORK/out" 2>&1 || code=$?
 grep -q "VIM_EMBED_API_KEY" "$WORK/out" || { cat "$WORK/out"; false; }
 [ "$code" != 0 ]
 echo "the client with a wrong key: exit code $code: $(head -1 "$WORK/out")"

@@ -11,8 +11,8 @@ from typing import Any
 import click
 import pytest
 
-from vim_embed_client import cli
-from vim_embed_client.cli import EXIT_CODES, Lazy, run
+from vim_embed_client.cli.main import EXIT_CODES, Lazy, run
+from vim_embed_client.cli.main import main as cli
 
 from .fake_service import FakeService
 
@@ -96,8 +96,8 @@ def test_listed_help_is_the_commands_own(name: str) -> None:
 
 def test_help_imports_no_command() -> None:
     script = (
-        "import sys; from vim_embed_client.cli import run; run(['--help']);"
-        "sys.exit(bool({'matplotlib', 'scipy', 'pyarrow', 'torch', 'vim_embed_client.bench'}"
+        "import sys; from vim_embed_client.cli.main import run; run(['--help']);"
+        "sys.exit(bool({'matplotlib', 'scipy', 'pyarrow', 'torch', 'vim_embed_client.cli.bench'}"
         " & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
@@ -107,13 +107,13 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     lazy = Lazy("cli_info:models", "Shown.", "demo")
     monkeypatch.setitem(cli.COMMANDS, "demo", lazy)
     monkeypatch.setitem(sys.modules, "rich.table", None)
-    monkeypatch.delitem(sys.modules, "vim_embed_client.cli_info", raising=False)
+    monkeypatch.delitem(sys.modules, "vim_embed_client.cli.info", raising=False)
     assert run(["demo"]) == 2
     assert 'needs rich.table: pip install "vim-embed[demo]"' in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_traceback(url: str) -> None:
-    script = f"{sys.executable} -m vim_embed_client.cli models --json --url {url}"
+    script = f"{sys.executable} -m vim_embed_client.cli.main models --json --url {url}"
     shell = subprocess.run(
         ["bash", "-c", f"{script} | head -c 1"], capture_output=True, check=True, text=True
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 
 from .fake_service import DIM, SIZE, FakeService, decode, embed_rows, refuse, wait_for
 

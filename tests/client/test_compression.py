@@ -17,7 +17,7 @@ from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, ConfigurationError, UnsupportedEncodingError
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.compression import CODINGS, CompressedBody
 from vim_embed_client.wire import NPY
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from embedding_files import write_embeddings
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.results import Provenance
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text()

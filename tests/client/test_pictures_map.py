@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 
 from embedding_files import write_embeddings
 from figure_layout import assert_apart_and_within
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.figures.columns import Column, read_column
 from vim_embed_client.figures.map import map_figure

@@ -19,7 +19,7 @@ from serving import running
 from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes
 from vim_embed_client.errors import InputError
 from vim_embed_client.figures.images import Images, as_picture

@@ -20,7 +20,7 @@ from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
-from vim_embed_client.cli import run as client_cli
+from vim_embed_client.cli.main import run as client_cli
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = [

@@ -21,7 +21,7 @@ from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, QueueFullError
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::DeprecationWarning")]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from client.fake_service import FakeService, embed_rows, refuse, serve
 from vim_embed_client import Client
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.demo import flow
 from vim_embed_client.demo.figure import demo_figure
 from vim_embed_client.errors import ProvenanceChangedError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from vim_embed_client.cli import cli, run
+from vim_embed_client.cli.main import cli, run
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.platonic import ALIASES, attach
 from vim_embed_client.platonic.source_edits import with_tables

@@ -21,7 +21,7 @@ from security.processes import ServerProcess, server_process
 from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client import AsyncClient, Client, VimEmbedError
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.errors import (
     ConnectionLostError,
     DeadlineExpiredError,

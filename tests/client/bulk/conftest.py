@@ -13,7 +13,7 @@ from serving import running
 from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .survey import SIZE, Array

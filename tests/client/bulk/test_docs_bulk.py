@@ -14,8 +14,8 @@ import pyarrow.parquet
 import pytest
 from astropy.io import fits
 
-from vim_embed_client.cli import EXIT_CODES, run
-from vim_embed_client.cli_embed import embed as embed_command
+from vim_embed_client.cli.embed import embed as embed_command
+from vim_embed_client.cli.main import EXIT_CODES, run
 from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .survey import SIZE, Array, pictures, png, write_images

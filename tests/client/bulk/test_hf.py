@@ -14,7 +14,7 @@ from PIL import Image
 from vim_embed_client.bulk.sender import resized
 from vim_embed_client.bulk.sources.flux import SURVEYS, to_rgb
 from vim_embed_client.bulk.sources.registry import Reading, open_unit
-from vim_embed_client.cli import run
+from vim_embed_client.cli.main import run
 
 from .conftest import Embed
 from .survey import SIZE, Array, expected, pictures, png, write_images, write_parquet

@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 from safetensors import safe_open
 
-from vim_embed_client import cli_progress
 from vim_embed_client.bulk import outputs
 from vim_embed_client.bulk import row_counts as totals
 from vim_embed_client.bulk.outputs import Contents, write_output
@@ -25,7 +24,8 @@ from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.flux import Stretch
 from vim_embed_client.bulk.sources.registry import Reading, find_sources, open_unit
 from vim_embed_client.bulk.sources.unit import Item, Skipped
-from vim_embed_client.cli_progress import pace, showing_progress
+from vim_embed_client.cli.main import progress as cli_progress
+from vim_embed_client.cli.progress import pace, showing_progress
 from vim_embed_client.client import Client
 from vim_embed_client.results import Embeddings, Provenance
 from vim_embed_client.scoring.embedding_files import read_embeddings

@@ -13,7 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from vim_embed_client.bulk.run import OnProgress
-from vim_embed_client.cli_common import rate
+from vim_embed_client.cli.common import rate
 
 _LOG_EVERY_S = 60.0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from vim_embed_client.cli_common import (
+from vim_embed_client.cli.common import (
     FIGURES,
     RANDOM_WEIGHTS,
     drop_option,

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from vim_embed_client.cli_common import json_option, print_json, stderr, stdout
+from vim_embed_client.cli.common import json_option, print_json, stderr, stdout
 from vim_embed_client.client import Client
 from vim_embed_client.demo.weights import choose
 from vim_embed_client.errors import InputError

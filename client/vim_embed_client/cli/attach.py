@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vim_embed_client.cli_common import json_option, print_json
+from vim_embed_client.cli.common import json_option, print_json
 from vim_embed_client.platonic import attach as attaching
 from vim_embed_client.platonic.aliases import ALIASES
 

@@ -12,7 +12,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from vim_embed_client.cli_common import (
+from vim_embed_client.cli.common import (
     RANDOM_WEIGHTS,
     figure_path,
     json_option,

@@ -6,7 +6,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from vim_embed_client.cli_common import json_option, print_json, service_options, stdout
+from vim_embed_client.cli.common import json_option, print_json, service_options, stdout
 from vim_embed_client.client import Client
 from vim_embed_client.errors import StatusError
 from vim_embed_client.results import ModelEntry

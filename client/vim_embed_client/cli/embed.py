@@ -16,7 +16,7 @@ from rich.markup import escape
 from vim_embed_client.bulk.outputs import check_output
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
 from vim_embed_client.bulk.sources.registry import Reading, find_sources
-from vim_embed_client.cli_common import (
+from vim_embed_client.cli.common import (
     json_option,
     print_json,
     rate,
@@ -24,8 +24,8 @@ from vim_embed_client.cli_common import (
     service_options,
     stderr,
 )
-from vim_embed_client.cli_progress import showing_progress
-from vim_embed_client.cli_reading import numbers, reading_options
+from vim_embed_client.cli.progress import showing_progress
+from vim_embed_client.cli.reading_options import numbers, reading_options
 from vim_embed_client.client import Client
 from vim_embed_client.compression import CODINGS, Compression
 from vim_embed_client.errors import ConfigurationError, InputError

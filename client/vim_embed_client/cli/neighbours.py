@@ -11,7 +11,7 @@ import click
 import numpy as np
 from rich.markup import escape
 
-from vim_embed_client.cli_common import (
+from vim_embed_client.cli.common import (
     RANDOM_WEIGHTS,
     figure_path,
     json_option,

@@ -133,7 +133,7 @@ def run(args: Sequence[str]) -> int:
 def _tell(error: VimEmbedError) -> None:
     from rich.markup import escape
 
-    from vim_embed_client.cli_common import say, stderr
+    from vim_embed_client.cli.common import say, stderr
 
     say(stderr(), escape(f"Error: {error}"))
 
