@@ -23,7 +23,7 @@ from fixtures_vim import DATA
 from server_memory import processes, watching
 from server_process import Started, server_process
 from serving import from_npy
-from vim_embed_client.wire import NpyBody
+from vim_embed_client.formats import NpyBody
 
 BESIDE = 300_000_000  # bytes of two batches with their activations, answers, 200 connections
 

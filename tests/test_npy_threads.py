@@ -15,7 +15,7 @@ from numpy.lib import format as npy_format
 
 from vim_embed.http.formats.arrays import read_npy
 from vim_embed_client.bulk.sources.files import open_array
-from vim_embed_client.wire import parse_npy
+from vim_embed_client.formats import parse_npy
 
 # of sizes that nothing else has: a header that was read before is not parsed again
 ARRAYS = [np.arange(701 + i, dtype=np.uint8) for i in range(24)]

@@ -13,9 +13,13 @@ from typing import Any, Self
 import httpx
 from numpy.typing import ArrayLike
 
-from vim_embed_client.assembly import Assembly, Progress
 from vim_embed_client.base import HTTPX_ERRORS, BaseClient
-from vim_embed_client.calls import (
+from vim_embed_client.compression import Compression
+from vim_embed_client.errors import deadline_expired, error_from_response
+from vim_embed_client.merge import Assembly, Progress
+from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
+from vim_embed_client.pixels import Images
+from vim_embed_client.requests import (
     Call,
     Plan,
     embed_params,
@@ -26,10 +30,6 @@ from vim_embed_client.calls import (
     read_json,
     tell_deadline,
 )
-from vim_embed_client.compression import Compression
-from vim_embed_client.errors import deadline_expired, error_from_response
-from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
-from vim_embed_client.pixels import Images
 from vim_embed_client.results import (
     Embeddings,
     LayerEmbeddings,

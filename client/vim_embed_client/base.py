@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Self, Unpack
 
-from vim_embed_client.calls import Call
 from vim_embed_client.errors import FROM_HTTPX, VimEmbedError, error_from_httpx
 from vim_embed_client.options import OptionChanges, Options, retry_delay
+from vim_embed_client.requests import Call
 
 HTTPX_ERRORS = tuple(FROM_HTTPX)
 

@@ -12,9 +12,14 @@ from typing import Any, Self, cast
 import httpx
 from numpy.typing import ArrayLike
 
-from vim_embed_client.assembly import Assembly, Progress
 from vim_embed_client.base import HTTPX_ERRORS, BaseClient
-from vim_embed_client.calls import (
+from vim_embed_client.compression import Compression
+from vim_embed_client.concurrency import GuardedStream, Scope, run_each
+from vim_embed_client.errors import error_from_response
+from vim_embed_client.merge import Assembly, Progress
+from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
+from vim_embed_client.pixels import Images
+from vim_embed_client.requests import (
     Call,
     Piece,
     Plan,
@@ -26,10 +31,6 @@ from vim_embed_client.calls import (
     read_json,
     tell_deadline,
 )
-from vim_embed_client.compression import Compression
-from vim_embed_client.errors import error_from_response
-from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
-from vim_embed_client.pixels import Images
 from vim_embed_client.results import (
     Embeddings,
     LayerEmbeddings,
@@ -38,7 +39,6 @@ from vim_embed_client.results import (
     ModelList,
     Readiness,
 )
-from vim_embed_client.threads import GuardedStream, Scope, run_each
 
 
 class Client(BaseClient):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vim_embed_client.errors import InputError
-from vim_embed_client.wire import Array, row_blocks
+from vim_embed_client.formats import Array, row_blocks
 
 if TYPE_CHECKING:
     from PIL.Image import Image

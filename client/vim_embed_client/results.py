@@ -9,7 +9,7 @@ from typing import Any, NotRequired, Self, TypedDict
 import numpy as np
 
 from vim_embed_client.errors import BadAnswerError
-from vim_embed_client.wire import Array
+from vim_embed_client.formats import Array
 
 _PREFIX = "X-Vim-Embed-"
 _FLAGS = ("exact", "random_weights")

@@ -20,7 +20,7 @@ from vim_embed.http.body.content_coding import Decoder
 from vim_embed_client.compression import CODINGS, CompressedBody, Compression
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes
 from vim_embed_client.demo.views import ground_view
-from vim_embed_client.wire import NPY, NpyBody
+from vim_embed_client.formats import NPY, NpyBody
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 _STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]

@@ -19,7 +19,7 @@ from vim_embed.settings import Settings
 from vim_embed_client import Client, ConfigurationError, UnsupportedEncodingError
 from vim_embed_client.cli.main import run
 from vim_embed_client.compression import CODINGS, CompressedBody
-from vim_embed_client.wire import NPY
+from vim_embed_client.formats import NPY
 
 from .conftest import MakeClient
 from .fake_service import FakeService, error

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vim_embed_client import Client, InputError
-from vim_embed_client.calls import MAX_PIECE_BYTES, cut, embed_params, plan_pixels
+from vim_embed_client.formats import CHUNK_BYTES, NpyBody
 from vim_embed_client.options import Options
 from vim_embed_client.pixels import as_pixels
-from vim_embed_client.wire import CHUNK_BYTES, NpyBody
+from vim_embed_client.requests import MAX_PIECE_BYTES, cut, embed_params, plan_pixels
 
 from .fake_service import SIZE, FakeService, embed_rows
 

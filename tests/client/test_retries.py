@@ -32,8 +32,8 @@ from vim_embed_client import (
     UnexpectedStatusError,
     VimEmbedError,
 )
+from vim_embed_client.concurrency import Cancelled, GuardedStream, Scope
 from vim_embed_client.options import MAX_BACKOFF_S, MAX_RETRY_AFTER_S, Options, retry_delay
-from vim_embed_client.threads import Cancelled, GuardedStream, Scope
 
 from .conftest import MakeClient
 from .fake_service import FakeService, answer, break_off, embed_rows, refuse, wait_for

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from vim_embed_client import BadAnswerError
-from vim_embed_client.wire import NpyBody, parse_npy, parse_safetensors, safetensors_chunks
+from vim_embed_client.formats import NpyBody, parse_npy, parse_safetensors, safetensors_chunks
 
 TENSORS: dict[str, NDArray[Any]] = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

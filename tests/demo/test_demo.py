@@ -20,9 +20,9 @@ from vim_embed_client.demo import flow
 from vim_embed_client.demo.figure import demo_figure
 from vim_embed_client.errors import ProvenanceChangedError
 from vim_embed_client.figures.style import save
+from vim_embed_client.formats import parse_safetensors
 from vim_embed_client.results import ModelEntry
 from vim_embed_client.scoring.mknn import mknn
-from vim_embed_client.wire import parse_safetensors
 
 COUNT = 32
 

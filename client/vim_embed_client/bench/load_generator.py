@@ -22,7 +22,7 @@ import numpy as np
 
 from vim_embed_client.client import Client
 from vim_embed_client.errors import StatusError, VimEmbedError
-from vim_embed_client.wire import Array
+from vim_embed_client.formats import Array
 
 OPEN_REQUESTS = 32  # that one client of the open loop has under way at most
 _DISTINCT = 4

@@ -24,8 +24,8 @@ from vim_embed_client.bulk.durable_files import locked, sync_folder, whole_lines
 from vim_embed_client.bulk.pipeline import Answered, Place
 from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
+from vim_embed_client.formats import Array
 from vim_embed_client.results import Provenance
-from vim_embed_client.wire import Array
 
 _FORMAT = 1
 _MANIFEST, _LOCK = "manifest.jsonl", "lock"

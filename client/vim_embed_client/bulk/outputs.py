@@ -15,8 +15,8 @@ import numpy as np
 from vim_embed_client.bulk.durable_files import sync_folder
 from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.formats import Array, npy_header, safetensors_header
 from vim_embed_client.results import Provenance
-from vim_embed_client.wire import Array, npy_header, safetensors_header
 
 # Readers of safetensors refuse headers beyond 100 MB; longer lists of ids go beside the file.
 _MAX_HEADER_IDS = 32 << 20

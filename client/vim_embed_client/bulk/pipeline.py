@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vim_embed_client.bulk.sources.unit import Entry, Item, Skipped, Unit
-from vim_embed_client.calls import MAX_PIECE_BYTES
+from vim_embed_client.concurrency import Scope, run_each
 from vim_embed_client.errors import (
     InputError,
     InvalidInputError,
@@ -20,9 +20,9 @@ from vim_embed_client.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
+from vim_embed_client.formats import Array
+from vim_embed_client.requests import MAX_PIECE_BYTES
 from vim_embed_client.results import Embeddings, Provenance
-from vim_embed_client.threads import Scope, run_each
-from vim_embed_client.wire import Array
 
 OpenUnit = Callable[[str], Unit]
 Send = Callable[[Sequence[Item]], Embeddings]

@@ -17,7 +17,7 @@ from vim_embed_client.bulk.sources.registry import Reading, open_unit
 from vim_embed_client.bulk.sources.unit import Skipped
 from vim_embed_client.client import Client
 from vim_embed_client.errors import InputError, ResumeError
-from vim_embed_client.ready import ready_model
+from vim_embed_client.ready_model import ready_model
 from vim_embed_client.results import ModelEntry, Provenance
 
 OnError = Literal["fail", "skip"]

@@ -25,9 +25,9 @@ from vim_embed_client.demo.stamps import (
 )
 from vim_embed_client.demo.views import HYPER_SUPRIME_CAM, ground_view, to_ground
 from vim_embed_client.errors import ProvenanceChangedError
+from vim_embed_client.formats import safetensors_chunks
 from vim_embed_client.results import ModelEntry
 from vim_embed_client.scoring.mknn import Score, curve_ks, score_curve
-from vim_embed_client.wire import safetensors_chunks
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int], None]

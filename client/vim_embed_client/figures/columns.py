@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, split_argument
 from vim_embed_client.scoring.pairing import below_common_folder
-from vim_embed_client.wire import Array
 
 Kind = Literal["categorical", "continuous"]
 

@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from vim_embed_client.bulk.sources.files import open_array
 from vim_embed_client.errors import InputError
+from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.pairing import below_common_folder
-from vim_embed_client.wire import Array
 
 Picture = NDArray[np.uint8]
 

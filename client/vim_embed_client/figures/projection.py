@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.wire import Array
+from vim_embed_client.formats import Array
 
 _BLOCK_ROWS = 8192
 _UMAP_NEIGHBOURS = 15

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vim_embed_client.errors import BadAnswerError, ConfigurationError, InputError
+from vim_embed_client.formats import Array
 from vim_embed_client.pixels import as_array
 from vim_embed_client.platonic.aliases import ALIASES
 from vim_embed_client.platonic.model import LAST, Model
 from vim_embed_client.platonic.processor import ImageProcessor, wire_from_environment
-from vim_embed_client.wire import Array
 
 if TYPE_CHECKING:
     import torch

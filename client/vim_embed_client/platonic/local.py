@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from vim_embed_client.errors import ServiceNotInstalledError
+from vim_embed_client.formats import Array
 from vim_embed_client.platonic.model import Spec
-from vim_embed_client.wire import Array
 
 if TYPE_CHECKING:
     from vim_embed.inference.embedder import Embedder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, Self
 
-from vim_embed_client.wire import Array
+from vim_embed_client.formats import Array
 
 LAST = "last_hidden_state"
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.formats import Array
 from vim_embed_client.platonic.model import Spec
-from vim_embed_client.wire import Array
 
 WIRES = ("uint8", "float32", "float16")
 

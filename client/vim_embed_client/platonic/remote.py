@@ -22,9 +22,9 @@ from vim_embed_client.errors import (
     UnknownModelError,
     VimEmbedError,
 )
+from vim_embed_client.formats import Array
 from vim_embed_client.platonic.model import Spec
 from vim_embed_client.results import ModelEntry, Provenance
-from vim_embed_client.wire import Array
 
 T = TypeVar("T")
 

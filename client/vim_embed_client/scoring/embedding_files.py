@@ -12,7 +12,7 @@ import numpy as np
 
 from vim_embed_client.bulk.outputs import sidecar
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.wire import Array, parse_safetensors
+from vim_embed_client.formats import Array, parse_safetensors
 
 _NAMES = ("embedding", "embeddings")
 

@@ -11,7 +11,7 @@ import numpy as np
 from vim_embed_client.bulk.sources.files import open_array
 from vim_embed_client.bulk.sources.unit import Entry, FileUnit, pixel_item
 from vim_embed_client.errors import InputError
-from vim_embed_client.wire import NPY_HEADER_LOCK, Array
+from vim_embed_client.formats import NPY_HEADER_LOCK, Array
 
 # Rows that one mapping serves: pages of an older mapping no longer count as this process's.
 _MAPPED_ROWS = 256

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vim_embed_client.errors import InputError
-from vim_embed_client.wire import NPY_HEADER_LOCK, Array
+from vim_embed_client.formats import NPY_HEADER_LOCK, Array
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm",

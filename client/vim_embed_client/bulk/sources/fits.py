@@ -14,7 +14,7 @@ from vim_embed_client.bulk.sources.arrow_values import flux_item
 from vim_embed_client.bulk.sources.flux import Stretch, select_places
 from vim_embed_client.bulk.sources.unit import Entry, FileUnit
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.wire import Array
+from vim_embed_client.formats import Array
 
 HduName = int | str
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.wire import Array
+from vim_embed_client.formats import Array
 
 StretchName = Literal["asinh", "linear"]
 Limits = tuple[tuple[float, float], ...]

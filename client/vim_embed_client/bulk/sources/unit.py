@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from vim_embed_client.errors import InputError
-from vim_embed_client.wire import Array
+from vim_embed_client.formats import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from vim_embed_client.bulk.sources.arrays import check_pixels
 from vim_embed_client.bulk.sources.files import IMAGE_SUFFIXES
 from vim_embed_client.bulk.sources.unit import Entry, FileUnit, Item, Skipped, pixel_item
 from vim_embed_client.errors import InputError
-from vim_embed_client.wire import NPY_HEADER_LOCK
+from vim_embed_client.formats import NPY_HEADER_LOCK
 
 _FAULTS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 _NPY = ".npy"

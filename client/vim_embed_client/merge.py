@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vim_embed_client.calls import Answer, Piece, Plan
 from vim_embed_client.errors import BadAnswerError, ProvenanceChangedError
+from vim_embed_client.formats import Array
+from vim_embed_client.requests import Answer, Piece, Plan
 from vim_embed_client.results import Embeddings, LayerEmbeddings
-from vim_embed_client.wire import Array
 
 Progress = Callable[[int, int], None]
 

@@ -17,12 +17,13 @@ import httpx
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vim_embed_client import pixels, wire
+from vim_embed_client import formats as wire
+from vim_embed_client import pixels
 from vim_embed_client.compression import CompressedBody, Compression
 from vim_embed_client.errors import BadAnswerError, InputError
+from vim_embed_client.formats import Array
 from vim_embed_client.options import Options
 from vim_embed_client.results import Provenance
-from vim_embed_client.wire import Array
 
 MAX_PIECE_BYTES = 64 << 20
 ANSWER_DTYPES = ("float32", "float16")
