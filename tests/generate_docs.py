@@ -17,7 +17,7 @@ from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.errors import ERRORS
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
-from vim_embed_client.cli.main import main as client_cli
+from vim_embed_client.cli import main as client_cli
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from vim_embed.bench.bare import gpu as gpu_bench
-from vim_embed.bench.bare import rivals as gpu_rivals
+from vim_embed.bench import gpu as gpu_bench
+from vim_embed.bench import rivals as gpu_rivals
 from vim_embed.bench.cuda_meter import Call, CudaMeter, percentile
 from vim_embed.bench.gpu import Case, Figures, Line, cases_of, run
 from vim_embed.bench.rivals import Forward, RivalMissing

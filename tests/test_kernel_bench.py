@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels.cases import assert_close, direction
-from vim_embed.bench.bare import cpu as bench
+from vim_embed.bench import cpu as bench
 from vim_embed.kernels.reference import scan_direction
 
 

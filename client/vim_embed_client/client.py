@@ -1,6 +1,6 @@
 """`Client`: the service from synchronous code, with several requests in flight.
 
-What is sent and how answers are read is in calls.py; when to try again is in options.py.
+What is sent and how answers are read is in requests.py; when to try again is in retries.py.
 AsyncClient has the same methods with the same signatures.
 """
 

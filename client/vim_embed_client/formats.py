@@ -1,6 +1,6 @@
 """Arrays to bytes and back: npy and safetensors, without pickles and without big copies.
 
-Knows the formats only; which of them a route takes is in calls.py.
+Knows the formats only; which of them a route takes is in requests.py.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def completion(shell: str) -> None:
 
 def _bench_gpu(settings: Settings, batches: str, sizes: str, output: Path | None) -> None:
     """Print the table of the configured Vims; ends the process if one fails its comparison."""
-    from vim_embed.bench.bare import gpu as gpu_bench
+    from vim_embed.bench import gpu as gpu_bench
     from vim_embed.models.vim import VIM_CONFIGS
 
     names = [argument.partition("=")[0] for argument in settings.models]

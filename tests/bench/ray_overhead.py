@@ -36,10 +36,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from vim_embed_client.cli.bench.load_generator import Load, LoadClients, Sample
-
 from bench import marks
 from cluster_parts import OBJECT_STORE, free_port, marking, prepare_environment
+from vim_embed_client.bench.load_generator import Load, LoadClients, Sample
 from vim_embed_client.local_server import LocalServer
 
 _KINDS = {

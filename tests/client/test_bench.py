@@ -16,7 +16,6 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from starlette.requests import Request
 from starlette.responses import Response
-from vim_embed_client.cli.bench.load_generator import Sender, Task
 
 from figure_layout import assert_apart_and_within
 from serving import running
@@ -24,8 +23,10 @@ from vim_embed.engines.interface import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, LocalServer
-from vim_embed_client.cli.bench import load_generator as load
-from vim_embed_client.cli.main import bench, run
+from vim_embed_client.bench import load_generator as load
+from vim_embed_client.bench.load_generator import Sender, Task
+from vim_embed_client.cli import bench
+from vim_embed_client.cli.main import run
 from vim_embed_client.figures.throughput import throughput_figure
 
 from .fake_service import SIZE, FakeService, Fault, refuse

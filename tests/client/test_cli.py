@@ -11,8 +11,8 @@ from typing import Any
 import click
 import pytest
 
+from vim_embed_client.cli import main as cli
 from vim_embed_client.cli.main import EXIT_CODES, Lazy, run
-from vim_embed_client.cli.main import main as cli
 
 from .fake_service import FakeService
 
@@ -104,7 +104,7 @@ def test_help_imports_no_command() -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    lazy = Lazy("cli_info:models", "Shown.", "demo")
+    lazy = Lazy("info:models", "Shown.", "demo")
     monkeypatch.setitem(cli.COMMANDS, "demo", lazy)
     monkeypatch.setitem(sys.modules, "rich.table", None)
     monkeypatch.delitem(sys.modules, "vim_embed_client.cli.info", raising=False)

@@ -20,8 +20,8 @@ import pytest
 
 from vim_embed import cli as server_cli
 from vim_embed.weights.catalogue import CATALOGUE
+from vim_embed_client.cli import main as client_cli
 from vim_embed_client.cli.main import COMMANDS, run
-from vim_embed_client.cli.main import main as client_cli
 
 BIN = Path(sys.executable).parent
 PATH = f"{BIN}:{os.environ['PATH']}"
@@ -136,7 +136,8 @@ def test_an_unknown_shell_is_wrong_usage() -> None:
 
 def test_completion_loads_no_command() -> None:
     script = (
-        "import sys; from vim_embed_client import cli; context = cli.click.Context(cli.cli);"
+        "import sys; from vim_embed_client.cli import main as cli;"
+        "context = cli.click.Context(cli.cli);"
         "print(len(cli.cli.shell_complete(context, '')));"
         "sys.exit(bool({'matplotlib', 'pyarrow', 'vim_embed_client.cli.bench'} & set(sys.modules)))"
     )

@@ -1,4 +1,4 @@
-"""Every backend of kernels/scan against the reference."""
+"""Every backend of vim_embed.kernels against the reference."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from kernels.cases import (
     randn,
     relative_rms,
 )
-from vim_embed.kernels import scan
+from vim_embed import kernels
 from vim_embed.kernels.ops import MixerOps
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.kernels.select import select_backend
 
-# Module of kernels/scan -> the backend's name; all tests below run on each.
+# Module of vim_embed.kernels -> the backend's name; all tests below run on each.
 COMPARED = {"chunked": "torch", "cpu": "cpu"}
+# Compared with the reference on a GPU, in tests/gpu and tests/kernels/test_parity.py.
+ELSEWHERE = {"fused", "mamba_ssm"}
 
 REFERENCE = ReferenceOps()
 
@@ -36,8 +38,8 @@ def ops(request: pytest.FixtureRequest, has_cpu_kernels: bool) -> MixerOps:
 
 
 def test_every_backend_is_compared() -> None:
-    modules = {module.name for module in pkgutil.iter_modules(scan.__path__)}
-    assert modules - {"reference"} == set(COMPARED)
+    modules = {module.name for module in pkgutil.iter_modules(kernels.__path__)}
+    assert modules - {"ops", "reference", "select", *ELSEWHERE} == set(COMPARED)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

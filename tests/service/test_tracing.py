@@ -169,8 +169,10 @@ def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     assert isinstance(traces_of_environment(), NoTraces)
     code = (
-        "import sys; from vim_embed.http.app import create_app; from vim_embed.settings import Settings;"
-        "from vim_embed.engines.interface import ArithmeticEngine; create_app(Settings(), ArithmeticEngine());"
+        "import sys; from vim_embed.http.app import create_app;"
+        "from vim_embed.settings import Settings;"
+        "from vim_embed.engines.interface import ArithmeticEngine;"
+        "create_app(Settings(), ArithmeticEngine());"
         "sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

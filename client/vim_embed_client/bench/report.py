@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vim_embed_client.cli.bench.load_generator import Sample
-from vim_embed_client.cli.bench.server_metrics import Scrape
+from vim_embed_client.bench.load_generator import Sample
+from vim_embed_client.bench.server_metrics import Scrape
 from vim_embed_client.cli.common import say
 from vim_embed_client.results import ModelEntry
 

@@ -19,9 +19,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from vim_embed_client.cli.bench.load_generator import Load, LoadClients
-from vim_embed_client.cli.bench.report import Case, report_of, round_of, show
-from vim_embed_client.cli.bench.server_metrics import Scrape, scrape
+from vim_embed_client.bench.load_generator import Load, LoadClients
+from vim_embed_client.bench.report import Case, report_of, round_of, show
+from vim_embed_client.bench.server_metrics import Scrape, scrape
 from vim_embed_client.cli.common import (
     figure_path,
     json_option,

@@ -30,6 +30,7 @@ EXIT_CODES = {
 }
 
 _PACKAGE = "vim_embed_client"
+_COMMANDS = f"{_PACKAGE}.cli"
 
 
 class Lazy(NamedTuple):
@@ -41,18 +42,18 @@ class Lazy(NamedTuple):
 
 
 COMMANDS = {
-    "embed": Lazy("cli_embed:embed", "Embed images and arrays into one file."),
-    "models": Lazy("cli_info:models", "List the models that the service has."),
-    "health": Lazy("cli_info:health", "Ask whether the service takes requests."),
-    "score": Lazy("cli_score:score", "Score how far two embeddings agree (MKNN)."),
+    "embed": Lazy("embed:embed", "Embed images and arrays into one file."),
+    "models": Lazy("info:models", "List the models that the service has."),
+    "health": Lazy("info:health", "Ask whether the service takes requests."),
+    "score": Lazy("score:score", "Score how far two embeddings agree (MKNN)."),
     "neighbours": Lazy(
-        "cli_neighbours:neighbours", "Draw sources beside those that a model finds alike."
+        "neighbours:neighbours", "Draw sources beside those that a model finds alike."
     ),
-    "map": Lazy("cli_map:map_command", "Draw embeddings as points on a plane."),
+    "map": Lazy("map:map_command", "Draw embeddings as points on a plane."),
     "bench": Lazy("bench:bench", "Measure rows per second and latency."),
-    "attach": Lazy("platonic.command:attach", "Teach platonic-universe the models of vim-embed."),
-    "demo": Lazy("demo.command:demo", "Run everything once on real galaxies.", "demo"),
-    "completion": Lazy("cli_completion:completion", "Print the completion script of a shell."),
+    "attach": Lazy("attach:attach", "Teach platonic-universe the models of vim-embed."),
+    "demo": Lazy("demo:demo", "Run everything once on real galaxies.", "demo"),
+    "completion": Lazy("completion:completion", "Print the completion script of a shell."),
 }
 
 
@@ -82,7 +83,7 @@ class LazyGroup(click.Group):
 def _load(lazy: Lazy) -> click.Command:
     module, _, name = lazy.target.partition(":")
     try:
-        command: click.Command = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name)
+        command: click.Command = getattr(importlib.import_module(f"{_COMMANDS}.{module}"), name)
     except ModuleNotFoundError as error:
         if lazy.extra is None or (error.name or "").startswith(_PACKAGE):
             raise

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from vim_embed_client.cli.bench.report import cases_of, setting
+from vim_embed_client.bench.report import cases_of, setting
 from vim_embed_client.figures.style import (
     BLUE,
     GREEN,

@@ -4,7 +4,7 @@ The mean overlap of cosine k-nearest neighbours, self excluded (Huh et al. 2024,
 Representation Hypothesis"), and the number of `pu.metrics.mknn` of platonic-universe, ties and
 all. (The release 0.1.0 scores arrays in the dtype they have; later versions convert to float64
 first, which can part near-ties otherwise: pass float64 for their number.) Reading files is in
-score_files.py, the command in cli_score.py.
+embedding_files.py, the command in cli/score.py.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ MakeEngines = Callable[[Settings], Engine | Sequence[Engine]]
 
 
 class Replica:
-    """A Ray Serve deployment; its methods are called by the ingress (cluster_front.py)."""
+    """A Ray Serve deployment; its methods are called by the ingress (cluster/ingress.py)."""
 
     def __init__(self, settings: Settings, make_engines: MakeEngines) -> None:
         """Blocks until the model is loaded. Raises RuntimeError with the reason if it cannot be."""

@@ -1,6 +1,6 @@
 """The operations of a Vim block that have more than one implementation.
 
-A backend implements `MixerOps`; `scan/reference.py` is the specification. All tensors are
+A backend implements `MixerOps`; `reference.py` is the specification. All tensors are
 channels-last and in time order; "reverse" walks them from the last token to the first.
 Accumulation and the scan state are float32 whatever the input dtype.
 """

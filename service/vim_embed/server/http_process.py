@@ -2,7 +2,7 @@
 
 Everything else (keys, checks, errors, metrics, answers) is the model process's own application,
 reached over a Unix socket, so that both modes behave alike. Knows nothing of models or formats.
-Started by `front_processes.py` with its settings on standard input, which stays open as long as
+Started by `http_pool.py` with its settings on standard input, which stays open as long as
 the model process lives.
 """
 

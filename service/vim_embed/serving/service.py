@@ -33,7 +33,7 @@ _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to fini
 
 
 class RowQueue(Protocol):
-    """Where rows go to be embedded: a Batcher, or one that passes them on (cluster_front.py)."""
+    """Where rows go to be embedded: a Batcher, or one that passes them on (cluster/ingress.py)."""
 
     @property
     def alive(self) -> bool:

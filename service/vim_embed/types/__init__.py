@@ -1,1 +1,1 @@
-"""What all layers share: what a model is, its pixels and their preprocessing. Imports nothing of ours."""
+"""What all layers share: models, pixels and preprocessing. Imports nothing else of ours."""

@@ -1,6 +1,7 @@
 """What a model expects of its pixels: the spec that every model publishes.
 
-Knows nothing of tensors; `models/embedder.py` applies it on the device, `images.py` to files.
+Knows nothing of tensors; `inference/embedder.py` applies it on the device, and
+`http/formats/images.py` to files.
 """
 
 from __future__ import annotations

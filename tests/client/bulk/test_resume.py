@@ -415,7 +415,7 @@ def test_an_interrupt_at_any_line_of_a_commit_loses_and_doubles_nothing(
     left = [step]
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.endswith(("bulk/parts.py", "bulk/durable.py")):
+        if not frame.f_code.co_filename.endswith(("bulk/checkpoint.py", "bulk/durable_files.py")):
             return None
         if event == "line":
             left[0] -= 1

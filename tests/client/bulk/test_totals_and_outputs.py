@@ -24,7 +24,7 @@ from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.flux import Stretch
 from vim_embed_client.bulk.sources.registry import Reading, find_sources, open_unit
 from vim_embed_client.bulk.sources.unit import Item, Skipped
-from vim_embed_client.cli.main import progress as cli_progress
+from vim_embed_client.cli import progress as cli_progress
 from vim_embed_client.cli.progress import pace, showing_progress
 from vim_embed_client.client import Client
 from vim_embed_client.results import Embeddings, Provenance

@@ -83,7 +83,7 @@ async def read_body(request: Request, limits: Limits) -> memoryview:
     """The whole body in one buffer, which is the request's own until the answer.
 
     Raises PayloadTooLarge, RequestTimeout, MalformedRequest, UnsupportedEncoding or QueueFull. A
-    body that an HTTP process of its own has read (fronts.py) is there already.
+    body that an HTTP process of its own has read (server/http_process.py) is there already.
     """
     service, state = request.app.state.service, request.scope["state"]
     try:

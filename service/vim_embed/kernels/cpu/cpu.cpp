@@ -1,6 +1,6 @@
 // The operations of a Vim block for CPUs: float32, one SIMD lane per channel.
 //
-// A plain C interface (no Python, no torch library): cpu.py calls it through ctypes with data
+// A plain C interface (no Python, no torch library): ops.py calls it through ctypes with data
 // pointers and strides, and hands over the fork-join function of the OpenMP runtime that torch
 // uses, so that there is one thread pool in the process. The specification is ops.py.
 //

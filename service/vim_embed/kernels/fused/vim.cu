@@ -1,4 +1,4 @@
-// Vim inference kernels. Compiled by build.py with these macros:
+// Vim inference kernels. Compiled by compile.py with these macros:
 //   DTYPE 0 float32, 1 float16, 2 bfloat16     DIM  model width D
 //   INNER inner width E                        RP   step-size rank, rounded up to 8
 //   OUT_NORM 1: with `out_norm` (sm_90a, a width of 192 to 1536 in steps of 192, half precision)

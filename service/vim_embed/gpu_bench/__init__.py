@@ -1,0 +1,1 @@
+"""The old name of `vim_embed.bench.gpu`, kept for one release."""
