@@ -38,13 +38,14 @@ import http_gpu
 import numpy as np
 from numpy.typing import NDArray
 
-import vim_embed.http.app
+import vim_embed.engines.build
 from vim_embed.batching.batcher import Batcher
 from vim_embed.batching.observer import SilentObserver
 from vim_embed.batching.request import BatchKey
 from vim_embed.bench.cuda_meter import describe_machine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.device_group import EngineGroup
-from vim_embed.engines.interface import ArithmeticEngine, Engine, Outputs, Staged
+from vim_embed.engines.interface import Engine, Outputs, Staged
 from vim_embed.server.server import serve
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
@@ -157,7 +158,7 @@ def settings_of(given: argparse.Namespace, devices: Sequence[str]) -> Settings:
 def engines_of(given: argparse.Namespace, devices: Sequence[str]) -> list[Engine]:
     if given.stub:
         return [PretendEngine(given, device) for device in devices]
-    return vim_embed.http.app.build_engines(settings_of(given, devices))
+    return vim_embed.engines.build.build_engines(settings_of(given, devices))
 
 
 def requests_of(rows: int, size: int) -> NDArray[np.uint8]:
@@ -405,7 +406,9 @@ def main() -> int:
     given = parser().parse_args()
     devices = given.devices.split(",")
     if given.serve:
-        vim_embed.http.app.build_engines = lambda settings, faults=None: engines_of(given, devices)
+        vim_embed.engines.build.build_engines = lambda settings, faults=None: engines_of(
+            given, devices
+        )
         return serve(settings_of(given, devices).model_copy(update={"port": given.serve}))
     begin = time.monotonic()
     found = measure(given, devices)

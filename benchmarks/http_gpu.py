@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from vim_embed.bench.cuda_meter import describe_machine
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
+from vim_embed.types.devices import resolve_device, resolve_dtype
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed.weights.catalogue import parse_model
-from vim_embed.weights.load import resolve_device, resolve_dtype
 
 
 def images(rows: int, dtype: str) -> NDArray[Any]:

@@ -17,7 +17,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed.engines.interface import ArithmeticEngine, Engine, EngineFailed, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Engine, EngineFailed, Outputs, Staged
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray

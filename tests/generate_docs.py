@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from vim_embed import cli as server_cli
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.errors import ERRORS
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings

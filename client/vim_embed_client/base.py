@@ -6,8 +6,9 @@ import copy
 from typing import Self, Unpack
 
 from vim_embed_client.errors import FROM_HTTPX, VimEmbedError, error_from_httpx
-from vim_embed_client.options import OptionChanges, Options, retry_delay
+from vim_embed_client.options import OptionChanges, Options
 from vim_embed_client.requests import Call
+from vim_embed_client.retries import retry_delay
 
 HTTPX_ERRORS = tuple(FROM_HTTPX)
 

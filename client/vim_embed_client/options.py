@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import random
 import ssl
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Self, TypedDict
 
 import httpx
 
 from vim_embed_client.compression import Compression, check_compression
-from vim_embed_client.errors import ConfigurationError, StatusError, VimEmbedError
+from vim_embed_client.errors import ConfigurationError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Waits a little longer than the service's own limit, so that its 504 arrives and is understood.
 DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=320.0, write=60.0, pool=None)
-MAX_BACKOFF_S = 8.0
-MAX_RETRY_AFTER_S = 60.0
 
 # Shorter than the 5 s after which common servers close an idle connection.
 _KEEPALIVE_S = 4.0
@@ -141,34 +136,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def retry_delay(error: VimEmbedError, *, attempt: int, options: Options) -> float | None:
-    """Seconds to wait before another attempt, or None where there must be none.
-
-    attempt: how many were already made, less one. A Retry-After is honoured up to
-    MAX_RETRY_AFTER_S and lengthened a little, so that refused clients do not return together.
-    """
-    if not error.retryable or attempt >= options.max_retries:
-        return None
-    asked = _retry_after(error)
-    if asked is not None:
-        return min(asked, MAX_RETRY_AFTER_S) * random.uniform(1.0, 1.1)
-    return min(options.backoff * 2.0**attempt, MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
-
-
-def _retry_after(error: VimEmbedError) -> float | None:
-    value = error.retry_after if isinstance(error, StatusError) else None
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())

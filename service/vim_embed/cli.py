@@ -144,8 +144,8 @@ def models(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(as_json: bool, **flags: Any) -> None:
     """Load the models, run their self-checks, say what would answer; exit 1 if one cannot."""
+    from vim_embed.engines.build import build_engines
     from vim_embed.engines.device_group import EngineGroup
-    from vim_embed.http.app import build_engines
 
     try:
         engine = EngineGroup(build_engines(read_settings(flags)))
@@ -222,8 +222,9 @@ def bench(
     model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
     """
     from vim_embed.bench.bare import bare_loop
+    from vim_embed.types.devices import resolve_devices
     from vim_embed.weights.hub import WeightsError
-    from vim_embed.weights.load import load_model, resolve_devices
+    from vim_embed.weights.load import load_model
 
     settings = read_settings(flags)
     _set_threads(settings.threads)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from figure_layout import assert_apart_and_within
 from serving import running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, LocalServer

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from serving import running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, ConfigurationError, UnsupportedEncodingError

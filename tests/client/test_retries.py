@@ -33,7 +33,8 @@ from vim_embed_client import (
     VimEmbedError,
 )
 from vim_embed_client.concurrency import Cancelled, GuardedStream, Scope
-from vim_embed_client.options import MAX_BACKOFF_S, MAX_RETRY_AFTER_S, Options, retry_delay
+from vim_embed_client.options import Options
+from vim_embed_client.retries import MAX_BACKOFF_S, MAX_RETRY_AFTER_S, retry_delay
 
 from .conftest import MakeClient
 from .fake_service import FakeService, answer, break_off, embed_rows, refuse, wait_for

@@ -203,7 +203,7 @@ class Published:
 
 async def test_a_replica_that_lost_one_of_its_devices_is_unhealthy() -> None:
     from vim_embed.cluster.replica import Replica
-    from vim_embed.engines.interface import ArithmeticEngine
+    from vim_embed.engines.arithmetic import ArithmeticEngine
     from vim_embed.settings import Settings
 
     engines = [ArithmeticEngine(device="cuda:0"), ArithmeticEngine(device="cuda:1")]

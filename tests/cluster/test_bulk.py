@@ -16,7 +16,7 @@ from PIL import Image
 from cluster_parts import arithmetic, arithmetic_embeddings, wary
 from fixtures_vim import DATA
 from serving import running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster_parts import DEADLY, arithmetic_embeddings, mixed, states, until
 from serving import NPY, from_npy, npy, running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import Client, QueueFullError

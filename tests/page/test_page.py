@@ -20,7 +20,8 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from serving import running
-from vim_embed.engines.interface import ArithmeticEngine, ModelStatus
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import ModelStatus
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from serving import NPY, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.http.routes.page import PAGE_PATHS
-from vim_embed.observability.activity import WINDOW, Activity, quantile, without_secrets
+from vim_embed.observability.activity import WINDOW, Activity, quantile
+from vim_embed.observability.redaction import without_secrets
 from vim_embed.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "service" / "vim_embed" / "page"

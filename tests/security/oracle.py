@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load
 
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.errors import ERRORS
 from vim_embed.types.model_info import EmbedOptions
 

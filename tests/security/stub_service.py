@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from vim_embed import cli
+from vim_embed.engines import build
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.fault_injection import Faults
-from vim_embed.engines.interface import ArithmeticEngine, Engine, Outputs, Staged
-from vim_embed.http import app
+from vim_embed.engines.interface import Engine, Outputs, Staged
 from vim_embed.settings import Settings
 
 
@@ -28,5 +29,5 @@ def arithmetic(settings: Settings, faults: Faults | None = None) -> list[Engine]
 
 
 if __name__ == "__main__":
-    app.build_engines = arithmetic
+    build.build_engines = arithmetic
     cli.main()

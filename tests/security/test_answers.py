@@ -14,7 +14,8 @@ import pytest
 
 from security.raw_http import connect, head, status, until_closed
 from serving import NPY, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.observability.logs import configure_logging
 from vim_embed.settings import Settings

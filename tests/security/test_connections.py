@@ -18,7 +18,7 @@ from security.raw_http import connect, error, head, status, until_closed
 from server_process import server_process
 from serving import NPY, npy, running
 from vim_embed.cli import main
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.server.connection_limits import ConnectionLimits, allow_open_files
 from vim_embed.settings import Settings

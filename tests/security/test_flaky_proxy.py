@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from security.flaky_proxy import FAULTS, FINE, flaky_proxy
 from security.processes import ServerProcess, server_process
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client import AsyncClient, Client, VimEmbedError
 from vim_embed_client.cli.main import run

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from serving import NPY, npy, running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.errors import (
     DeadlineExceeded,
     InvalidInput,

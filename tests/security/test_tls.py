@@ -22,7 +22,7 @@ from security.raw_http import connect, head
 from server_process import server_process
 from serving import running
 from vim_embed.cli import main
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import AsyncClient, Client, ConfigurationError, ServerUnreachableError

@@ -17,9 +17,9 @@ from fastapi import FastAPI
 
 from serving import running
 from vim_embed.cli import main
-from vim_embed.engines.interface import ArithmeticEngine
-from vim_embed.http.app import accepted_keys, create_app
-from vim_embed.http.auth import Keys, is_loopback, require_keys
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.http.app import create_app
+from vim_embed.http.auth import Keys, accepted_keys, is_loopback, require_keys
 from vim_embed.settings import Settings
 from vim_embed_client import Client
 from vim_embed_client.errors import UnauthorizedError

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from serving import NPY, from_npy, npy, running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 

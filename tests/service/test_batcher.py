@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vim_embed.batching.batcher import Batcher, Ticket, shares_of_batch
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import (
     DeadlineExceeded,
     Draining,

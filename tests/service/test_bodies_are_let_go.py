@@ -15,7 +15,8 @@ import pytest
 from safetensors.numpy import save
 
 from serving import NPY, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client.compression import CompressedBody

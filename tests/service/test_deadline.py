@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from serving import NPY, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client import AsyncClient, Client, DeadlineExpiredError

@@ -15,7 +15,8 @@ import pytest
 
 from serving import NPY, from_npy, npy, running
 from vim_embed.batching.batcher import Batcher
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import QueueFull
 from vim_embed.http.app import create_app
 from vim_embed.server.body_header import HEADER, HandedOver, error_header

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from serving import NPY, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.observability.utilisation import LiveRatio
 from vim_embed.settings import Settings

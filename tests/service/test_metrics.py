@@ -21,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from generate_docs import ROOT
 from serving import NPY, npy, running
 from vim_embed.batching.request import BatchKey, Embedded
-from vim_embed.engines.interface import ArithmeticEngine, ModelStatus, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import ModelStatus, Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.observability.metrics import REFUSALS, Metrics
 from vim_embed.settings import Settings

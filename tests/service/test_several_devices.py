@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from serving import NPY, from_npy, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, EngineFailed, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import EngineFailed, Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
+from vim_embed.types.devices import resolve_devices
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
-from vim_embed.weights.load import resolve_devices
 
 SETTINGS = Settings(models=("arithmetic=unused",))
 PIXELS = np.random.default_rng(0).integers(0, 250, (16, 3, 8, 8), dtype=np.uint8)

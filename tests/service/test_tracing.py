@@ -22,7 +22,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from fixtures_vim import DATA
 from serving import NPY, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.observability.tracing import ENDPOINTS, NoTraces, traces_of_environment
 from vim_embed.settings import Settings

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from serving import running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.http.body.arena import Arena
 from vim_embed.serving import malloc_trim as trimming

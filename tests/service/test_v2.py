@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from fixtures_vim import NAMES, load_fixture, relative_l2
 from serving import NPY, from_npy, npy, running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import NPY, from_npy, npy, running
-from vim_embed.engines.interface import ArithmeticEngine, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import InvalidInput, MalformedRequest
 from vim_embed.http.app import create_app
 from vim_embed.http.body.reading import Limits

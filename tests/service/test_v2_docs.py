@@ -10,7 +10,7 @@ import pytest
 
 from generate_docs import ROOT
 from serving import running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.http.formats.v2_messages import InferParameters
 from vim_embed.settings import Settings

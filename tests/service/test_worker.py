@@ -15,7 +15,8 @@ import pytest
 from vim_embed.batching.batcher import Batcher, Ticket
 from vim_embed.batching.request import BatchKey, Slice
 from vim_embed.batching.worker import Patience
-from vim_embed.engines.interface import ArithmeticEngine, EngineFailed, Outputs, Staged
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.interface import EngineFailed, Outputs, Staged
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray

@@ -82,7 +82,8 @@ class LocalModel:
 
 
 def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
-    from vim_embed.weights.load import load_entry, resolve_device, resolve_dtype
+    from vim_embed.types.devices import resolve_device, resolve_dtype
+    from vim_embed.weights.load import load_entry
 
     return load_entry(
         entry,

@@ -172,7 +172,7 @@ class Embedder:
     ) -> None:
         share_cores()
         if make_engines is None:
-            from vim_embed.http.app import build_engines
+            from vim_embed.engines.build import build_engines
 
             make_engines = build_engines
         changes: dict[str, Any] = {"queue_rows": _NO_BOUND, "queue_bytes": _NO_BOUND}

@@ -18,8 +18,9 @@ from vim_embed.cluster.ingress import ClusterService
 from vim_embed.cluster.metrics import RayMetrics
 from vim_embed.cluster.replica import MakeEngines, Replica
 from vim_embed.cluster.settings import ClusterSettings
-from vim_embed.http.app import accepted_keys, build_engines, create_app
-from vim_embed.http.auth import require_keys
+from vim_embed.engines.build import build_engines
+from vim_embed.http.app import create_app
+from vim_embed.http.auth import accepted_keys, require_keys
 from vim_embed.observability.logs import configure_logging
 from vim_embed.settings import Settings
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model

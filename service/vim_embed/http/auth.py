@@ -17,6 +17,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from vim_embed.settings import Settings
+
 _LOG = logging.getLogger(__name__)
 _HASHED = "sha256:"
 _HASH_LENGTH = 64
@@ -122,3 +124,10 @@ def _digest(key: str) -> bytes:
         if len(text) == _HASH_LENGTH:
             return bytes.fromhex(text)
     raise ValueError("an API key that begins with sha256: needs 64 hexadecimal digits after it")
+
+
+def accepted_keys(settings: Settings) -> Keys:
+    """The API keys of the settings, admins' included. Raises ValueError that names the fix."""
+    file = Path(settings.api_keys_file) if settings.api_keys_file else None
+    given = [*listed(settings.api_keys), *listed(settings.admin_keys)]
+    return Keys(given, file)

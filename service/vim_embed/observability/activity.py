@@ -6,7 +6,6 @@ A few hundred numbers in memory, whatever the load. Counters for monitoring are 
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections import deque
@@ -18,15 +17,6 @@ WINDOW = 60  # seconds
 RECENT = 10  # seconds over which the current rate is taken
 _LATENCIES = 2048
 _ERRORS = 20
-_MESSAGE_LENGTH = 400
-_HIDDEN = "[hidden]"
-_SECRETS = (
-    re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # user:password of a URL
-    re.compile(r"\bhf_[A-Za-z0-9]{8,}"),  # a token of the Hub
-    re.compile(r"(?<=bearer )\S+", re.IGNORECASE),
-    re.compile(r"(?<=key=)[^&\s]+|(?<=token=)[^&\s]+", re.IGNORECASE),
-)
-_WORD = re.compile(r"[^\s'\"`,;:/?&=()<>]+")
 
 
 @dataclass
@@ -127,19 +117,6 @@ class Activity:
         """Rows of each of the last whole seconds, the oldest first; the running one is left out."""
         rows = {s.second: s.rows for s in seconds}
         return [rows.get(second, 0) for second in range(now - WINDOW, now)]
-
-
-def without_secrets(
-    message: str, is_key: Callable[[str], bool], *, length: int = _MESSAGE_LENGTH
-) -> str:
-    """`message` on one short line, with keys, tokens and passwords hidden.
-
-    is_key: whether a word is an API key of this service.
-    """
-    line = " ".join(message.split())[:length]
-    for secret in _SECRETS:
-        line = secret.sub(_HIDDEN, line)
-    return _WORD.sub(lambda word: _HIDDEN if is_key(word[0]) else word[0], line)
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:

@@ -26,8 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from vim_embed.errors import Draining, ServiceError
-from vim_embed.http.app import accepted_keys
-from vim_embed.http.auth import bearer
+from vim_embed.http.auth import accepted_keys, bearer
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.buffer import Room
 from vim_embed.http.body.reading import Limits, receive_body

@@ -17,8 +17,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from vim_embed.http.app import accepted_keys, create_app
-from vim_embed.http.auth import Keys, require_keys
+from vim_embed.http.app import create_app
+from vim_embed.http.auth import Keys, accepted_keys, require_keys
 from vim_embed.server.body_header import HandedOver
 from vim_embed.server.connection_limits import ConnectionLimits, allow_open_files
 from vim_embed.server.http_pool import FrontProcesses

@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, replace
-from typing import Protocol
 
 from vim_embed import __version__
 from vim_embed.batching.batcher import Batcher
-from vim_embed.batching.request import Ticket
+from vim_embed.batching.interface import RowQueue
 from vim_embed.batching.worker import Patience
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import Engine, Models, ModelStatus
@@ -26,72 +24,9 @@ from vim_embed.serving.malloc_trim import Trimming
 from vim_embed.serving.model_control import ModelControl
 from vim_embed.serving.self_checks import IdleChecks
 from vim_embed.settings import Settings
-from vim_embed.types.model_info import CheckReport, EmbedOptions, ModelInfo
-from vim_embed.types.pixels import PixelArray
+from vim_embed.types.model_info import CheckReport, ModelInfo
 
 _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to finish loading
-
-
-class RowQueue(Protocol):
-    """Where rows go to be embedded: a Batcher, or one that passes them on (cluster/ingress.py)."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether anything takes rows."""
-        ...
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """By device, why it takes none."""
-        ...
-
-    @property
-    def devices(self) -> dict[str, str]:
-        """The state of every device's worker: up, restarting or lost."""
-        ...
-
-    @property
-    def waiting_rows(self) -> int: ...
-
-    @property
-    def waiting_bytes(self) -> int: ...
-
-    @property
-    def retry_after(self) -> int:
-        """Seconds after which who was refused may try again."""
-        ...
-
-    def start(self) -> None: ...
-
-    def submit(
-        self,
-        model: str,
-        pixels: PixelArray,
-        options: EmbedOptions,
-        *,
-        deadline: float | None = None,
-        client: str = "",
-    ) -> Ticket:
-        """Queue checked rows (n, 3, H, W), or raise QueueFull, PayloadTooLarge or Draining."""
-        ...
-
-    def check(self, model: str) -> list[Future[CheckReport]]:
-        """Compare the model's known image, on each device."""
-        ...
-
-    def unfit(self, model: str) -> str | None:
-        """Why nobody may run the model, or None."""
-        ...
-
-    def busy_with(self, model: str) -> bool:
-        """Whether rows of the model are under way."""
-        ...
-
-    def stop_accepting(self) -> None: ...
-
-    def drain(self, timeout: float) -> bool:
-        """Refuse new rows and wait for the rest; False if time ran out."""
-        ...
 
 
 class Service:

@@ -14,6 +14,7 @@ from vim_embed.inference.embedder import Embedder, Fast
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, supports
+from vim_embed.types.devices import resolve_device, resolve_dtype
 from vim_embed.types.model_info import ModelInfo, Weights
 from vim_embed.types.preprocessing import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not ne
 _LOG = logging.getLogger(__name__)
 FUSED = "fused"
 BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless set
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -161,47 +161,6 @@ def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[Fast, st
     except Exception as error:
         problem = str(error).strip() or type(error).__name__
         raise BackendUnavailable(f"{FUSED}: {problem}") from error
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first CUDA device, or the CPU without one. Raises ValueError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
-            f"use --device cpu, or check the driver and that torch is a CUDA build"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
-    return device
-
-
-def resolve_devices(names: str) -> list[torch.device]:
-    """Devices with commas between (a number is a CUDA device), or "all" of them, or ValueError."""
-    if names.strip() == "all":
-        names = ",".join(f"cuda:{n}" for n in range(torch.cuda.device_count()))
-        if not names:
-            raise ValueError("torch sees no CUDA device: use --device cpu, or check the driver")
-    given = [name.strip() for name in names.split(",")]
-    devices = [resolve_device(f"cuda:{name}" if name.isdecimal() else name) for name in given]
-    if len(devices) > 1:
-        devices = [torch.device("cuda", 0) if d == torch.device("cuda") else d for d in devices]
-    twice = sorted({str(d) for d in devices if devices.count(d) > 1})
-    if twice:
-        raise ValueError(f"device {', '.join(twice)} is given twice")
-    return devices
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """Raises ValueError for a name that is not a compute dtype."""
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}: use one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def _read(entry: CatalogueEntry, found: Located) -> _Built:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving import running
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_client.cli.main import run

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
 
-from vim_embed.engines.interface import ArithmeticEngine
+from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.types.model_info import EmbedOptions
 
 Array = np.ndarray[Any, Any]

@@ -23,8 +23,9 @@ from vim_embed.http.formats.v2_wire import (
     wants_compression,
 )
 from vim_embed.http.openapi.schemas import v2_failures
-from vim_embed.http.routes.embed import GONE, EmbedQuery, compute, timing
+from vim_embed.http.routes.embed import EmbedQuery
 from vim_embed.http.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
+from vim_embed.http.submit import GONE, compute, timing
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray

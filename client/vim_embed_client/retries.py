@@ -1,0 +1,44 @@
+"""How long to wait before an attempt is repeated."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from vim_embed_client.errors import StatusError, VimEmbedError
+from vim_embed_client.options import Options
+
+MAX_BACKOFF_S = 8.0
+MAX_RETRY_AFTER_S = 60.0
+
+
+def retry_delay(error: VimEmbedError, *, attempt: int, options: Options) -> float | None:
+    """Seconds to wait before another attempt, or None where there must be none.
+
+    attempt: how many were already made, less one. A Retry-After is honoured up to
+    MAX_RETRY_AFTER_S and lengthened a little, so that refused clients do not return together.
+    """
+    if not error.retryable or attempt >= options.max_retries:
+        return None
+    asked = _retry_after(error)
+    if asked is not None:
+        return min(asked, MAX_RETRY_AFTER_S) * random.uniform(1.0, 1.1)
+    return min(options.backoff * 2.0**attempt, MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+
+
+def _retry_after(error: VimEmbedError) -> float | None:
+    value = error.retry_after if isinstance(error, StatusError) else None
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

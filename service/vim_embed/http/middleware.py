@@ -1,0 +1,181 @@
+"""What every request passes: request id, log line, metrics, API keys; the short way to `/embed`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+import structlog
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vim_embed.errors import (
+    InternalError,
+    ServiceError,
+    Unauthorized,
+)
+from vim_embed.http.auth import Keys, bearer
+from vim_embed.http.body.reading import RELEASES
+from vim_embed.http.error_answers import (
+    error_response,
+    on_invalid_parameters,
+    on_service_error,
+)
+from vim_embed.http.paths import ANONYMOUS, EMBEDDING_ROUTES, HEALTH, OPEN, QUIET, V2_HEALTH
+from vim_embed.http.routes import embed
+from vim_embed.observability.redaction import without_secrets
+from vim_embed.observability.tracing import NoTraces, RequestSpan
+from vim_embed.serving.service import Service
+
+_LOG = logging.getLogger(__name__)
+
+
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class EmbedDirectly:
+    """Answers `POST /embed` past FastAPI's routing, a tenth of the Python of a small request.
+
+    The route is FastAPI's all the same, for its document and for every other method.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._route = next(each for each in embed.router.routes if isinstance(each, Route))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = (scope["type"], scope.get("path"), scope.get("method"))
+        if wanted != ("http", self._route.path, "POST"):
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = self._route
+        request = Request(scope, receive, send)
+        try:
+            response: Response = await embed.embed(request)
+        except ServiceError as error:
+            response = await on_service_error(request, error)
+        except RequestValidationError as error:
+            response = await on_invalid_parameters(request, error)
+        await response(scope, receive, send)
+
+
+class RequireKey:
+    """Lets only requests with an accepted bearer key through, the health checks and the page."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._allowed(scope):
+            await self.app(scope, receive, send)
+            return
+        if scope["path"] in OPEN:
+            scope["state"][ANONYMOUS] = True
+            await self.app(scope, receive, send)
+            return
+        error = Unauthorized(
+            "this service wants an API key: set VIM_EMBED_API_KEY for vim-embed, or send "
+            "Authorization: Bearer KEY"
+        )
+        response = error_response(error, scope)
+        response.headers["WWW-Authenticate"] = "Bearer"
+        response.headers["Connection"] = "close"  # the body is not read
+        await response(scope, receive, send)
+
+    def _allowed(self, scope: Scope) -> bool:
+        return self.keys.allow(bearer(Headers(scope=scope).get("authorization", "")))
+
+
+class RequestContext:
+    """Request id in and out, access log, request metrics, and the last resort for faults."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: Keys) -> None:
+        self.app = app
+        self.service = service
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            for release in scope["state"].get(RELEASES, ()):
+                release()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        begin, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                if self.service.draining:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        traces = NoTraces() if scope["path"] in QUIET else self.service.traces
+        with traces.request(scope, request_id) as span:
+            try:
+                await self.app(scope, receive, send_with_id)
+            except Exception:
+                _LOG.exception("unexpected fault")
+                if status == 0:
+                    error = InternalError(
+                        "the service failed on this request: retry, then report it"
+                    )
+                    await error_response(error, scope)(scope, receive, send_with_id)
+            self._record(scope, span, status, time.monotonic() - begin)
+
+    def _record(self, scope: Scope, span: RequestSpan, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        code = scope["state"].get("error_code", "")
+        self.service.metrics.answered(route, status, code, seconds)
+        span.answered(route, status, code)
+        if code and scope["path"] not in (*HEALTH, *V2_HEALTH):
+            self._remember(scope, status, code)
+        elif route in EMBEDDING_ROUTES and status == 200:
+            self.service.metrics.activity.answered(seconds)
+        level = logging.DEBUG if scope["path"] in QUIET else logging.INFO
+        fields: dict[str, object] = {
+            "method": scope["method"],
+            "path": without_secrets(scope["path"], self.keys.allow),
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+        }
+        if code:
+            fields["code"] = code
+        if code == Unauthorized.code and scope.get("client"):
+            fields["client"] = scope["client"][0]
+        _LOG.log(level, "request", extra=fields)
+
+    def _remember(self, scope: Scope, status: int, code: str) -> None:
+        state = scope["state"]
+        self.service.metrics.activity.failed(
+            code,
+            status,
+            without_secrets(state["error_message"], self.keys.allow),
+            without_secrets(f"{scope['method']} {scope['path']}", self.keys.allow),
+            state["request_id"],
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return uuid.uuid4().hex

@@ -1,0 +1,133 @@
+"""From checked pixels to an answer: deadline, queue, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+
+from vim_embed.batching.batcher import Embedded, Ticket
+from vim_embed.errors import DeadlineExceeded, InvalidInput, ServiceError
+from vim_embed.http.auth import bearer
+from vim_embed.serving.service import Service
+from vim_embed.types.model_info import EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray, PixelError, check_pixels
+
+_INLINE_BYTES = 1024 * 1024
+_SOON = 0.02  # seconds in which a client that leaves is not worth a task that watches it
+GONE = 499  # nobody reads this answer; the status is for the log
+
+
+def client_of(request: Request) -> str:
+    """Whose share of the queue a request takes: its key's (as a digest), else its address's."""
+    key = bearer(request.headers.get("authorization", ""))
+    if key:
+        return hashlib.sha256(key.encode()).hexdigest()
+    return request.client.host if request.client is not None else ""
+
+
+async def compute(
+    request: Request,
+    info: ModelInfo,
+    pixels: PixelArray,
+    options: EmbedOptions,
+    *,
+    timeout: float | None,
+    begin: float,
+) -> Embedded | None:
+    """Check and embed pixels whose body was read whole; None when the client left first.
+
+    timeout: seconds from `begin` after which nobody wants the answer. Raises ServiceError.
+    """
+    service: Service = request.app.state.service
+    try:
+        pixels = await _checked(pixels, info, service.settings.max_image_size)
+        deadline = _deadline(service, timeout, begin)
+        ticket = service.batcher.submit(
+            info.name, pixels, options, deadline=deadline, client=client_of(request)
+        )
+        done = await _answer_or_gone(request, ticket, deadline, begin)
+    except ServiceError as error:
+        service.metrics.failed(info.name, error.code)
+        raise
+    if done is not None:
+        service.metrics.embedded(info.name, done, time.monotonic() - begin)
+        service.traces.embedded(info.name, ticket.rows, begin, ticket.submitted, done)
+    return done
+
+
+def _deadline(service: Service, timeout: float | None, begin: float) -> float:
+    deadline = time.monotonic() + service.settings.request_timeout
+    if timeout is None:
+        return deadline
+    deadline = min(deadline, begin + timeout)
+    if time.monotonic() > deadline:
+        raise DeadlineExceeded(f"reading the body took longer than the timeout of {timeout:g} s")
+    return deadline
+
+
+async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray:
+    try:
+        if pixels.nbytes <= _INLINE_BYTES or _only_looked_over(pixels):
+            return check_pixels(pixels, info, max_size=size)
+        return await asyncio.to_thread(check_pixels, pixels, info, max_size=size)
+    except PixelError as error:
+        raise InvalidInput(str(error)) from error
+
+
+def _only_looked_over(pixels: PixelArray) -> bool:
+    """Whether checking them reads no pixel, whatever their number: no thread hop is worth it."""
+    return pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+
+
+async def _answer_or_gone(
+    request: Request, ticket: Ticket, deadline: float, begin: float
+) -> Embedded | None:
+    """The answer, or None when the client left first. Raises what the request failed with."""
+    answer = asyncio.wrap_future(ticket.future)
+    answer.add_done_callback(_read)  # a failure that nobody waits for any more is no log line
+    gone = False
+    try:
+        soon = min(_SOON, max(0.0, deadline - time.monotonic()))
+        await asyncio.wait({answer}, timeout=soon)
+        if not answer.done():
+            gone = await _gone_first(request, answer, deadline)
+    finally:
+        if not answer.done():
+            ticket.cancel()
+    if answer.done() and not answer.cancelled():
+        return ticket.future.result()
+    if gone:
+        return None
+    raise DeadlineExceeded(f"no answer within {deadline - begin:.3g} s")
+
+
+async def _gone_first(request: Request, answer: asyncio.Future[Embedded], deadline: float) -> bool:
+    """Wait for the answer until the deadline; whether the client left first."""
+    left = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
+    pending: set[asyncio.Future[Any]] = {answer, left}
+    try:
+        seconds = max(0.0, deadline - time.monotonic())
+        await asyncio.wait(pending, timeout=seconds, return_when="FIRST_COMPLETED")
+        return left.done() and not answer.done()
+    finally:
+        left.cancel()
+
+
+def _read(answer: asyncio.Future[Embedded]) -> None:
+    if not answer.cancelled():
+        answer.exception()
+
+
+def timing(done: Embedded, begin: float) -> str:
+    """The value of `Server-Timing`, in milliseconds. begin: of the request."""
+    parts = {
+        "queue": done.queue_seconds,
+        "forward": done.forward_seconds,
+        "total": time.monotonic() - begin,
+    }
+    return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items())

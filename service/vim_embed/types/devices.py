@@ -1,0 +1,48 @@
+"""Names of devices and compute dtypes, checked against this machine."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the first CUDA device, or the CPU without one. Raises ValueError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
+            f"use --device cpu, or check the driver and that torch is a CUDA build"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def resolve_devices(names: str) -> list[torch.device]:
+    """Devices with commas between (a number is a CUDA device), or "all" of them, or ValueError."""
+    if names.strip() == "all":
+        names = ",".join(f"cuda:{n}" for n in range(torch.cuda.device_count()))
+        if not names:
+            raise ValueError("torch sees no CUDA device: use --device cpu, or check the driver")
+    given = [name.strip() for name in names.split(",")]
+    devices = [resolve_device(f"cuda:{name}" if name.isdecimal() else name) for name in given]
+    if len(devices) > 1:
+        devices = [torch.device("cuda", 0) if d == torch.device("cuda") else d for d in devices]
+    twice = sorted({str(d) for d in devices if devices.count(d) > 1})
+    if twice:
+        raise ValueError(f"device {', '.join(twice)} is given twice")
+    return devices
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Raises ValueError for a name that is not a compute dtype."""
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}: use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
