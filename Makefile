@@ -63,6 +63,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Two halves at once: most tests wait, or use one core.
 SERVICE_TESTS = tests/service tests/security tests/platonic

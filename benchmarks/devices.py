@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 import vim_embed.engines.build
 from vim_embed.batching.batcher import Batcher
 from vim_embed.batching.observer import SilentObserver
-from vim_embed.batching.request import BatchKey
+from vim_embed.batching.request import BatchKey, EmbedRequest
 from vim_embed.bench.cuda_meter import describe_machine
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.device_group import EngineGroup
@@ -221,10 +221,10 @@ class InProcess:
     def _feed(self, index: int, end: threading.Event, problems: list[Exception]) -> None:
         try:
             while not end.is_set() and not problems:
-                ticket = self._batcher.submit(
-                    self._given.model, self._known.pixels[index], EmbedOptions()
+                request = self._batcher.submit(
+                    EmbedRequest(self._given.model, self._known.pixels[index], EmbedOptions())
                 )
-                self._known.check(index, ticket.future.result(60).outputs[EMBEDDING])
+                self._known.check(index, request.future.result(60).outputs[EMBEDDING])
         except Exception as error:
             problems.append(error)
 

@@ -166,8 +166,9 @@ def check(as_json: bool, **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fetch(names: tuple[str, ...], as_json: bool) -> None:
     """Bring weights to the local Hub cache (HF_HOME), for starts with HF_HUB_OFFLINE=1."""
+    from vim_embed.errors import WeightsError
     from vim_embed.weights.catalogue import parse_model
-    from vim_embed.weights.hub import WeightsError, digest_files, locate
+    from vim_embed.weights.hub import digest_files, locate
 
     fetched = []
     for argument in names:
@@ -222,8 +223,8 @@ def bench(
     model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
     """
     from vim_embed.bench.bare import bare_loop
+    from vim_embed.errors import WeightsError
     from vim_embed.types.devices import resolve_devices
-    from vim_embed.weights.hub import WeightsError
     from vim_embed.weights.load import load_model
 
     settings = read_settings(flags)

@@ -151,3 +151,7 @@ class DeadlineExceeded(ServiceError):
 
 
 ERRORS: tuple[type[ServiceError], ...] = tuple(ServiceError.__subclasses__())
+
+
+class WeightsError(RuntimeError):
+    """Weights that cannot be found, read or matched; the message says what to do."""

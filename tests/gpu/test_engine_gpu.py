@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.weights.catalogue import CATALOGUE, CatalogueEntry
@@ -152,9 +153,9 @@ def test_staging_overlaps_without_mixing_batches() -> None:
     pixels = images(400, 64)
     expected = eagerly(made, "micro", pixels)
     jobs = [random.integers(0, 400, random.integers(1, 60)) for _ in range(300)]
-    tickets = [batcher.submit("micro", pixels[rows], MEAN) for rows in jobs]
-    for rows, ticket in zip(jobs, tickets, strict=True):
-        found = ticket.future.result(60).outputs[EMBEDDING]
+    requests = [batcher.submit(EmbedRequest("micro", pixels[rows], MEAN)) for rows in jobs]
+    for rows, request in zip(jobs, requests, strict=True):
+        found = request.future.result(60).outputs[EMBEDDING]
         error = np.linalg.norm(found - expected[rows], axis=1)
         assert (error <= 1e-5 * np.linalg.norm(expected[rows], axis=1)).all()
     assert batcher.drain(30)
@@ -195,9 +196,9 @@ def test_forwards_that_are_launched_one_behind_the_other_keep_their_rows() -> No
     batcher = Batcher(made, queue_rows=10_000, queue_bytes=10**9)
     batcher.start()
     for _ in range(20):
-        tickets = [batcher.submit("micro", each, MEAN) for each in pixels]
-        for ticket, right in zip(tickets, expected, strict=True):
-            np.testing.assert_array_equal(ticket.future.result(60).outputs[EMBEDDING], right)
+        requests = [batcher.submit(EmbedRequest("micro", each, MEAN)) for each in pixels]
+        for request, right in zip(requests, expected, strict=True):
+            np.testing.assert_array_equal(request.future.result(60).outputs[EMBEDDING], right)
     batcher.drain(20)
 
 

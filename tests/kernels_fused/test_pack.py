@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fixtures_vim import relative_l2
 from vim_embed.kernels.fused.launch import SCANS, Kernels, Shape, scan_memory
-from vim_embed.kernels.fused.pack import PackedLayer, pack_layer
 from vim_embed.models.vim import Block, Vim, VimConfig, init_random
+from vim_embed.models.vim_packed import PackedLayer, pack_layer
 
 CPU = torch.device("cpu")
 

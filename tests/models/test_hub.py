@@ -10,8 +10,9 @@ from huggingface_hub import constants
 
 from fixtures_vim import DATA, load_fixture, relative_l2
 from vim_embed import load_model
+from vim_embed.errors import WeightsError
 from vim_embed.weights.catalogue import CATALOGUE, ModelArgumentError, parse_model
-from vim_embed.weights.hub import WeightsError, locate
+from vim_embed.weights.hub import locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"

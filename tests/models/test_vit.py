@@ -12,7 +12,7 @@ from transformers import ViTConfig, ViTModel
 
 from fixtures_vim import relative_l2
 from vim_embed import load_model
-from vim_embed.weights.hub import WeightsError
+from vim_embed.errors import WeightsError
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 

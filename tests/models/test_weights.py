@@ -12,8 +12,8 @@ import torch
 
 from fixtures_vim import DATA, NAMES, load_fixture, raw_checkpoint, relative_l2
 from vim_embed import load_model
+from vim_embed.errors import WeightsError
 from vim_embed.weights.checkpoint import read_checkpoint, read_config
-from vim_embed.weights.hub import WeightsError
 
 MICRO = raw_checkpoint("vim_micro")
 

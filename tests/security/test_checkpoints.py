@@ -17,9 +17,9 @@ from transformers import ViTConfig, ViTModel
 
 from fixtures_vim import DATA
 from vim_embed import load_model
+from vim_embed.errors import WeightsError
 from vim_embed.weights import file_limits
 from vim_embed.weights.checkpoint import read_checkpoint
-from vim_embed.weights.hub import WeightsError
 
 MICRO = DATA / "vim_micro.pth"
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vim_embed.batching.batcher import Batcher, Ticket, shares_of_batch
+from vim_embed.batching.batcher import Batcher, shares_of_batch
+from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import (
@@ -81,12 +82,12 @@ def expected(pixels: PixelArray) -> PixelArray:
     return engine.run(engine.stage("arithmetic", [pixels], MEAN))[EMBEDDING]
 
 
-def result(ticket: Ticket) -> PixelArray:
-    return ticket.future.result(20).outputs[EMBEDDING]
+def result(request: EmbedRequest) -> PixelArray:
+    return request.future.result(20).outputs[EMBEDDING]
 
 
-def wait_until_busy(engine: GatedEngine, batcher: Batcher) -> Ticket:
-    first = batcher.submit(next(iter(engine.status())), rows(1, 99), MEAN)
+def wait_until_busy(engine: GatedEngine, batcher: Batcher) -> EmbedRequest:
+    first = batcher.submit(EmbedRequest(next(iter(engine.status())), rows(1, 99), MEAN))
     assert engine.entered.acquire(timeout=20)
     return first
 
@@ -121,19 +122,21 @@ def test_every_row_comes_back_to_its_own_request() -> None:
     with batching(ArithmeticEngine()) as batcher:
         sizes = np.random.default_rng(3).integers(1, 40, 200)
         pixels = [rows(int(size), seed) for seed, size in enumerate(sizes)]
-        tickets = [batcher.submit("arithmetic", part, MEAN) for part in pixels]
-        for ticket, part in zip(tickets, pixels, strict=True):
-            np.testing.assert_array_equal(result(ticket), expected(part))
+        requests = [batcher.submit(EmbedRequest("arithmetic", part, MEAN)) for part in pixels]
+        for request, part in zip(requests, pixels, strict=True):
+            np.testing.assert_array_equal(result(request), expected(part))
 
 
 def test_rows_that_wait_share_the_next_batch() -> None:
     engine = GatedEngine()
     with batching(engine) as batcher:
         first = wait_until_busy(engine, batcher)
-        later = [batcher.submit("arithmetic", rows(2, seed), MEAN) for seed in range(5)]
+        later = [
+            batcher.submit(EmbedRequest("arithmetic", rows(2, seed), MEAN)) for seed in range(5)
+        ]
         engine.gate.set()
-        for ticket in [first, *later]:
-            result(ticket)
+        for request in [first, *later]:
+            result(request)
     assert engine.batches == [("arithmetic", 1), ("arithmetic", 10)]
 
 
@@ -141,7 +144,7 @@ def test_a_full_batch_is_staged_while_another_runs() -> None:
     engine = GatedEngine()
     with batching(engine) as batcher:
         wait_until_busy(engine, batcher)
-        batcher.submit("arithmetic", rows(20), MEAN)
+        batcher.submit(EmbedRequest("arithmetic", rows(20), MEAN))
         wait_until_staged(engine, 2)
         assert engine.staged == [("arithmetic", 1), ("arithmetic", 16)]
 
@@ -150,10 +153,13 @@ def test_models_take_turns() -> None:
     engine = GatedEngine(["a", "b"])
     with batching(engine) as batcher:
         wait_until_busy(engine, batcher)
-        tickets = [batcher.submit("a", rows(48), MEAN), batcher.submit("b", rows(48), MEAN)]
+        requests = [
+            batcher.submit(EmbedRequest("a", rows(48), MEAN)),
+            batcher.submit(EmbedRequest("b", rows(48), MEAN)),
+        ]
         engine.gate.set()
-        for ticket in tickets:
-            result(ticket)
+        for request in requests:
+            result(request)
     order = "".join(model for model, _ in engine.batches[1:])
     assert "aaa" not in order
     assert "bbb" not in order
@@ -166,15 +172,17 @@ def test_a_small_request_is_not_stuck_behind_large_ones(dtype: str) -> None:
     engine, done = GatedEngine(), []
     with batching(engine) as batcher:
         wait_until_busy(engine, batcher)
-        large = [batcher.submit("arithmetic", rows(512, seed), MEAN) for seed in range(6)]
+        large = [
+            batcher.submit(EmbedRequest("arithmetic", rows(512, seed), MEAN)) for seed in range(6)
+        ]
         wait_until_staged(engine, 2)
-        small = batcher.submit("arithmetic", rows(3, 7).astype(dtype), MEAN)
-        for ticket in (small, *large):
-            ticket.future.add_done_callback(lambda _: done.append(len(engine.batches)))
+        small = batcher.submit(EmbedRequest("arithmetic", rows(3, 7).astype(dtype), MEAN))
+        for request in (small, *large):
+            request.future.add_done_callback(lambda _: done.append(len(engine.batches)))
         engine.gate.set()
         np.testing.assert_array_equal(result(small), expected(rows(3, 7).astype(dtype)))
-        for seed, ticket in enumerate(large):
-            np.testing.assert_array_equal(result(ticket), expected(rows(512, seed)))
+        for seed, request in enumerate(large):
+            np.testing.assert_array_equal(result(request), expected(rows(512, seed)))
     assert done[0] <= 4
     assert min(done[1:]) >= 512 // engine.batch_rows("arithmetic", (3, 8, 8))
     assert len(engine.batches) >= 6 * 512 // engine.batch_rows("arithmetic", (3, 8, 8))
@@ -184,9 +192,9 @@ def test_options_and_shapes_do_not_mix() -> None:
     engine = GatedEngine()
     with batching(engine) as batcher:
         wait_until_busy(engine, batcher)
-        cls = batcher.submit("arithmetic", rows(1), EmbedOptions(pooling="cls"))
-        mean = batcher.submit("arithmetic", rows(1), MEAN)
-        wide = batcher.submit("arithmetic", np.zeros((1, 3, 8, 9), np.uint8), MEAN)
+        cls = batcher.submit(EmbedRequest("arithmetic", rows(1), EmbedOptions(pooling="cls")))
+        mean = batcher.submit(EmbedRequest("arithmetic", rows(1), MEAN))
+        wide = batcher.submit(EmbedRequest("arithmetic", np.zeros((1, 3, 8, 9), np.uint8), MEAN))
         engine.gate.set()
         assert result(cls)[0, -1] == len("cls")
         assert result(mean)[0, -1] == len("mean")
@@ -197,22 +205,22 @@ def test_a_full_queue_refuses_at_once() -> None:
     engine = GatedEngine()
     with batching(engine, queue_rows=10) as batcher:
         wait_until_busy(engine, batcher)
-        batcher.submit("arithmetic", rows(8), MEAN)
+        batcher.submit(EmbedRequest("arithmetic", rows(8), MEAN))
         with pytest.raises(QueueFull) as refusal:
-            batcher.submit("arithmetic", rows(3), MEAN)
+            batcher.submit(EmbedRequest("arithmetic", rows(3), MEAN))
         assert 1 <= (refusal.value.retry_after or 0) <= 60
-        batcher.submit("arithmetic", rows(2), MEAN)
+        batcher.submit(EmbedRequest("arithmetic", rows(2), MEAN))
         with pytest.raises(PayloadTooLarge, match="fewer rows"):
-            batcher.submit("arithmetic", rows(11), MEAN)
+            batcher.submit(EmbedRequest("arithmetic", rows(11), MEAN))
 
 
 def test_a_queue_full_of_bytes_refuses() -> None:
     engine = GatedEngine()
     with batching(engine, queue_bytes=rows(4).nbytes) as batcher:
         wait_until_busy(engine, batcher)
-        batcher.submit("arithmetic", rows(3), MEAN)
+        batcher.submit(EmbedRequest("arithmetic", rows(3), MEAN))
         with pytest.raises(QueueFull):
-            batcher.submit("arithmetic", rows(2), MEAN)
+            batcher.submit(EmbedRequest("arithmetic", rows(2), MEAN))
 
 
 def test_one_client_does_not_fill_the_whole_queue() -> None:
@@ -222,18 +230,18 @@ def test_one_client_does_not_fill_the_whole_queue() -> None:
     batcher.start()
     wait_until_busy(engine, batcher)
 
-    def submit(client: str, count: int) -> Ticket:
-        return batcher.submit("arithmetic", rows(count), MEAN, client=client)
+    def submit(client: str, count: int) -> EmbedRequest:
+        return batcher.submit(EmbedRequest("arithmetic", rows(count), MEAN, client=client))
 
-    tickets = [submit("greedy", 8)]  # more than its share, but alone
+    requests = [submit("greedy", 8)]  # more than its share, but alone
     with pytest.raises(QueueFull, match="share of the queue"):
         submit("greedy", 1)
-    tickets += [submit("modest", 2), submit("", 1), submit("", 1)]
+    requests += [submit("modest", 2), submit("", 1), submit("", 1)]
     with pytest.raises(QueueFull, match="12 rows are waiting"):
         submit("modest", 1)
     engine.gate.set()
-    for ticket in tickets:
-        result(ticket)
+    for request in requests:
+        result(request)
     assert batcher.drain(20)
 
 
@@ -247,10 +255,10 @@ def test_retry_after_follows_the_measured_rate() -> None:
 
     engine = Slow()
     with batching(engine, queue_rows=320) as batcher:
-        result(batcher.submit("arithmetic", rows(16), MEAN))
-        batcher.submit("arithmetic", rows(320), MEAN)
+        result(batcher.submit(EmbedRequest("arithmetic", rows(16), MEAN)))
+        batcher.submit(EmbedRequest("arithmetic", rows(320), MEAN))
         with pytest.raises(QueueFull) as refusal:
-            batcher.submit("arithmetic", rows(320), MEAN)
+            batcher.submit(EmbedRequest("arithmetic", rows(320), MEAN))
         assert 3 <= (refusal.value.retry_after or 0) <= 6  # 160 rows at 40 a second, less some
 
 
@@ -258,10 +266,10 @@ def test_cancelled_rows_never_reach_the_engine() -> None:
     engine = GatedEngine()
     with batching(engine, queue_rows=10) as batcher:
         wait_until_busy(engine, batcher)
-        gone = batcher.submit("arithmetic", rows(9), MEAN)
+        gone = batcher.submit(EmbedRequest("arithmetic", rows(9), MEAN))
         gone.cancel()
         assert batcher.waiting_rows == 0
-        kept = batcher.submit("arithmetic", rows(10, 5), MEAN)
+        kept = batcher.submit(EmbedRequest("arithmetic", rows(10, 5), MEAN))
         engine.gate.set()
         np.testing.assert_array_equal(result(kept), expected(rows(10, 5)))
         with pytest.raises(CancelledError):
@@ -273,8 +281,10 @@ def test_rows_past_their_deadline_never_reach_the_engine() -> None:
     engine = GatedEngine()
     with batching(engine) as batcher:
         wait_until_busy(engine, batcher)
-        late = batcher.submit("arithmetic", rows(4), MEAN, deadline=time.monotonic())
-        kept = batcher.submit("arithmetic", rows(2), MEAN, deadline=time.monotonic() + 60)
+        late = batcher.submit(EmbedRequest("arithmetic", rows(4), MEAN, deadline=time.monotonic()))
+        kept = batcher.submit(
+            EmbedRequest("arithmetic", rows(2), MEAN, deadline=time.monotonic() + 60)
+        )
         engine.gate.set()
         result(kept)
         with pytest.raises(DeadlineExceeded):
@@ -288,16 +298,16 @@ def test_one_failing_request_hurts_only_itself() -> None:
         first = wait_until_busy(engine, batcher)
         poisoned = rows(2, 1)
         poisoned[1, 0, 0, 0] = POISON
-        bad = batcher.submit("arithmetic", poisoned, MEAN)
-        good = [batcher.submit("arithmetic", rows(2, seed), MEAN) for seed in (2, 3)]
+        bad = batcher.submit(EmbedRequest("arithmetic", poisoned, MEAN))
+        good = [batcher.submit(EmbedRequest("arithmetic", rows(2, seed), MEAN)) for seed in (2, 3)]
         engine.gate.set()
         result(first)
         with pytest.raises(InternalError, match="RuntimeError"):
             result(bad)
-        for seed, ticket in zip((2, 3), good, strict=True):
-            np.testing.assert_array_equal(result(ticket), expected(rows(2, seed)))
+        for seed, request in zip((2, 3), good, strict=True):
+            np.testing.assert_array_equal(result(request), expected(rows(2, seed)))
         assert batcher.alive
-        result(batcher.submit("arithmetic", rows(1), MEAN))
+        result(batcher.submit(EmbedRequest("arithmetic", rows(1), MEAN)))
 
 
 @pytest.mark.parametrize("fault", ["short", "nan", "raise"])
@@ -313,9 +323,9 @@ def test_an_engine_that_answers_nonsense(fault: str, monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as patch:
             patch.setattr(ArithmeticEngine, "run", run)
             with pytest.raises(InternalError):
-                result(batcher.submit("arithmetic", rows(20), MEAN))
+                result(batcher.submit(EmbedRequest("arithmetic", rows(20), MEAN)))
         np.testing.assert_array_equal(
-            result(batcher.submit("arithmetic", rows(20), MEAN)), expected(rows(20))
+            result(batcher.submit(EmbedRequest("arithmetic", rows(20), MEAN))), expected(rows(20))
         )
 
 
@@ -324,10 +334,10 @@ def test_draining_finishes_what_is_queued_and_refuses_the_rest() -> None:
     batcher = Batcher(engine, queue_rows=100, queue_bytes=10**9)
     batcher.start()
     wait_until_busy(engine, batcher)
-    queued = batcher.submit("arithmetic", rows(40), MEAN)
+    queued = batcher.submit(EmbedRequest("arithmetic", rows(40), MEAN))
     batcher.stop_accepting()
     with pytest.raises(Draining):
-        batcher.submit("arithmetic", rows(1), MEAN)
+        batcher.submit(EmbedRequest("arithmetic", rows(1), MEAN))
     engine.gate.set()
     assert batcher.drain(20)
     np.testing.assert_array_equal(result(queued), expected(rows(40)))
@@ -339,11 +349,11 @@ def test_draining_gives_up_after_its_timeout() -> None:
     batcher = Batcher(engine, queue_rows=100, queue_bytes=10**9)
     batcher.start()
     wait_until_busy(engine, batcher)
-    staged = batcher.submit("arithmetic", rows(16), MEAN)
+    staged = batcher.submit(EmbedRequest("arithmetic", rows(16), MEAN))
     wait_until_staged(engine, 2)
-    queued = batcher.submit("arithmetic", rows(4), MEAN)
+    queued = batcher.submit(EmbedRequest("arithmetic", rows(4), MEAN))
     threading.Timer(0.5, engine.gate.set).start()
     assert not batcher.drain(0.1)
-    for ticket in (staged, queued):
+    for request in (staged, queued):
         with pytest.raises(Draining):
-            result(ticket)
+            result(request)

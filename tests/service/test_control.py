@@ -16,6 +16,7 @@ import torch
 from fixtures_vim import DATA
 from serving import NPY, from_npy, npy, running
 from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.errors import Conflict, NotReady, UnknownModel
 from vim_embed.http.app import create_app
@@ -249,6 +250,8 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path) -> None:
     assert ready() == ["b", "c"]
     with pytest.raises(UnknownModel):
         control.known_name("no-such-model")
-    batcher.submit("b", PIXELS, EmbedOptions())  # nobody takes it: the batcher was not started
+    batcher.submit(
+        EmbedRequest("b", PIXELS, EmbedOptions())
+    )  # nobody takes it: the batcher was not started
     with pytest.raises(NotReady, match="still in the queue"):
         control.unload("b")

@@ -172,7 +172,7 @@ def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys; from vim_embed.http.app import create_app;"
         "from vim_embed.settings import Settings;"
-        "from vim_embed.engines.interface import ArithmeticEngine;"
+        "from vim_embed.engines.arithmetic import ArithmeticEngine;"
         "create_app(Settings(), ArithmeticEngine());"
         "sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     )

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from vim_embed.batching.batcher import Batcher, Ticket
-from vim_embed.batching.request import BatchKey, Slice
+from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.request import EmbedRequest, Slice
 from vim_embed.batching.worker import Patience
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import EngineFailed, Outputs, Staged
@@ -75,14 +75,14 @@ def rows(count: int, seed: int = 0) -> PixelArray:
     return np.random.default_rng(seed).integers(0, 250, (count, 3, 8, 8), dtype=np.uint8)
 
 
-def submit(batcher: Batcher, count: int = 3, seed: int = 0) -> Ticket:
-    return batcher.submit("arithmetic", rows(count, seed), MEAN)
+def submit(batcher: Batcher, count: int = 3, seed: int = 0) -> EmbedRequest:
+    return batcher.submit(EmbedRequest("arithmetic", rows(count, seed), MEAN))
 
 
-def assert_right(ticket: Ticket) -> None:
+def assert_right(request: EmbedRequest) -> None:
     engine = ArithmeticEngine()
-    expected = engine.run(engine.stage("arithmetic", [ticket.pixels], MEAN))[EMBEDDING]
-    np.testing.assert_array_equal(ticket.future.result(20).outputs[EMBEDDING], expected)
+    expected = engine.run(engine.stage("arithmetic", [request.pixels], MEAN))[EMBEDDING]
+    np.testing.assert_array_equal(request.future.result(20).outputs[EMBEDDING], expected)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -310,14 +310,14 @@ def test_the_next_forward_is_launched_before_the_last_one_ends() -> None:
     engine = QueueingEngine()
     engine.gate.clear()
     with batching(engine) as batcher:
-        tickets = [submit(batcher, 16, seed) for seed in range(4)]
+        requests = [submit(batcher, 16, seed) for seed in range(4)]
         until(lambda: engine.launched == 2)
         time.sleep(0.05)
         assert engine.launched == 2
         assert sum(part.rows for part in batcher.workers[0].held) == 32  # no more are taken ahead
         engine.gate.set()
-        for ticket in tickets:
-            assert_right(ticket)
+        for request in requests:
+            assert_right(request)
 
 
 def test_the_seconds_of_forwards_are_those_of_the_device() -> None:
@@ -325,8 +325,8 @@ def test_the_seconds_of_forwards_are_those_of_the_device() -> None:
     engine.seconds = 0.05
     with batching(engine) as batcher:
         begin = time.monotonic()
-        tickets = [submit(batcher, 16, seed) for seed in range(6)]
-        spent = [ticket.future.result(20).forward_seconds for ticket in tickets]
+        requests = [submit(batcher, 16, seed) for seed in range(6)]
+        spent = [request.future.result(20).forward_seconds for request in requests]
         assert sum(spent) <= time.monotonic() - begin
 
 
@@ -334,13 +334,13 @@ def test_all_that_was_launched_fails_with_its_worker() -> None:
     engine = QueueingEngine()
     engine.gate.clear()
     with batching(engine) as batcher:
-        tickets = [submit(batcher, 16, seed) for seed in range(2)]
+        requests = [submit(batcher, 16, seed) for seed in range(2)]
         until(lambda: engine.launched == 2)
         engine.fault = raising(EngineFailed("gone"))
         engine.gate.set()
-        for ticket in tickets:
+        for request in requests:
             with pytest.raises(WorkerFailed, match="gone"):
-                ticket.future.result(20)
+                request.future.result(20)
         engine.fault = None
         until(lambda: engine.restarts == 1 and batcher.alive)
         assert_right(submit(batcher, 16))
@@ -353,14 +353,14 @@ def test_slices_that_end_at_once_are_all_counted(monkeypatch: pytest.MonkeyPatch
         time.sleep(0.02)
         return part.stop - part.start
 
-    ticket = Ticket(BatchKey("arithmetic", MEAN, (3, 8, 8), "uint8"), rows(8), None)
-    slices = [ticket.take(4), ticket.take(4)]
+    request = EmbedRequest("arithmetic", rows(8), MEAN)
+    slices = [request.take(4), request.take(4)]
     monkeypatch.setattr(Slice, "rows", property(slow))
     answer = {EMBEDDING: np.ones((4, 2), np.float32)}
     threads = [threading.Thread(target=part.give, args=(answer, 0.0, 1.0)) for part in slices]
     for thread in threads:
         thread.start()
-    assert ticket.future.result(5).forward_seconds == 2.0
+    assert request.future.result(5).forward_seconds == 2.0
 
 
 # several devices
@@ -381,13 +381,13 @@ def test_every_device_works_while_there_is_work() -> None:
             alike = all(step.arrived == number for step in steps)
             return alike and all(len(worker.held) == held for worker in batcher.workers)
 
-        tickets = [submit(batcher, 16, seed) for seed in range(8)]
+        requests = [submit(batcher, 16, seed) for seed in range(8)]
         for number, held in enumerate([2, 2, 2, 1], start=1):
             until(partial(reached, number, held))
             for step in steps:
                 step.release()
-        for ticket in tickets:
-            assert_right(ticket)
+        for request in requests:
+            assert_right(request)
         assert [engine.rows for engine in engines] == [64, 64]
 
 
@@ -399,11 +399,11 @@ def test_no_batch_is_prepared_ahead_while_a_device_is_idle() -> None:
             gate = threading.Event()
             for engine in engines:
                 engine.fault = partial(wait_for, gate)
-            tickets = [submit(batcher, 16, seed) for seed in range(2)]
+            requests = [submit(batcher, 16, seed) for seed in range(2)]
             until(lambda: all(worker.running for worker in batcher.workers))
             gate.set()
-            for ticket in tickets:
-                assert_right(ticket)
+            for request in requests:
+                assert_right(request)
 
 
 def test_a_lost_device_is_taken_out_and_the_other_goes_on() -> None:
@@ -415,15 +415,15 @@ def test_a_lost_device_is_taken_out_and_the_other_goes_on() -> None:
         seed = 0
         while first.restarts == 0:
             seed += 1
-            ticket = submit(batcher, 16, seed)
+            request = submit(batcher, 16, seed)
             try:
-                assert_right(ticket)
+                assert_right(request)
             except WorkerFailed:
                 continue
         until(lambda: "one" in batcher.problems)
         before = first.rows
-        for ticket in [submit(batcher, 5, seed) for seed in range(50)]:
-            assert_right(ticket)
+        for request in [submit(batcher, 5, seed) for seed in range(50)]:
+            assert_right(request)
         assert first.rows == before
         assert batcher.alive
         assert not lost.is_set()
@@ -433,7 +433,7 @@ def test_a_device_that_lacks_a_model_leaves_it_to_the_other() -> None:
     first, second = pair()
     first.unload("arithmetic")
     with batching(first, second) as batcher:
-        for ticket in [submit(batcher, 20, seed) for seed in range(5)]:
-            assert_right(ticket)
+        for request in [submit(batcher, 20, seed) for seed in range(5)]:
+            assert_right(request)
         assert first.rows == 0
         assert second.rows == 100

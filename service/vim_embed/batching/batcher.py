@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 from vim_embed.batching.observer import Observer, SilentObserver
-from vim_embed.batching.request import BatchKey, Embedded, Slice, Ticket
+from vim_embed.batching.request import BatchKey, EmbedRequest, Slice
 from vim_embed.batching.worker import Patience, Worker
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import (
@@ -32,10 +32,7 @@ from vim_embed.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from vim_embed.types.model_info import CheckReport, EmbedOptions
-from vim_embed.types.pixels import PixelArray
-
-__all__ = ["Batcher", "Embedded", "Ticket"]
+from vim_embed.types.model_info import CheckReport
 
 _LOG = logging.getLogger(__name__)
 _RATE_SMOOTHING = 0.2
@@ -66,7 +63,7 @@ class Batcher:
         self.lock = threading.RLock()
         self.settled = threading.Condition(self.lock)
         self._on_lost = on_lost
-        self._waiting: OrderedDict[BatchKey, deque[Ticket]] = OrderedDict()
+        self._waiting: OrderedDict[BatchKey, deque[EmbedRequest]] = OrderedDict()
         self._accepting = True
         self._stopping = threading.Event()
         self._rows_per_second = 0.0  # of one worker that has rows
@@ -109,41 +106,32 @@ class Batcher:
     @property
     def waiting_rows(self) -> int:
         with self.lock:
-            return sum(ticket.waiting for ticket in self._tickets() if ticket.open)
+            return sum(request.waiting for request in self._requests() if request.open)
 
     @property
     def waiting_bytes(self) -> int:
         with self.lock:
-            return sum(ticket.pixels.nbytes for ticket in self._tickets() if ticket.open)
+            return sum(request.pixels.nbytes for request in self._requests() if request.open)
 
     @property
     def retry_after(self) -> int:
         """Seconds until half of the waiting rows are done at the measured rate, 1 to 60."""
         return self._retry_after(self.waiting_rows)
 
-    def submit(
-        self,
-        model: str,
-        pixels: PixelArray,
-        options: EmbedOptions,
-        *,
-        deadline: float | None = None,
-        client: str = "",
-    ) -> Ticket:
-        """Queue rows (n, 3, H, W) that passed `check_pixels`. deadline: in `time.monotonic()`.
+    def submit(self, request: EmbedRequest) -> EmbedRequest:
+        """Queue a request, and give it back.
 
         Raises QueueFull, PayloadTooLarge or Draining at once; never waits.
         """
-        key = BatchKey(model, options, pixels.shape[1:], str(pixels.dtype))
-        ticket = Ticket(key, pixels, deadline, client)
+        key = request.key
         with self.lock:
-            self._admit(ticket)
-            self._waiting.setdefault(key, deque()).append(ticket)
+            self._admit(request)
+            self._waiting.setdefault(key, deque()).append(request)
             self.observer.entered(key)
             self.wake()
-        known = weakref.ref(ticket)  # a cycle would keep the pixels until a garbage collection
-        ticket.future.add_done_callback(lambda _: self._left(key, known()))
-        return ticket
+        known = weakref.ref(request)  # a cycle would keep the pixels until a garbage collection
+        request.future.add_done_callback(lambda _: self._left(key, known()))
+        return request
 
     def check(self, model: str) -> list[Future[CheckReport]]:
         """Let every worker at work that holds the model compare its known image."""
@@ -160,7 +148,7 @@ class Batcher:
     def busy_with(self, model: str) -> bool:
         """Whether rows of the model wait or are in a batch."""
         with self.lock:
-            waiting = any(t.open for t in self._tickets() if t.key.model == model)
+            waiting = any(t.open for t in self._requests() if t.key.model == model)
             return waiting or any(worker.holds(model) for worker in self.workers)
 
     def stop_accepting(self) -> None:
@@ -173,37 +161,37 @@ class Batcher:
         self.stop_accepting()
         with self.lock:
             empty = self.settled.wait_for(lambda: not self._busy(), timeout)
-            left = list(self._tickets())
+            left = list(self._requests())
             self._waiting.clear()
         for worker in self.workers:
-            left += [part.ticket for part in worker.stop(timeout=5)]
+            left += [part.request for part in worker.stop(timeout=5)]
         self._stopping.set()
-        for ticket in left:
-            ticket.fail(Draining("the service stopped before this request was computed"))
+        for request in left:
+            request.fail(Draining("the service stopped before this request was computed"))
         if self._supervisor is not None:
             self._supervisor.join(timeout=5)
         return empty
 
     # admission
 
-    def _admit(self, ticket: Ticket) -> None:
+    def _admit(self, request: EmbedRequest) -> None:
         if not self._accepting:
             raise Draining("the service is shutting down: retry against another, or later")
-        if ticket.rows > self.queue_rows or ticket.pixels.nbytes > self.queue_bytes:
+        if request.rows > self.queue_rows or request.pixels.nbytes > self.queue_bytes:
             raise PayloadTooLarge(
-                f"{ticket.rows} rows of {ticket.pixels.nbytes / 1e6:.0f} MB are more than the "
+                f"{request.rows} rows of {request.pixels.nbytes / 1e6:.0f} MB are more than the "
                 f"whole queue holds ({self.queue_rows} rows, {self.queue_bytes / 1e6:.0f} MB): "
                 f"send fewer rows per request"
             )
-        tickets = [t for t in self._tickets() if t.open]
-        if self._over(tickets, ticket, 1.0):
-            rows = sum(t.waiting for t in tickets)
+        requests = [t for t in self._requests() if t.open]
+        if self._over(requests, request, 1.0):
+            rows = sum(t.waiting for t in requests)
             raise QueueFull(
                 f"{rows} rows are waiting already: retry after the time in Retry-After",
                 retry_after=self._retry_after(rows),
             )
-        own = [t for t in tickets if ticket.client and t.client == ticket.client]
-        if own and self._over(own, ticket, self.client_share):
+        own = [t for t in requests if request.client and t.client == request.client]
+        if own and self._over(own, request, self.client_share):
             rows = sum(t.waiting for t in own)
             raise QueueFull(
                 f"{rows} rows of this client are waiting already, its share of the queue: retry "
@@ -211,34 +199,34 @@ class Batcher:
                 retry_after=self._retry_after(rows),
             )
 
-    def _over(self, tickets: Sequence[Ticket], new: Ticket, share: float) -> bool:
+    def _over(self, requests: Sequence[EmbedRequest], new: EmbedRequest, share: float) -> bool:
         """Whether `new` beside these would fill more than a share of the queue."""
-        rows = sum(t.waiting for t in tickets) + new.rows
-        held = sum(t.pixels.nbytes for t in tickets) + new.pixels.nbytes
+        rows = sum(t.waiting for t in requests) + new.rows
+        held = sum(t.pixels.nbytes for t in requests) + new.pixels.nbytes
         return rows > share * self.queue_rows or held > share * self.queue_bytes
 
     def _retry_after(self, rows: int) -> int:
         rate = self._rows_per_second * sum(worker.state == "up" for worker in self.workers)
         return int(min(60, max(1, rows / 2 / rate))) if rate else 1
 
-    def _tickets(self) -> Iterator[Ticket]:
-        for tickets in self._waiting.values():
-            yield from tickets
+    def _requests(self) -> Iterator[EmbedRequest]:
+        for requests in self._waiting.values():
+            yield from requests
 
     def _busy(self) -> bool:
-        waiting = any(ticket.open for ticket in self._tickets())
+        waiting = any(request.open for request in self._requests())
         return waiting or any(worker.held for worker in self.workers)
 
-    def _left(self, key: BatchKey, ticket: Ticket | None) -> None:
+    def _left(self, key: BatchKey, request: EmbedRequest | None) -> None:
         """A request is answered, or nobody waits for it: its pixels are let go at once."""
         self.observer.left(key)
         with self.lock:
-            tickets = self._waiting.get(key)
-            if tickets and ticket is not None and ticket in tickets:
-                tickets.remove(ticket)
-                if not tickets:
+            requests = self._waiting.get(key)
+            if requests and request is not None and request in requests:
+                requests.remove(request)
+                if not requests:
                     del self._waiting[key]
-                self.observer.dropped(key, ticket.waiting, "cancelled")
+                self.observer.dropped(key, request.waiting, "cancelled")
             self.settled.notify_all()
 
     # looking after the workers
@@ -257,12 +245,12 @@ class Batcher:
         with self.lock:
             models = {key.model for key in self._waiting}
             reasons = {model: self.unfit(model) for model in models}
-            left = [t for t in self._tickets() if reasons[t.key.model] is not None]
+            left = [t for t in self._requests() if reasons[t.key.model] is not None]
             for key in [key for key in self._waiting if reasons[key.model] is not None]:
                 del self._waiting[key]
-        for ticket in left:
-            model = ticket.key.model
-            ticket.fail(NotReady(f"model {model!r} is not ready: {reasons[model]}", retry_after=2))
+        for request in left:
+            model = request.key.model
+            request.fail(NotReady(f"model {model!r} is not ready: {reasons[model]}", retry_after=2))
 
     def _lost(self, worker: Worker) -> None:
         if all(other.state == "lost" for other in self.workers):
@@ -284,11 +272,11 @@ class Batcher:
         key = self._next_key(worker)
         assert key is not None, "asked only when something is available"
         self._drop_late(key)
-        tickets = self._waiting[key]
+        requests = self._waiting[key]
         budget = worker.engine.batch_rows(key.model, key.shape)
-        shares = shares_of_batch([ticket.waiting for ticket in tickets], budget)
-        slices = [ticket.take(share) for ticket, share in zip(tickets, shares, strict=True)]
-        left = deque(ticket for ticket in tickets if ticket.waiting)
+        shares = shares_of_batch([request.waiting for request in requests], budget)
+        slices = [request.take(share) for request, share in zip(requests, shares, strict=True)]
+        left = deque(request for request in requests if request.waiting)
         if left:
             self._waiting[key] = left
             self._waiting.move_to_end(key)
@@ -311,7 +299,7 @@ class Batcher:
         return known[0] if known else None  # not the full one: others would wait for its end
 
     def _fills_batch(self, key: BatchKey, worker: Worker) -> bool:
-        waiting = sum(ticket.waiting for ticket in self._waiting[key] if ticket.open)
+        waiting = sum(request.waiting for request in self._waiting[key] if request.open)
         return waiting >= worker.engine.batch_rows(key.model, key.shape)
 
     def _idle_other(self, key: BatchKey, worker: Worker) -> bool:
@@ -319,14 +307,14 @@ class Batcher:
 
     def _drop_late(self, key: BatchKey) -> None:
         now = time.monotonic()
-        tickets = self._waiting[key]
-        for ticket in list(tickets):
-            if ticket.deadline is None or ticket.deadline >= now:
+        requests = self._waiting[key]
+        for request in list(requests):
+            if request.deadline is None or request.deadline >= now:
                 continue
-            tickets.remove(ticket)
-            self.observer.dropped(key, ticket.waiting, "deadline")
-            waited = now - ticket.submitted
-            ticket.fail(DeadlineExceeded(f"not computed after {waited:.1f} s in the queue"))
+            requests.remove(request)
+            self.observer.dropped(key, request.waiting, "deadline")
+            waited = now - request.submitted
+            request.fail(DeadlineExceeded(f"not computed after {waited:.1f} s in the queue"))
 
 
 def shares_of_batch(wanted: Sequence[int], budget: int) -> list[int]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Protocol
 
-from vim_embed.batching.request import Ticket
-from vim_embed.types.model_info import CheckReport, EmbedOptions
-from vim_embed.types.pixels import PixelArray
+from vim_embed.batching.request import EmbedRequest
+from vim_embed.types.model_info import CheckReport
 
 
 class RowQueue(Protocol):
@@ -41,16 +40,8 @@ class RowQueue(Protocol):
 
     def start(self) -> None: ...
 
-    def submit(
-        self,
-        model: str,
-        pixels: PixelArray,
-        options: EmbedOptions,
-        *,
-        deadline: float | None = None,
-        client: str = "",
-    ) -> Ticket:
-        """Queue checked rows (n, 3, H, W), or raise QueueFull, PayloadTooLarge or Draining."""
+    def submit(self, request: EmbedRequest) -> EmbedRequest:
+        """Queue a request and give it back, or raise QueueFull, PayloadTooLarge or Draining."""
         ...
 
     def check(self, model: str) -> list[Future[CheckReport]]:

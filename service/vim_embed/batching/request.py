@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import InternalError, ServiceError
-from vim_embed.observability.logs import current_request
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 
@@ -47,17 +47,20 @@ class Embedded:
 
 
 @dataclass(eq=False)
-class Ticket:
-    """One request in the queue. `future` gives an Embedded, or the error it failed with.
+class EmbedRequest:
+    """Rows (n, 3, H, W) that passed `check_pixels`, and how they are to be embedded.
 
+    `future` gives an Embedded, or the error it failed with. deadline: in `time.monotonic()`.
     client: whose share of the queue it takes; "" counts for nobody. request_id: for the log.
     """
 
-    key: BatchKey
+    model: str
     pixels: PixelArray
-    deadline: float | None
+    options: EmbedOptions
+    _: KW_ONLY
+    deadline: float | None = None
     client: str = ""
-    request_id: str = field(default_factory=current_request)
+    request_id: str = ""
     submitted: float = field(default_factory=time.monotonic)
     future: Future[Embedded] = field(default_factory=Future)
     taken: int = 0
@@ -66,6 +69,11 @@ class Ticket:
     started: float | None = None
     forward_seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)  # slices come from many threads
+
+    @cached_property
+    def key(self) -> BatchKey:
+        """Rows of requests with equal keys may share a batch."""
+        return BatchKey(self.model, self.options, self.pixels.shape[1:], str(self.pixels.dtype))
 
     @property
     def rows(self) -> int:
@@ -99,9 +107,9 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows [start, stop) of a ticket within a batch."""
+    """Rows [start, stop) of a request within a batch."""
 
-    ticket: Ticket
+    request: EmbedRequest
     start: int
     stop: int
 
@@ -111,41 +119,41 @@ class Slice:
 
     @property
     def pixels(self) -> PixelArray:
-        return self.ticket.pixels[self.start : self.stop]
+        return self.request.pixels[self.start : self.stop]
 
     def give(self, rows: Outputs, begin: float, seconds: float) -> None:
-        """Hand the rows' embeddings to the ticket, which is answered with its last slice.
+        """Hand the rows' embeddings to the request, which is answered with its last slice.
 
         begin: of the forward, in `time.monotonic()`; seconds: that it took.
         """
-        ticket = self.ticket
+        request = self.request
         if any(not np.isfinite(array).all() for array in rows.values()):
-            ticket.fail(
+            request.fail(
                 InternalError(
                     "the model gave NaN or infinite values for these pixels: check that they are "
                     "normalised, or use a server with --dtype float32"
                 )
             )
             return
-        with ticket.lock:
-            ticket.started = ticket.started or begin
-            ticket.forward_seconds += seconds
+        with request.lock:
+            request.started = request.started or begin
+            request.forward_seconds += seconds
             self._keep(rows)
-            ticket.done += self.rows
-            whole = ticket.done == ticket.rows
+            request.done += self.rows
+            whole = request.done == request.rows
         if whole:
-            assert ticket.started is not None
-            waited = ticket.started - ticket.submitted
-            settle(ticket.future, Embedded(ticket.outputs, waited, ticket.forward_seconds))
+            assert request.started is not None
+            waited = request.started - request.submitted
+            settle(request.future, Embedded(request.outputs, waited, request.forward_seconds))
 
     def _keep(self, rows: Outputs) -> None:
-        ticket = self.ticket
-        if self.rows == ticket.rows:
-            ticket.outputs = rows
+        request = self.request
+        if self.rows == request.rows:
+            request.outputs = rows
             return
         for name, array in rows.items():
-            whole = ticket.outputs.setdefault(
-                name, np.full((ticket.rows, *array.shape[1:]), np.nan, array.dtype)
+            whole = request.outputs.setdefault(
+                name, np.full((request.rows, *array.shape[1:]), np.nan, array.dtype)
             )
             whole[self.start : self.stop] = array
 
@@ -161,14 +169,14 @@ class Prepared:
 
 def request_ids(slices: Iterable[Slice]) -> list[str]:
     """Of the requests that the slices belong to, to find them in the log."""
-    return sorted({part.ticket.request_id for part in slices if part.ticket.request_id})
+    return sorted({part.request.request_id for part in slices if part.request.request_id})
 
 
 def fail_all(slices: Sequence[Slice], error: Exception) -> None:
     """Fail the requests that the slices belong to."""
     _LOG.error("requests failed", exc_info=error, extra={"request_ids": request_ids(slices)})
     for part in slices:
-        part.ticket.fail(error)
+        part.request.fail(error)
 
 
 def settle(future: Future[T], result: T) -> None:

@@ -138,7 +138,7 @@ class Worker:
 
     def holds(self, model: str) -> bool:
         """Whether rows of the model are among them."""
-        return any(part.ticket.key.model == model for part in self.held)
+        return any(part.request.key.model == model for part in self.held)
 
     def knows(self, model: str) -> bool:
         """Whether the model is loaded here and passed its last check."""
@@ -435,7 +435,7 @@ class Worker:
             },
         )
         for part in held:
-            part.ticket.fail(_failure(reason))
+            part.request.fail(_failure(reason))
         for future in probes:
             fail(future, _failure(reason))
         self._observer.worker_failed(device, cause)

@@ -23,6 +23,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
+from vim_embed.batching.request import EmbedRequest
 from vim_embed.cluster.bulk_output import Done, Manifest, Skipped, write_part
 from vim_embed.cluster.bulk_sources import Part, Reading, SourceError, cut, find_sources, read
 from vim_embed.cluster.replica import MakeEngines, share_cores
@@ -231,8 +232,8 @@ class Embedder:
     def _answer(self, images: PixelArray | list[bytes]) -> NDArray[np.float32]:
         pixels = self._decoded(images) if isinstance(images, list) else images
         checked = check_pixels(pixels, self._info, max_size=self._job.settings.max_image_size)
-        ticket = self._service.batcher.submit(self._info.name, checked, self._job.options)
-        return ticket.future.result().outputs[EMBEDDING]
+        queued = EmbedRequest(self._info.name, checked, self._job.options)
+        return self._service.batcher.submit(queued).future.result().outputs[EMBEDDING]
 
     def _decoded(self, images: list[bytes]) -> PixelArray:
         spec, limit = self._info.preprocessing, self._job.settings.max_image_pixels

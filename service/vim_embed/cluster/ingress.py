@@ -28,14 +28,13 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
 )
 
-from vim_embed.batching.request import BatchKey, Embedded, Ticket
+from vim_embed.batching.request import Embedded, EmbedRequest
 from vim_embed.cluster.messages import Call, Facts
 from vim_embed.engines.interface import ModelStatus
 from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
 from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
-from vim_embed.types.model_info import CheckReport, EmbedOptions
-from vim_embed.types.pixels import PixelArray
+from vim_embed.types.model_info import CheckReport
 
 _LOG = logging.getLogger(__name__)
 _LOST = (
@@ -141,7 +140,7 @@ class RemoteQueue:
         self._handles = handles
         self._queue_bytes = queue_bytes
         self._accepting = True
-        self._open: dict[asyncio.Task[None], Ticket] = {}
+        self._open: dict[asyncio.Task[None], EmbedRequest] = {}
 
     alive = True
 
@@ -155,11 +154,11 @@ class RemoteQueue:
 
     @property
     def waiting_rows(self) -> int:
-        return sum(ticket.rows for ticket in list(self._open.values()))
+        return sum(request.rows for request in list(self._open.values()))
 
     @property
     def waiting_bytes(self) -> int:
-        return sum(ticket.pixels.nbytes for ticket in list(self._open.values()))
+        return sum(request.pixels.nbytes for request in list(self._open.values()))
 
     @property
     def retry_after(self) -> int:
@@ -168,35 +167,25 @@ class RemoteQueue:
     def start(self) -> None:
         """Nothing to start: Ray runs the replicas."""
 
-    def submit(
-        self,
-        model: str,
-        pixels: PixelArray,
-        options: EmbedOptions,
-        *,
-        deadline: float | None = None,
-        client: str = "",
-    ) -> Ticket:
+    def submit(self, request: EmbedRequest) -> EmbedRequest:
         """Send rows on. Raises QueueFull or Draining at once; never waits."""
         if not self._accepting:
             raise Draining("the service is shutting down: retry against another, or later")
         held = self.waiting_bytes
-        if held and held + pixels.nbytes > self._queue_bytes:
+        if held and held + request.pixels.nbytes > self._queue_bytes:
             raise QueueFull(
                 f"{held / 1e6:.0f} MB are on their way already: retry after the time in "
                 "Retry-After",
                 retry_after=_RETRY_AFTER,
             )
-        key = BatchKey(model, options, pixels.shape[1:], str(pixels.dtype))
-        ticket = Ticket(key, pixels, deadline, client)
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._forward(ticket))
-        self._open[task] = ticket
+        task = loop.create_task(self._forward(request))
+        self._open[task] = request
         task.add_done_callback(self._open.pop)
-        ticket.future.add_done_callback(
+        request.future.add_done_callback(
             lambda future: loop.call_soon_threadsafe(task.cancel) if future.cancelled() else None
         )
-        return ticket
+        return request
 
     def check(self, model: str) -> list[Future[CheckReport]]:
         """Let one replica of the model compare its known image; called in the event loop."""
@@ -209,7 +198,7 @@ class RemoteQueue:
         return None  # RemoteModels judges
 
     def busy_with(self, model: str) -> bool:
-        return any(ticket.key.model == model for ticket in list(self._open.values()))
+        return any(request.model == model for request in list(self._open.values()))
 
     def stop_accepting(self) -> None:
         self._accepting = False
@@ -220,23 +209,23 @@ class RemoteQueue:
         left = wait([t.future for t in list(self._open.values())], timeout).not_done
         return not left
 
-    async def _forward(self, ticket: Ticket) -> None:
-        model = ticket.key.model
-        call = Call(ticket.key.options, _seconds(ticket), ticket.client, ticket.request_id)
-        response = self._handles[model].embed.remote(ticket.pixels, call)
+    async def _forward(self, request: EmbedRequest) -> None:
+        model = request.model
+        call = Call(request.options, _seconds(request), request.client, request.request_id)
+        response = self._handles[model].embed.remote(request.pixels, call)
         try:
             reply: Embedded | ServiceError = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
         except Exception as error:
-            ticket.fail(translated(error, model))
+            request.fail(translated(error, model))
             return
         self._models.heard(model)
         if isinstance(reply, ServiceError):
-            ticket.fail(reply)
-        elif not ticket.future.done():
-            ticket.future.set_result(reply)
+            request.fail(reply)
+        elif not request.future.done():
+            request.future.set_result(reply)
 
     async def _check(self, model: str, future: Future[CheckReport]) -> None:
         try:
@@ -293,8 +282,8 @@ def translated(error: Exception, model: str) -> ServiceError:
     return WorkerFailed(f"the call of model {model!r} failed ({type(error).__name__}): retry")
 
 
-def _seconds(ticket: Ticket) -> float | None:
-    return None if ticket.deadline is None else max(0.0, ticket.deadline - time.monotonic())
+def _seconds(request: EmbedRequest) -> float | None:
+    return None if request.deadline is None else max(0.0, request.deadline - time.monotonic())
 
 
 def _fixed() -> ServiceError:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import structlog
 
-from vim_embed.batching.request import Embedded
+from vim_embed.batching.request import Embedded, EmbedRequest
 from vim_embed.cluster.messages import Call, Facts
 from vim_embed.cluster.metrics import RayMetrics
 from vim_embed.engines.interface import Engine
@@ -51,10 +51,17 @@ class Replica:
         deadline = None if call.seconds is None else time.monotonic() + call.seconds
         try:
             info = self._service.ready_model(None)
-            ticket = self._service.batcher.submit(
-                info.name, pixels, call.options, deadline=deadline, client=call.client
+            queued = self._service.batcher.submit(
+                EmbedRequest(
+                    info.name,
+                    pixels,
+                    call.options,
+                    deadline=deadline,
+                    client=call.client,
+                    request_id=call.request_id,
+                )
             )
-            done = await asyncio.wrap_future(ticket.future)  # cancelled with this call
+            done = await asyncio.wrap_future(queued.future)  # cancelled with this call
         except ServiceError as error:
             return error
         return replace(done, info=info)

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from vim_embed.engines.interface import EngineFailed, Golden, ModelStatus, Outputs, Staged
+from vim_embed.errors import WeightsError
 from vim_embed.inference.embedder import Embedder
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 from vim_embed.weights.download_progress import told_in_words
-from vim_embed.weights.hub import WeightsError
 from vim_embed.weights.load import BATCH_ROWS, load_entry
 
 _LOG = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from vim_embed.engines.fault_injection import Faults
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import ServiceError
 from vim_embed.http.auth import accepted_keys
+from vim_embed.http.body.arena import Arena
 from vim_embed.http.error_answers import (
     on_http_exception,
     on_invalid_parameters,
@@ -68,6 +69,8 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
+    arena = app.state.arena = Arena.private(settings.inflight_bytes)
+    service.trimming.rarely = arena.trim
     app.include_router(embed.router, tags=["Embedding"])
     app.include_router(control.router(settings, faults), tags=[_STATE])
     app.include_router(state.router, tags=[_STATE])

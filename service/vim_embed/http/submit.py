@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
-from vim_embed.batching.batcher import Embedded, Ticket
+from vim_embed.batching.request import Embedded, EmbedRequest
 from vim_embed.errors import DeadlineExceeded, InvalidInput, ServiceError
 from vim_embed.http.auth import bearer
 from vim_embed.serving.service import Service
@@ -47,16 +47,23 @@ async def compute(
     try:
         pixels = await _checked(pixels, info, service.settings.max_image_size)
         deadline = _deadline(service, timeout, begin)
-        ticket = service.batcher.submit(
-            info.name, pixels, options, deadline=deadline, client=client_of(request)
+        queued = service.batcher.submit(
+            EmbedRequest(
+                info.name,
+                pixels,
+                options,
+                deadline=deadline,
+                client=client_of(request),
+                request_id=request.scope["state"]["request_id"],
+            )
         )
-        done = await _answer_or_gone(request, ticket, deadline, begin)
+        done = await _answer_or_gone(request, queued, deadline, begin)
     except ServiceError as error:
         service.metrics.failed(info.name, error.code)
         raise
     if done is not None:
         service.metrics.embedded(info.name, done, time.monotonic() - begin)
-        service.traces.embedded(info.name, ticket.rows, begin, ticket.submitted, done)
+        service.traces.embedded(info.name, queued.rows, begin, queued.submitted, done)
     return done
 
 
@@ -85,10 +92,10 @@ def _only_looked_over(pixels: PixelArray) -> bool:
 
 
 async def _answer_or_gone(
-    request: Request, ticket: Ticket, deadline: float, begin: float
+    request: Request, queued: EmbedRequest, deadline: float, begin: float
 ) -> Embedded | None:
     """The answer, or None when the client left first. Raises what the request failed with."""
-    answer = asyncio.wrap_future(ticket.future)
+    answer = asyncio.wrap_future(queued.future)
     answer.add_done_callback(_read)  # a failure that nobody waits for any more is no log line
     gone = False
     try:
@@ -98,9 +105,9 @@ async def _answer_or_gone(
             gone = await _gone_first(request, answer, deadline)
     finally:
         if not answer.done():
-            ticket.cancel()
+            queued.cancel()
     if answer.done() and not answer.cancelled():
-        return ticket.future.result()
+        return queued.future.result()
     if gone:
         return None
     raise DeadlineExceeded(f"no answer within {deadline - begin:.3g} s")

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from vim_embed.kernels.fused.compile import CompileError, compiler_version
 from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
-from vim_embed.kernels.fused.pack import pack_layer, permuted_rows
 from vim_embed.models.vim import Block, Vim, VimConfig
+from vim_embed.models.vim_packed import pack_layer, permuted_rows
 from vim_embed.types.preprocessing import NORMALISED, VIM_PREPROCESSING, Scaling
 
 OnBlock = Callable[[int, Tensor], None]

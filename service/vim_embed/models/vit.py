@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
+from vim_embed.errors import WeightsError
 from vim_embed.types.preprocessing import VIT_PREPROCESSING, Preprocessing, Triple
-from vim_embed.weights.hub import WeightsError
 
 # Pillow's resampling codes as image-processor files store them
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}

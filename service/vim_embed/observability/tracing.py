@@ -13,7 +13,7 @@ from typing import Protocol
 
 from starlette.types import Scope
 
-from vim_embed.batching.batcher import Embedded
+from vim_embed.batching.request import Embedded
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 

@@ -19,7 +19,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from starlette.types import Scope
 
 from vim_embed import __version__
-from vim_embed.batching.batcher import Embedded
+from vim_embed.batching.request import Embedded
 
 _UNNAMED = "unknown_service"
 _SERVER_ERROR = 500

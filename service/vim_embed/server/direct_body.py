@@ -9,19 +9,13 @@ it has checked what it wants to check; small and chunked bodies go the usual way
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-RECEIVE_INTO = "vim_embed.receive_into"
-# From bytes so far to the seconds in which the next part has to come.
-Patience = Callable[[int], float]
-# (memory of the whole body's length, patience); raises TimeoutError when that ends and
-# ClientDisconnect when the client leaves
-ReceiveInto = Callable[[memoryview, Patience], Awaitable[None]]
+from vim_embed.http.body.direct import RECEIVE_INTO, Patience
 
 
 class ReceivingProtocol(HttpToolsProtocol):

@@ -169,7 +169,7 @@ def main() -> None:
     settings = Settings(**front.settings)  # type: ignore[arg-type]
     configure_logging(settings.log_level, settings.log_format)
     arena = Arena(front.arena_fd, front.arena_size)
-    Trimming(lambda: 0.0, arena).start()  # nothing large is elsewhere here
+    Trimming(lambda: 0.0, arena.trim).start()  # nothing large is elsewhere here
     app = FrontApp(settings, arena, front.number, front.upstream)
     config = uvicorn_config(app, settings, lifespan="off", on_refused=_tell_parent)
     server = uvicorn.Server(config)

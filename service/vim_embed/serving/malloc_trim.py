@@ -9,10 +9,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from vim_embed.http.body.arena import Arena
-
 _INTERVAL = 3.0  # seconds; a trim takes a few milliseconds
-_OF_ARENA = 200  # intervals, ten minutes: what a load needs now and then stays
+_RARELY = 200  # intervals, ten minutes: what a load needs now and then stays
 # Of the C library. One arena for all threads: of others, a trim leaves the ends.
 _M_ARENA_MAX, _ARENAS = -8, 1
 
@@ -24,18 +22,19 @@ def trim() -> None:
 
 
 class Trimming:
-    """A thread that trims from time to time: the C library's memory while there is work, and the
-    bodies' arena."""
+    """A thread that trims from time to time: the C library's memory while there is work, and every
+    ten minutes what `rarely` gives back.
+    """
 
     def __init__(
         self,
         worked: Callable[[], float],
-        arena: Arena | None = None,
+        rarely: Callable[[], object] = lambda: None,
         interval: float = _INTERVAL,
     ) -> None:
         """worked: a number that grows with the work done."""
         self._worked = worked
-        self._arena = arena
+        self.rarely = rarely
         self._interval = interval
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="trim", daemon=True)
@@ -54,6 +53,6 @@ class Trimming:
             now, intervals = self._worked(), intervals + 1
             if now != before:
                 trim()
-            if self._arena is not None and intervals % _OF_ARENA == 0:
-                self._arena.trim()
+            if intervals % _RARELY == 0:
+                self.rarely()
             before = now

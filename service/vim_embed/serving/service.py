@@ -17,7 +17,6 @@ from vim_embed.batching.worker import Patience
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import Engine, Models, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
-from vim_embed.http.body.arena import Arena
 from vim_embed.observability.metrics import Metrics
 from vim_embed.observability.tracing import traces_of_environment
 from vim_embed.serving.malloc_trim import Trimming
@@ -57,7 +56,6 @@ class Service:
 
     def _begin(self, settings: Settings, models: Models, devices: int) -> None:
         self.settings = settings
-        self.arena = Arena.private(settings.inflight_bytes)
         self.engine = models
         self.metrics = Metrics(
             lambda: self.batcher.waiting_rows,
@@ -79,7 +77,7 @@ class Service:
         self.traces = traces_of_environment()
         self.draining = False
         self._checks = IdleChecks(batcher, self._ready_names, self.settings.check_interval)
-        self._trimming = Trimming(lambda: self.metrics.ratio.working_seconds, self.arena)
+        self.trimming = Trimming(lambda: self.metrics.ratio.working_seconds)
         self._loading: threading.Thread | None = None
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
@@ -90,7 +88,7 @@ class Service:
             if on_loaded is not None:
                 on_loaded(any(m.state == "ready" for m in self.engine.status().values()))
 
-        self._trimming.start()  # first, for all threads' memory
+        self.trimming.start()  # first, for all threads' memory
         self.batcher.start()
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
@@ -110,7 +108,7 @@ class Service:
         """Finish what is in flight within the drain timeout. False if something was left."""
         self.begin_drain()
         self._checks.stop()
-        self._trimming.stop()
+        self.trimming.stop()
         empty = self.batcher.drain(self.settings.drain_timeout)
         if self._loading is not None:
             self._loading.join(timeout=_LOADING_PATIENCE)

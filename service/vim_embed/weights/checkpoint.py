@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vim_embed.errors import WeightsError
 from vim_embed.models.vim import Vim, VimConfig
 from vim_embed.weights.file_limits import MAX_DEPTH, MAX_SIDE, check_tensors
-from vim_embed.weights.hub import WeightsError
 
 _STATE_KEYS = ("model", "model_ema", "state_dict")
 _CLASSIFIER = re.compile(r"^head\.")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vim_embed.weights.hub import WeightsError
+from vim_embed.errors import WeightsError
 
 MAX_BYTES = 16 * 1024**3
 MAX_TENSORS = 20_000

@@ -10,15 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vim_embed.errors import WeightsError
 from vim_embed.weights.catalogue import CatalogueEntry
 from vim_embed.weights.download_progress import Tell, telling_bars
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _VIT_CONFIG = ["config.json", "preprocessor_config.json"]
-
-
-class WeightsError(RuntimeError):
-    """Weights that cannot be found, read or matched; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)

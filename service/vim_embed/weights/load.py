@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vim_embed.errors import WeightsError
 from vim_embed.inference.embedder import Embedder, Fast
 from vim_embed.kernels.select import BackendUnavailable, select_backend
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
@@ -21,7 +22,7 @@ from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 from vim_embed.weights.checkpoint import build_vim, read_checkpoint
 from vim_embed.weights.download_progress import Tell
 from vim_embed.weights.file_limits import check_file
-from vim_embed.weights.hub import Located, WeightsError, digest_files, locate
+from vim_embed.weights.hub import Located, digest_files, locate
 
 if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not need
     from vim_embed.models.vit import Vit

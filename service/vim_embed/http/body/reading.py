@@ -21,10 +21,10 @@ from vim_embed.errors import (
 )
 from vim_embed.http.body.buffer import Room
 from vim_embed.http.body.content_coding import Decoder, coding_of
+from vim_embed.http.body.direct import RECEIVE_INTO
 from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
 from vim_embed.http.formats.image_pool import decode
 from vim_embed.http.formats.images import DecodeBudget
-from vim_embed.server.direct_body import RECEIVE_INTO
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray
@@ -94,7 +94,7 @@ async def read_body(request: Request, limits: Limits) -> memoryview:
                 raise handed
             body: memoryview = handed
             return body
-        room = Room(service.arena)
+        room = Room(request.app.state.arena)
         state.setdefault(RELEASES, []).append(room.release)
         return await receive_body(request, limits, room)
     except QueueFull as error:  # whoever keeps the bodies does not know how fast rows are done

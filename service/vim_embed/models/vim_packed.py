@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vim_embed.kernels.fused.launch import Shape
-
-if TYPE_CHECKING:
-    from vim_embed.models.vim import BiMamba, Block
+from vim_embed.models.vim import BiMamba, Block
 
 
 @dataclass(frozen=True)
