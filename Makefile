@@ -66,7 +66,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 # Two halves at once: most tests wait, or use one core.
-SERVICE_TESTS = tests/service tests/security tests/platonic
+SERVICE_TESTS = $(addprefix tests/service/,batching http observability server serving types) tests/security tests/client/platonic
 unit: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) unit-of-service unit-of-the-rest
 
@@ -95,7 +95,7 @@ container-size:
 # Mixed load while the worker and the process fail, for SECONDS; prints what happened.
 SECONDS ?= 900
 chaos: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python tests/chaos.py --seconds $(SECONDS)
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/chaos.py --seconds $(SECONDS)
 
 # 100,000 small images through `vim-embed embed`, killed twice; client memory watched.
 bulk-soak: $(VENV)/.installed-dev
@@ -111,23 +111,23 @@ clean:
 # 200 requests of 77 MB at once into 2 GB, in one process and behind four; about two minutes.
 .PHONY: memory-soak
 memory-soak: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python tests/memory_soak.py --http-processes 1
-	PYTHONPATH=tests $(BIN)/python tests/memory_soak.py --http-processes 4
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/memory_soak.py --http-processes 1
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/memory_soak.py --http-processes 4
 
 # The resident memory of a saturated server for MINUTES; fails if it rises by over 2 %.
 MINUTES ?= 30
 .PHONY: soak
 soak: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python tests/soak.py --minutes $(MINUTES)
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/soak.py --minutes $(MINUTES)
 
 .PHONY: docs
 docs: $(VENV)/.installed-dev
-	$(BIN)/python tests/generate_docs.py
+	$(BIN)/python scripts/generate_docs.py
 
 # The memory of scoring 100,000 rows; about ten minutes.
 .PHONY: score-soak
 score-soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak tests/test_score.py
+	$(BIN)/python -m pytest -m soak tests/client/scoring/test_score.py
 
 # docs/sizing.md, from docs/gpu.md and benchmarks/sizing.toml.
 .PHONY: sizing
@@ -140,18 +140,18 @@ ray-test: $(VENV)/.installed-dev
 	@$(PIP) -e '.[service,ray]'
 	$(BIN)/python -m pytest tests/cluster -m "soak or not soak" --ignore tests/cluster/test_nodes.py
 	$(BIN)/python -m pytest tests/cluster/test_nodes.py -m soak -s
-	$(BIN)/python -m pytest tests/test_devices_bench.py -m "soak or not soak"
+	$(BIN)/python -m pytest tests/benchmarks/test_devices_bench.py -m "soak or not soak"
 
 # The HTTP path beside LitServe and plain FastAPI, in rows per second of CPU time.
 .PHONY: rivals
 rivals: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python tests/bench/rivals.py
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/over_http/rivals.py
 
 # Mutated requests against a real server, and schemathesis over the OpenAPI document.
 INPUTS ?= 100000
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python tests/security/fuzz.py --inputs $(INPUTS)
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/fuzz.py --inputs $(INPUTS)
 	$(BIN)/python -m pytest -m soak tests/security/test_openapi_fuzz.py -s
 
 # 50,000 requests of 64 clients, every row with a number of its own.

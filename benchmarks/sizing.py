@@ -5,7 +5,7 @@
 
 Rows/s of a GPU are read from docs/gpu.md, all other figures from sizing.toml. `simulate` plays
 requests through the same stages one by one, with measured service times, to check the formula
-(tests/test_sizing.py).
+(tests/benchmarks/test_sizing.py).
 """
 
 from __future__ import annotations

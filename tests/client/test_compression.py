@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import running
+from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster_parts import ray_here, serving_here
+from support.cluster_parts import ray_here, serving_here
 
 
 @pytest.fixture(scope="session")

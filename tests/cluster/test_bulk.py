@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster_parts import arithmetic, arithmetic_embeddings, wary
-from fixtures_vim import DATA
-from serving import running
+from support.cluster_parts import arithmetic, arithmetic_embeddings, wary
+from support.fixtures_vim import DATA
+from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings

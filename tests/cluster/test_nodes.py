@@ -18,7 +18,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from cluster_parts import (
+from support.cluster_parts import (
     OBJECT_STORE,
     arithmetic_embeddings,
     free_port,

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster_parts import DEADLY, arithmetic_embeddings, mixed, states, until
-from serving import NPY, from_npy, npy, running
+from support.cluster_parts import DEADLY, arithmetic_embeddings, mixed, states, until
+from support.serving import NPY, from_npy, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cluster_parts import (
+from support.cluster_parts import (
     OBJECT_STORE,
     arithmetic_embeddings,
     first_edition,
@@ -29,7 +29,7 @@ from cluster_parts import (
     states,
     until,
 )
-from fixtures_vim import DATA
+from support.fixtures_vim import DATA
 from vim_embed.settings import Settings
 from vim_embed_client import Client
 

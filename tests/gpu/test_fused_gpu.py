@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fixtures_vim import DATA, NAMES, load_fixture
+from support.fixtures_vim import DATA, NAMES, load_fixture
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused.launch import SCANS
 from vim_embed.kernels.reference import ReferenceOps

@@ -19,7 +19,7 @@ from PIL import Image
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from serving import running
+from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import ModelStatus
 from vim_embed.http.app import create_app

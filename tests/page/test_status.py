@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import NPY, npy, running
+from support.serving import NPY, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
@@ -19,7 +19,7 @@ from vim_embed.observability.activity import WINDOW, Activity, quantile
 from vim_embed.observability.redaction import without_secrets
 from vim_embed.settings import Settings
 
-FOLDER = Path(__file__).parents[2] / "service" / "vim_embed" / "page"
+FOLDER = Path(__file__).parents[2] / "service" / "vim_embed" / "http" / "page"
 PIXELS = npy(np.zeros((3, 3, 8, 8), np.uint8))
 KEY = "only-the-owner-knows-this"
 

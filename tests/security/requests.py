@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from security import mutate
 from security.processes import MIB
-from serving import npy
+from support.serving import npy
 from vim_embed.http.formats.arrays import json_array
 from vim_embed_client.compression import CompressedBody
 

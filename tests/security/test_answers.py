@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from security.raw_http import connect, head, status, until_closed
-from serving import NPY, npy, running
+from support.serving import NPY, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app

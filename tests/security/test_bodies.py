@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from security.processes import MIB, ServerProcess, server_process
-from serving import NPY, npy
+from support.serving import NPY, npy
 from vim_embed.settings import Settings
 from vim_embed_client import Client, PayloadTooLargeError
 

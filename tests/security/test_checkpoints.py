@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTModel
 
-from fixtures_vim import DATA
+from support.fixtures_vim import DATA
 from vim_embed import load_model
 from vim_embed.errors import WeightsError
 from vim_embed.weights import file_limits

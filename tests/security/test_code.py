@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-
 from generate_docs import ROOT
+
 from security.code_rules import violations
 from security.processes import ServerProcess, server_process
-from serving import NPY, npy
+from support.serving import NPY, npy
 from vim_embed.errors import ERRORS
 
 SOURCES = sorted(

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fixtures_vim import DATA
 from security.raw_http import connect, error, head, status, until_closed
-from server_process import server_process
-from serving import NPY, npy, running
+from support.fixtures_vim import DATA
+from support.server_process import server_process
+from support.serving import NPY, npy, running
 from vim_embed.cli import main
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fuzz import FLAGS, GROWTH, Report, fuzz
 
-from security.fuzz import FLAGS, GROWTH, Report, fuzz
 from security.oracle import check_answer
 from security.processes import server_process
 from security.requests import make

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import NPY, npy, running
+from support.serving import NPY, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.errors import (
     DeadlineExceeded,

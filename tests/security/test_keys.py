@@ -14,7 +14,7 @@ import pytest
 
 from security.processes import ServerProcess, server_process
 from security.raw_http import connect, error, head, status, until_closed
-from serving import NPY, npy, running
+from support.serving import NPY, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.http.auth import Keys

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzz import FLAGS
 
-from security.fuzz import FLAGS
 from security.processes import server_process
 
 _CONFIG = Path(__file__).with_name("schemathesis.toml")

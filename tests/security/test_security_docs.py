@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-
 from generate_docs import ROOT
+
+from docs.test_comparison import names_in
 from security.processes import server_process
-from serving import NPY, from_npy, npy
-from test_comparison import names_in
+from support.serving import NPY, from_npy, npy
 
 PAGE = ROOT / "docs" / "security.md"
 TEXT = PAGE.read_text()

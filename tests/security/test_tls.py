@@ -17,10 +17,10 @@ import trustme
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 
-from fixtures_vim import DATA
 from security.raw_http import connect, head
-from server_process import server_process
-from serving import running
+from support.fixtures_vim import DATA
+from support.server_process import server_process
+from support.serving import running
 from vim_embed.cli import main
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app

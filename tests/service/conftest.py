@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from fixtures_vim import DATA
-from server_process import server_process
-from serving import running
+from support.fixtures_vim import DATA
+from support.server_process import server_process
+from support.serving import running
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 

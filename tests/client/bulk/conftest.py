@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import running
+from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings

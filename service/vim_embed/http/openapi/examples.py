@@ -1,4 +1,4 @@
-"""Examples of the OpenAPI document, which tests/test_openapi.py sends.
+"""Examples of the OpenAPI document, which tests/docs/test_openapi.py sends.
 
 A request's example is answered with the response example of the same name; examples of errors are
 named after their code.

@@ -1,0 +1,109 @@
+"""A structure-aware fuzzer of the HTTP interface.
+
+`python scripts/fuzz.py --inputs 100000` sends mutations of valid requests to a real server
+and fails on an answer that is neither in the error shape nor a right 200, a 5xx that is not
+documented, a crash, or growing memory. Input number N of a seed is always the same, so
+`--seed S --first N --inputs 1` repeats a finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from security.oracle import check_answer
+from security.processes import MIB, ServerProcess, server_process
+from security.requests import MAX_BODY, Request, make
+
+GROWTH = 24 * MIB  # that the server may gain between a tenth of the inputs and all of them
+FLAGS = (
+    "--max-body-bytes", str(MAX_BODY), "--max-rows", "64", "--max-image-pixels", "1000000",
+    "--max-image-size", "64", "--body-timeout", "5", "--log-level", "error",
+)  # fmt: skip
+
+
+@dataclass
+class Report:
+    """What happened; `faults` must stay empty."""
+
+    inputs: int = 0
+    seconds: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    rss: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def growth(self) -> int:
+        """Bytes that the server gained after the first tenth."""
+        return self.rss["100%"] - self.rss["10%"] if "100%" in self.rss else 0
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "inputs": self.inputs,
+            "seconds": round(self.seconds, 1),
+            "statuses": dict(sorted(self.statuses.items())),
+            "kinds": dict(sorted(self.kinds.items())),
+            "rss_mib": {at: round(size / MIB, 1) for at, size in self.rss.items()},
+            "faults": self.faults,
+        }
+
+
+def fuzz(server: ServerProcess, *, inputs: int, seed: int = 0, first: int = 0) -> Report:
+    """Send so many inputs, one after the other over kept connections, and check each answer."""
+    report = Report()
+    begin = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    for number in range(first, first + inputs):
+        request = make(seed, number)
+        report.kinds[request.kind] += 1
+        problem = _send(connection, request, report)
+        if problem:
+            report.faults.append(f"input {number} of seed {seed} ({request.kind}): {problem}")
+            connection.close()
+            if not server.alive or len(report.faults) >= 20:
+                break
+        report.inputs += 1
+        if report.inputs in (max(1, inputs // 10), inputs):
+            report.rss["10%" if report.inputs < inputs else "100%"] = server.rss
+    connection.close()
+    report.seconds = time.monotonic() - begin
+    return report
+
+
+def _send(connection: http.client.HTTPConnection, request: Request, report: Report) -> str | None:
+    """What is wrong with the answer, or None."""
+    headers = {name: value.encode("utf-8") for name, value in request.headers.items()}
+    try:
+        connection.request(request.method, request.path, request.content or None, headers)
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return f"no answer: {type(error).__name__}: {error}"
+    report.statuses[str(answer.status)] += 1
+    return check_answer(request, answer.status, answer.headers, body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, server_process(Path(folder), *FLAGS) as server:
+        report = fuzz(server, inputs=given.inputs, seed=given.seed, first=given.first)
+        tracebacks = server.log.read_text().count("Traceback")
+    print(json.dumps({**report.summary(), "tracebacks_in_the_log": tracebacks}, indent=2))
+    grown = report.inputs >= 100 and report.growth > GROWTH
+    sys.exit(bool(report.faults or tracebacks or grown))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Documentation that fails when the code moves on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from generate_docs import (
+    CLI,
+    OPENAPI,
+    README,
+    ROOT,
+    cli_with_commands,
+    error_rows,
+    openapi_text,
+    readme_with_settings,
+)
+
+from support.doc_blocks import pages
+from vim_embed import __version__
+from vim_embed.settings import Settings
+from vim_embed.weights.catalogue import CATALOGUE
+from vim_embed_client.cli.main import COMMANDS
+
+HTTP = (ROOT / "docs" / "http.md").read_text()
+
+
+def _table(text: str, header: str) -> list[tuple[str, ...]]:
+    body = text[text.index(header) :].split("\n\n", maxsplit=1)[0].splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in body]
+
+
+def test_readme_settings_are_the_code_s() -> None:
+    text = README.read_text()
+    assert readme_with_settings(text) == text, "run `make docs`"
+
+
+def test_openapi_is_the_code_s() -> None:
+    assert OPENAPI.read_text() == openapi_text(), "run `make docs`"
+
+
+def test_the_commands_are_the_code_s() -> None:
+    text = CLI.read_text()
+    assert cli_with_commands(text) == text, "run `make docs`"
+    assert all(f"### `vim-embed {name} " in text for name in COMMANDS)
+
+
+def test_http_errors_are_the_code_s() -> None:
+    documented = [row[:3] for row in _table(HTTP, "| status | code | retry | meaning |")]
+    assert sorted(documented) == sorted(error_rows())
+
+
+def test_http_parameters_are_the_code_s() -> None:
+    documented = " ".join(row[0] for row in _table(HTTP, "| parameter | values | default |"))
+    names = {p["name"] for p in _openapi_parameters()}
+    assert set(re.findall(r"`(\w+)`", documented)) == names
+
+
+def _openapi_parameters() -> list[dict[str, str]]:
+    import json
+
+    parameters: list[dict[str, str]] = json.loads(openapi_text())["paths"]["/embed"]["post"][
+        "parameters"
+    ]
+    return parameters
+
+
+def test_every_model_is_in_the_readme() -> None:
+    text = README.read_text()
+    assert all(f"`{name}`" in text for name in CATALOGUE)
+
+
+def test_the_changelog_s_top_is_the_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == __version__
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README.read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_reads_its_environment_variable(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = Settings.model_fields[name]
+    other: dict[type, str] = {bool: "true", int: "7", float: "7.5"}
+    choices = {"dtype": "float16", "log_level": "debug", "log_format": "json"}
+    choices |= {"client_share": "0.5"}
+    value = choices.get(name) or other.get(type(field.default), "a,b")
+    monkeypatch.setenv(f"VIM_EMBED_{name.upper()}", value)
+    read = getattr(Settings(), name)
+    assert read != field.default
+    flag = "--model" if name == "models" else "--" + name.replace("_", "-")
+    help_text = subprocess.run(
+        [sys.executable, "-m", "vim_embed.cli", "serve", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert flag in help_text
+
+
+def test_the_adapters_environment_is_in_the_readme() -> None:
+    documented = [row[0] for row in _table(README.read_text(), "| environment | default | meaning")]
+    client = ROOT / "client" / "vim_embed_client"
+    sources = [client / "options.py", *(client / "platonic").rglob("*.py")]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r'environ\.get\("(VIM_EMBED_\w+)"', path.read_text())
+    }
+    assert {name.strip("`") for name in documented} == read
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    missing = [page for page in pages - {"README.md"} if f"({page})" not in index]
+    assert not missing, "add them to docs/README.md"
+
+
+@pytest.mark.parametrize("page", pages(ROOT), ids=lambda path: path.name)
+def test_links_within_the_documentation_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name} links to {target}"
+        if anchor and path.suffix == ".md":
+            assert anchor in _anchors(path.read_text()), f"{page.name} links to {target}#{anchor}"
+
+
+def _anchors(text: str) -> set[str]:
+    """The names under which GitHub's headings can be reached."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,0 +1,30 @@
+"""No wrong row and no late answer, whatever fails; `make chaos` runs it for long and times it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from chaos import EXPECTED_CODES, FAULTS, PROCESS_FAULTS, RECOVERY, run
+
+
+def test_a_short_chaos() -> None:
+    report, keeper = run(20)
+    assert not report.wrong
+    assert not report.late
+    assert len(report.faults) >= 4
+    assert report.answers["ok"] > 0
+    assert report.answers["client ok"] > 0
+    assert set(keeper.codes) <= EXPECTED_CODES, keeper.last_words
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_chaos_for_long() -> None:
+    report, keeper = run(float(os.environ.get("VIM_EMBED_CHAOS_SECONDS", "900")))
+    print(report.summary(), dict(keeper.codes))
+    assert set(keeper.codes) <= EXPECTED_CODES, keeper.last_words
+    assert not report.wrong
+    assert not report.late
+    assert set(report.faults) == {*FAULTS, *PROCESS_FAULTS}
+    assert max(max(times) for times in report.recoveries.values()) < RECOVERY

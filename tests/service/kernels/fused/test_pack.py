@@ -1,0 +1,183 @@
+"""The packed weights, read as the kernels read them, against the reference mixer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.fixtures_vim import relative_l2
+from vim_embed.kernels.fused.launch import SCANS, Kernels, Shape, scan_memory
+from vim_embed.models.vim import Block, Vim, VimConfig, init_random
+from vim_embed.models.vim_packed import PackedLayer, pack_layer
+
+CPU = torch.device("cpu")
+
+
+def block_of(dim: int, dtype: torch.dtype = torch.float16) -> tuple[Block, Shape]:
+    config = VimConfig(dim=dim, depth=1, image_size=32)
+    model = Vim(config)
+    init_random(model, seed=dim)
+    block = model.layers[0].requires_grad_(False)
+    assert isinstance(block, Block)
+    return block, Shape(dim, config.inner, config.rank, dtype)
+
+
+def read_x_proj(packed: PackedLayer, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (2, ROW, E), taps (2, E, 4) and bias (2, E) from the bytes that `xproj` copies."""
+    row, chunks = shape.row, shape.inner // 32
+    half = shape.dtype == torch.float16
+    wide = torch.float16 if half else torch.float32
+    end = row * 64 + 128 * wide.itemsize
+    weight = torch.zeros(2, row, shape.inner)
+    taps, bias = torch.zeros(2, shape.inner, 4), torch.zeros(2, shape.inner)
+    for d in range(2):
+        for chunk in range(chunks):
+            data = packed.x_proj[d, chunk]
+            fragments = data[: row * 64].view(shape.dtype).float().view(row // 8, 2, 8, 4, 4)
+            places = data[row * 64 : end].view(wide).float()
+            if half:  # pairs of channels
+                places = places.view(4, 4, 4, 2).permute(0, 3, 1, 2)
+            places = places.reshape(8, 4, 4)
+            for q in range(4):
+                first = chunk * 32 + 8 * q
+                for s in range(2):
+                    at = slice(first + 4 * s, first + 4 * s + 4)
+                    weight[d, :, at] = fragments[:, s, :, q].reshape(row, 4)
+                taps[d, first : first + 8] = places[:, q]
+            bias[d, chunk * 32 : chunk * 32 + 32] = data[end:].view(wide)
+    return weight, taps, bias
+
+
+def read_dt_proj(packed: PackedLayer, shape: Shape) -> Tensor:
+    """(2, E, ranks) from B operands: of lane (g, q), product n of four, halves of two ranks."""
+    tiles = shape.rank_tiles
+    weight = torch.zeros(2, shape.inner, 16 * tiles)
+    data = packed.dt_proj[:, :, : tiles * 1024].contiguous().view(shape.dtype).float()
+    operands = data.view(2, shape.inner // 32, tiles, 2, 8, 4, 2, 2, 2)
+    for k in range(tiles):
+        for pair in range(2):
+            for g in range(8):
+                for q in range(4):
+                    for odd in range(2):
+                        channel = 8 * (g // 2) + 2 * (2 * pair + odd) + g % 2
+                        for half in range(2):
+                            rank = 16 * k + 8 * half + 2 * q
+                            own = operands[:, :, k, pair, g, q, odd, half]
+                            weight[:, channel::32, rank : rank + 2] = own
+    return weight
+
+
+def read_dt_bias(packed: PackedLayer, shape: Shape) -> Tensor:
+    """(2, E) from accumulators: of lane (g, q), product n of four, rows g and g + 8."""
+    bias = torch.zeros(2, shape.inner)
+    data = packed.dt_proj[:, :, shape.rank_tiles * 1024 :].contiguous().view(torch.float32)
+    accumulators = data.view(2, shape.inner // 32, 4, 4, 4)
+    for q in range(4):
+        for n in range(4):
+            for odd in range(2):
+                own = accumulators[:, :, q, n]
+                assert torch.equal(own[..., odd], own[..., 2 + odd])
+                bias[:, 8 * q + 2 * n + odd :: 32] = own[..., odd]
+    return bias
+
+
+def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> Tensor:
+    """One mixer (L, D) -> (L, D): tiles of 8 steps, halves meeting in the middle, scaled units."""
+    length, inner, rank = len(hidden), shape.inner, shape.padded_rank
+    xz = hidden @ packed.w_in.float()
+    x, z = xz[:, :inner], xz[:, inner:]
+    weight, taps, bias = read_x_proj(packed, shape)
+    dt_weight, dt_bias = read_dt_proj(packed, shape), read_dt_bias(packed, shape)
+    assert torch.equal(packed.vectors[..., 0].half(), bias.half())
+    out = torch.full((length, inner), float("nan"))
+    partial = torch.full((length, inner), float("nan"))
+    tiles = -(-length // 8)
+    for d in range(2):
+        first = tiles // 2 if d else tiles - tiles // 2
+        walk = torch.zeros(8 * tiles + 3, inner)  # x in walking order after three zero rows
+        order = [8 * tiles - 1 - t if d else t for t in range(8 * tiles)]
+        for step, token in enumerate(order):
+            if token < length:
+                walk[step + 3] = x[token]
+        state = torch.zeros(inner, 16)
+        for step, token in enumerate(order):
+            half_u = (walk[step : step + 4] * taps[d].t()).sum(0) + bias[d]
+            u = half_u * torch.tanh(half_u) + half_u
+            if token >= length:
+                continue  # zero rows: step size and input are zero there
+            row = weight[d] @ u
+            padded = torch.zeros(16 * shape.rank_tiles)
+            padded[:rank] = row[:rank]
+            size = torch.log2(1 + torch.exp2(dt_weight[d] @ padded + dt_bias[d]))
+            b, c = row[rank : rank + 16], row[rank + 16 : rank + 32]
+            state = torch.exp2(size[:, None] * packed.decay[d]) * state
+            state = state + (size * u)[:, None] * b
+            y = state @ c + packed.vectors[d, :, 1] * u
+            if step // 8 < first:
+                partial[token] = y
+            else:
+                out[token] = y
+    gate = z * torch.tanh(z) + z
+    mixed: Tensor = ((out + partial) * gate) @ packed.w_out.float()
+    return mixed
+
+
+@pytest.mark.parametrize("dim", [64, 96, 192, 768])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_packing_undoes(dim: int, dtype: torch.dtype) -> None:
+    block, shape = block_of(dim, dtype)
+    rounding = torch.finfo(dtype).eps
+    packed = pack_layer(block, shape, CPU)
+    weight, taps, _ = read_x_proj(packed, shape)
+    mixer = block.mixer
+    for d, suffix in enumerate(("", "_b")):
+        own = dict(mixer.named_parameters())
+        expected = own[f"x_proj{suffix}.weight"]
+        got = torch.cat([weight[d, : shape.rank], weight[d, shape.padded_rank :]])
+        scale = torch.ones(len(expected), 1)
+        scale[shape.rank : shape.rank + 16] = 0.69314718
+        assert relative_l2(got, expected * scale) < rounding
+        assert not weight[d, shape.rank : shape.padded_rank].any()
+        conv = own[f"conv1d{suffix}.weight"].squeeze(1) * 0.5
+        assert torch.equal(taps[d], conv.half().float() if dtype == torch.float16 else conv)
+        dt = read_dt_proj(packed, shape)[d]
+        assert (
+            relative_l2(dt[:, : shape.rank], own[f"dt_proj{suffix}.weight"] * 1.442695) < rounding
+        )
+        assert not dt[:, shape.rank :].any()
+
+
+@pytest.mark.parametrize("length", [1, 2, 8, 9, 21])
+def test_the_algorithm_equals_the_reference(length: int) -> None:
+    block, shape = block_of(64)
+    packed = pack_layer(block, shape, CPU)
+    hidden = torch.randn(length, 64, generator=torch.Generator().manual_seed(length))
+    expected = block.mixer(hidden[None])[0]
+    found = mix_as_the_kernels_do(hidden, packed, shape)
+    assert relative_l2(found, expected) < 2e-3
+    if length > 1:  # and the order of time matters
+        flipped = mix_as_the_kernels_do(hidden.flip(0), packed, shape).flip(0)
+        assert relative_l2(flipped, expected) > 0.05
+
+
+@pytest.mark.parametrize("dim", [64, 192, 384, 768, 1024])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_shared_memory_fits(dim: int, dtype: torch.dtype) -> None:
+    shape = Shape(dim, 2 * dim, -(-dim // 16), dtype)
+    blocks = ((2, 2, 1), (2, 1, 2), (1, 1, 2), (1, 1, 4))
+    sizes = [shape.xproj_memory(*block) for block in blocks]
+    sizes += [scan_memory(channels) for channels in SCANS]
+    assert max(sizes) <= 227 * 1024
+    assert all(size % 16 == 0 for size in sizes)
+
+
+@pytest.mark.parametrize("rows", [1, 2049, 8449, 12673, 100_000])
+def test_images_of_one_or_two_tokens_go_by_few_rows(rows: int) -> None:
+    """A lane's adjacent rows belong to two images at most."""
+    kernels = Kernels.__new__(Kernels)
+    kernels.shape, kernels._multiprocessors = Shape(192, 384, 12, torch.float16), 132
+    for length in (1, 2, 3, 197):
+        tiles = kernels._xproj_variant(rows, length)[0]
+        assert 2 * tiles <= length + 1
+        assert tiles == 2 or length < 3 or rows <= 8448

@@ -1,0 +1,257 @@
+"""Several HTTP processes before one model process; what both modes share is in the other tests."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from support.fixtures_vim import DATA
+from support.server_process import Started, server_process
+from support.serving import NPY, from_npy, npy
+from vim_embed.http.body.arena import Arena
+from vim_embed.http.body.buffer import Room
+from vim_embed.server.http_pool import FrontProcesses
+from vim_embed.server.http_process import FrontApp
+from vim_embed.server.sockets import tcp_sockets, unix_socket
+from vim_embed.settings import Settings
+
+MICRO = ("--model", f"micro={DATA / 'vim_micro.pth'}")
+PIXELS = np.random.default_rng(2).integers(0, 256, (128, 3, 64, 64), dtype=np.uint8)
+
+
+@pytest.fixture
+def several() -> Iterator[Started]:
+    with server_process(*MICRO, "--http-processes", "2", "--exact") as started:
+        yield started
+
+
+def embed(url: str, rows: int, **headers: str) -> httpx.Response:
+    return httpx.post(f"{url}/embed", content=npy(PIXELS[:rows]), headers=NPY | headers, timeout=60)
+
+
+def fronts(started: Started) -> list[psutil.Process]:
+    children: list[psutil.Process] = psutil.Process(started.process.pid).children()
+    return children
+
+
+def metric(url: str, name: str) -> float:
+    text = httpx.get(f"{url}/metrics").text
+    found = re.findall(rf"^vim_embed_{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+    return sum(float(value) for value in found)
+
+
+def until(condition: object) -> None:
+    end = time.monotonic() + 30
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_every_process_answers_and_one_place_counts(several: Started) -> None:
+    right = embed(several.url, 3).content
+    for _ in range(20):  # each on a connection of its own
+        assert embed(several.url, 3).content == right
+    assert metric(several.url, "rows_total") == 63
+    spent = [sum(each.cpu_times()[:2]) for each in fronts(several)]
+    assert len(spent) == 2
+
+
+def test_a_process_that_dies_is_replaced(several: Started) -> None:
+    right = embed(several.url, 2).content
+    victim = fronts(several)[0]
+    victim.send_signal(signal.SIGKILL)
+    until(lambda: len(fronts(several)) == 2 and victim not in fronts(several))
+    time.sleep(2)
+    for _ in range(10):
+        assert embed(several.url, 2).content == right
+
+
+def test_sigterm_under_load(several: Started) -> None:
+    right = from_npy(embed(several.url, 128).content)
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(embed(several.url, 128))) for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: metric(several.url, "waiting_rows") > 0)
+    children = fronts(several)
+    several.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(60)
+    assert several.process.wait(60) == 0
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    finished = [from_npy(answer.content) for answer in answers if answer.status_code == 200]
+    assert len(finished) >= 2
+    assert all(np.array_equal(each, right) for each in finished)
+    assert not any(child.is_running() for child in children)
+
+
+def test_the_processes_end_with_a_model_process_that_was_killed(several: Started) -> None:
+    children = fronts(several)
+    several.process.kill()
+    several.process.wait(30)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_a_client_that_leaves_is_noticed_behind_the_processes(several: Started) -> None:
+    host, port = several.url.removeprefix("http://").split(":")
+    body = npy(PIXELS)
+    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    for _ in range(6):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    until(lambda: metric(several.url, "waiting_rows") == 0)
+    assert metric(several.url, "dropped_rows_total") > 0
+    assert embed(several.url, 2).status_code == 200
+
+
+def test_nobody_else_hands_bodies_over(several: Started) -> None:
+    right = embed(several.url, 2).content
+    forged = embed(several.url, 2, **{"X-Vim-Embed-Handover": "[0, 0, 16]"})
+    assert forged.content == right
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_unix_socket_beside_the_port(tmp_path: Path, processes: str) -> None:
+    path = tmp_path / "vim.sock"
+    flags = (*MICRO, "--exact", "--unix-socket", str(path), "--http-processes", processes)
+    with server_process(*flags) as started:
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            answer = client.post("http://x/embed", content=npy(PIXELS[:2]), headers=NPY, timeout=60)
+        assert answer.content == embed(started.url, 2).content
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(60) == 0
+    assert not path.exists()
+
+
+def test_a_unix_socket_s_path_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match="no socket"):
+        unix_socket(tmp_path / "file")
+    with pytest.raises(ValueError, match="cannot listen"):
+        unix_socket(tmp_path / "no" / "folder")
+    first = unix_socket(tmp_path / "sock")
+    with pytest.raises(ValueError, match="another process"):
+        unix_socket(tmp_path / "sock")
+    first.close()
+    unix_socket(tmp_path / "sock").close()  # left behind by a process that was killed
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_bodies_beyond_the_budget_are_refused_unread(processes: str) -> None:
+    """20 requests of 12 MB at once into 50 MB: some are refused, the rest right, memory bounded."""
+    budget, body = 50_000_000, npy(np.zeros((1000, 3, 64, 64), np.uint8))
+    flags = ("--inflight-bytes", str(budget), "--max-body-bytes", "20000000", "--client-share", "1")
+    with server_process(*MICRO, *flags, "--http-processes", processes) as started:
+        assert embed(started.url, 128).status_code == 200
+        before, peak, stop = memory(started), [0], threading.Event()
+
+        def watch() -> None:
+            while not stop.is_set():
+                peak[0] = max(peak[0], memory(started))
+                time.sleep(0.02)
+
+        def send() -> None:
+            answers.append(post(started.url, body))
+
+        answers: list[httpx.Response] = []
+        threads = [threading.Thread(target=watch)]
+        threads += [threading.Thread(target=send) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads[1:]:
+            thread.join(120)
+        stop.set()
+        threads[0].join()
+        assert embed(started.url, 2).status_code == 200  # nothing stays reserved
+    codes = sorted(answer.status_code for answer in answers)
+    assert len(codes) == 20
+    assert set(codes) == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.json()["error"]["code"] == "queue_full"
+            assert int(answer.headers["retry-after"]) >= 1
+        else:
+            found = from_npy(answer.content)
+            np.testing.assert_allclose(found, np.broadcast_to(found[0], found.shape), rtol=1e-4)
+    assert peak[0] - before < 2.5 * budget
+
+
+def post(url: str, body: bytes) -> httpx.Response:
+    return httpx.post(f"{url}/embed", content=io.BytesIO(body), headers=NPY, timeout=120)
+
+
+def memory(started: Started) -> int:
+    """Bytes of the server's processes that no other process shares, and the arenas once."""
+    process = psutil.Process(started.process.pid)
+    return sum(each.memory_full_info().pss for each in (process, *process.children()))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30_000)), max_size=60))
+def test_an_arena_never_gives_the_same_bytes_twice(steps: list[tuple[bool, int]]) -> None:
+    arena = Arena.create(100_000)
+    held: list[tuple[int, int]] = []
+    for take, size in steps:
+        if take:
+            offset = arena.take(size)
+            if offset is not None:
+                arena.view(offset, size)[:] = bytes([len(held) % 256]) * size
+                held.append((offset, size))
+        elif held:
+            arena.give_back(*held.pop(size % len(held)))
+        spans = sorted(held)
+        assert all(a + n <= b for (a, n), (b, _) in pairwise(spans))
+    for each in held:
+        arena.give_back(*each)
+    assert arena.held == 0
+    assert arena.take(arena.size) == 0
+    with pytest.raises(ValueError, match="outside"):
+        arena.view(1, arena.size)
+    arena.close()
+
+
+async def test_bodies_that_are_no_pixels_need_no_room_beside_them() -> None:
+    arena = Arena.private(4096)
+    assert arena.take(4096) == 0
+    body = b'{"inputs": "' + b"x" * 300_000 + b'"}'
+    pieces = [body[i : i + 50_000] for i in range(0, len(body), 50_000)]
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)
+
+    scope = {"type": "http", "method": "POST", "path": "/models/micro/load", "headers": []}
+    front = FrontApp(Settings(), arena, 0, "/nowhere")
+    assert await front._body(Request(scope, receive), Room(arena)) == (None, body)
+
+
+def test_a_hangup_before_they_listen_does_not_end_them() -> None:
+    settings = Settings(models=["micro"], port=0, http_processes=2)
+    fronts = FrontProcesses(settings, [[each] for each in tcp_sockets(settings, 2)], print)
+    fronts.start()
+    started = [process.pid for process in fronts._processes]
+    fronts.hang_up()
+    time.sleep(2)  # several times what they need to end of it
+    assert [process.pid for process in fronts._processes if process.poll() is None] == started
+    fronts.stop(10)

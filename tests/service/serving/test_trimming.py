@@ -1,0 +1,99 @@
+"""Freed memory goes back to the system while a service works."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+import pytest
+
+from support.serving import running
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.http.app import create_app
+from vim_embed.http.body.arena import Arena
+from vim_embed.serving import malloc_trim as trimming
+from vim_embed.serving.malloc_trim import Trimming
+from vim_embed.settings import Settings
+
+SIZE = 100_000  # small enough for the C library to keep
+COUNT = 1_000
+MB = 1 << 20
+
+
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_is_free_between_what_is_not_goes_back() -> None:
+    pieces = [bytearray(b"x") * SIZE for _ in range(COUNT)]
+    kept = pieces[::50]
+    del pieces
+    held = resident()
+    work = Trimming(itertools.count().__next__, interval=0.01)
+    work.start()
+    try:
+        until(lambda: held - resident() > SIZE * COUNT / 2)
+    finally:
+        work.stop()
+    assert {bytes(piece[:1]) for piece in kept} == {b"x"}
+
+
+def test_nothing_is_trimmed_where_nothing_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, trims = itertools.count(), []
+    monkeypatch.setattr(trimming, "trim", lambda: trims.append(1))
+
+    def worked() -> float:
+        next(looks)
+        return 7.0
+
+    work = Trimming(worked, interval=0.01)
+    work.start()
+    until(lambda: next(looks) > 20)
+    work.stop()
+    assert not trims
+
+
+def test_an_arena_gives_back_what_lies_beyond_its_latest_use() -> None:
+    arena = Arena.private(64 * MB)
+    before = resident()
+    first, second = arena.take(MB), arena.take(40 * MB)
+    assert first == 0
+    assert second is not None
+    np.frombuffer(arena.view(0, 41 * MB), np.uint8).fill(7)
+    arena.trim()
+    arena.trim()
+    assert resident() - before > 39 * MB, "all of it is taken"
+    assert set(arena.view(second, 40 * MB)) == {7}
+    arena.give_back(second, 40 * MB)
+    arena.trim()
+    assert resident() - before > 39 * MB, "it was in use since the last trim"
+    arena.trim()
+    assert resident() - before < 5 * MB
+    assert set(arena.view(0, MB)) == {7}
+    again = arena.take(40 * MB)
+    assert again == second
+    np.frombuffer(arena.view(again, 40 * MB), np.uint8).fill(9)
+    arena.trim()
+    arena.trim()
+    assert set(arena.view(again, 40 * MB)) == {9}
+
+
+def test_a_service_trims_from_its_start_to_its_end() -> None:
+    def at_work() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "trim"}
+
+    others = at_work()  # of services that other tests share
+    with running(create_app(Settings(), ArithmeticEngine())):
+        assert at_work() - others
+    until(lambda: not at_work() - others)

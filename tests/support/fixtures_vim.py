@@ -1,0 +1,47 @@
+"""The two small Vim checkpoints and what the original code computes with them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+DATA = Path(__file__).parents[1] / "data"
+NAMES = ("vim_micro", "vim_micro_stride8")
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """A checkpoint's path, its pixels, and the original code's outputs in float32."""
+
+    path: Path
+    pixel_values: NDArray[np.float32]
+    tokens: NDArray[np.float32]
+    cls: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    block_mean: NDArray[np.float32]
+
+
+def load_fixture(name: str) -> Fixture:
+    with np.load(DATA / f"{name}.npz") as arrays:
+        fields = {key: arrays[key] for key in arrays if key != "logits"}
+    return Fixture(DATA / f"{name}.pth", **fields)
+
+
+def raw_checkpoint(name: str) -> dict[str, Any]:
+    """The whole file as it was saved."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content: dict[str, Any] = torch.load(DATA / f"{name}.pth", weights_only=True)
+    return content
+
+
+def relative_l2(found: Any, expected: Any) -> float:
+    """‖found − expected‖ / ‖expected‖."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
