@@ -1,6 +1,6 @@
 """What the Open Inference Protocol costs beside POST /embed: milliseconds of a request.
 
-    PYTHONPATH=tests:benchmarks python benchmarks/v2_cost.py --rows 1,8,128 --rounds 9 --output table.md
+    PYTHONPATH=tests:benchmarks python benchmarks/v2_cost.py --rows 1,8,128 --output table.md
 
 Over loopback, with an engine that returns the images' first values at once, so that only the two
 protocols are left: vim-embed's client on /embed, and tritonclient with binary and with JSON

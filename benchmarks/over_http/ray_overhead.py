@@ -1,12 +1,12 @@
 """Rows/s through Ray Serve beside the stand-alone service, on the same cores, in one run.
 
-    python benchmarks/over_http/ray_overhead.py --model vim-tiny --rounds 5 --seconds 10
+    PYTHONPATH=tests:benchmarks python benchmarks/over_http/ray_overhead.py --model vim-tiny
 
 Both servers stay up; rounds alternate between them, so that drift of the machine hits both. What
 Ray takes is shown twice: where a request's time goes, and which processes use the processor.
 Ends with code 1 where the share is below --at-least.
 
-    python benchmarks/over_http/ray_overhead.py --pretend 2000 --at-least 0
+    ray_overhead.py --pretend 2000 --at-least 0
 
 pretends a device of 2000 rows/s beside this machine's cores: it waits and computes nothing, so what
 the hop costs is not hidden behind the model. 0: a device that takes no time at all.

@@ -1,6 +1,6 @@
 """Rows per second of CPU time of vim-embed beside other servers: what the HTTP path costs.
 
-    PYTHONPATH=tests:benchmarks python benchmarks/over_http/rivals.py --rounds 5 --seconds 4 --output rivals.md
+    PYTHONPATH=tests:benchmarks python benchmarks/over_http/rivals.py --output rivals.md
 
 Every server has the same engine, which does no work. One client process keeps several connections
 busy and compares every row that comes back. Rounds alternate between the servers; counted is the
