@@ -21,6 +21,7 @@ from vim_embed_client.cli import main as client_cli
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 CLI = ROOT / "docs" / "cli.md"
 OPENAPI = ROOT / "docs" / "openapi.json"
 _SECTION = re.compile(
@@ -30,7 +31,7 @@ _SETTINGS = re.compile(r"(<!-- settings: begin -->\n).*?(<!-- settings: end -->)
 
 
 def settings_table() -> str:
-    """The README's table: flag, environment variable, default, meaning."""
+    """The table of docs/settings.md: flag, environment variable, default, meaning."""
     lines = ["| flag | environment | default | meaning |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         flag = "--model" if name == "models" else "--" + name.replace("_", "-")
@@ -41,7 +42,7 @@ def settings_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme_with_settings(text: str) -> str:
+def page_with_settings(text: str) -> str:
     """`text` with the settings table of the code."""
     return _SETTINGS.sub(lambda match: match[1] + settings_table() + match[2], text)
 
@@ -109,7 +110,7 @@ def cli_with_commands(text: str) -> str:
 
 def main() -> None:
     CLI.write_text(cli_with_commands(CLI.read_text()))
-    README.write_text(readme_with_settings(README.read_text()))
+    SETTINGS.write_text(page_with_settings(SETTINGS.read_text()))
     OPENAPI.write_text(openapi_text())
 
 

@@ -32,7 +32,7 @@ from vim_embed_client.results import Provenance
 # (page, first line of the block): why it is not run
 NOT_RUN = {
     ("README.md", "git clone REPOSITORY vim-embed && cd vim-embed"): (
-        "clones and installs; tests/demo runs the demo"
+        "clones and installs; tests/client/demo runs the demo"
     ),
     ("README.md", "make test"): "this is part of it",
     ("README.md", 'pip install -c constraints.txt "vim-embed[service]"'): (
@@ -41,11 +41,9 @@ NOT_RUN = {
     ("README.md", "cp .env.example .env          # every line is optional"): (
         "needs Docker and a GPU; make container-test"
     ),
-    ("README.md", "vim-embed demo --count 1000 --weights /data/vim_t_midclstok_76p1acc.pth"): (
-        "embeds 2,000 images with weights that are not here; tests/demo runs it with fewer"
-    ),
     ("README.md", 'pip install platonic-universe "polars<2" vim-embed   # 1. beside each other'): (
-        "installs from the package index and downloads a survey; tests/platonic runs the rest"
+        "installs from the package index and downloads a survey; "
+        "tests/client/platonic runs the rest"
     ),
     (
         "docs/containers.md",

@@ -13,10 +13,11 @@ from generate_docs import (
     OPENAPI,
     README,
     ROOT,
+    SETTINGS,
     cli_with_commands,
     error_rows,
     openapi_text,
-    readme_with_settings,
+    page_with_settings,
 )
 
 from support.doc_blocks import pages
@@ -33,9 +34,9 @@ def _table(text: str, header: str) -> list[tuple[str, ...]]:
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in body]
 
 
-def test_readme_settings_are_the_code_s() -> None:
-    text = README.read_text()
-    assert readme_with_settings(text) == text, "run `make docs`"
+def test_settings_are_the_code_s() -> None:
+    text = SETTINGS.read_text()
+    assert page_with_settings(text) == text, "run `make docs`"
 
 
 def test_openapi_is_the_code_s() -> None:
@@ -106,8 +107,9 @@ def test_every_setting_reads_its_environment_variable(
     assert flag in help_text
 
 
-def test_the_adapters_environment_is_in_the_readme() -> None:
-    documented = [row[0] for row in _table(README.read_text(), "| environment | default | meaning")]
+def test_the_adapters_environment_is_documented() -> None:
+    page = (ROOT / "docs" / "platonic-universe.md").read_text()
+    documented = [row[0] for row in _table(page, "| environment | default | meaning")]
     client = ROOT / "client" / "vim_embed_client"
     sources = [client / "options.py", *(client / "platonic").rglob("*.py")]
     read = {
