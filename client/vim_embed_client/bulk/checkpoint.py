@@ -22,7 +22,7 @@ import numpy as np
 
 from vim_embed_client.bulk.durable_files import locked, sync_folder, whole_lines, write_durably
 from vim_embed_client.bulk.pipeline import Answered, Place
-from vim_embed_client.bulk.sources.unit import Skipped
+from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
 from vim_embed_client.formats import Array
 from vim_embed_client.results import Provenance

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from vim_embed_client.bulk.durable_files import sync_folder
-from vim_embed_client.bulk.sources.unit import Skipped
+from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.formats import Array, npy_header, safetensors_header
 from vim_embed_client.results import Provenance

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vim_embed_client.bulk.sources.unit import Entry, Item, Skipped, Unit
+from vim_embed_client.bulk.sources.reader import Entry, Item, Reader, Skipped
 from vim_embed_client.concurrency import Scope, run_each
 from vim_embed_client.errors import (
     InputError,
@@ -24,7 +24,7 @@ from vim_embed_client.formats import Array
 from vim_embed_client.requests import MAX_PIECE_BYTES
 from vim_embed_client.results import Embeddings, Provenance
 
-OpenUnit = Callable[[str], Unit]
+OpenReader = Callable[[str], Reader]
 Send = Callable[[Sequence[Item]], Embeddings]
 
 # What may be the fault of a single row, and then must not hurt the others.
@@ -42,9 +42,9 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where reading goes on: unit, row in it, and the digest of all that was read from."""
+    """Where reading goes on: source, row in it, and the digest of all that was read from."""
 
-    unit: int = 0
+    source: int = 0
     row: int = 0
     digest: str = ""
 
@@ -73,38 +73,40 @@ class _Outcome:
         return _Outcome(self.answers + other.answers, self.provenances + other.provenances)
 
 
-def digest_after(digest: str, unit: Unit) -> str:
-    """The digest of everything up to and with `unit`."""
-    return hashlib.sha256(f"{digest}\n{unit.stamp()}".encode(errors="surrogateescape")).hexdigest()
+def digest_after(digest: str, reader: Reader) -> str:
+    """The digest of everything up to and with this one."""
+    return hashlib.sha256(
+        f"{digest}\n{reader.stamp()}".encode(errors="surrogateescape")
+    ).hexdigest()
 
 
-def digest_of(sources: Sequence[str], open_unit: OpenUnit, place: Place) -> str:
+def digest_of(sources: Sequence[str], open_reader: OpenReader, place: Place) -> str:
     """What `place.digest` must be if nothing that was read before it has changed."""
     digest = ""
-    for source in sources[: place.unit + (place.row > 0)]:
-        digest = digest_after(digest, open_unit(source))
+    for source in sources[: place.source + (place.row > 0)]:
+        digest = digest_after(digest, open_reader(source))
     return digest
 
 
 def read_from(
-    sources: Sequence[str], open_unit: OpenUnit, start: Place
+    sources: Sequence[str], open_reader: OpenReader, start: Place
 ) -> Iterator[tuple[Place, Entry]]:
     """Every entry from `start` on with the place after it.
 
-    A unit that cannot be read (any further) gives one Skipped with its name.
+    A source that cannot be read (any further) gives one Skipped with its name.
     """
     digest = start.digest
-    for number in range(start.unit, len(sources)):
-        unit = open_unit(sources[number])
-        row = start.row if number == start.unit else 0
+    for number in range(start.source, len(sources)):
+        reader = open_reader(sources[number])
+        row = start.row if number == start.source else 0
         if row == 0:
-            digest = digest_after(digest, unit)
+            digest = digest_after(digest, reader)
         try:
-            for entry in unit.read(row):
+            for entry in reader.read(row):
                 row += 1
                 yield Place(number, row, digest), entry
         except InputError as error:
-            yield Place(number + 1, 0, digest), Skipped(id=unit.name, reason=error.message)
+            yield Place(number + 1, 0, digest), Skipped(id=reader.name, reason=error.message)
 
 
 class Window:

@@ -6,8 +6,8 @@ import os
 from array import array
 from collections.abc import Sequence
 
-from vim_embed_client.bulk.pipeline import OpenUnit, Place
-from vim_embed_client.bulk.sources.unit import ImageUnit, Unit
+from vim_embed_client.bulk.pipeline import OpenReader, Place
+from vim_embed_client.bulk.sources.reader import ImageReader, Reader
 
 # Files opened to count their rows; a run should not begin with a look into each of a million.
 _OPENED = 1000
@@ -17,37 +17,37 @@ _UNCOUNTED = -1
 class Totals:
     """Rows of all sources, as far as known at a place.
 
-    Units whose rows cannot be counted cheaply (tar, FITS, beyond the first thousand files that
+    Sources whose rows cannot be counted cheaply (tar, FITS, beyond the first thousand files that
     must be opened) are taken to have as many rows per byte as those of them that were read.
     """
 
-    def __init__(self, sources: Sequence[str], open_unit: OpenUnit) -> None:
+    def __init__(self, sources: Sequence[str], open_reader: OpenReader) -> None:
         self._sources = sources
         self._counts = array("q")
         self._blind = False  # whether there are sources that not even have a size
         self._uncounted_bytes = opened = 0
         for source in sources:
-            unit: Unit = open_unit(source)
-            opened += not isinstance(unit, ImageUnit)
-            count = unit.count() if opened <= _OPENED else None
+            reader: Reader = open_reader(source)
+            opened += not isinstance(reader, ImageReader)
+            count = reader.count() if opened <= _OPENED else None
             self._counts.append(_UNCOUNTED if count is None else count)
             if count is None:
                 size = _size(source)
                 self._uncounted_bytes += size
                 self._blind |= not size
         self._counted = sum(count for count in self._counts if count != _UNCOUNTED)
-        self._unit = self._passed = self._read_rows = self._read_bytes = 0
+        self._source = self._passed = self._read_rows = self._read_bytes = 0
 
     def advance(self, place: Place, done: int) -> None:
         """Take note that everything before `place` was read, which were `done` rows."""
-        for number in range(self._unit, place.unit):
+        for number in range(self._source, place.source):
             if self._counts[number] == _UNCOUNTED:
                 self._read_bytes += _size(self._sources[number])
             else:
                 self._passed += self._counts[number]
-        if self._unit != place.unit:
+        if self._source != place.source:
             self._read_rows = done - self._passed - place.row
-        self._unit = place.unit
+        self._source = place.source
 
     def rows(self) -> int | None:
         """All rows; an estimate while some are uncounted, None before there is any ground."""

@@ -13,8 +13,8 @@ from vim_embed_client.bulk.outputs import Contents, write_output
 from vim_embed_client.bulk.pipeline import Answered, answers, digest_of, read_from
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.sender import Sender
-from vim_embed_client.bulk.sources.registry import Reading, open_unit
-from vim_embed_client.bulk.sources.unit import Skipped
+from vim_embed_client.bulk.sources.reader import Skipped
+from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.client import Client
 from vim_embed_client.errors import InputError, ResumeError
 from vim_embed_client.ready_model import ready_model
@@ -59,7 +59,7 @@ class BulkRun:
         sources: Sequence[str],
         output: Path,
         *,
-        reading: Reading | None = None,
+        read_options: ReadOptions | None = None,
         batch_rows: int = 64,
         in_flight: int = 4,
         on_error: OnError = "fail",
@@ -73,9 +73,9 @@ class BulkRun:
         self._skip = on_error == "skip"
         self._part_rows, self._restart, self._on_progress = part_rows, restart, on_progress
         self._options = options
-        self._reading = reading or Reading()
+        self._read_options = read_options or ReadOptions()
         self.kept = 0
-        self._open_unit = partial(open_unit, reading=self._reading)
+        self._open_reader = partial(open_reader, options=self._read_options)
 
     def run(self) -> Summary:
         """Embed what is not done yet, then write the output.
@@ -107,19 +107,19 @@ class BulkRun:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
-        return self._options | self._reading.identity()
+        return self._options | self._read_options.identity()
 
     def _embed(self, parts: Parts) -> Sender:
         entry = ready_model(self._client, self._options.get("model"))
         self._check(parts, entry)
         send = Sender(
-            self._client, entry["preprocessing"], self._options, resize=self._reading.resize
+            self._client, entry["preprocessing"], self._options, resize=self._read_options.resize
         )
-        totals = Totals(self._sources, self._open_unit)
+        totals = Totals(self._sources, self._open_reader)
         done = resumed = parts.rows + parts.skipped
         totals.advance(parts.place, done)
         self._tell(done, resumed, totals)
-        entries = read_from(self._sources, self._open_unit, parts.place)
+        entries = read_from(self._sources, self._open_reader, parts.place)
         for answered, provenances in answers(
             send, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
         ):
@@ -146,7 +146,7 @@ class BulkRun:
         """Raise ResumeError where finished parts and what is there now do not belong together."""
         if not parts.done:
             return
-        if digest_of(self._sources, self._open_unit, parts.place) != parts.place.digest:
+        if digest_of(self._sources, self._open_reader, parts.place) != parts.place.digest:
             raise ResumeError(
                 f"the inputs behind the {parts.rows:,} finished rows in {parts.folder} changed: "
                 "a file was added before the last one read, removed or written again. Put them "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.sources.unit import Item
+from vim_embed_client.bulk.sources.reader import Item
 from vim_embed_client.client import Client
 from vim_embed_client.formats import Array
 from vim_embed_client.results import Embeddings, PreprocessingEntry

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from vim_embed_client.bulk.outputs import check_output
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
-from vim_embed_client.bulk.sources.registry import Reading, find_sources
+from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources
 from vim_embed_client.cli.common import (
     json_option,
     print_json,
@@ -99,7 +99,7 @@ def embed(
     compression: Compression | None,
     on_error: OnError,
     retries: int,
-    reading: Reading,
+    read_options: ReadOptions,
     part_rows: int,
     restart: bool,
     quiet: bool,
@@ -136,7 +136,7 @@ def embed(
             client,
             sources,
             output,
-            reading=reading,
+            read_options=read_options,
             batch_rows=batch_rows,
             in_flight=in_flight,
             on_error=on_error,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vim_embed_client.bulk.sources.flux import SURVEYS, survey_stretch
-from vim_embed_client.bulk.sources.registry import Reading
+from vim_embed_client.bulk.sources.registry import ReadOptions
 from vim_embed_client.errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -100,7 +100,7 @@ _OPTIONS = (
 
 
 def reading_options(command: F) -> F:
-    """Add the options; the command gets them as one `reading`."""
+    """Add the options; the command gets them as one `read_options`."""
 
     @wraps(command)
     def read(**given: Any) -> Any:
@@ -111,7 +111,9 @@ def reading_options(command: F) -> F:
             stretch = survey_stretch(survey, **chosen)
         except ConfigurationError as error:
             raise click.UsageError(error.message) from None
-        return command(reading=Reading(stretch=stretch, hdus=given.pop("hdus"), **rest), **given)
+        return command(
+            read_options=ReadOptions(stretch=stretch, hdus=given.pop("hdus"), **rest), **given
+        )
 
     wrapped: Any = read
     for option in reversed(_OPTIONS):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vim_embed_client.bulk.sender import resized
 from vim_embed_client.bulk.sources.flux import SURVEYS, Stretch, survey_stretch, to_rgb
-from vim_embed_client.bulk.sources.registry import Reading, open_unit
+from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.errors import ConfigurationError, InputError
 
 from .conftest import Embed
@@ -191,9 +191,9 @@ def test_fits_of_every_shape(embed: Embed, tmp_path: Path) -> None:
     fluxes = [cubes[0, 0], cubes[1], *cubes, fits.getdata(folder / "d.fits.fz", 1), rounded]
     pixels = np.stack([shown(flux, how) for flux in fluxes])
     np.testing.assert_array_equal(rows, expected(pixels))
-    assert [one.id for one in open_unit(f"{folder}/c.fits.gz", Reading(stretch=how)).read(2)] == [
-        f"{folder}/c.fits.gz#2"
-    ]
+    assert [
+        one.id for one in open_reader(f"{folder}/c.fits.gz", ReadOptions(stretch=how)).read(2)
+    ] == [f"{folder}/c.fits.gz#2"]
 
 
 def test_hdus_are_chosen_by_number_or_name(embed: Embed, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vim_embed_client.bulk.sender import resized
 from vim_embed_client.bulk.sources.flux import SURVEYS, to_rgb
-from vim_embed_client.bulk.sources.registry import Reading, open_unit
+from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.cli.main import run
 
 from .conftest import Embed
@@ -92,10 +92,10 @@ def test_reading_goes_on_in_the_middle(
     else:
         (tmp_path / "set").mkdir()
         write_parquet(tmp_path / "set" / "train", pixels)
-    unit = open_unit(f"hf:{tmp_path}/set", Reading(column="image"))
-    whole = list(unit.read(0))
+    reader = open_reader(f"hf:{tmp_path}/set", ReadOptions(column="image"))
+    whole = list(reader.read(0))
     assert len(whole) == ROWS
-    assert list(unit.read(start)) == whole[start:]
+    assert list(reader.read(start)) == whole[start:]
 
 
 def test_a_folder_of_parquet_is_streamed(embed: Embed, tmp_path: Path, pixels: Array) -> None:
@@ -155,10 +155,10 @@ def test_sets_that_are_not_there_are_named(
 
 def test_a_set_written_again_is_another_one(tmp_path: Path, data: Any) -> None:
     data.save_to_disk(tmp_path / "set")
-    before = open_unit(f"hf:{tmp_path}/set", Reading()).stamp()
-    assert open_unit(f"hf:{tmp_path}/set", Reading()).stamp() == before
+    before = open_reader(f"hf:{tmp_path}/set", ReadOptions()).stamp()
+    assert open_reader(f"hf:{tmp_path}/set", ReadOptions()).stamp() == before
     data.select(range(3)).save_to_disk(tmp_path / "set")
-    assert open_unit(f"hf:{tmp_path}/set", Reading()).stamp() != before
+    assert open_reader(f"hf:{tmp_path}/set", ReadOptions()).stamp() != before
 
 
 def test_a_stream_that_breaks_off_is_not_taken_for_unreadable(

@@ -18,7 +18,7 @@ import pytest
 from vim_embed_client.bulk import checkpoint as parts_module
 from vim_embed_client.bulk.checkpoint import Parts
 from vim_embed_client.bulk.pipeline import Answered, Place
-from vim_embed_client.bulk.sources.unit import Skipped
+from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ResumeError
 from vim_embed_client.results import Provenance

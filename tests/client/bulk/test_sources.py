@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from vim_embed_client.bulk.sources.registry import Reading, open_unit
-from vim_embed_client.bulk.sources.unit import Item, Skipped
+from vim_embed_client.bulk.sources.reader import Item, Skipped
+from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 
 from .conftest import Embed
 from .survey import SIZE, WRITERS, Array, expected, pictures, png, write_tar
@@ -37,10 +37,10 @@ def test_rows_of_a_source(embed: Embed, tmp_path: Path, writer: Writer) -> None:
 def test_reading_goes_on_in_the_middle(tmp_path: Path, writer: Writer, start: int) -> None:
     pixels = pictures(800)
     names = writer(tmp_path / "shard", pixels)
-    unit = open_unit(str(next(tmp_path.glob("shard*"))), Reading())
-    rest = list(unit.read(start))
+    reader = open_reader(str(next(tmp_path.glob("shard*"))), ReadOptions())
+    rest = list(reader.read(start))
     assert [entry.id for entry in rest] == names[start:]
-    whole = list(unit.read(0))[start:]
+    whole = list(reader.read(0))[start:]
     for one, other in zip(rest, whole, strict=True):
         assert isinstance(one, Item)
         assert isinstance(other, Item)
@@ -100,8 +100,8 @@ def test_members_of_a_webdataset_sample_are_told_apart(embed: Embed, tmp_path: P
 
 def test_a_large_plain_tar_is_not_held_in_memory(tmp_path: Path) -> None:
     write_tar(tmp_path / "a", pictures(300))
-    unit = open_unit(str(tmp_path / "a.tar"), Reading())
-    entries = unit.read(0)
+    reader = open_reader(str(tmp_path / "a.tar"), ReadOptions())
+    entries = reader.read(0)
     next(entries)
     archive: Any = entries.gi_frame.f_locals["archive"]  # type: ignore[attr-defined]
     for _ in entries:
@@ -152,7 +152,7 @@ def test_sources_without_images_are_reported(tmp_path: Path) -> None:
         ("a.parquet", "no column seems to hold images"),
     ):
         with pytest.raises(ValueError, match=reason):
-            list(open_unit(str(tmp_path / name), Reading()).read(0))
+            list(open_reader(str(tmp_path / name), ReadOptions()).read(0))
 
 
 def test_the_array_of_an_npz_is_chosen(embed: Embed, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_array_of_an_npz_is_chosen(embed: Embed, tmp_path: Path) -> None:
 def column(table: pa.Table, tmp_path: Path, **reading: Any) -> list[Item | Skipped]:
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(table, path)
-    return list(open_unit(str(path), Reading(**reading)).read(0))
+    return list(open_reader(str(path), ReadOptions(**reading)).read(0))
 
 
 def data(entry: Item | Skipped) -> Array:
@@ -216,7 +216,7 @@ def test_images_that_a_table_only_names(embed: Embed, tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows, expected(pixels))
     reasons = [
         entry.reason
-        for entry in open_unit(str(tmp_path / "t.parquet"), Reading()).read(1)
+        for entry in open_reader(str(tmp_path / "t.parquet"), ReadOptions()).read(1)
         if isinstance(entry, Skipped)
     ]
     words = ("cannot be read", "null", "neither bytes nor a path", "empty")

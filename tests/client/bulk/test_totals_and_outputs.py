@@ -22,8 +22,8 @@ from vim_embed_client.bulk.pipeline import Answered, Place, answers, digest_of, 
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.flux import Stretch
-from vim_embed_client.bulk.sources.registry import Reading, find_sources, open_unit
-from vim_embed_client.bulk.sources.unit import Item, Skipped
+from vim_embed_client.bulk.sources.reader import Item, Skipped
+from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, open_reader
 from vim_embed_client.cli import progress as cli_progress
 from vim_embed_client.cli.progress import pace, showing_progress
 from vim_embed_client.client import Client
@@ -34,7 +34,7 @@ from .survey import Array, pictures, write_images, write_npy, write_parquet, wri
 
 
 def opened(source: str) -> Any:
-    return open_unit(source, Reading())
+    return open_reader(source, ReadOptions())
 
 
 def test_rows_are_counted_where_that_is_cheap(tmp_path: Path) -> None:
@@ -235,10 +235,10 @@ def test_the_options_of_a_run_are_in_its_output(
 ) -> None:
     write_npy(tmp_path / "a", pictures(3))
     output = tmp_path / f"o{ending}"
-    reading = Reading(resize=True, stretch=Stretch(bands=(3, 1, 0)))
+    read_options = ReadOptions(resize=True, stretch=Stretch(bands=(3, 1, 0)))
     with Client(service_url) as client:
         source = str(tmp_path / "a.npy")
-        BulkRun(client, [source], output, reading=reading, pooling="cls").run()
+        BulkRun(client, [source], output, read_options=read_options, pooling="cls").run()
     if ending == ".npy":
         options = json.loads((tmp_path / "o.npy.json").read_text())["options"]
     elif ending == ".parquet":

@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 
 from vim_embed_client.bulk.sources.files import open_array
-from vim_embed_client.bulk.sources.unit import Entry, FileUnit, pixel_item
+from vim_embed_client.bulk.sources.reader import Entry, FileReader, pixel_item
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import NPY_HEADER_LOCK, Array
 
@@ -23,7 +23,7 @@ def check_pixels(shape: tuple[int, ...]) -> None:
         raise InputError(f"its shape is {shape}: expected (3, H, W), or (B, 3, H, W) for B rows")
 
 
-class NpyUnit(FileUnit):
+class NpyReader(FileReader):
     """An .npy file of one (3, H, W) or many (B, 3, H, W) rows."""
 
     def count(self) -> int | None:
@@ -46,7 +46,7 @@ class NpyUnit(FileUnit):
                 yield pixel_item(f"{self.name}#{row}", array[row])
 
 
-class NpzUnit(FileUnit):
+class NpzReader(FileReader):
     """The image arrays of an .npz file, or the one named; streamed, compressed or not."""
 
     def __init__(self, path: str, column: str | None) -> None:

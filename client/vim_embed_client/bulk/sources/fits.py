@@ -12,7 +12,7 @@ import numpy as np
 
 from vim_embed_client.bulk.sources.arrow_values import flux_item
 from vim_embed_client.bulk.sources.flux import Stretch, select_places
-from vim_embed_client.bulk.sources.unit import Entry, FileUnit
+from vim_embed_client.bulk.sources.reader import Entry, FileReader
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 
@@ -21,7 +21,7 @@ HduName = int | str
 _FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zlib.error)
 
 
-class FitsUnit(FileUnit):
+class FitsReader(FileReader):
     """A FITS file: one row of an (H, W) image or a (bands, H, W) cube, N of an (N, bands, H, W).
 
     hdus: the HDU to read, by number or name, or several images that are a band each; None is the

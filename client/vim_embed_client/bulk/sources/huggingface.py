@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from vim_embed_client.bulk.sources.parquet import TableReading
-from vim_embed_client.bulk.sources.unit import Entry
+from vim_embed_client.bulk.sources.parquet import TableColumns
+from vim_embed_client.bulk.sources.reader import Entry
 from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
 
 PREFIX = "hf:"
 _ROWS = 16
 
 
-class HfUnit:
+class HfReader:
     """`hf:path-or-name[:split[:column]]`; ids are `hf:path-or-name:split#row`.
 
     A folder that `save_to_disk` wrote, a folder of data files, or a name on the Hub.
     """
 
-    def __init__(self, spec: str, reading: TableReading) -> None:
+    def __init__(self, spec: str, columns: TableColumns) -> None:
         path, split, column = _parse(spec.removeprefix(PREFIX))
         self._path, self._split = path, split
-        self._reading = reading.with_column(column)
+        self._columns = columns.with_column(column)
         self.name = spec
 
     def stamp(self) -> str:
@@ -45,7 +45,7 @@ class HfUnit:
     def read(self, start: int) -> Iterator[Entry]:
         datasets = _datasets()
         data = self._data
-        columns = self._reading.columns(data.features.arrow_schema) if data.features else None
+        columns = self._columns.columns(data.features.arrow_schema) if data.features else None
         if columns is None:
             raise InputError("the data set does not say what columns it has")
         data = data.select_columns(columns)
@@ -53,7 +53,7 @@ class HfUnit:
             data = data.cast_column(columns[0], datasets.Image(decode=False))
         name = f"{PREFIX}{self._path}:{data.split or self._split or 'train'}"
         for table in self._tables(data, start):
-            yield from self._reading.entries(table, columns, name, start)
+            yield from self._columns.entries(table, columns, name, start)
             start += len(table)
 
     def _tables(self, data: Any, start: int) -> Iterator[Any]:

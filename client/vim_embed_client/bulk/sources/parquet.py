@@ -9,13 +9,13 @@ from typing import Any
 
 from vim_embed_client.bulk.sources.arrow_values import Values, choose_column
 from vim_embed_client.bulk.sources.flux import Stretch
-from vim_embed_client.bulk.sources.unit import Entry, FileUnit
+from vim_embed_client.bulk.sources.reader import Entry, FileReader
 from vim_embed_client.errors import ConfigurationError, InputError
 
 _ROWS = 16
 
 
-class TableReading:
+class TableColumns:
     """Which column holds images and which ids, and what the values mean."""
 
     def __init__(
@@ -29,7 +29,7 @@ class TableReading:
         self.column, self.id_column = column, id_column
         self._shape, self._stretch = shape, stretch or Stretch()
 
-    def with_column(self, column: str | None) -> TableReading:
+    def with_column(self, column: str | None) -> TableColumns:
         """The same with another image column, where one is given."""
         twin = copy.copy(self)
         twin.column = column or self.column
@@ -59,12 +59,12 @@ def _whole(column: Any) -> Any:
     return column.combine_chunks() if hasattr(column, "combine_chunks") else column
 
 
-class ParquetUnit(FileUnit):
+class ParquetReader(FileReader):
     """A Parquet file with a column of images; ids are `path#row`, or from the id column."""
 
-    def __init__(self, path: str, reading: TableReading) -> None:
+    def __init__(self, path: str, columns: TableColumns) -> None:
         super().__init__(path)
-        self._reading = reading
+        self._columns = columns
 
     def count(self) -> int | None:
         try:
@@ -76,13 +76,13 @@ class ParquetUnit(FileUnit):
         pa = import_pyarrow()
         try:
             with self._open() as file:
-                columns = self._reading.columns(file.schema_arrow)
+                columns = self._columns.columns(file.schema_arrow)
                 first, groups = _groups_from(file.metadata, start)
                 for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
                     past = max(0, start - first)
                     rest = batch.slice(past)
                     folder = os.path.dirname(self.name)
-                    yield from self._reading.entries(rest, columns, self.name, first + past, folder)
+                    yield from self._columns.entries(rest, columns, self.name, first + past, folder)
                     first += len(batch)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, InputError):

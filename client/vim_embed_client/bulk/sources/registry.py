@@ -7,23 +7,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vim_embed_client.bulk.sources.arrays import NpyUnit, NpzUnit
+from vim_embed_client.bulk.sources.arrays import NpyReader, NpzReader
 from vim_embed_client.bulk.sources.files import (
     FITS_SUFFIXES,
     TABLE_SUFFIXES,
     TAR_SUFFIXES,
     find_files,
 )
-from vim_embed_client.bulk.sources.fits import FitsUnit, HduName
+from vim_embed_client.bulk.sources.fits import FitsReader, HduName
 from vim_embed_client.bulk.sources.flux import Stretch
-from vim_embed_client.bulk.sources.huggingface import PREFIX, HfUnit
-from vim_embed_client.bulk.sources.parquet import ParquetUnit, TableReading
-from vim_embed_client.bulk.sources.unit import ImageUnit, Unit
-from vim_embed_client.bulk.sources.webdataset import TarUnit
+from vim_embed_client.bulk.sources.huggingface import PREFIX, HfReader
+from vim_embed_client.bulk.sources.parquet import ParquetReader, TableColumns
+from vim_embed_client.bulk.sources.reader import ImageReader, Reader
+from vim_embed_client.bulk.sources.webdataset import TarReader
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """How rows are taken out of sources.
 
     column: of tables and data sets, array of an .npz, or extension in a webdataset shard.
@@ -42,8 +42,8 @@ class Reading:
         """Everything that changes rows."""
         return asdict(self)
 
-    def table(self) -> TableReading:
-        return TableReading(
+    def table(self) -> TableColumns:
+        return TableColumns(
             column=self.column, id_column=self.id_column, shape=self.shape, stretch=self.stretch
         )
 
@@ -58,21 +58,21 @@ def find_sources(paths: Sequence[str], *, leave_out: Path | None = None) -> list
     return find_files(files, leave_out=leave_out) + sets
 
 
-def open_unit(source: str, reading: Reading) -> Unit:
+def open_reader(source: str, options: ReadOptions) -> Reader:
     """The reader of one source; nothing is opened yet."""
     if source.startswith(PREFIX):
-        return HfUnit(source, reading.table())
+        return HfReader(source, options.table())
     lower = source.lower()
-    for suffixes, make in _UNITS:
+    for suffixes, make in _READERS:
         if lower.endswith(suffixes):
-            return make(source, reading)
-    return ImageUnit(source)
+            return make(source, options)
+    return ImageReader(source)
 
 
-_UNITS: tuple[tuple[str | tuple[str, ...], Callable[[str, Reading], Unit]], ...] = (
-    (".npy", lambda path, reading: NpyUnit(path)),
-    (".npz", lambda path, reading: NpzUnit(path, reading.column)),
-    (TAR_SUFFIXES, lambda path, reading: TarUnit(path, reading.column)),
-    (TABLE_SUFFIXES, lambda path, reading: ParquetUnit(path, reading.table())),
-    (FITS_SUFFIXES, lambda path, reading: FitsUnit(path, reading.hdus, reading.stretch)),
+_READERS: tuple[tuple[str | tuple[str, ...], Callable[[str, ReadOptions], Reader]], ...] = (
+    (".npy", lambda path, options: NpyReader(path)),
+    (".npz", lambda path, options: NpzReader(path, options.column)),
+    (TAR_SUFFIXES, lambda path, options: TarReader(path, options.column)),
+    (TABLE_SUFFIXES, lambda path, options: ParquetReader(path, options.table())),
+    (FITS_SUFFIXES, lambda path, options: FitsReader(path, options.hdus, options.stretch)),
 )

@@ -16,7 +16,7 @@ import numpy as np
 
 from vim_embed_client.bulk.sources.arrays import check_pixels
 from vim_embed_client.bulk.sources.files import IMAGE_SUFFIXES
-from vim_embed_client.bulk.sources.unit import Entry, FileUnit, Item, Skipped, pixel_item
+from vim_embed_client.bulk.sources.reader import Entry, FileReader, Item, Skipped, pixel_item
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import NPY_HEADER_LOCK
 
@@ -37,7 +37,7 @@ class _Member(tarfile.TarInfo):
             raise ReadError(str(error)) from None
 
 
-class TarUnit(FileUnit):
+class TarReader(FileReader):
     """The images and .npy members of a tar file; the rest, such as labels, is passed over.
 
     extension: as webdataset splits `key.ext`, at the first dot of the name (`left.png`); only

@@ -44,7 +44,7 @@ class Skipped:
 Entry: TypeAlias = Item | Skipped
 
 
-class Unit(Protocol):
+class Reader(Protocol):
     """One file, shard or data set, whose rows come in a fixed order.
 
     name: as the user knows it.
@@ -65,8 +65,8 @@ class Unit(Protocol):
         ...
 
 
-class FileUnit:
-    """Base of the units that are one file."""
+class FileReader:
+    """Base of the readers of sources that are one file."""
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -82,7 +82,7 @@ class FileUnit:
         return None
 
 
-class ImageUnit(FileUnit):
+class ImageReader(FileReader):
     """An encoded image: one row, read only when it is sent."""
 
     def count(self) -> int:
