@@ -21,13 +21,13 @@ from typing import IO, Any
 import numpy as np
 
 from vim_embed_client.bulk.durable_files import locked, sync_folder, whole_lines, write_durably
-from vim_embed_client.bulk.pipeline import Answered, Place
+from vim_embed_client.bulk.pipeline import Answered, Cursor
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
 from vim_embed_client.formats import Array
 from vim_embed_client.results import Provenance
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST, _LOCK = "manifest.jsonl", "lock"
 _OURS = re.compile(r"\d{6}\.(npy|json)(\.new)?|manifest\.jsonl|lock|joined(\.\w+)*")
 _RESTART = "; --restart throws the finished rows away and begins anew"
@@ -42,7 +42,7 @@ class Part:
     number: int
     rows: int
     skipped: int
-    place: Place
+    cursor: Cursor
     crc32: int
 
 
@@ -94,9 +94,9 @@ class Parts:
         return sum(part.skipped for part in self.done)
 
     @property
-    def place(self) -> Place:
+    def cursor(self) -> Cursor:
         """Where reading goes on."""
-        return self.done[-1].place if self.done else Place()
+        return self.done[-1].cursor if self.done else Cursor()
 
     def check(self, provenance: Provenance) -> None:
         """Raise ProvenanceChangedError unless these answers belong with the earlier ones."""
@@ -121,7 +121,7 @@ class Parts:
 
         May be called again after KeyboardInterrupt at any point of it.
         """
-        if self._open and self._open[-1].place != self.place:
+        if self._open and self._open[-1].cursor != self.cursor:
             part = self._write_part(self._open)
             provenance = asdict(self.provenance) if self.provenance else None
             self._append(asdict(part) | {"provenance": provenance})
@@ -149,7 +149,7 @@ class Parts:
             number=number,
             rows=len(rows),
             skipped=len(skipped),
-            place=answered[-1].place,
+            cursor=answered[-1].cursor,
             crc32=_crc(rows, names),
         )
 
@@ -213,7 +213,7 @@ class Parts:
             self.provenance = self.provenance or (Provenance(**found) if found else None)
             # A commit that was interrupted right after its line was made a second time.
             del self.done[record["number"] :]
-            self.done.append(Part(**record | {"place": Place(**record["place"])}))
+            self.done.append(Part(**record | {"cursor": Cursor(**record["cursor"])}))
             for path in self._paths(record["number"]):
                 if not path.exists():
                     raise ResumeError(f"{path} is missing, so this run cannot go on{_RESTART}")

@@ -41,7 +41,7 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Cursor:
     """Where reading goes on: source, row in it, and the digest of all that was read from."""
 
     source: int = 0
@@ -51,9 +51,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What became of one entry, and the place after it. row: (D,), or why there is none."""
+    """What became of one entry, and the cursor after it. row: (D,), or why there is none."""
 
-    place: Place
+    cursor: Cursor
     id: str
     row: Array | Skipped
 
@@ -61,7 +61,7 @@ class Answered:
 @dataclass(frozen=True, slots=True)
 class _Batch:
     number: int
-    entries: Sequence[tuple[Place, Entry]]
+    entries: Sequence[tuple[Cursor, Entry]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +80,18 @@ def digest_after(digest: str, reader: Reader) -> str:
     ).hexdigest()
 
 
-def digest_of(sources: Sequence[str], open_reader: OpenReader, place: Place) -> str:
-    """What `place.digest` must be if nothing that was read before it has changed."""
+def digest_of(sources: Sequence[str], open_reader: OpenReader, cursor: Cursor) -> str:
+    """What `cursor.digest` must be if nothing that was read before it has changed."""
     digest = ""
-    for source in sources[: place.source + (place.row > 0)]:
+    for source in sources[: cursor.source + (cursor.row > 0)]:
         digest = digest_after(digest, open_reader(source))
     return digest
 
 
 def read_from(
-    sources: Sequence[str], open_reader: OpenReader, start: Place
-) -> Iterator[tuple[Place, Entry]]:
-    """Every entry from `start` on with the place after it.
+    sources: Sequence[str], open_reader: OpenReader, start: Cursor
+) -> Iterator[tuple[Cursor, Entry]]:
+    """Every entry from `start` on with the cursor after it.
 
     A source that cannot be read (any further) gives one Skipped with its name.
     """
@@ -104,9 +104,9 @@ def read_from(
         try:
             for entry in reader.read(row):
                 row += 1
-                yield Place(number, row, digest), entry
+                yield Cursor(number, row, digest), entry
         except InputError as error:
-            yield Place(number + 1, 0, digest), Skipped(id=reader.name, reason=error.message)
+            yield Cursor(number + 1, 0, digest), Skipped(id=reader.name, reason=error.message)
 
 
 class Window:
@@ -124,12 +124,14 @@ class Window:
         self._free.release()
 
 
-def _batches(entries: Iterable[tuple[Place, Entry]], rows: int, window: Window) -> Iterator[_Batch]:
+def _batches(
+    entries: Iterable[tuple[Cursor, Entry]], rows: int, window: Window
+) -> Iterator[_Batch]:
     number = size = 0
     like: Any = None
-    held: list[tuple[Place, Entry]] = []
+    held: list[tuple[Cursor, Entry]] = []
     window.enter()
-    for place, entry in entries:
+    for cursor, entry in entries:
         if isinstance(entry, Item):
             fits = size == 0 or (entry.like == like and size + entry.size <= MAX_PIECE_BYTES)
         else:
@@ -140,14 +142,14 @@ def _batches(entries: Iterable[tuple[Place, Entry]], rows: int, window: Window) 
             window.enter()
         if isinstance(entry, Item):
             like, size = entry.like, size + max(1, entry.size)
-        held.append((place, entry))
+        held.append((cursor, entry))
     if held:
         yield _Batch(number, held)
 
 
 def answers(
     send: Send,
-    entries: Iterable[tuple[Place, Entry]],
+    entries: Iterable[tuple[Cursor, Entry]],
     *,
     batch_rows: int,
     in_flight: int,
@@ -175,7 +177,7 @@ def answers(
                 turn += 1
 
 
-def _embed(send: Send, entries: Sequence[tuple[Place, Entry]]) -> _Outcome:
+def _embed(send: Send, entries: Sequence[tuple[Cursor, Entry]]) -> _Outcome:
     """Embed a batch; where it is refused, halve it until the rows at fault are found."""
     items = [entry for _, entry in entries if isinstance(entry, Item)]
     try:
@@ -189,10 +191,10 @@ def _embed(send: Send, entries: Sequence[tuple[Place, Entry]]) -> _Outcome:
     return _answered(entries, result)
 
 
-def _answered(entries: Sequence[tuple[Place, Entry]], result: Embeddings | None) -> _Outcome:
+def _answered(entries: Sequence[tuple[Cursor, Entry]], result: Embeddings | None) -> _Outcome:
     rows = iter(result.embeddings if result else ())
     answered = [
-        Answered(place, entry.id, entry if isinstance(entry, Skipped) else next(rows))
-        for place, entry in entries
+        Answered(cursor, entry.id, entry if isinstance(entry, Skipped) else next(rows))
+        for cursor, entry in entries
     ]
     return _Outcome(answered, [result.provenance] if result else [])

@@ -6,7 +6,7 @@ import os
 from array import array
 from collections.abc import Sequence
 
-from vim_embed_client.bulk.pipeline import OpenReader, Place
+from vim_embed_client.bulk.pipeline import Cursor, OpenReader
 from vim_embed_client.bulk.sources.reader import ImageReader, Reader
 
 # Files opened to count their rows; a run should not begin with a look into each of a million.
@@ -15,7 +15,7 @@ _UNCOUNTED = -1
 
 
 class Totals:
-    """Rows of all sources, as far as known at a place.
+    """Rows of all sources, as far as known at a cursor.
 
     Sources whose rows cannot be counted cheaply (tar, FITS, beyond the first thousand files that
     must be opened) are taken to have as many rows per byte as those of them that were read.
@@ -38,16 +38,16 @@ class Totals:
         self._counted = sum(count for count in self._counts if count != _UNCOUNTED)
         self._source = self._passed = self._read_rows = self._read_bytes = 0
 
-    def advance(self, place: Place, done: int) -> None:
-        """Take note that everything before `place` was read, which were `done` rows."""
-        for number in range(self._source, place.source):
+    def advance(self, cursor: Cursor, done: int) -> None:
+        """Take note that everything before `cursor` was read, which were `done` rows."""
+        for number in range(self._source, cursor.source):
             if self._counts[number] == _UNCOUNTED:
                 self._read_bytes += _size(self._sources[number])
             else:
                 self._passed += self._counts[number]
-        if self._source != place.source:
-            self._read_rows = done - self._passed - place.row
-        self._source = place.source
+        if self._source != cursor.source:
+            self._read_rows = done - self._passed - cursor.row
+        self._source = cursor.source
 
     def rows(self) -> int | None:
         """All rows; an estimate while some are uncounted, None before there is any ground."""

@@ -117,9 +117,9 @@ class BulkRun:
         )
         totals = Totals(self._sources, self._open_reader)
         done = resumed = parts.rows + parts.skipped
-        totals.advance(parts.place, done)
+        totals.advance(parts.cursor, done)
         self._tell(done, resumed, totals)
-        entries = read_from(self._sources, self._open_reader, parts.place)
+        entries = read_from(self._sources, self._open_reader, parts.cursor)
         for answered, provenances in answers(
             send, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
         ):
@@ -128,7 +128,7 @@ class BulkRun:
             for one in answered:
                 self._take(parts, one)
             done += len(answered)
-            totals.advance(answered[-1].place, done)
+            totals.advance(answered[-1].cursor, done)
             self._tell(done, resumed, totals)
         parts.commit()
         return send
@@ -146,7 +146,7 @@ class BulkRun:
         """Raise ResumeError where finished parts and what is there now do not belong together."""
         if not parts.done:
             return
-        if digest_of(self._sources, self._open_reader, parts.place) != parts.place.digest:
+        if digest_of(self._sources, self._open_reader, parts.cursor) != parts.cursor.digest:
             raise ResumeError(
                 f"the inputs behind the {parts.rows:,} finished rows in {parts.folder} changed: "
                 "a file was added before the last one read, removed or written again. Put them "

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from vim_embed_client.bulk import outputs
 from vim_embed_client.bulk import row_counts as totals
 from vim_embed_client.bulk.outputs import Contents, write_output
-from vim_embed_client.bulk.pipeline import Answered, Place, answers, digest_of, read_from
+from vim_embed_client.bulk.pipeline import Answered, Cursor, answers, digest_of, read_from
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.flux import Stretch
@@ -52,13 +52,13 @@ def test_rows_of_shards_are_estimated_from_those_read(tmp_path: Path) -> None:
     sources = find_sources([str(tmp_path)])
     estimate = Totals(sources, opened)
     seen = [estimate.rows()]
-    for done, (place, _) in enumerate(read_from(sources, opened, Place()), start=1):
-        estimate.advance(place, done)
+    for done, (cursor, _) in enumerate(read_from(sources, opened, Cursor()), start=1):
+        estimate.advance(cursor, done)
         seen.append(estimate.rows())
     assert seen[0] is None
     assert [rows for rows in seen if rows is not None] == pytest.approx([86] * 66, abs=3)
     resumed = Totals(sources, opened)
-    resumed.advance(Place(2, 5), 45)
+    resumed.advance(Cursor(2, 5), 45)
     assert resumed.rows() == pytest.approx(86, abs=3)
 
 
@@ -71,11 +71,11 @@ def test_reading_from_any_place_gives_the_rest_and_the_same_digests(
     write_parquet(tmp_path / "c", pictures(20))
     (tmp_path / "b2.tar").write_bytes(b"broken")
     sources = find_sources([str(tmp_path)])
-    whole = list(read_from(sources, opened, Place()))
+    whole = list(read_from(sources, opened, Cursor()))
     assert len(whole) == 61
-    place = whole[row][0]
-    assert digest_of(sources, opened, place) == place.digest
-    rest = list(read_from(sources, opened, place))
+    cursor = whole[row][0]
+    assert digest_of(sources, opened, cursor) == cursor.digest
+    rest = list(read_from(sources, opened, cursor))
     assert [(p, entry.id) for p, entry in rest] == [(p, e.id) for p, e in whole[row + 1 :]]
 
 
@@ -84,11 +84,11 @@ def test_the_reader_never_runs_far_ahead_of_the_writer() -> None:
     drawn = 0
     provenance = Provenance(model="m")
 
-    def entries() -> Iterator[tuple[Place, Item]]:
+    def entries() -> Iterator[tuple[Cursor, Item]]:
         nonlocal drawn
         for row in range(10_000):
             drawn += 1
-            yield Place(0, row + 1), Item(id=f"{row}", data=b"x", size=1)
+            yield Cursor(0, row + 1), Item(id=f"{row}", data=b"x", size=1)
 
     def send(items: Any) -> Embeddings:
         rows = np.array([[float(item.id)] for item in items], np.float32)
@@ -260,7 +260,7 @@ def test_not_every_one_of_many_files_is_opened_to_count(
     sources = find_sources([str(tmp_path)])
     counted = Totals(sources, opened)
     assert counted.rows() is None
-    counted.advance(Place(1, 10), 20)
+    counted.advance(Cursor(1, 10), 20)
     assert counted.rows() is None
-    counted.advance(Place(3, 1), 31)
+    counted.advance(Cursor(3, 1), 31)
     assert counted.rows() == 50
