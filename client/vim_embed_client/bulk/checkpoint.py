@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from vim_embed_client.bulk.durable_files import locked, sync_folder, whole_lines, write_durably
-from vim_embed_client.bulk.pipeline import Answered, Cursor
+from vim_embed_client.bulk.pipeline import Cursor, RowResult
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
 from vim_embed_client.formats import Array
@@ -66,7 +66,7 @@ class Parts:
         self.done: list[Part] = []
         self.provenance: Provenance | None = None
         self._part_rows, self._part_seconds = part_rows, part_seconds
-        self._open: list[Answered] = []
+        self._open: list[RowResult] = []
         self._committed_at = time.monotonic()
         self.folder.mkdir(exist_ok=True)
         lock = locked(self.folder / _LOCK)
@@ -109,9 +109,9 @@ class Parts:
                 f"on{_RESTART}"
             )
 
-    def add(self, answered: Answered) -> None:
+    def add(self, result: RowResult) -> None:
         """Take the next row; it is on disk after the next commit."""
-        self._open.append(answered)
+        self._open.append(result)
         since = time.monotonic() - self._committed_at
         if len(self._open) >= self._part_rows or since >= self._part_seconds:
             self.commit()
@@ -129,10 +129,10 @@ class Parts:
         self._open = []
         self._committed_at = time.monotonic()
 
-    def _write_part(self, answered: Sequence[Answered]) -> Part:
+    def _write_part(self, results: Sequence[RowResult]) -> Part:
         number = len(self.done)
-        kept = [(one.id, one.row) for one in answered if not isinstance(one.row, Skipped)]
-        skipped = [one.row for one in answered if isinstance(one.row, Skipped)]
+        kept = [(one.id, one.row) for one in results if not isinstance(one.row, Skipped)]
+        skipped = [one.row for one in results if isinstance(one.row, Skipped)]
         rows = np.stack([row for _, row in kept]) if kept else np.empty((0, 0), np.float32)
         names = {
             "ids": [_text(row_id) for row_id, _ in kept],
@@ -149,7 +149,7 @@ class Parts:
             number=number,
             rows=len(rows),
             skipped=len(skipped),
-            cursor=answered[-1].cursor,
+            cursor=results[-1].cursor,
             crc32=_crc(rows, names),
         )
 

@@ -50,7 +50,7 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class RowResult:
     """What became of one entry, and the cursor after it. row: (D,), or why there is none."""
 
     cursor: Cursor
@@ -66,11 +66,11 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    answers: list[Answered]
+    results: list[RowResult]
     provenances: list[Provenance]
 
     def __add__(self, other: _Outcome) -> _Outcome:
-        return _Outcome(self.answers + other.answers, self.provenances + other.provenances)
+        return _Outcome(self.results + other.results, self.provenances + other.provenances)
 
 
 def digest_after(digest: str, reader: Reader) -> str:
@@ -147,13 +147,13 @@ def _batches(
         yield _Batch(number, held)
 
 
-def answers(
+def embedded_in_order(
     send: Send,
     entries: Iterable[tuple[Cursor, Entry]],
     *,
     batch_rows: int,
     in_flight: int,
-) -> Iterator[tuple[list[Answered], list[Provenance]]]:
+) -> Iterator[tuple[list[RowResult], list[Provenance]]]:
     """What became of every entry, batch by batch in their order, with the answers' provenance.
 
     send: embeds alike items; called from several threads. Raises VimEmbedError for faults of the
@@ -172,7 +172,7 @@ def answers(
             waiting[batch.number] = outcome
             while turn in waiting:
                 due = waiting.pop(turn)
-                yield due.answers, due.provenances
+                yield due.results, due.provenances
                 window.leave()
                 turn += 1
 
@@ -181,20 +181,20 @@ def _embed(send: Send, entries: Sequence[tuple[Cursor, Entry]]) -> _Outcome:
     """Embed a batch; where it is refused, halve it until the rows at fault are found."""
     items = [entry for _, entry in entries if isinstance(entry, Item)]
     try:
-        result = send(items) if items else None
+        embedded = send(items) if items else None
     except _ROW_ERRORS as error:
         if len(items) == 1:
             fault = Skipped(id=items[0].id, reason=error.message)
-            return _answered([(p, fault if e is items[0] else e) for p, e in entries], None)
+            return _results([(p, fault if e is items[0] else e) for p, e in entries], None)
         half = len(entries) // 2
         return _embed(send, entries[:half]) + _embed(send, entries[half:])
-    return _answered(entries, result)
+    return _results(entries, embedded)
 
 
-def _answered(entries: Sequence[tuple[Cursor, Entry]], result: Embeddings | None) -> _Outcome:
-    rows = iter(result.embeddings if result else ())
-    answered = [
-        Answered(cursor, entry.id, entry if isinstance(entry, Skipped) else next(rows))
+def _results(entries: Sequence[tuple[Cursor, Entry]], embedded: Embeddings | None) -> _Outcome:
+    rows = iter(embedded.embeddings if embedded else ())
+    results = [
+        RowResult(cursor, entry.id, entry if isinstance(entry, Skipped) else next(rows))
         for cursor, entry in entries
     ]
-    return _Outcome(answered, [result.provenance] if result else [])
+    return _Outcome(results, [embedded.provenance] if embedded else [])

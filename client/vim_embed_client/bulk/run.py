@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vim_embed_client.bulk.checkpoint import Parts
 from vim_embed_client.bulk.outputs import Contents, write_output
-from vim_embed_client.bulk.pipeline import Answered, answers, digest_of, read_from
+from vim_embed_client.bulk.pipeline import RowResult, digest_of, embedded_in_order, read_from
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.sender import Sender
 from vim_embed_client.bulk.sources.reader import Skipped
@@ -120,23 +120,23 @@ class BulkRun:
         totals.advance(parts.cursor, done)
         self._tell(done, resumed, totals)
         entries = read_from(self._sources, self._open_reader, parts.cursor)
-        for answered, provenances in answers(
+        for results, provenances in embedded_in_order(
             send, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
         ):
             for provenance in provenances:
                 parts.check(provenance)
-            for one in answered:
+            for one in results:
                 self._take(parts, one)
-            done += len(answered)
-            totals.advance(answered[-1].cursor, done)
+            done += len(results)
+            totals.advance(results[-1].cursor, done)
             self._tell(done, resumed, totals)
         parts.commit()
         return send
 
-    def _take(self, parts: Parts, answered: Answered) -> None:
-        if isinstance(answered.row, Skipped) and not self._skip:
-            raise InputError(f"{answered.row.id}: {answered.row.reason}")
-        parts.add(answered)
+    def _take(self, parts: Parts, result: RowResult) -> None:
+        if isinstance(result.row, Skipped) and not self._skip:
+            raise InputError(f"{result.row.id}: {result.row.reason}")
+        parts.add(result)
 
     def _tell(self, done: int, resumed: int, totals: Totals) -> None:
         if self._on_progress:

@@ -17,7 +17,7 @@ import pytest
 
 from vim_embed_client.bulk import checkpoint as parts_module
 from vim_embed_client.bulk.checkpoint import Parts
-from vim_embed_client.bulk.pipeline import Answered, Cursor
+from vim_embed_client.bulk.pipeline import Cursor, RowResult
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ResumeError
@@ -328,7 +328,7 @@ PROVENANCE = Provenance(model="m")
 def part_of(parts: Parts, first: int, stop: int) -> None:
     parts.check(PROVENANCE)
     for row in range(first, stop):
-        parts.add(Answered(Cursor(0, row + 1, "d"), f"{row}", np.full(2, row, np.float32)))
+        parts.add(RowResult(Cursor(0, row + 1, "d"), f"{row}", np.full(2, row, np.float32)))
 
 
 def test_a_part_whose_line_was_written_twice_counts_once(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_what_was_skipped_is_remembered(tmp_path: Path) -> None:
     parts = Parts(tmp_path / "o.npy", {}, part_rows=2)
     parts.check(PROVENANCE)
     for row in range(5):
-        parts.add(Answered(Cursor(0, row + 1), f"{row}", Skipped(id=f"{row}", reason="no")))
+        parts.add(RowResult(Cursor(0, row + 1), f"{row}", Skipped(id=f"{row}", reason="no")))
     parts.commit()
     parts.close()
     again = Parts(tmp_path / "o.npy", {})

@@ -18,7 +18,13 @@ from safetensors import safe_open
 from vim_embed_client.bulk import outputs
 from vim_embed_client.bulk import row_counts as totals
 from vim_embed_client.bulk.outputs import Contents, write_output
-from vim_embed_client.bulk.pipeline import Answered, Cursor, answers, digest_of, read_from
+from vim_embed_client.bulk.pipeline import (
+    Cursor,
+    RowResult,
+    digest_of,
+    embedded_in_order,
+    read_from,
+)
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.flux import Stretch
@@ -95,8 +101,8 @@ def test_the_reader_never_runs_far_ahead_of_the_writer() -> None:
         return Embeddings(embeddings=rows, provenance=provenance)
 
     most = 0
-    taken: list[Answered] = []
-    for batch, _ in answers(send, entries(), batch_rows=5, in_flight=3):
+    taken: list[RowResult] = []
+    for batch, _ in embedded_in_order(send, entries(), batch_rows=5, in_flight=3):
         taken += batch
         most = max(most, drawn - len(taken))
     assert [one.id for one in taken] == [f"{row}" for row in range(10_000)]
