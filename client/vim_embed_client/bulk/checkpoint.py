@@ -46,7 +46,7 @@ class Part:
     crc32: int
 
 
-class Parts:
+class Checkpoint:
     """The finished parts of one output; append in order, then read them all.
 
     part_rows, part_seconds: how much work a part holds at most, and so is lost at worst.

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vim_embed_client.bulk.checkpoint import Parts
+from vim_embed_client.bulk.checkpoint import Checkpoint
 from vim_embed_client.bulk.outputs import Contents, write_output
 from vim_embed_client.bulk.pipeline import RowResult, digest_of, embedded_in_order, read_from
 from vim_embed_client.bulk.row_counts import Totals
@@ -84,23 +84,23 @@ class BulkRun:
         VimEmbedError for faults of the service; what is finished by then is kept for the next
         attempt, also at KeyboardInterrupt.
         """
-        parts = Parts(
+        checkpoint = Checkpoint(
             self._output, self._identity(), restart=self._restart, part_rows=self._part_rows
         )
         try:
-            resumed = parts.rows
-            sender = self._embed(parts)
-            summary = self._write(parts, resumed, sender) if parts.rows else None
+            resumed = checkpoint.rows
+            sender = self._embed(checkpoint)
+            summary = self._write(checkpoint, resumed, sender) if checkpoint.rows else None
         except ResumeError:
-            parts.close()
+            checkpoint.close()
             raise
         except BaseException:
-            parts.commit()
-            parts.close()
-            self.kept = parts.rows
+            checkpoint.commit()
+            checkpoint.close()
+            self.kept = checkpoint.rows
             raise
-        reason = next((f": {one.id}: {one.reason}" for one in parts.all_skipped()), "")
-        parts.close(remove=True)
+        reason = next((f": {one.id}: {one.reason}" for one in checkpoint.all_skipped()), "")
+        checkpoint.close(remove=True)
         if summary is None:
             raise InputError(f"none of the files could be embedded{reason}")
         return summary
@@ -109,50 +109,53 @@ class BulkRun:
         """What must be the same for a run to go on."""
         return self._options | self._read_options.identity()
 
-    def _embed(self, parts: Parts) -> Sender:
+    def _embed(self, checkpoint: Checkpoint) -> Sender:
         entry = ready_model(self._client, self._options.get("model"))
-        self._check(parts, entry)
+        self._check(checkpoint, entry)
         send = Sender(
             self._client, entry["preprocessing"], self._options, resize=self._read_options.resize
         )
         totals = Totals(self._sources, self._open_reader)
-        done = resumed = parts.rows + parts.skipped
-        totals.advance(parts.cursor, done)
+        done = resumed = checkpoint.rows + checkpoint.skipped
+        totals.advance(checkpoint.cursor, done)
         self._tell(done, resumed, totals)
-        entries = read_from(self._sources, self._open_reader, parts.cursor)
+        entries = read_from(self._sources, self._open_reader, checkpoint.cursor)
         for results, provenances in embedded_in_order(
             send, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
         ):
             for provenance in provenances:
-                parts.check(provenance)
+                checkpoint.check(provenance)
             for one in results:
-                self._take(parts, one)
+                self._take(checkpoint, one)
             done += len(results)
             totals.advance(results[-1].cursor, done)
             self._tell(done, resumed, totals)
-        parts.commit()
+        checkpoint.commit()
         return send
 
-    def _take(self, parts: Parts, result: RowResult) -> None:
+    def _take(self, checkpoint: Checkpoint, result: RowResult) -> None:
         if isinstance(result.row, Skipped) and not self._skip:
             raise InputError(f"{result.row.id}: {result.row.reason}")
-        parts.add(result)
+        checkpoint.add(result)
 
     def _tell(self, done: int, resumed: int, totals: Totals) -> None:
         if self._on_progress:
             self._on_progress(done, resumed, totals.rows())
 
-    def _check(self, parts: Parts, entry: ModelEntry) -> None:
+    def _check(self, checkpoint: Checkpoint, entry: ModelEntry) -> None:
         """Raise ResumeError where finished parts and what is there now do not belong together."""
-        if not parts.done:
+        if not checkpoint.done:
             return
-        if digest_of(self._sources, self._open_reader, parts.cursor) != parts.cursor.digest:
+        if (
+            digest_of(self._sources, self._open_reader, checkpoint.cursor)
+            != checkpoint.cursor.digest
+        ):
             raise ResumeError(
-                f"the inputs behind the {parts.rows:,} finished rows in {parts.folder} changed: "
+                f"the inputs behind the {checkpoint.rows:,} finished rows in {checkpoint.folder} changed: "
                 "a file was added before the last one read, removed or written again. Put them "
                 "back to go on; --restart throws the finished rows away and begins anew"
             )
-        before = parts.provenance
+        before = checkpoint.provenance
         if before is None:
             return
         now = {
@@ -167,30 +170,30 @@ class BulkRun:
         ]
         if changed:
             raise ResumeError(
-                f"{parts.folder} holds rows from another model ({'; '.join(changed)}): serve the "
+                f"{checkpoint.folder} holds rows from another model ({'; '.join(changed)}): serve the "
                 "former one to go on; --restart throws the finished rows away and begins anew"
             )
 
-    def _write(self, parts: Parts, resumed: int, sender: Sender) -> Summary:
-        _, first = next(parts.blocks())
-        assert parts.provenance is not None
+    def _write(self, checkpoint: Checkpoint, resumed: int, sender: Sender) -> Summary:
+        _, first = next(checkpoint.blocks())
+        assert checkpoint.provenance is not None
         contents = Contents(
-            rows=parts.rows,
+            rows=checkpoint.rows,
             dim=first.shape[1],
             dtype=first.dtype,
-            provenance=parts.provenance,
-            blocks=parts.blocks,
-            skipped=parts.all_skipped,
+            provenance=checkpoint.provenance,
+            blocks=checkpoint.blocks,
+            skipped=checkpoint.all_skipped,
             options=self._identity(),
         )
-        write_output(self._output, contents, scratch=parts.folder)
+        write_output(self._output, contents, scratch=checkpoint.folder)
         return Summary(
             rows=contents.rows,
             dim=contents.dim,
             resumed=resumed,
-            skipped=parts.skipped,
+            skipped=checkpoint.skipped,
             first_skipped=[Skipped(**one) for one in contents.first_skipped()],
-            provenance=parts.provenance,
+            provenance=checkpoint.provenance,
             other_sizes=sorted(sender.other_sizes),
             image_size=sender.image_size,
         )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from vim_embed_client.bulk import checkpoint as parts_module
-from vim_embed_client.bulk.checkpoint import Parts
+from vim_embed_client.bulk.checkpoint import Checkpoint
 from vim_embed_client.bulk.pipeline import Cursor, RowResult
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.cli.main import run
@@ -289,7 +289,7 @@ def test_files_of_others_are_never_removed(embed: Embed, out: Path) -> None:
 def test_two_runs_on_one_output_are_refused(
     embed: Embed, out: Path, service: FakeService, capsys: Any
 ) -> None:
-    first = Parts(out, {})
+    first = Checkpoint(out, {})
     assert embed() == 2
     assert "another run is writing" in capsys.readouterr().err
     first.close(remove=True)
@@ -325,23 +325,23 @@ def test_signals_keep_what_is_finished(
 PROVENANCE = Provenance(model="m")
 
 
-def part_of(parts: Parts, first: int, stop: int) -> None:
-    parts.check(PROVENANCE)
+def part_of(checkpoint: Checkpoint, first: int, stop: int) -> None:
+    checkpoint.check(PROVENANCE)
     for row in range(first, stop):
-        parts.add(RowResult(Cursor(0, row + 1, "d"), f"{row}", np.full(2, row, np.float32)))
+        checkpoint.add(RowResult(Cursor(0, row + 1, "d"), f"{row}", np.full(2, row, np.float32)))
 
 
 def test_a_part_whose_line_was_written_twice_counts_once(tmp_path: Path) -> None:
-    parts = Parts(tmp_path / "o.npy", {})
-    part_of(parts, 0, 3)
-    parts.commit()
-    parts.close()
+    checkpoint = Checkpoint(tmp_path / "o.npy", {})
+    part_of(checkpoint, 0, 3)
+    checkpoint.commit()
+    checkpoint.close()
     manifest = tmp_path / "o.npy.parts" / "manifest.jsonl"
     manifest.write_bytes(manifest.read_bytes() + manifest.read_bytes().splitlines(True)[1])
-    parts = Parts(tmp_path / "o.npy", {})
-    assert parts.rows == 3
-    assert [ids for ids, _ in parts.blocks()] == [["0", "1", "2"]]
-    parts.close()
+    checkpoint = Checkpoint(tmp_path / "o.npy", {})
+    assert checkpoint.rows == 3
+    assert [ids for ids, _ in checkpoint.blocks()] == [["0", "1", "2"]]
+    checkpoint.close()
 
 
 @pytest.mark.parametrize("step", range(8))
@@ -349,10 +349,10 @@ def test_a_crash_at_any_step_of_a_commit_loses_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Breaks off before the n-th fsync or rename of the second part, as a power cut might."""
-    parts = Parts(tmp_path / "o.npy", {})
-    part_of(parts, 0, 3)
-    parts.commit()
-    part_of(parts, 3, 5)
+    checkpoint = Checkpoint(tmp_path / "o.npy", {})
+    part_of(checkpoint, 0, 3)
+    checkpoint.commit()
+    part_of(checkpoint, 3, 5)
     left = [step]
 
     def breaking(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -368,12 +368,12 @@ def test_a_crash_at_any_step_of_a_commit_loses_and_doubles_nothing(
         patched.setattr(os, "fsync", breaking(os.fsync))
         patched.setattr(os, "replace", breaking(os.replace))
         try:
-            parts.commit()
+            checkpoint.commit()
         except SystemError:
             assert step < 6
-    parts._manifest.close()
-    parts._lock.close()
-    again = Parts(tmp_path / "o.npy", {})
+    checkpoint._manifest.close()
+    checkpoint._lock.close()
+    again = Checkpoint(tmp_path / "o.npy", {})
     part_of(again, again.cursor.row, 7)
     again.commit()
     assert again.rows == 7
@@ -384,13 +384,13 @@ def test_a_crash_at_any_step_of_a_commit_loses_and_doubles_nothing(
 
 
 def test_what_was_skipped_is_remembered(tmp_path: Path) -> None:
-    parts = Parts(tmp_path / "o.npy", {}, part_rows=2)
-    parts.check(PROVENANCE)
+    checkpoint = Checkpoint(tmp_path / "o.npy", {}, part_rows=2)
+    checkpoint.check(PROVENANCE)
     for row in range(5):
-        parts.add(RowResult(Cursor(0, row + 1), f"{row}", Skipped(id=f"{row}", reason="no")))
-    parts.commit()
-    parts.close()
-    again = Parts(tmp_path / "o.npy", {})
+        checkpoint.add(RowResult(Cursor(0, row + 1), f"{row}", Skipped(id=f"{row}", reason="no")))
+    checkpoint.commit()
+    checkpoint.close()
+    again = Checkpoint(tmp_path / "o.npy", {})
     assert (again.rows, again.skipped, again.cursor.row) == (0, 5, 5)
     assert [one.id for one in again.all_skipped()] == list("01234")
     again.close()
@@ -401,7 +401,7 @@ def test_parts_of_another_format_are_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "manifest.jsonl").write_text('{"format": 99, "options": {}}\n')
     with pytest.raises(ResumeError, match="another version"):
-        Parts(tmp_path / "o.npy", {})
+        Checkpoint(tmp_path / "o.npy", {})
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -410,8 +410,8 @@ def test_an_interrupt_at_any_line_of_a_commit_loses_and_doubles_nothing(
     tmp_path: Path, step: int
 ) -> None:
     """Ctrl-C before the n-th line of the module, and then the commit that keeps what is there."""
-    parts = Parts(tmp_path / "o.npy", {})
-    part_of(parts, 0, 3)
+    checkpoint = Checkpoint(tmp_path / "o.npy", {})
+    part_of(checkpoint, 0, 3)
     left = [step]
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
@@ -426,14 +426,14 @@ def test_an_interrupt_at_any_line_of_a_commit_loses_and_doubles_nothing(
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        parts.commit()
+        checkpoint.commit()
     except KeyboardInterrupt:
         pass
     finally:
         sys.settrace(before)
-    parts.commit()
-    parts.close()
-    again = Parts(tmp_path / "o.npy", {})
+    checkpoint.commit()
+    checkpoint.close()
+    again = Checkpoint(tmp_path / "o.npy", {})
     assert again.rows == 3
     assert [ids for ids, _ in again.blocks()] == [["0", "1", "2"]]
     again.close()
