@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike
 from vim_embed_client.base import HTTPX_ERRORS, BaseClient
 from vim_embed_client.compression import Compression
 from vim_embed_client.errors import deadline_expired, error_from_response
-from vim_embed_client.merge import Assembly, Progress
+from vim_embed_client.merge import Merge, Progress
 from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
 from vim_embed_client.pixels import Images
 from vim_embed_client.requests import (
-    Call,
-    Plan,
+    ChunkPlan,
+    Request,
     embed_params,
     model_path,
     plan_images,
@@ -163,79 +163,81 @@ class AsyncClient(BaseClient):
 
     async def models(self) -> ModelList:
         """See Client.models."""
-        models: ModelList = await self._get(Call(path="/models"), "models", "default")
+        models: ModelList = await self._get(Request(path="/models"), "models", "default")
         return models
 
     async def model(self, name: str) -> ModelEntry:
         """See Client.model."""
-        entry: ModelEntry = await self._get(Call(path=model_path(name)), "name", "state")
+        entry: ModelEntry = await self._get(Request(path=model_path(name)), "name", "state")
         return entry
 
     async def layers(self, name: str, granularity: str = "blocks") -> list[str]:
         """See Client.layers."""
-        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
-        layers: list[str] = (await self._get(call, "layers"))["layers"]
+        request = Request(path=model_path(name) + "/layers", params={"granularity": granularity})
+        layers: list[str] = (await self._get(request, "layers"))["layers"]
         return layers
 
     async def layer_kinds(self, name: str, granularity: str = "blocks") -> dict[str, str]:
         """See Client.layer_kinds."""
-        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
-        kinds: dict[str, str] = (await self._get(call, "kinds"))["kinds"]
+        request = Request(path=model_path(name) + "/layers", params={"granularity": granularity})
+        kinds: dict[str, str] = (await self._get(request, "kinds"))["kinds"]
         return kinds
 
     async def live(self) -> Liveness:
         """See Client.live."""
-        liveness: Liveness = await self._get(Call(path="/health/live", may_retry=False), "status")
+        liveness: Liveness = await self._get(
+            Request(path="/health/live", may_retry=False), "status"
+        )
         return liveness
 
     async def ready(self) -> Readiness:
         """See Client.ready."""
         readiness: Readiness = await self._get(
-            Call(path="/health/ready", may_retry=False), "status"
+            Request(path="/health/ready", may_retry=False), "status"
         )
         return readiness
 
-    async def _get(self, call: Call, *keys: str) -> Any:
+    async def _get(self, request: Request, *keys: str) -> Any:
         async with self._deadline() as until:
-            return read_json(await self._send(call, until), keys)
+            return read_json(await self._send(request, until), keys)
 
-    async def _run(self, plan: Plan, on_progress: Progress | None) -> Assembly:
-        assembly = Assembly(plan, on_progress)
-        pieces = iter(plan.pieces)
+    async def _run(self, plan: ChunkPlan, on_progress: Progress | None) -> Merge:
+        merge = Merge(plan, on_progress)
+        chunks = iter(plan.chunks)
 
         async def work() -> None:
-            for piece in pieces:
-                assembly.add(piece, read_answer(await self._send(piece.call, until)))
+            for chunk in chunks:
+                merge.add(chunk, read_answer(await self._send(chunk.request, until)))
 
         async with self._deadline() as until:
             with _first_error():
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._options.in_flight, len(plan.pieces))):
+                    for _ in range(min(self._options.in_flight, len(plan.chunks))):
                         group.create_task(work())
-        return assembly
+        return merge
 
-    async def _send(self, call: Call, until: asyncio.Timeout) -> httpx.Response:
+    async def _send(self, request: Request, until: asyncio.Timeout) -> httpx.Response:
         attempt = 0
         while True:
             try:
-                response = await self._http.send(await self._request(call, until))
+                response = await self._http.send(await self._built(request, until))
             except HTTPX_ERRORS as exc:
-                error = self._failure(exc, call)
+                error = self._failure(exc, request)
             else:
                 answered = error_from_response(response)
                 if answered is None:
                     return response
                 error = answered
-            await asyncio.sleep(self._delay(error, call, attempt))
+            await asyncio.sleep(self._delay(error, request, attempt))
             attempt += 1
 
-    async def _request(self, call: Call, until: asyncio.Timeout) -> httpx.Request:
-        request = await asyncio.to_thread(call.request, self._options)
+    async def _built(self, request: Request, until: asyncio.Timeout) -> httpx.Request:
+        built = await asyncio.to_thread(request.build, self._options)
         ends = until.when()
         left = None if ends is None else ends - asyncio.get_running_loop().time()
-        tell_deadline(request, left)
-        request.extensions["timeout"] = httpx.Timeout(self._options.timeout).as_dict()
-        return request
+        tell_deadline(built, left)
+        built.extensions["timeout"] = httpx.Timeout(self._options.timeout).as_dict()
+        return built
 
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[asyncio.Timeout]:

@@ -7,7 +7,7 @@ from typing import Self, Unpack
 
 from vim_embed_client.errors import FROM_HTTPX, VimEmbedError, error_from_httpx
 from vim_embed_client.options import OptionChanges, Options
-from vim_embed_client.requests import Call
+from vim_embed_client.requests import Request
 from vim_embed_client.retries import retry_delay
 
 HTTPX_ERRORS = tuple(FROM_HTTPX)
@@ -34,12 +34,12 @@ class BaseClient:
         twin._owns_connections = False
         return twin
 
-    def _failure(self, error: Exception, call: Call) -> VimEmbedError:
-        return error_from_httpx(error, url=self.base_url, request_id=call.request_id)
+    def _failure(self, error: Exception, request: Request) -> VimEmbedError:
+        return error_from_httpx(error, url=self.base_url, request_id=request.request_id)
 
-    def _delay(self, error: VimEmbedError, call: Call, attempt: int) -> float:
+    def _delay(self, error: VimEmbedError, request: Request, attempt: int) -> float:
         """Seconds until the next attempt; raises `error` where there is to be none."""
         delay = retry_delay(error, attempt=attempt, options=self._options)
-        if delay is None or not call.may_retry:
+        if delay is None or not request.may_retry:
             raise error
         return delay

@@ -16,13 +16,13 @@ from vim_embed_client.base import HTTPX_ERRORS, BaseClient
 from vim_embed_client.compression import Compression
 from vim_embed_client.concurrency import GuardedStream, Scope, run_each
 from vim_embed_client.errors import error_from_response
-from vim_embed_client.merge import Assembly, Progress
+from vim_embed_client.merge import Merge, Progress
 from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
 from vim_embed_client.pixels import Images
 from vim_embed_client.requests import (
-    Call,
-    Piece,
-    Plan,
+    Chunk,
+    ChunkPlan,
+    Request,
     embed_params,
     model_path,
     plan_images,
@@ -133,7 +133,7 @@ class Client(BaseClient):
         on_progress: called with (rows done, all rows), in the calling thread.
 
         Returns a (B, D) array in the order of the rows, with its provenance.
-        Raises InputError before anything is sent, later any other VimEmbedError; a failed piece
+        Raises InputError before anything is sent, later any other VimEmbedError; a failed chunk
         cancels the rest.
         """
         params = embed_params(
@@ -198,74 +198,74 @@ class Client(BaseClient):
 
     def models(self) -> ModelList:
         """The served models and the name of the default one."""
-        models: ModelList = self._get(Call(path="/models"), "models", "default")
+        models: ModelList = self._get(Request(path="/models"), "models", "default")
         return models
 
     def model(self, name: str) -> ModelEntry:
         """One served model by its name: state, dim, preprocessing, limits, weights."""
-        entry: ModelEntry = self._get(Call(path=model_path(name)), "name", "state")
+        entry: ModelEntry = self._get(Request(path=model_path(name)), "name", "state")
         return entry
 
     def layers(self, name: str, granularity: str = "blocks") -> list[str]:
         """Names of a model's layers, in the order of `embed_layers`."""
-        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
-        layers: list[str] = self._get(call, "layers")["layers"]
+        request = Request(path=model_path(name) + "/layers", params={"granularity": granularity})
+        layers: list[str] = self._get(request, "layers")["layers"]
         return layers
 
     def layer_kinds(self, name: str, granularity: str = "blocks") -> dict[str, str]:
         """Layer name -> class of the module, for all of `layers` but `last_hidden_state`."""
-        call = Call(path=model_path(name) + "/layers", params={"granularity": granularity})
-        kinds: dict[str, str] = self._get(call, "kinds")["kinds"]
+        request = Request(path=model_path(name) + "/layers", params={"granularity": granularity})
+        kinds: dict[str, str] = self._get(request, "kinds")["kinds"]
         return kinds
 
     def live(self) -> Liveness:
         """Ask once whether the process answers; raises TransportError where it does not."""
-        liveness: Liveness = self._get(Call(path="/health/live", may_retry=False), "status")
+        liveness: Liveness = self._get(Request(path="/health/live", may_retry=False), "status")
         return liveness
 
     def ready(self) -> Readiness:
         """Ask once whether requests are taken; raises NotReadyError with the reasons if not."""
-        readiness: Readiness = self._get(Call(path="/health/ready", may_retry=False), "status")
+        readiness: Readiness = self._get(Request(path="/health/ready", may_retry=False), "status")
         return readiness
 
-    def _get(self, call: Call, *keys: str) -> Any:
+    def _get(self, request: Request, *keys: str) -> Any:
         with Scope(self._options.deadline) as scope:
-            return read_json(self._send(call, scope), keys)
+            return read_json(self._send(request, scope), keys)
 
-    def _run(self, plan: Plan, on_progress: Progress | None) -> Assembly:
-        assembly = Assembly(plan, on_progress)
-        workers = min(self._options.in_flight, len(plan.pieces))
+    def _run(self, plan: ChunkPlan, on_progress: Progress | None) -> Merge:
+        merge = Merge(plan, on_progress)
+        workers = min(self._options.in_flight, len(plan.chunks))
         with Scope(self._options.deadline) as scope:
 
-            def work(piece: Piece) -> httpx.Response:
-                return self._send(piece.call, scope)
+            def work(chunk: Chunk) -> httpx.Response:
+                return self._send(chunk.request, scope)
 
-            if len(plan.pieces) == 1 and self._options.deadline is None:
-                assembly.add(plan.pieces[0], read_answer(work(plan.pieces[0])))
-                return assembly
-            for piece, response in run_each(work, plan.pieces, workers=workers, scope=scope):
-                assembly.add(piece, read_answer(response))
-        return assembly
+            if len(plan.chunks) == 1 and self._options.deadline is None:
+                merge.add(plan.chunks[0], read_answer(work(plan.chunks[0])))
+                return merge
+            for chunk, response in run_each(work, plan.chunks, workers=workers, scope=scope):
+                merge.add(chunk, read_answer(response))
+        return merge
 
-    def _send(self, call: Call, scope: Scope) -> httpx.Response:
+    def _send(self, request: Request, scope: Scope) -> httpx.Response:
         attempt = 0
         while True:
             try:
-                response = self._http.send(self._request(call, scope))
+                response = self._http.send(self._built(request, scope))
             except HTTPX_ERRORS as exc:
-                error = self._failure(exc, call)
+                error = self._failure(exc, request)
             else:
                 answered = error_from_response(response)
                 if answered is None:
                     return response
                 error = answered
-            scope.sleep(self._delay(error, call, attempt))
+            scope.sleep(self._delay(error, request, attempt))
             attempt += 1
 
-    def _request(self, call: Call, scope: Scope) -> httpx.Request:
-        request = call.request(self._options)
+    def _built(self, request: Request, scope: Scope) -> httpx.Request:
+        built = request.build(self._options)
         timeout = scope.limit(httpx.Timeout(self._options.timeout))
-        tell_deadline(request, scope.remaining())
-        request.extensions["timeout"] = timeout.as_dict()
-        request.stream = GuardedStream(cast(httpx.SyncByteStream, request.stream), scope)
-        return request
+        tell_deadline(built, scope.remaining())
+        built.extensions["timeout"] = timeout.as_dict()
+        built.stream = GuardedStream(cast(httpx.SyncByteStream, built.stream), scope)
+        return built

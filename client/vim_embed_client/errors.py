@@ -12,7 +12,7 @@ VimEmbedError
 │   ├── ConnectionLostError       it broke while in use    retry
 │   └── TimedOutError             connected, but silent for too long
 ├── BadAnswerError                an answer that docs/http.md does not allow
-│   └── ProvenanceChangedError    pieces of one batch came from different weights or settings
+│   └── ProvenanceChangedError    chunks of one batch came from different weights or settings
 └── StatusError                   the service answered with an error: one class per code
     ├── MalformedRequestError      400
     ├── UnauthorizedError          401
@@ -112,7 +112,7 @@ class BadAnswerError(VimEmbedError):
 
 
 class ProvenanceChangedError(BadAnswerError):
-    """Pieces of one batch came from different weights or settings: nothing is returned."""
+    """chunks of one batch came from different weights or settings: nothing is returned."""
 
 
 class StatusError(VimEmbedError):

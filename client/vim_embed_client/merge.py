@@ -8,33 +8,33 @@ import numpy as np
 
 from vim_embed_client.errors import BadAnswerError, ProvenanceChangedError
 from vim_embed_client.formats import Array
-from vim_embed_client.requests import Answer, Piece, Plan
+from vim_embed_client.requests import Answer, Chunk, ChunkPlan
 from vim_embed_client.results import Embeddings, LayerEmbeddings
 
 Progress = Callable[[int, int], None]
 
 
-class Assembly:
+class Merge:
     """The answers to a plan, in any order; each is written once, into its rows of the result."""
 
-    def __init__(self, plan: Plan, on_progress: Progress | None = None) -> None:
+    def __init__(self, plan: ChunkPlan, on_progress: Progress | None = None) -> None:
         self._plan = plan
         self._on_progress = on_progress
         self._answers: dict[int, Answer] = {}
         self._arrays: dict[str, Array] = {}
         self._done = 0
 
-    def add(self, piece: Piece, answer: Answer) -> None:
+    def add(self, chunk: Chunk, answer: Answer) -> None:
         """Raises BadAnswerError where the answer does not fit its rows or the other answers."""
-        rows = piece.stop - piece.start
+        rows = chunk.stop - chunk.start
         _check_shapes(answer, rows)
         if self._answers:
             self._check_like_first(answer)
         else:
             self._allocate(answer)
         for name, array in answer.arrays.items():
-            self._arrays[name][piece.start : piece.stop] = array
-        self._answers[piece.start] = answer
+            self._arrays[name][chunk.start : chunk.stop] = array
+        self._answers[chunk.start] = answer
         self._done += rows
         if self._on_progress:
             self._on_progress(self._done, self._plan.rows)

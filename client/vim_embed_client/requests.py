@@ -25,14 +25,14 @@ from vim_embed_client.formats import Array
 from vim_embed_client.options import Options
 from vim_embed_client.results import Provenance
 
-MAX_PIECE_BYTES = 64 << 20
+MAX_CHUNK_BYTES = 64 << 20
 ANSWER_DTYPES = ("float32", "float16")
 
 Params = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class Request:
     """One request, ready to be built as often as it is tried.
 
     body: an array to send. images: encoded images to send, read when the request is built.
@@ -46,7 +46,7 @@ class Call:
     may_retry: bool = True
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def request(self, options: Options) -> httpx.Request:
+    def build(self, options: Options) -> httpx.Request:
         """A fresh request. Raises InputError for an image file that cannot be read."""
         content: dict[str, Any] = {}
         headers = options.headers() | {"Accept": self.accept, "X-Request-ID": self.request_id}
@@ -74,29 +74,29 @@ def tell_deadline(request: httpx.Request, seconds: float | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class Chunk:
     """The rows [start, stop) of a batch and the request that embeds them."""
 
     start: int
     stop: int
-    call: Call
+    request: Request
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ChunkPlan:
     """A batch as requests. dtype: of the arrays to return."""
 
-    pieces: Sequence[Piece]
+    chunks: Sequence[Chunk]
     dtype: np.dtype[Any]
 
     @property
     def rows(self) -> int:
-        return self.pieces[-1].stop
+        return self.chunks[-1].stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back for one piece: named (rows, D) arrays."""
+    """What came back for one chunk: named (rows, D) arrays."""
 
     arrays: dict[str, Array]
     provenance: Provenance
@@ -140,41 +140,43 @@ def _triple(name: str, values: Sequence[float] | None) -> str | None:
     return ",".join(map(repr, numbers))
 
 
-def plan_pixels(values: ArrayLike, *, wire_name: str, params: Params, options: Options) -> Plan:
-    """Check pixels and cut them into pieces that share their memory."""
+def plan_pixels(
+    values: ArrayLike, *, wire_name: str, params: Params, options: Options
+) -> ChunkPlan:
+    """Check pixels and cut them into chunks that share their memory."""
     array = pixels.as_pixels(values)
     dtype = pixels.wire_dtype(array, wire_name)
     accept = wire.SAFETENSORS if "layers" in params else wire.NPY
     row_bytes = array[0].size * dtype.itemsize
-    most = max(1, min(options.rows_per_request, MAX_PIECE_BYTES // row_bytes))
+    most = max(1, min(options.rows_per_request, MAX_CHUNK_BYTES // row_bytes))
 
-    def piece(start: int, stop: int) -> Piece:
+    def chunk(start: int, stop: int) -> Chunk:
         body = wire.NpyBody(array[start:stop], dtype=dtype)
-        call = Call(path="/embed", params=params, accept=accept, body=body)
-        return Piece(start=start, stop=stop, call=call)
+        request = Request(path="/embed", params=params, accept=accept, body=body)
+        return Chunk(start=start, stop=stop, request=request)
 
     starts = range(0, len(array), most)
-    pieces = [piece(start, min(start + most, len(array))) for start in starts]
-    return Plan(pieces=pieces, dtype=np.dtype(params["dtype"]))
+    chunks = [chunk(start, min(start + most, len(array))) for start in starts]
+    return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]))
 
 
-def plan_images(images: Any, *, params: Params, options: Options) -> Plan:
-    """Check images and group them into pieces; files are read when their piece is sent."""
+def plan_images(images: Any, *, params: Params, options: Options) -> ChunkPlan:
+    """Check images and group them into chunks; files are read when their chunk is sent."""
     listed = pixels.as_images(images)
     sizes = [pixels.image_bytes(image) for image in listed]
-    pieces = []
+    chunks = []
     for start, stop in cut(sizes, rows=options.rows_per_request):
-        call = Call(path="/embed", params=params, accept=wire.NPY, images=listed[start:stop])
-        pieces.append(Piece(start=start, stop=stop, call=call))
-    return Plan(pieces=pieces, dtype=np.dtype(params["dtype"]))
+        request = Request(path="/embed", params=params, accept=wire.NPY, images=listed[start:stop])
+        chunks.append(Chunk(start=start, stop=stop, request=request))
+    return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]))
 
 
 def cut(sizes: Iterable[int], *, rows: int) -> list[tuple[int, int]]:
-    """Ranges of consecutive items: at most `rows`, and MAX_PIECE_BYTES unless one item has more."""
+    """Ranges of consecutive items: at most `rows`, and MAX_CHUNK_BYTES unless one item has more."""
     ranges: list[tuple[int, int]] = []
     start = total = stop = 0
     for stop, size in enumerate(sizes):
-        if stop > start and (stop - start == rows or total + size > MAX_PIECE_BYTES):
+        if stop > start and (stop - start == rows or total + size > MAX_CHUNK_BYTES):
             ranges.append((start, stop))
             start, total = stop, 0
         total += size

@@ -16,7 +16,7 @@ from vim_embed_client import Client, InputError
 from vim_embed_client.formats import CHUNK_BYTES, NpyBody
 from vim_embed_client.options import Options
 from vim_embed_client.pixels import as_pixels
-from vim_embed_client.requests import MAX_PIECE_BYTES, cut, embed_params, plan_pixels
+from vim_embed_client.requests import MAX_CHUNK_BYTES, cut, embed_params, plan_pixels
 
 from .fake_service import SIZE, FakeService, embed_rows
 
@@ -151,16 +151,16 @@ def test_batches_are_also_split_by_size() -> None:
         model=None, pooling="mean", dtype="float32", exact=None, mean=None, std=None
     )
     plan = plan_pixels(pixels, wire_name="auto", params=params, options=_options(64))
-    assert [piece.stop - piece.start for piece in plan.pieces] == [3, 3, 3, 1]
+    assert [chunk.stop - chunk.start for chunk in plan.chunks] == [3, 3, 3, 1]
 
 
-@given(st.lists(st.integers(0, MAX_PIECE_BYTES * 2), min_size=1), st.integers(1, 9))
+@given(st.lists(st.integers(0, MAX_CHUNK_BYTES * 2), min_size=1), st.integers(1, 9))
 def test_cuts_cover_all_items_within_the_limits(sizes: list[int], rows: int) -> None:
     ranges = cut(sizes, rows=rows)
     assert [i for start, stop in ranges for i in range(start, stop)] == list(range(len(sizes)))
     for start, stop in ranges:
         assert 1 <= stop - start <= rows
-        assert stop - start == 1 or sum(sizes[start:stop]) <= MAX_PIECE_BYTES
+        assert stop - start == 1 or sum(sizes[start:stop]) <= MAX_CHUNK_BYTES
 
 
 def test_a_memory_map_is_read_as_it_is_sent(client: Any, tmp_path: Path) -> None:

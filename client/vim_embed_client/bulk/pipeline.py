@@ -21,7 +21,7 @@ from vim_embed_client.errors import (
     UnsupportedMediaTypeError,
 )
 from vim_embed_client.formats import Array
-from vim_embed_client.requests import MAX_PIECE_BYTES
+from vim_embed_client.requests import MAX_CHUNK_BYTES
 from vim_embed_client.results import Embeddings, Provenance
 
 OpenReader = Callable[[str], Reader]
@@ -133,7 +133,7 @@ def _batches(
     window.enter()
     for cursor, entry in entries:
         if isinstance(entry, Item):
-            fits = size == 0 or (entry.like == like and size + entry.size <= MAX_PIECE_BYTES)
+            fits = size == 0 or (entry.like == like and size + entry.size <= MAX_CHUNK_BYTES)
         else:
             fits = True
         if held and (len(held) == rows or not fits):

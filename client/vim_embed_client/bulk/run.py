@@ -151,9 +151,9 @@ class BulkRun:
             != checkpoint.cursor.digest
         ):
             raise ResumeError(
-                f"the inputs behind the {checkpoint.rows:,} finished rows in {checkpoint.folder} changed: "
-                "a file was added before the last one read, removed or written again. Put them "
-                "back to go on; --restart throws the finished rows away and begins anew"
+                f"the inputs behind the {checkpoint.rows:,} finished rows in {checkpoint.folder} "
+                "changed: a file was added before the last one read, removed or written again. "
+                "Put them back to go on; --restart throws the finished rows away and begins anew"
             )
         before = checkpoint.provenance
         if before is None:
@@ -170,8 +170,9 @@ class BulkRun:
         ]
         if changed:
             raise ResumeError(
-                f"{checkpoint.folder} holds rows from another model ({'; '.join(changed)}): serve the "
-                "former one to go on; --restart throws the finished rows away and begins anew"
+                f"{checkpoint.folder} holds rows from another model ({'; '.join(changed)}): "
+                "serve the former one to go on; --restart throws the finished rows away and begins "
+                "anew"
             )
 
     def _write(self, checkpoint: Checkpoint, resumed: int, sender: Sender) -> Summary:

@@ -20,14 +20,14 @@ _LOG_EVERY_S = 60.0
 
 @contextmanager
 def showing_progress(console: Console, *, quiet: bool) -> Iterator[OnProgress]:
-    """Show what the function that this yields is told."""
+    """Yield a function that shows the progress reported to it."""
     if quiet:
         yield lambda done, resumed, total: None
     elif console.is_terminal:
-        with _bar(console) as told:
-            yield told
+        with _bar(console) as report:
+            yield report
     else:
-        yield _Log(console).told
+        yield _Log(console).report
 
 
 @contextmanager
@@ -52,7 +52,7 @@ class _Log:
         self._console = console
         self._started = self._last = time.monotonic()
 
-    def told(self, done: int, resumed: int, total: int | None) -> None:
+    def report(self, done: int, resumed: int, total: int | None) -> None:
         now = time.monotonic()
         if now - self._last >= _LOG_EVERY_S:
             self._last = now

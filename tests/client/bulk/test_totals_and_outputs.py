@@ -164,20 +164,20 @@ def test_many_skips_are_all_named_beside_the_file(tmp_path: Path) -> None:
     assert not beside.exists()
 
 
-def test_progress_is_told(service_url: str, tmp_path: Path) -> None:
+def test_progress_is_reported(service_url: str, tmp_path: Path) -> None:
     write_npy(tmp_path / "a", pictures(25))
-    told: list[tuple[int, int, int | None]] = []
+    reported: list[tuple[int, int, int | None]] = []
     with Client(service_url) as client:
         run = BulkRun(
             client,
             [str(tmp_path / "a.npy")],
             tmp_path / "o.npy",
             batch_rows=10,
-            on_progress=lambda *now: told.append(now),
+            on_progress=lambda *now: reported.append(now),
             model=None,
         )
         summary = run.run()
-    assert told == [(0, 0, 25), (10, 0, 25), (20, 0, 25), (25, 0, 25)]
+    assert reported == [(0, 0, 25), (10, 0, 25), (20, 0, 25), (25, 0, 25)]
     assert (summary.rows, summary.resumed) == (25, 0)
 
 
@@ -196,7 +196,7 @@ def test_names_that_are_no_utf_8_can_be_embedded(service_url: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("told", "line"),
+    ("progress", "line"),
     [
         ((0, 0, None, 0.0), "0 rows"),
         ((0, 0, 5000, 3.0), "0 of 5,000 rows"),
@@ -205,8 +205,8 @@ def test_names_that_are_no_utf_8_can_be_embedded(service_url: str, tmp_path: Pat
         ((90, 0, 80, 1.0), "90 of 90 rows · 90.0 rows/s · 0:00:00 left"),
     ],
 )
-def test_the_pace_as_far_as_it_can_be_said(told: Any, line: str) -> None:
-    assert pace(*told) == line
+def test_the_pace_as_far_as_it_can_be_said(progress: Any, line: str) -> None:
+    assert pace(*progress) == line
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -216,8 +216,8 @@ def test_progress_is_shown_on_terminals_and_in_logs(
     monkeypatch.setattr(cli_progress, "_LOG_EVERY_S", 0.0)
     written = io.StringIO()
     console = Console(file=written, force_terminal=terminal, width=120)
-    with showing_progress(console, quiet=False) as told:
-        told(30, 0, 100)
+    with showing_progress(console, quiet=False) as report:
+        report(30, 0, 100)
         time.sleep(0.2)
     assert "30 of 100 rows · " in written.getvalue()
     assert ("━" in written.getvalue()) == terminal
@@ -227,8 +227,8 @@ def test_progress_is_shown_on_terminals_and_in_logs(
 def test_the_progress_takes_one_line(width: int) -> None:
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=width)
-    with showing_progress(console, quiet=False) as told:
-        told(1_234_567, 0, 99_999_999)
+    with showing_progress(console, quiet=False) as report:
+        report(1_234_567, 0, 99_999_999)
         time.sleep(0.2)
     shown = [line for line in written.getvalue().split("\n") if "1,234,567" in line]
     assert shown
