@@ -67,7 +67,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
     folder = tmp_path_factory.mktemp("theirs")
     np.savez(folder / "cubes.npz", **CUBES)  # type: ignore[arg-type]
     command = [sys.executable, "-c", THEIR_SCRIPT, str(folder / "cubes.npz"), str(folder / "o.npz")]
-    host = Path(__file__).parents[2] / "platonic" / "host"
+    host = Path(__file__).parents[1] / "platonic" / "host"
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(host)})
     return dict(np.load(folder / "o.npz"))
 
