@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from fastapi import Request
+from starlette.requests import Request
 
 from vim_embed.errors import InvalidInput
 

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from vim_embed import __version__
 from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, NotAcceptable
-from vim_embed.http.body.reading import JSON, NPY, SAFETENSORS
 from vim_embed.http.formats.arrays import json_array, npy_bytes, safetensors_bytes
+from vim_embed.http.formats.parsing import JSON, NPY, SAFETENSORS
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 
 _FORMATS = (NPY, JSON, SAFETENSORS)

@@ -22,9 +22,10 @@ from vim_embed.errors import (
     MethodNotAllowed,
     NotFound,
 )
-from vim_embed.http.body.reading import Limits, media_type, parse_pixels, read_body
+from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.deadline import begun, seconds_left
 from vim_embed.http.formats.answers import choose_format, provenance, render
+from vim_embed.http.formats.parsing import media_type, parse_pixels
 from vim_embed.http.openapi import examples
 from vim_embed.http.openapi.schemas import (
     EmbedAnswer,

@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, MalformedRequest, MethodNotAllowed
-from vim_embed.http.body.reading import Limits, check_rows, read_body
+from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.deadline import begun, seconds_left
 from vim_embed.http.formats.answers import narrowed, provenance
+from vim_embed.http.formats.parsing import check_rows
 from vim_embed.http.formats.v2_messages import InferRequest
 from vim_embed.http.formats.v2_wire import (
     Output,
