@@ -48,6 +48,7 @@ from vim_embed_client.errors import (
     WorkerFailedError,
 )
 from vim_embed_client.local_server import LocalServer
+from vim_embed_client.options import EmbedOptions, ImageOptions
 from vim_embed_client.results import Embeddings, LayerEmbeddings, Provenance
 
 __all__ = [
@@ -60,9 +61,11 @@ __all__ = [
     "DeadlineExceededError",
     "DeadlineExpiredError",
     "DrainingError",
+    "EmbedOptions",
     "Embeddings",
     "ForbiddenError",
     "HeadTooLargeError",
+    "ImageOptions",
     "InputError",
     "InternalServerError",
     "InvalidInputError",

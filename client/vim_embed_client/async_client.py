@@ -6,9 +6,9 @@ The same methods with the same signatures as Client, which documents them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import httpx
 from numpy.typing import ArrayLike
@@ -17,12 +17,17 @@ from vim_embed_client.base import HTTPX_ERRORS, BaseClient
 from vim_embed_client.compression import Compression
 from vim_embed_client.errors import deadline_expired, error_from_response
 from vim_embed_client.merge import Merge, Progress
-from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
+from vim_embed_client.options import (
+    DEFAULT_TIMEOUT,
+    EmbedOptions,
+    ImageOptions,
+    Options,
+    Timeout,
+)
 from vim_embed_client.pixels import Images
 from vim_embed_client.requests import (
     ChunkPlan,
     Request,
-    embed_params,
     model_path,
     plan_images,
     plan_pixels,
@@ -95,21 +100,12 @@ class AsyncClient(BaseClient):
         self,
         pixel_values: ArrayLike,
         *,
-        model: str | None = None,
-        pooling: str = "mean",
-        dtype: str = "float32",
-        exact: bool | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        wire: str = "auto",
         on_progress: Progress | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Embeddings:
         """See Client.embed."""
-        params = embed_params(
-            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
-        )
         plan = await asyncio.to_thread(
-            plan_pixels, pixel_values, wire_name=wire, params=params, options=self._options
+            plan_pixels, pixel_values, self._options, layers=None, **options
         )
         return (await self._run(plan, on_progress)).embeddings()
 
@@ -118,27 +114,12 @@ class AsyncClient(BaseClient):
         pixel_values: ArrayLike,
         *,
         granularity: str = "blocks",
-        model: str | None = None,
-        pooling: str = "mean",
-        dtype: str = "float32",
-        exact: bool | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        wire: str = "auto",
         on_progress: Progress | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> LayerEmbeddings:
         """See Client.embed_layers."""
-        params = embed_params(
-            model=model,
-            pooling=pooling,
-            dtype=dtype,
-            exact=exact,
-            mean=mean,
-            std=std,
-            layers=granularity,
-        )
         plan = await asyncio.to_thread(
-            plan_pixels, pixel_values, wire_name=wire, params=params, options=self._options
+            plan_pixels, pixel_values, self._options, layers=granularity, **options
         )
         return (await self._run(plan, on_progress)).layers()
 
@@ -146,19 +127,11 @@ class AsyncClient(BaseClient):
         self,
         images: Images,
         *,
-        model: str | None = None,
-        pooling: str = "mean",
-        dtype: str = "float32",
-        exact: bool | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         on_progress: Progress | None = None,
+        **options: Unpack[ImageOptions],
     ) -> Embeddings:
         """See Client.embed_images."""
-        params = embed_params(
-            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
-        )
-        plan = await asyncio.to_thread(plan_images, images, params=params, options=self._options)
+        plan = await asyncio.to_thread(plan_images, images, self._options, **options)
         return (await self._run(plan, on_progress)).embeddings()
 
     async def models(self) -> ModelList:

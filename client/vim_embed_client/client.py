@@ -6,8 +6,7 @@ AsyncClient has the same methods with the same signatures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import httpx
 from numpy.typing import ArrayLike
@@ -17,13 +16,18 @@ from vim_embed_client.compression import Compression
 from vim_embed_client.concurrency import GuardedStream, Scope, run_each
 from vim_embed_client.errors import error_from_response
 from vim_embed_client.merge import Merge, Progress
-from vim_embed_client.options import DEFAULT_TIMEOUT, Options, Timeout
+from vim_embed_client.options import (
+    DEFAULT_TIMEOUT,
+    EmbedOptions,
+    ImageOptions,
+    Options,
+    Timeout,
+)
 from vim_embed_client.pixels import Images
 from vim_embed_client.requests import (
     Chunk,
     ChunkPlan,
     Request,
-    embed_params,
     model_path,
     plan_images,
     plan_pixels,
@@ -110,14 +114,8 @@ class Client(BaseClient):
         self,
         pixel_values: ArrayLike,
         *,
-        model: str | None = None,
-        pooling: str = "mean",
-        dtype: str = "float32",
-        exact: bool | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        wire: str = "auto",
         on_progress: Progress | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Embeddings:
         """Embed pixels: (B, 3, H, W) or (3, H, W), a numpy array or a torch tensor.
 
@@ -136,10 +134,7 @@ class Client(BaseClient):
         Raises InputError before anything is sent, later any other VimEmbedError; a failed chunk
         cancels the rest.
         """
-        params = embed_params(
-            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
-        )
-        plan = plan_pixels(pixel_values, wire_name=wire, params=params, options=self._options)
+        plan = plan_pixels(pixel_values, self._options, layers=None, **options)
         return self._run(plan, on_progress).embeddings()
 
     def embed_layers(
@@ -147,53 +142,30 @@ class Client(BaseClient):
         pixel_values: ArrayLike,
         *,
         granularity: str = "blocks",
-        model: str | None = None,
-        pooling: str = "mean",
-        dtype: str = "float32",
-        exact: bool | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        wire: str = "auto",
         on_progress: Progress | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> LayerEmbeddings:
         """Embed pixels once per layer: a mapping of layer name to (B, D), in the model's order.
 
         granularity: `blocks`, `residual`, `leaves` or `all`. The last layer,
         `last_hidden_state`, is what `embed` returns. For the rest see `embed`.
         """
-        params = embed_params(
-            model=model,
-            pooling=pooling,
-            dtype=dtype,
-            exact=exact,
-            mean=mean,
-            std=std,
-            layers=granularity,
-        )
-        plan = plan_pixels(pixel_values, wire_name=wire, params=params, options=self._options)
+        plan = plan_pixels(pixel_values, self._options, layers=granularity, **options)
         return self._run(plan, on_progress).layers()
 
     def embed_images(
         self,
         images: Images,
         *,
-        model: str | None = None,
-        pooling: str = "mean",
-        dtype: str = "float32",
-        exact: bool | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         on_progress: Progress | None = None,
+        **options: Unpack[ImageOptions],
     ) -> Embeddings:
         """Embed encoded images: paths, bytes or Pillow images, one or many; one row each.
 
         Files and bytes are sent as they are (PNG, JPEG, WebP, TIFF, ...); the service decodes,
         resizes and normalises them. For the rest see `embed`.
         """
-        params = embed_params(
-            model=model, pooling=pooling, dtype=dtype, exact=exact, mean=mean, std=std
-        )
-        plan = plan_images(images, params=params, options=self._options)
+        plan = plan_images(images, self._options, **options)
         return self._run(plan, on_progress).embeddings()
 
     def models(self) -> ModelList:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypedDict
 
@@ -21,6 +22,23 @@ DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=320.0, write=60.0, pool=None)
 _KEEPALIVE_S = 4.0
 
 Timeout = float | httpx.Timeout | None
+
+
+class ImageOptions(TypedDict, total=False):
+    """How `embed_images` embeds; `Client.embed` says what each option means."""
+
+    model: str | None
+    pooling: str
+    dtype: str
+    exact: bool | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+
+class EmbedOptions(ImageOptions, total=False):
+    """How `embed` and `embed_layers` embed; `Client.embed` says what each option means."""
+
+    wire: str
 
 
 class OptionChanges(TypedDict, total=False):

@@ -10,19 +10,18 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vim_embed_client import formats as wire
-from vim_embed_client import pixels
+from vim_embed_client import formats, pixels
 from vim_embed_client.compression import CompressedBody, Compression
 from vim_embed_client.errors import BadAnswerError, InputError
 from vim_embed_client.formats import Array
-from vim_embed_client.options import Options
+from vim_embed_client.options import ImageOptions, Options
 from vim_embed_client.results import Provenance
 
 MAX_CHUNK_BYTES = 64 << 20
@@ -41,7 +40,7 @@ class Request:
     path: str
     params: Params = field(default_factory=dict)
     accept: str = "application/json"
-    body: wire.NpyBody | None = None
+    body: formats.NpyBody | None = None
     images: Sequence[Any] = ()
     may_retry: bool = True
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -61,10 +60,12 @@ class Request:
         return httpx.Request(method, url, params=self.params, headers=headers, **content)
 
     @staticmethod
-    def _body(body: wire.NpyBody, coding: Compression | None) -> wire.NpyBody | CompressedBody:
+    def _body(
+        body: formats.NpyBody, coding: Compression | None
+    ) -> formats.NpyBody | CompressedBody:
         if coding is None:
             return body
-        return CompressedBody(body, coding, media_type=wire.NPY)
+        return CompressedBody(body, coding, media_type=formats.NPY)
 
 
 def tell_deadline(request: httpx.Request, seconds: float | None) -> None:
@@ -106,15 +107,18 @@ class Answer:
 
 def embed_params(
     *,
-    model: str | None,
-    pooling: str,
-    dtype: str,
-    exact: bool | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    layers: str | None = None,
+    model: str | None = None,
+    pooling: str = "mean",
+    dtype: str = "float32",
+    exact: bool | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layers: str | None,
 ) -> Params:
-    """Query parameters of /embed. Raises InputError for an unusable dtype, mean or std."""
+    """Query parameters of /embed; layers is a granularity.
+
+    Raises InputError for an unusable dtype, mean or std.
+    """
     if dtype not in ANSWER_DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: use one of {', '.join(ANSWER_DTYPES)}")
     given = {
@@ -141,17 +145,23 @@ def _triple(name: str, values: Sequence[float] | None) -> str | None:
 
 
 def plan_pixels(
-    values: ArrayLike, *, wire_name: str, params: Params, options: Options
+    values: ArrayLike,
+    options: Options,
+    *,
+    layers: str | None,
+    wire: str = "auto",
+    **embed: Unpack[ImageOptions],
 ) -> ChunkPlan:
-    """Check pixels and cut them into chunks that share their memory."""
+    """Check pixels and cut them into chunks that share their memory. layers: a granularity."""
+    params = embed_params(layers=layers, **embed)
     array = pixels.as_pixels(values)
-    dtype = pixels.wire_dtype(array, wire_name)
-    accept = wire.SAFETENSORS if "layers" in params else wire.NPY
+    dtype = pixels.wire_dtype(array, wire)
+    accept = formats.SAFETENSORS if layers else formats.NPY
     row_bytes = array[0].size * dtype.itemsize
     most = max(1, min(options.rows_per_request, MAX_CHUNK_BYTES // row_bytes))
 
     def chunk(start: int, stop: int) -> Chunk:
-        body = wire.NpyBody(array[start:stop], dtype=dtype)
+        body = formats.NpyBody(array[start:stop], dtype=dtype)
         request = Request(path="/embed", params=params, accept=accept, body=body)
         return Chunk(start=start, stop=stop, request=request)
 
@@ -160,13 +170,16 @@ def plan_pixels(
     return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]))
 
 
-def plan_images(images: Any, *, params: Params, options: Options) -> ChunkPlan:
+def plan_images(images: Any, options: Options, **embed: Unpack[ImageOptions]) -> ChunkPlan:
     """Check images and group them into chunks; files are read when their chunk is sent."""
+    params = embed_params(layers=None, **embed)
     listed = pixels.as_images(images)
     sizes = [pixels.image_bytes(image) for image in listed]
     chunks = []
     for start, stop in cut(sizes, rows=options.rows_per_request):
-        request = Request(path="/embed", params=params, accept=wire.NPY, images=listed[start:stop])
+        request = Request(
+            path="/embed", params=params, accept=formats.NPY, images=listed[start:stop]
+        )
         chunks.append(Chunk(start=start, stop=stop, request=request))
     return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]))
 
@@ -192,10 +205,10 @@ def model_path(name: str) -> str:
 def read_answer(response: httpx.Response) -> Answer:
     """The arrays of a successful answer of /embed. Raises BadAnswerError."""
     kind = response.headers.get("content-type", "").split(";")[0].strip()
-    if kind == wire.NPY:
-        arrays = {"embedding": wire.parse_npy(response.content)}
-    elif kind == wire.SAFETENSORS:
-        arrays = _in_order(*wire.parse_safetensors(response.content))
+    if kind == formats.NPY:
+        arrays = {"embedding": formats.parse_npy(response.content)}
+    elif kind == formats.SAFETENSORS:
+        arrays = _in_order(*formats.parse_safetensors(response.content))
     else:
         raise BadAnswerError(f"the answer of {response.url} is {kind or 'untyped'}, not an array")
     return Answer(

@@ -16,7 +16,7 @@ from vim_embed_client import Client, InputError
 from vim_embed_client.formats import CHUNK_BYTES, NpyBody
 from vim_embed_client.options import Options
 from vim_embed_client.pixels import as_pixels
-from vim_embed_client.requests import MAX_CHUNK_BYTES, cut, embed_params, plan_pixels
+from vim_embed_client.requests import MAX_CHUNK_BYTES, cut, plan_pixels
 
 from .fake_service import SIZE, FakeService, embed_rows
 
@@ -147,10 +147,7 @@ def _options(rows: int) -> Options:
 def test_batches_are_also_split_by_size() -> None:
     row = np.zeros((1, 3, 1248, 1248), np.float32)
     pixels = np.broadcast_to(row, (10, *row.shape[1:]))
-    params = embed_params(
-        model=None, pooling="mean", dtype="float32", exact=None, mean=None, std=None
-    )
-    plan = plan_pixels(pixels, wire_name="auto", params=params, options=_options(64))
+    plan = plan_pixels(pixels, _options(64), layers=None)
     assert [chunk.stop - chunk.start for chunk in plan.chunks] == [3, 3, 3, 1]
 
 
