@@ -15,7 +15,7 @@ import httptools
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from vim_embed.http.body.direct import RECEIVE_INTO, Patience
+from vim_embed.http.body.direct import RECEIVE_INTO, BodyTimeout
 
 
 class ReceivingProtocol(HttpToolsProtocol):
@@ -33,7 +33,7 @@ class ReceivingProtocol(HttpToolsProtocol):
         if any(queued is cycle for queued, _ in self.pipeline):
             return
 
-        async def receive_into(buffer: memoryview, patience: Patience) -> None:
+        async def receive_into(buffer: memoryview, patience: BodyTimeout) -> None:
             await self._receive_into(cycle, buffer, patience)
 
         if not cycle.waiting_for_100_continue:
@@ -41,7 +41,7 @@ class ReceivingProtocol(HttpToolsProtocol):
             scope.setdefault("extensions", {})[RECEIVE_INTO] = receive_into
 
     async def _receive_into(
-        self, cycle: RequestResponseCycle, buffer: memoryview, patience: Patience
+        self, cycle: RequestResponseCycle, buffer: memoryview, patience: BodyTimeout
     ) -> None:
         parsed = len(cycle.body)
         buffer[:parsed] = cycle.body
@@ -51,7 +51,7 @@ class ReceivingProtocol(HttpToolsProtocol):
         cycle.message_event.clear()  # what comes next is a disconnect
 
     async def _receive_rest(
-        self, cycle: RequestResponseCycle, buffer: memoryview, filled: int, patience: Patience
+        self, cycle: RequestResponseCycle, buffer: memoryview, filled: int, patience: BodyTimeout
     ) -> None:
         if cycle.disconnected:
             raise ClientDisconnect
@@ -78,7 +78,7 @@ class _Rest(asyncio.BufferedProtocol):
         self._filled = filled
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def wait(self, patience: Patience) -> None:
+    async def wait(self, patience: BodyTimeout) -> None:
         """Until the buffer is full. Raises TimeoutError if no part came in time."""
         while not self._done.done():
             before = self._filled

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 from vim_embed.errors import Draining, ServiceError
 from vim_embed.http.auth import accepted_keys, bearer
 from vim_embed.http.body.arena import Arena
-from vim_embed.http.body.buffer import Room
+from vim_embed.http.body.buffer import BodyBuffer
 from vim_embed.http.body.reading import Limits, receive_body
 from vim_embed.observability.logs import configure_logging
 from vim_embed.server.body_header import HEADER, error_header, place_header
@@ -72,7 +72,7 @@ class FrontApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        room = Room(self._arena)
+        room = BodyBuffer(self._arena)
         try:
             handed, body = await self._body(Request(scope, receive), room)
             answer = await self._relayed(scope, receive, handed, body)
@@ -86,7 +86,7 @@ class FrontApp:
     def reload_keys(self) -> None:
         self._keys.reload()
 
-    async def _body(self, request: Request, room: Room) -> tuple[str | None, bytes]:
+    async def _body(self, request: Request, room: BodyBuffer) -> tuple[str | None, bytes]:
         """The internal header of a body of pixels, or another body itself."""
         begun = time.monotonic()
         if not self._allowed(request):
@@ -94,7 +94,7 @@ class FrontApp:
         try:
             if not _has_pixels(request):
                 small = replace(self._limits, body_bytes=_SMALL_BODY)
-                own = Room(Arena.private(_SMALL_ROOM))  # for these there is always room
+                own = BodyBuffer(Arena.private(_SMALL_ROOM))  # for these there is always room
                 return None, bytes(await receive_body(request, small, own))
             await receive_body(request, self._limits, room)
         except ServiceError as error:

@@ -26,7 +26,7 @@ from support.server_process import server_process
 from support.serving import NPY, npy
 from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError, UnsupportedEncoding
 from vim_embed.http.body.arena import Arena
-from vim_embed.http.body.buffer import Room
+from vim_embed.http.body.buffer import BodyBuffer
 from vim_embed.http.body.content_coding import CODINGS, PIECE, Decoder, coding_of
 
 if sys.version_info >= (3, 14):
@@ -122,7 +122,7 @@ def test_ten_thousand_members_are_no_burden() -> None:
 
 
 def test_a_room_that_grows_keeps_what_it_has() -> None:
-    room = Room(Arena.private(1 << 20))
+    room = BodyBuffer(Arena.private(1 << 20))
     for start in range(10):
         room.append(bytes([start]) * 30_000)
     assert bytes(room.whole()) == b"".join(bytes([start]) * 30_000 for start in range(10))
@@ -131,7 +131,7 @@ def test_a_room_that_grows_keeps_what_it_has() -> None:
 
 
 def test_working_memory_counts_while_it_is_used() -> None:
-    room = Room(Arena.private(1 << 20))
+    room = BodyBuffer(Arena.private(1 << 20))
     with room.working(600_000), pytest.raises(PayloadTooLarge):
         room.append(bytes(500_000))
     room.append(bytes(500_000))
@@ -139,7 +139,7 @@ def test_working_memory_counts_while_it_is_used() -> None:
 
 def test_rooms_in_one_arena_share_it() -> None:
     arena = Arena.create(1_000_000)
-    first, second = Room(arena), Room(arena)
+    first, second = BodyBuffer(arena), BodyBuffer(arena)
     for value in range(4):  # neither can grow in place
         first.append(bytes([value]) * 50_000)
         second.append(bytes([100 + value]) * 50_000)

@@ -26,7 +26,7 @@ from support.fixtures_vim import DATA
 from support.server_process import Started, server_process
 from support.serving import NPY, from_npy, npy
 from vim_embed.http.body.arena import Arena
-from vim_embed.http.body.buffer import Room
+from vim_embed.http.body.buffer import BodyBuffer
 from vim_embed.server.http_pool import FrontProcesses
 from vim_embed.server.http_process import FrontApp
 from vim_embed.server.sockets import tcp_sockets, unix_socket
@@ -243,7 +243,7 @@ async def test_bodies_that_are_no_pixels_need_no_room_beside_them() -> None:
 
     scope = {"type": "http", "method": "POST", "path": "/models/micro/load", "headers": []}
     front = FrontApp(Settings(), arena, 0, "/nowhere")
-    assert await front._body(Request(scope, receive), Room(arena)) == (None, body)
+    assert await front._body(Request(scope, receive), BodyBuffer(arena)) == (None, body)
 
 
 def test_a_hangup_before_they_listen_does_not_end_them() -> None:

@@ -9,7 +9,7 @@ from vim_embed.errors import PayloadTooLarge, QueueFull
 from vim_embed.http.body.arena import Arena
 
 
-class Room:
+class BodyBuffer:
     """The memory of one body in an arena, of a length that is known before or not.
 
     All raise QueueFull, or PayloadTooLarge where the body would not fit if it were alone.

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 RECEIVE_INTO = "vim_embed.receive_into"
 # From bytes so far to the seconds in which the next part has to come.
-Patience = Callable[[int], float]
-# (memory of the whole body's length, patience); raises TimeoutError when that ends and
+BodyTimeout = Callable[[int], float]
+# (memory of the whole body's length, body_timeout); raises TimeoutError when that ends and
 # ClientDisconnect when the client leaves
-ReceiveInto = Callable[[memoryview, Patience], Awaitable[None]]
+ReceiveInto = Callable[[memoryview, BodyTimeout], Awaitable[None]]

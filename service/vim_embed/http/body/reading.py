@@ -18,7 +18,7 @@ from vim_embed.errors import (
     RequestTimeout,
     ServiceError,
 )
-from vim_embed.http.body.buffer import Room
+from vim_embed.http.body.buffer import BodyBuffer
 from vim_embed.http.body.content_coding import Decoder, coding_of
 from vim_embed.http.body.direct import RECEIVE_INTO
 from vim_embed.settings import Settings
@@ -70,29 +70,29 @@ async def read_body(request: Request, limits: Limits) -> memoryview:
                 raise handed
             body: memoryview = handed
             return body
-        room = Room(request.app.state.arena)
-        state.setdefault(RELEASES, []).append(room.release)
-        return await receive_body(request, limits, room)
+        buffer = BodyBuffer(request.app.state.arena)
+        state.setdefault(RELEASES, []).append(buffer.release)
+        return await receive_body(request, limits, buffer)
     except QueueFull as error:  # whoever keeps the bodies does not know how fast rows are done
         error.retry_after = service.batcher.retry_after
         raise
 
 
-async def receive_body(request: Request, limits: Limits, room: Room) -> memoryview:
-    """Read a body into its room, without its Content-Encoding. Raises as `read_body`."""
+async def receive_body(request: Request, limits: Limits, buffer: BodyBuffer) -> memoryview:
+    """Read a body into its buffer, without its Content-Encoding. Raises as `read_body`."""
     coding = coding_of(", ".join(request.headers.getlist("content-encoding")))
     length = _content_length(request)
     if length is not None and length > limits.body_bytes:
         raise _too_large(limits)
-    buffer = None if length is None or coding is not None else room.allocate(length)
+    memory = None if length is None or coding is not None else buffer.allocate(length)
     try:
-        async with asyncio.timeout(limits.body_timeout) as timeout:
-            patience = _Patience(timeout, limits)
+        async with asyncio.timeout(limits.body_timeout) as deadline:
+            timeout = _BodyTimeout(deadline, limits)
             if coding is not None:
-                return await _read_compressed(request, Decoder(coding), limits, patience, room)
-            if buffer is None:
-                return await _read_unsized(request, limits, patience, room)
-            return await _read_sized(request, buffer, limits, patience)
+                return await _read_compressed(request, Decoder(coding), limits, timeout, buffer)
+            if memory is None:
+                return await _read_unsized(request, limits, timeout, buffer)
+            return await _read_sized(request, memory, limits, timeout)
     except TimeoutError as error:
         raise RequestTimeout(
             f"the body arrived too slowly: no part of it within {limits.body_timeout:g} s, or "
@@ -110,63 +110,63 @@ def _content_length(request: Request) -> int | None:
 
 
 async def _read_sized(
-    request: Request, buffer: memoryview, limits: Limits, patience: _Patience
+    request: Request, memory: memoryview, limits: Limits, timeout: _BodyTimeout
 ) -> memoryview:
-    length, filled = len(buffer), 0
+    length, filled = len(memory), 0
     receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
     if receive_into is not None and length >= _DIRECT_BYTES:
-        patience.stop()
-        await receive_into(buffer, patience.left)
-        return buffer
+        timeout.stop()
+        await receive_into(memory, timeout.left)
+        return memory
     async for chunk in request.stream():
-        patience.extend(filled + len(chunk))
+        timeout.extend(filled + len(chunk))
         if filled + len(chunk) > length:
             raise MalformedRequest("the body is longer than its Content-Length")
-        buffer[filled : filled + len(chunk)] = chunk
+        memory[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
     if filled != length:
         raise MalformedRequest(f"the body ended after {filled} of {length} bytes")
-    return buffer
+    return memory
 
 
 async def _read_unsized(
-    request: Request, limits: Limits, patience: _Patience, room: Room
+    request: Request, limits: Limits, timeout: _BodyTimeout, buffer: BodyBuffer
 ) -> memoryview:
     length = 0
     async for chunk in request.stream():
         length += len(chunk)
-        patience.extend(length)
+        timeout.extend(length)
         if length > limits.body_bytes:
             raise _too_large(limits)
-        room.append(chunk)
-    return room.whole()
+        buffer.append(chunk)
+    return buffer.whole()
 
 
 async def _read_compressed(
-    request: Request, decoder: Decoder, limits: Limits, patience: _Patience, room: Room
+    request: Request, decoder: Decoder, limits: Limits, timeout: _BodyTimeout, buffer: BodyBuffer
 ) -> memoryview:
     length = 0
-    with room.working(_DECODED_BYTES + decoder.memory):
-        async for data in _compressed_parts(request, limits, patience):
+    with buffer.working(_DECODED_BYTES + decoder.memory):
+        async for data in _compressed_parts(request, limits, timeout):
             decoder.feed(data)
             while piece := await asyncio.to_thread(decoder.read):
-                patience.extend()
+                timeout.extend()
                 length += len(piece)
                 if length > limits.body_bytes:
                     raise _too_large(limits, "decompressed ")
-                room.append(piece)
+                buffer.append(piece)
         decoder.finish()
-    return room.whole()
+    return buffer.whole()
 
 
 async def _compressed_parts(
-    request: Request, limits: Limits, patience: _Patience
+    request: Request, limits: Limits, timeout: _BodyTimeout
 ) -> AsyncIterator[bytes]:
     """A body as it came, in parts that are worth a thread hop; bounded, since some never grow."""
     parts, length = bytearray(), 0
     async for chunk in request.stream():
         length += len(chunk)
-        patience.extend(length)
+        timeout.extend(length)
         if length > limits.body_bytes:
             raise _too_large(limits)
         parts += chunk
@@ -176,7 +176,7 @@ async def _compressed_parts(
     yield bytes(parts)
 
 
-class _Patience:
+class _BodyTimeout:
     """How long the next part of a body may take: less where the whole came slowly."""
 
     def __init__(self, timeout: asyncio.Timeout, limits: Limits) -> None:
