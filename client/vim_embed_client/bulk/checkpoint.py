@@ -136,7 +136,7 @@ class Checkpoint:
         rows = np.stack([row for _, row in kept]) if kept else np.empty((0, 0), np.float32)
         names = {
             "ids": [_text(row_id) for row_id, _ in kept],
-            "skipped": [{"id": _text(one.id), "reason": one.reason} for one in skipped],
+            "skipped": [asdict(one) | {"id": _text(one.id)} for one in skipped],
         }
         write_durably(
             self._path(number, "npy"), lambda file: np.save(file, rows, allow_pickle=False)

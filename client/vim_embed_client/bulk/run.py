@@ -134,7 +134,7 @@ class BulkRun:
         return send
 
     def _take(self, checkpoint: Checkpoint, result: RowResult) -> None:
-        if isinstance(result.row, Skipped) and not self._skip:
+        if isinstance(result.row, Skipped) and result.row.fault and not self._skip:
             raise InputError(f"{result.row.id}: {result.row.reason}")
         checkpoint.add(result)
 

@@ -178,7 +178,8 @@ def _telling_what_is_kept(run: BulkRun, output: Path, console: Console) -> Itera
 
 def _report(console: Console, summary: Summary, output: Path, seconds: float) -> None:
     for skipped in summary.first_skipped[:_SHOWN_SKIPS]:
-        say(console, f"[yellow]skipped[/] {escape(skipped.id)}: {escape(skipped.reason)}")
+        word = "skipped" if skipped.fault else "passed over"
+        say(console, f"[yellow]{word}[/] {escape(skipped.id)}: {escape(skipped.reason)}")
     if summary.skipped > _SHOWN_SKIPS:
         console.print(f"[yellow]skipped[/] {summary.skipped - _SHOWN_SKIPS:,} more")
     if summary.other_sizes:

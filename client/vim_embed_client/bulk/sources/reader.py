@@ -35,10 +35,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A row or file that was left out, and why."""
+    """A row or file that was left out, and why.
+
+    fault: False where nothing is wrong with it, and it was passed over for what it is, such as
+    the mask beside an image; such an entry never ends a run.
+    """
 
     id: str
     reason: str
+    fault: bool = True
 
 
 Entry: TypeAlias = Item | Skipped
