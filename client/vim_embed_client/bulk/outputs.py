@@ -39,7 +39,7 @@ class Contents:
     skipped: Callable[[], Iterable[Skipped]] = tuple
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def first_skipped(self) -> list[dict[str, str]]:
+    def first_skipped(self) -> list[dict[str, Any]]:
         """What was left out, as far as it goes into the file itself."""
         return [asdict(one) for one, _ in zip(self.skipped(), range(_NAMED_SKIPS), strict=False)]
 

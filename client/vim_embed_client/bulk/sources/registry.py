@@ -12,6 +12,7 @@ from vim_embed_client.bulk.sources.files import (
     FITS_SUFFIXES,
     TABLE_SUFFIXES,
     TAR_SUFFIXES,
+    PassOver,
     find_files,
 )
 from vim_embed_client.bulk.sources.fits import FitsReader, HduName
@@ -48,14 +49,20 @@ class ReadOptions:
         )
 
 
-def find_sources(paths: Sequence[str], *, leave_out: Path | None = None) -> list[str]:
+def find_sources(
+    paths: Sequence[str],
+    *,
+    leave_out: Path | None = None,
+    pass_over: PassOver = lambda skipped: None,
+) -> list[str]:
     """Files in the order of their names, then `hf:` data sets in the order given.
 
+    leave_out, pass_over: as of find_files.
     Raises InputError for a path or pattern that leads to nothing.
     """
     sets = list(dict.fromkeys(path for path in paths if path.startswith(PREFIX)))
     files = [path for path in paths if not path.startswith(PREFIX)]
-    return find_files(files, leave_out=leave_out) + sets
+    return find_files(files, leave_out=leave_out, pass_over=pass_over) + sets
 
 
 def open_reader(source: str, options: ReadOptions) -> Reader:
