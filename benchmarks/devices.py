@@ -39,8 +39,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import vim_embed.engines.build
-from vim_embed.batching.batcher import Batcher
 from vim_embed.batching.observer import SilentObserver
+from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import BatchKey, EmbedRequest
 from vim_embed.bench.cuda_meter import describe_machine
 from vim_embed.engines.arithmetic import ArithmeticEngine
@@ -124,7 +124,7 @@ class PretendEngine(ArithmeticEngine):
 
     def run(self, staged: Staged) -> Outputs:
         if not isinstance(staged, _Gathered):
-            return super().run(staged)  # the known image
+            return super().run(staged)  # the golden sample
         time.sleep(staged.rows / self._rate)
         flat = staged.pixels.reshape(staged.rows, -1)
         places = np.linspace(0, flat.shape[1] - 1, 384).astype(int)
@@ -188,8 +188,8 @@ class InProcess:
         self._known = known
         self._given = given
         self._devices = len(engines)
-        self._batcher = Batcher(engines, queue_rows=10**6, queue_bytes=2**40, observer=self._tally)
-        self._batcher.start()
+        self._queue = BatchQueue(engines, queue_rows=10**6, queue_bytes=2**40, observer=self._tally)
+        self._queue.start()
 
     def round(self) -> Round:
         problems: list[Exception] = []
@@ -221,7 +221,7 @@ class InProcess:
     def _feed(self, index: int, end: threading.Event, problems: list[Exception]) -> None:
         try:
             while not end.is_set() and not problems:
-                request = self._batcher.submit(
+                request = self._queue.submit(
                     EmbedRequest(self._given.model, self._known.pixels[index], EmbedOptions())
                 )
                 self._known.check(index, request.future.result(60).outputs[EMBEDDING])
@@ -229,7 +229,7 @@ class InProcess:
             problems.append(error)
 
     def stop(self) -> None:
-        self._batcher.drain(30)
+        self._queue.drain(30)
 
 
 # through the service

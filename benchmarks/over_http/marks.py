@@ -55,7 +55,7 @@ class MarksEngine(ArithmeticEngine):
 
     def run(self, staged: Staged) -> Outputs:
         if not isinstance(staged, _Parts):
-            return super().run(staged)  # the known image
+            return super().run(staged)  # the golden sample
         if self._rate:
             time.sleep(staged.rows / self._rate)
         return {EMBEDDING: np.concatenate([marks(part) for part in staged.parts])}

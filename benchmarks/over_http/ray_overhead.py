@@ -44,7 +44,7 @@ _KINDS = {
     "servers/ours.py": "the stand-alone service",
     "multiprocessing.spawn": "clients",
     "ServeReplica:default:ingress": "ingress (HTTP, our routes)",
-    "ServeReplica": "model (engine and batcher)",
+    "ServeReplica": "model (engine and queue)",
     "ProxyActor": "Ray's proxy",
     "ServeController": "Ray's controller",
     "raylet": "raylet and object store",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
@@ -147,18 +147,18 @@ def test_blocks_of_the_fused_forward(pooling: str, dtype: str) -> None:
 
 def test_staging_overlaps_without_mixing_batches() -> None:
     made = engine(MICRO, torch.float32)
-    batcher = Batcher(made, queue_rows=100_000, queue_bytes=10**10)
-    batcher.start()
+    queue = BatchQueue(made, queue_rows=100_000, queue_bytes=10**10)
+    queue.start()
     random = np.random.default_rng(1)
     pixels = images(400, 64)
     expected = eagerly(made, "micro", pixels)
     jobs = [random.integers(0, 400, random.integers(1, 60)) for _ in range(300)]
-    requests = [batcher.submit(EmbedRequest("micro", pixels[rows], MEAN)) for rows in jobs]
+    requests = [queue.submit(EmbedRequest("micro", pixels[rows], MEAN)) for rows in jobs]
     for rows, request in zip(jobs, requests, strict=True):
         found = request.future.result(60).outputs[EMBEDDING]
         error = np.linalg.norm(found - expected[rows], axis=1)
         assert (error <= 1e-5 * np.linalg.norm(expected[rows], axis=1)).all()
-    assert batcher.drain(30)
+    assert queue.drain(30)
 
 
 def test_running_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
@@ -193,13 +193,13 @@ def test_forwards_that_are_launched_one_behind_the_other_keep_their_rows() -> No
     assert made.at_once == 2
     pixels = [images(32, 64, seed) for seed in range(8)]
     expected = [embed(made, "micro", each) for each in pixels]
-    batcher = Batcher(made, queue_rows=10_000, queue_bytes=10**9)
-    batcher.start()
+    queue = BatchQueue(made, queue_rows=10_000, queue_bytes=10**9)
+    queue.start()
     for _ in range(20):
-        requests = [batcher.submit(EmbedRequest("micro", each, MEAN)) for each in pixels]
+        requests = [queue.submit(EmbedRequest("micro", each, MEAN)) for each in pixels]
         for request, right in zip(requests, expected, strict=True):
             np.testing.assert_array_equal(request.future.result(60).outputs[EMBEDDING], right)
-    batcher.drain(20)
+    queue.drain(20)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

@@ -9,7 +9,8 @@ from vim_embed.bench.cuda_meter import CudaMeter
 from vim_embed.bench.rivals import seeded
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.models.vim_fused import FusedVim
-from vim_embed.observability.metrics import Metrics
+from vim_embed.serving.service import build_service
+from vim_embed.settings import Settings
 from vim_embed.types.preprocessing import VIM_PREPROCESSING, Scaling
 
 pytestmark = pytest.mark.gpu
@@ -39,5 +40,5 @@ def test_held_memory_is_counted() -> None:
     memory = engine.memory()
     allocated, reserved = (memory[str(device), state] for state in ("allocated", "reserved"))
     assert held.nbytes <= allocated <= reserved
-    text = Metrics(lambda: 0.0, memory=engine.memory).text().decode()
+    text = build_service(Settings(), engine).metrics.text().decode()
     assert 'vim_embed_gpu_memory_bytes{device="cuda",state="reserved"}' in text

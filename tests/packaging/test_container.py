@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from vim_embed import __version__
-from vim_embed.observability.metrics import Metrics
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +210,7 @@ def test_build_secrets_name_the_package_indexes(tmp_path: Path) -> None:
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     dashboard = json.loads((ROOT / "docker/grafana/dashboards/vim-embed.json").read_text())
-    metrics = Metrics(lambda: 0.0)
+    metrics = build_service(Settings(), ArithmeticEngine()).metrics
     exposed = {
         sample
         for family in metrics.registry.collect()

@@ -10,7 +10,7 @@ from vim_embed.types.model_info import CheckReport
 
 
 class RowQueue(Protocol):
-    """Where rows go to be embedded: a Batcher, or one that passes them on (cluster/ingress.py)."""
+    """Where rows go to be embedded: a BatchQueue, or what passes them on (cluster)."""
 
     @property
     def alive(self) -> bool:
@@ -45,7 +45,7 @@ class RowQueue(Protocol):
         ...
 
     def check(self, model: str) -> list[Future[CheckReport]]:
-        """Compare the model's known image, on each device."""
+        """Compare the model's golden sample, on each device."""
         ...
 
     def unfit(self, model: str) -> str | None:

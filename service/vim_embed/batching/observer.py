@@ -1,4 +1,4 @@
-"""Who hears of what the batcher and its workers do; metrics implement it."""
+"""Who hears of what the queue and its workers do; metrics implement it."""
 
 from __future__ import annotations
 

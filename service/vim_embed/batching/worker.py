@@ -5,9 +5,9 @@ forwards at once, the next is launched before the last one's rows are handed out
 never waits for that.
 
 A failure that is one request's stays that request's: the requests of a failed batch run singly,
-and a known image tells whether the engine still works. A worker that fails (an exception that the
-known image shares, a thread that ends, a forward that hangs) fails at once what it held, with an
-error that may be retried, loads its engine anew and goes on; after too many failures in a row it
+and the golden sample tells whether the engine still works. A worker that fails (an exception that
+the golden sample shares, a thread that ends, a forward that hangs) fails at once what it held, with
+an error that may be retried, loads its engine anew and goes on; after too many failures in a row it
 is lost. Threads that hang cannot be ended: they are left behind, and deliver nothing any more.
 
 Knows neither HTTP nor how the queue is ordered.
@@ -46,7 +46,7 @@ Cause = Literal["exception", "hang", "thread", "check"]
 
 
 @dataclass(frozen=True)
-class Patience:
+class RestartPolicy:
     """What a worker is given: seconds for one forward, failures in a row, seconds between them."""
 
     forward: float = 120.0
@@ -95,7 +95,7 @@ class Worker:
         work: Work,
         *,
         observer: Observer,
-        patience: Patience,
+        policy: RestartPolicy,
         on_lost: Callable[[Worker], None],
     ) -> None:
         self.engine = engine
@@ -107,7 +107,7 @@ class Worker:
         self._wanted = threading.Condition(work.lock)  # an idle thread has something to do
         self._may_run = threading.Condition(work.lock)  # a prepared batch may be run, or never will
         self._observer = observer
-        self._patience = patience
+        self._patience = policy
         self._on_lost = on_lost
         self._shift = Shift()
         self._probes: deque[tuple[str, Future[CheckReport]]] = deque()
@@ -156,7 +156,7 @@ class Worker:
             self._begin_shift()
 
     def probe(self, model: str) -> Future[CheckReport]:
-        """Embed the model's known image between two batches, and compare.
+        """Embed the model's golden sample between two batches, and compare.
 
         A difference makes the model unfit here until a later probe succeeds.
         """
@@ -375,7 +375,7 @@ class Worker:
         try:
             self._compare(shift, model)
         except Exception as own:
-            _LOG.error("the known image failed too", extra={"model": model, "error": repr(own)})
+            _LOG.error("the golden sample failed too", extra={"model": model, "error": repr(own)})
             self._fail(shift, "exception", f"{type(error).__name__} in the model: {error}")
 
     def _compare(self, shift: Shift, model: str) -> CheckReport:
@@ -404,7 +404,7 @@ class Worker:
         except KeyError:  # unloaded meanwhile
             fail(future, _failure(f"{model} is not loaded"))
         except Exception as error:
-            reason = f"{type(error).__name__} on the known image: {error}"
+            reason = f"{type(error).__name__} on the golden sample: {error}"
             fail(future, _failure(reason))
             self._fail(shift, "check", reason)
 

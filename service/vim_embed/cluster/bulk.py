@@ -37,7 +37,7 @@ from vim_embed.errors import (
 )
 from vim_embed.http.formats.answers import provenance
 from vim_embed.http.formats.images import decode_image
-from vim_embed.serving.service import Service
+from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray, PixelError, check_options, check_pixels
@@ -182,7 +182,7 @@ class Embedder:
         settings = job.settings.model_copy(update=changes)
         self._job = job
         self._folder = Path(folder)
-        self._service = Service(settings, make_engines(settings))
+        self._service = build_service(settings, make_engines(settings))
         self._service.start()
         self._service.wait_loaded()
         self._info = self._service.ready_model(None)
@@ -233,7 +233,7 @@ class Embedder:
         pixels = self._decoded(images) if isinstance(images, list) else images
         checked = check_pixels(pixels, self._info, max_size=self._job.settings.max_image_size)
         queued = EmbedRequest(self._info.name, checked, self._job.options)
-        return self._service.batcher.submit(queued).future.result().outputs[EMBEDDING]
+        return self._service.queue.submit(queued).future.result().outputs[EMBEDDING]
 
     def _decoded(self, images: list[bytes]) -> PixelArray:
         spec, limit = self._info.preprocessing, self._job.settings.max_image_pixels

@@ -1,7 +1,7 @@
 """The service on a Ray cluster: `serve run vim_embed.cluster:app`.
 
 One deployment takes HTTP requests with the routes of app.py; one deployment a model holds engine
-and batcher. Scheduling, discovery, balancing, scaling and rolling updates are Ray Serve's.
+and queue. Scheduling, discovery, balancing, scaling and rolling updates are Ray Serve's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vim_embed.cluster.ingress import ClusterService
+from vim_embed.cluster.ingress import cluster_service
 from vim_embed.cluster.metrics import RayMetrics
 from vim_embed.cluster.replica import MakeEngines, Replica
 from vim_embed.cluster.settings import ClusterSettings
@@ -85,7 +85,7 @@ class Ingress:
         handles: Mapping[str, Any],
     ) -> None:
         configure_logging(settings.log_level, settings.log_format)
-        self._service = ClusterService(settings, names, handles)
+        self._service = cluster_service(settings, names, handles)
         self._metrics: RayMetrics | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:

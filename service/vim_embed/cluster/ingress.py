@@ -32,6 +32,7 @@ from vim_embed.batching.request import Embedded, EmbedRequest
 from vim_embed.cluster.messages import Call, Facts
 from vim_embed.engines.interface import ModelStatus
 from vim_embed.errors import Draining, NotReady, QueueFull, ServiceError, WorkerFailed
+from vim_embed.observability.metrics import Metrics
 from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import CheckReport
@@ -51,7 +52,7 @@ _SILENCE = 30.0  # seconds without a sign of a model, after which it counts as f
 
 
 class RemoteModels:
-    """Which models there are, as their replicas last described them; a `Models`."""
+    """Which models there are, as their replicas last described them; a `ModelRegistry`."""
 
     def __init__(self, names: Mapping[str, tuple[str, ...]], handles: Mapping[str, Any]) -> None:
         """names: with their aliases, in the order of the settings. handles: Ray's, by name."""
@@ -141,6 +142,7 @@ class RemoteQueue:
         self._queue_bytes = queue_bytes
         self._accepting = True
         self._open: dict[asyncio.Task[None], EmbedRequest] = {}
+        self._end_watch: Callable[[], object] = lambda: None
 
     alive = True
 
@@ -165,7 +167,10 @@ class RemoteQueue:
         return _RETRY_AFTER
 
     def start(self) -> None:
-        """Nothing to start: Ray runs the replicas."""
+        """Watch the models, which Ray runs; called in the event loop."""
+        loop = asyncio.get_running_loop()
+        watch = loop.create_task(self._models.watch())
+        self._end_watch = lambda: loop.call_soon_threadsafe(watch.cancel)
 
     def submit(self, request: EmbedRequest) -> EmbedRequest:
         """Send rows on. Raises QueueFull or Draining at once; never waits."""
@@ -188,7 +193,7 @@ class RemoteQueue:
         return request
 
     def check(self, model: str) -> list[Future[CheckReport]]:
-        """Let one replica of the model compare its known image; called in the event loop."""
+        """Let one replica of the model compare its golden sample; called in the event loop."""
         future: Future[CheckReport] = Future()
         task = asyncio.get_running_loop().create_task(self._check(model, future))
         future.add_done_callback(lambda _: task)  # keeps the task from being collected
@@ -207,6 +212,7 @@ class RemoteQueue:
         """Wait for what is on its way; not in the event loop."""
         self.stop_accepting()
         left = wait([t.future for t in list(self._open.values())], timeout).not_done
+        self._end_watch()
         return not left
 
     async def _forward(self, request: EmbedRequest) -> None:
@@ -238,35 +244,20 @@ class RemoteQueue:
             future.set_result(reply[0])
 
 
-class ClusterService(Service):
-    """A Service whose models run in the replicas behind `handles`."""
+def cluster_service(
+    settings: Settings,
+    names: Mapping[str, tuple[str, ...]],
+    handles: Mapping[str, Any],
+) -> Service:
+    """A Service whose models run in the replicas behind `handles`; started in the event loop.
 
-    def __init__(
-        self,
-        settings: Settings,
-        names: Mapping[str, tuple[str, ...]],
-        handles: Mapping[str, Any],
-    ) -> None:
-        """names: of the models, with their aliases. handles: Ray's, by name."""
-        self._models = RemoteModels(names, handles)
-        self._begin(settings, self._models, devices=0)
-        self._compose(RemoteQueue(self._models, handles, queue_bytes=settings.queue_bytes))
-        self._end_watch: Callable[[], object] = lambda: None
-
-    def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
-        """Watch the models; called in the event loop. Replicas load them, so `on_loaded` is not
-        called.
-        """
-        loop = asyncio.get_running_loop()
-        watch = loop.create_task(self._models.watch())
-        self._end_watch = lambda: loop.call_soon_threadsafe(watch.cancel)
-
-    def stop(self) -> bool:
-        """Finish what is on its way within the drain timeout. False if something was left."""
-        self.begin_drain()
-        empty = self.batcher.drain(self.settings.drain_timeout)
-        self._end_watch()
-        return empty
+    names: of the models, with their aliases. handles: Ray's, by name. Replicas load and check
+    their own models, so that nothing is left of these to do here.
+    """
+    settings = settings.model_copy(update={"check_interval": 0.0})
+    models = RemoteModels(names, handles)
+    queue = RemoteQueue(models, handles, queue_bytes=settings.queue_bytes)
+    return Service(settings, models, queue, Metrics(devices=0))
 
 
 def translated(error: Exception, model: str) -> ServiceError:

@@ -1,4 +1,4 @@
-"""One model on one share of a device: our engine and batcher, called through Ray.
+"""One model on one share of a device: our engine and queue, called through Ray.
 
 Rows of concurrent calls are batched in here, as the stand-alone service does it. Refusals and
 failures are returned as values: raised, Ray would log and wrap each of them.
@@ -20,7 +20,7 @@ from vim_embed.cluster.metrics import RayMetrics
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import ServiceError
 from vim_embed.observability.logs import configure_logging
-from vim_embed.serving.service import Service
+from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import CheckReport
 from vim_embed.types.pixels import PixelArray
@@ -35,7 +35,7 @@ class Replica:
         """Blocks until the model is loaded. Raises RuntimeError with the reason if it cannot be."""
         share_cores()
         configure_logging(settings.log_level, settings.log_format)
-        self._service = Service(settings, make_engines(settings))
+        self._service = build_service(settings, make_engines(settings))
         self._metrics: RayMetrics | None = None
         self._stopped = False
         self._service.start()
@@ -51,7 +51,7 @@ class Replica:
         deadline = None if call.seconds is None else time.monotonic() + call.seconds
         try:
             info = self._service.ready_model(None)
-            queued = self._service.batcher.submit(
+            queued = self._service.queue.submit(
                 EmbedRequest(
                     info.name,
                     pixels,
@@ -68,7 +68,7 @@ class Replica:
 
     async def facts(self) -> Facts:
         """What the ingress shows of the model."""
-        engine, status = self._service.engine, self._service.find(None)
+        engine, status = self._service.models, self._service.find(None)
         if status.info is None:
             return Facts(status, 0)
         size = status.info.preprocessing.image_size
@@ -82,7 +82,7 @@ class Replica:
         )
 
     async def check(self) -> list[CheckReport] | ServiceError:
-        """Compare the model's known image now."""
+        """Compare the model's golden sample now."""
         try:
             return await self._service.check(self._service.default_model)
         except ServiceError as error:
@@ -94,7 +94,7 @@ class Replica:
             self._metrics = RayMetrics(self._service.metrics.registry)
         self._metrics.publish()
         self._service.check_ready()
-        lost = [k for k, state in self._service.batcher.devices.items() if state == "lost"]
+        lost = [k for k, state in self._service.queue.devices.items() if state == "lost"]
         if lost:  # the others would go on, but a new replica gets all of its devices back
             raise RuntimeError(f"{', '.join(lost)} is lost to this replica")
 

@@ -1,7 +1,7 @@
 """Several devices with the same models, described as one.
 
-Each device's engine runs in a worker of its own (batcher.py); this is what the rest of the service
-asks which models there are.
+Each device's engine runs in a worker of its own (batching/worker.py); this is what the rest of the
+service asks which models there are.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class EngineFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Golden:
-    """A known image (1, 3, H, W) uint8, its embedding (1, D) float32 when the model was sound,
+    """A golden sample (1, 3, H, W) uint8, its embedding (1, D) float32 when the model was sound,
     and the relative L2 error that is allowed.
     """
 
@@ -59,7 +59,7 @@ class Staged(Protocol):
     def rows(self) -> int: ...
 
 
-class Models(Protocol):
+class ModelRegistry(Protocol):
     """Which models there are, on one device or on several alike."""
 
     def load(self) -> None:
@@ -99,7 +99,7 @@ class Models(Protocol):
         ...
 
 
-class Engine(Models, Protocol):
+class Engine(ModelRegistry, Protocol):
     """Runs batches on one device."""
 
     @property

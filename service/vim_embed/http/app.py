@@ -29,7 +29,7 @@ from vim_embed.http.error_answers import (
 from vim_embed.http.middleware import EmbedDirectly, RequestContext, RequireKey
 from vim_embed.http.routes import control, embed, page, v2, v2_state
 from vim_embed.http.routes import models as state
-from vim_embed.serving.service import Service
+from vim_embed.serving.service import Service, build_service
 from vim_embed.settings import Settings
 
 _STATE = "Models, health and metrics"  # the tag of these routes
@@ -51,7 +51,7 @@ def create_app(
     """
     faults = Faults() if settings.fault_injection else None
     if service is None:
-        service = Service(
+        service = build_service(
             settings, engine or build.build_engines(settings, faults), on_lost=on_lost
         )
 

@@ -47,7 +47,7 @@ async def compute(
     try:
         pixels = await _checked(pixels, info, service.settings.max_image_size)
         deadline = _deadline(service, timeout, begin)
-        queued = service.batcher.submit(
+        queued = service.queue.submit(
             EmbedRequest(
                 info.name,
                 pixels,

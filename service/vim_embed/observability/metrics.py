@@ -1,4 +1,4 @@
-"""Prometheus metrics of one service; docs/metrics.md lists them. The batcher and the routes report
+"""Prometheus metrics of one service; docs/metrics.md lists them. The queue and the routes report
 here."""
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from vim_embed.batching.interface import RowQueue
 from vim_embed.batching.request import BatchKey, Embedded
 from vim_embed.engines.interface import ModelStatus
 from vim_embed.observability.activity import Activity
-from vim_embed.observability.utilisation import LiveRatio
+from vim_embed.observability.utilisation import Utilisation
 
 REFUSALS = ("unauthorized", "payload_too_large", "queue_full", "not_ready", "draining")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -37,37 +38,37 @@ class Totals:
 
 
 class Metrics:
-    """Counters, histograms and gauges; a `batcher.Observer`.
+    """Counters, histograms and gauges; a `batching.observer.Observer`.
 
     Counted per request: `embed_seconds` = `queue_seconds` + `compute_seconds` +
     `overhead_seconds`. Counted per batch: `stage_seconds`, `forward_seconds`, `batch_rows`.
     """
 
-    def __init__(
-        self,
-        waiting_rows: Callable[[], float],
-        *,
-        waiting_bytes: Callable[[], float] = lambda: 0.0,
-        models: Callable[[], Mapping[str, ModelStatus]] = dict,
-        memory: Callable[[], Mapping[tuple[str, str], int]] = dict,
-        devices: int = 1,
-        workers: Callable[[], Mapping[str, bool]] = dict,
-    ) -> None:
-        """workers: whether each device's is at work, by device."""
+    def __init__(self, devices: int = 1) -> None:
+        """devices: that compute here, whose time `utilisation` is a share of."""
         self.registry = CollectorRegistry()
-        self.ratio = LiveRatio(devices)
+        self.utilisation = Utilisation(devices)
         self.activity = Activity()
         self._of_http()
         self._of_requests()
         self._of_batches()
         self._of_workers()
-        self._gauge("waiting_rows", "Rows in the queue", waiting_rows)
-        self._gauge("waiting_bytes", "Bytes of the requests in the queue", waiting_bytes)
         ratio = "Rows/s delivered over rows/s of the bare forward, over the last minute with work"
-        self._gauge("overhead_ratio", ratio, lambda: self.ratio.value)
-        self.registry.register(WorkingTime(self.ratio))
-        self.registry.register(EngineCollector(models, memory, workers))
+        self._gauge("overhead_ratio", ratio, lambda: self.utilisation.value)
+        self.registry.register(WorkingTime(self.utilisation))
         ProcessCollector(registry=self.registry)
+
+    def watch(
+        self,
+        queue: RowQueue,
+        models: Callable[[], Mapping[str, ModelStatus]],
+        memory: Callable[[], Mapping[tuple[str, str], int]],
+    ) -> None:
+        """From now on ask these at every scrape; called once, when a service is put together."""
+        self._gauge("waiting_rows", "Rows in the queue", lambda: queue.waiting_rows)
+        text = "Bytes of the requests in the queue"
+        self._gauge("waiting_bytes", text, lambda: queue.waiting_bytes)
+        self.registry.register(ServiceCollector(models, memory, queue))
 
     def _of_http(self) -> None:
         self.requests = self._counter("requests", "Answers", "route", "status", "code")
@@ -118,19 +119,19 @@ class Metrics:
         )
         self.self_checks = self._counter("self_checks", "Self-checks", "model", "result")
 
-    # the batcher's reports
+    # the queue's reports
 
     def entered(self, key: BatchKey) -> None:
-        self.ratio.entered()
+        self.utilisation.entered()
 
     def left(self, key: BatchKey) -> None:
-        self.ratio.left()
+        self.utilisation.left()
 
     def staged(self, key: BatchKey, seconds: float) -> None:
         self.stage_seconds.labels(key.model).observe(seconds)
 
     def batch(self, key: BatchKey, rows: int, requests: int, seconds: float) -> None:
-        self.ratio.forward(seconds)
+        self.utilisation.forward(seconds)
         self.activity.batch(rows)
         self.rows.labels(key.model).inc(rows)
         self.batches.labels(key.model).inc()
@@ -215,26 +216,27 @@ class Metrics:
 class WorkingTime(Collector):
     """Seconds in which some request was queued or computed."""
 
-    def __init__(self, ratio: LiveRatio) -> None:
-        self._ratio = ratio
+    def __init__(self, utilisation: Utilisation) -> None:
+        self._utilisation = utilisation
 
     def collect(self) -> Iterator[Metric]:
         text = "Seconds in which some request was queued or computed"
-        yield CounterMetricFamily("vim_embed_working_seconds", text, self._ratio.working_seconds)
+        seconds = self._utilisation.working_seconds
+        yield CounterMetricFamily("vim_embed_working_seconds", text, seconds)
 
 
-class EngineCollector(Collector):
+class ServiceCollector(Collector):
     """Asks at every scrape: which models there are, how much memory they hold, who is at work."""
 
     def __init__(
         self,
         models: Callable[[], Mapping[str, ModelStatus]],
         memory: Callable[[], Mapping[tuple[str, str], int]],
-        workers: Callable[[], Mapping[str, bool]],
+        queue: RowQueue,
     ) -> None:
         self._models = models
         self._memory = memory
-        self._workers = workers
+        self._queue = queue
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not ask a service that is still being put together."""
@@ -262,6 +264,6 @@ class EngineCollector(Collector):
                 info.add_metric(values, 1)
         for place, size in self._memory().items():
             memory.add_metric(place, size)
-        for device, at_work in self._workers().items():
-            up.add_metric((device,), float(at_work))
+        for device, state in self._queue.devices.items():
+            up.add_metric((device,), float(state == "up"))
         yield from (ready, info, memory, up)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-class LiveRatio:
+class Utilisation:
     """The ratio over the last `seconds`. From any thread."""
 
     def __init__(

@@ -78,7 +78,7 @@ def serve(settings: Settings) -> int:
     async def drain() -> None:
         while not stopping.is_set():
             await asyncio.sleep(0.05)
-        _LOG.info("draining", extra={"waiting_rows": service.batcher.waiting_rows})
+        _LOG.info("draining", extra={"waiting_rows": service.queue.waiting_rows})
         await asyncio.to_thread(service.stop)
         if fronts is not None:
             await asyncio.to_thread(fronts.stop, _FRONTS_PATIENCE)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from vim_embed.engines.interface import Models
+from vim_embed.engines.interface import ModelRegistry
 from vim_embed.errors import Conflict, NotReady, UnknownModel
 from vim_embed.serving.malloc_trim import trim
 
@@ -23,12 +23,14 @@ class Busy(Protocol):
 class ModelControl:
     """Loads and unloads one model at a time; the others go on answering."""
 
-    def __init__(self, models: Models, batcher: Busy, *, max_models: int, patience: float) -> None:
+    def __init__(
+        self, models: ModelRegistry, queue: Busy, *, max_models: int, patience: float
+    ) -> None:
         """max_models: loaded at once, 0 for any number. patience: seconds an unload waits."""
         self.pinned: set[str] = set()
         self.leaving: set[str] = set()
         self._models = models
-        self._batcher = batcher
+        self._queue = queue
         self._max_models = max_models
         self._patience = patience
         self._used: dict[str, float] = {}
@@ -92,7 +94,7 @@ class ModelControl:
             return
         self.leaving.add(name)
         try:
-            self._wait(lambda: not self._batcher.busy_with(name), name)
+            self._wait(lambda: not self._queue.busy_with(name), name)
             self._models.unload(name)
         finally:
             self.leaving.discard(name)

@@ -1,4 +1,4 @@
-"""Checks an idle service from time to time: every model embeds its known image and is compared."""
+"""Checks an idle service from time to time: every model compares its golden sample."""
 
 from __future__ import annotations
 
@@ -28,11 +28,9 @@ class Checked(Protocol):
 class IdleChecks:
     """A thread that checks every `interval` seconds, if nothing waits then."""
 
-    def __init__(
-        self, batcher: Checked, names: Callable[[], Iterable[str]], interval: float
-    ) -> None:
+    def __init__(self, queue: Checked, names: Callable[[], Iterable[str]], interval: float) -> None:
         """names: of the models that are loaded."""
-        self._batcher = batcher
+        self._queue = queue
         self._names = names
         self._interval = interval
         self._stopping = threading.Event()
@@ -48,11 +46,11 @@ class IdleChecks:
     def _repeat(self) -> None:
         while not self._stopping.wait(self._interval):
             for name in self._names():
-                if self._batcher.waiting_rows == 0:
+                if self._queue.waiting_rows == 0:
                     self._check(name)
 
     def _check(self, name: str) -> None:
-        for future in self._batcher.check(name):
+        for future in self._queue.check(name):
             with suppress(ServiceError, TimeoutError):  # the worker logged it and restarts
                 report = future.result(_PATIENCE)
                 _LOG.debug("self-check", extra={"model": name, "error": report.error})

@@ -1,4 +1,4 @@
-"""One running service: engine, batcher, metrics and state, from start to drain.
+"""One running service: models, queue, metrics and state, from start to drain.
 
 What the routes need and nothing of HTTP.
 """
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 from vim_embed import __version__
-from vim_embed.batching.batcher import Batcher
 from vim_embed.batching.interface import RowQueue
-from vim_embed.batching.worker import Patience
+from vim_embed.batching.queue import BatchQueue
+from vim_embed.batching.worker import RestartPolicy
 from vim_embed.engines.device_group import EngineGroup
-from vim_embed.engines.interface import Engine, Models, ModelStatus
+from vim_embed.engines.interface import Engine, ModelRegistry, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.observability.metrics import Metrics
 from vim_embed.observability.tracing import traces_of_environment
@@ -29,67 +29,39 @@ _LOADING_PATIENCE = 5.0  # seconds that a stopping service gives a model to fini
 
 
 class Service:
-    """Loads models in the background, answers what is ready, drains on request."""
+    """Loads models in the background, answers what is ready, drains on request.
+
+    It is made of four parts that know nothing of each other's making: models and queue may be
+    those of this process (`build_service`) or stand for others elsewhere (cluster/ingress.py).
+    """
 
     def __init__(
-        self,
-        settings: Settings,
-        engines: Engine | Sequence[Engine],
-        *,
-        on_lost: Callable[[], None] = lambda: None,
+        self, settings: Settings, models: ModelRegistry, queue: RowQueue, metrics: Metrics
     ) -> None:
-        """engines: one for each device. on_lost: called when no worker is left."""
-        members = list(engines) if isinstance(engines, Sequence) else [engines]
-        self._begin(
-            settings, members[0] if len(members) == 1 else EngineGroup(members), len(members)
-        )
-        batcher = Batcher(
-            members,
-            queue_rows=settings.queue_rows,
-            queue_bytes=settings.queue_bytes,
-            client_share=settings.client_share,
-            observer=self.metrics,
-            patience=Patience(settings.forward_timeout, settings.worker_restarts),
-            on_lost=on_lost,
-        )
-        self._compose(batcher)
-
-    def _begin(self, settings: Settings, models: Models, devices: int) -> None:
         self.settings = settings
-        self.engine = models
-        self.metrics = Metrics(
-            lambda: self.batcher.waiting_rows,
-            waiting_bytes=lambda: self.batcher.waiting_bytes,
-            models=self.statuses,
-            memory=models.memory,
-            devices=devices,
-            workers=lambda: {k: state == "up" for k, state in self.batcher.devices.items()},
-        )
-
-    def _compose(self, batcher: RowQueue) -> None:
-        self.batcher = batcher
+        self.models = models
+        self.queue = queue
+        self.metrics = metrics
         self.control = ModelControl(
-            self.engine,
-            batcher,
-            max_models=self.settings.max_models,
-            patience=self.settings.request_timeout,
+            models, queue, max_models=settings.max_models, patience=settings.request_timeout
         )
         self.traces = traces_of_environment()
         self.draining = False
-        self._checks = IdleChecks(batcher, self._ready_names, self.settings.check_interval)
-        self.trimming = Trimming(lambda: self.metrics.ratio.working_seconds)
+        self.trimming = Trimming(lambda: metrics.utilisation.working_seconds)
+        self._checks = IdleChecks(queue, self._ready_names, settings.check_interval)
         self._loading: threading.Thread | None = None
+        metrics.watch(queue, self.statuses, models.memory)
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
-        """Start the batcher and load the models in a thread; then `on_loaded(any are ready)`."""
+        """Start the queue and load the models in a thread; then `on_loaded(any are ready)`."""
 
         def load() -> None:
-            self.engine.load()
+            self.models.load()
             if on_loaded is not None:
-                on_loaded(any(m.state == "ready" for m in self.engine.status().values()))
+                on_loaded(any(m.state == "ready" for m in self.models.status().values()))
 
         self.trimming.start()  # first, for all threads' memory
-        self.batcher.start()
+        self.queue.start()
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
         self._checks.start()
@@ -102,14 +74,14 @@ class Service:
     def begin_drain(self) -> None:
         """Answer 503 to new work from now on; what is in flight goes on."""
         self.draining = True
-        self.batcher.stop_accepting()
+        self.queue.stop_accepting()
 
     def stop(self) -> bool:
         """Finish what is in flight within the drain timeout. False if something was left."""
         self.begin_drain()
         self._checks.stop()
         self.trimming.stop()
-        empty = self.batcher.drain(self.settings.drain_timeout)
+        empty = self.queue.drain(self.settings.drain_timeout)
         if self._loading is not None:
             self._loading.join(timeout=_LOADING_PATIENCE)
         return empty
@@ -117,15 +89,15 @@ class Service:
     @property
     def default_model(self) -> str:
         """The model of a request that names none."""
-        return next(iter(self.engine.status()))
+        return next(iter(self.models.status()))
 
     def statuses(self) -> dict[str, ModelStatus]:
         """Every model by name; one that no worker may run counts as failed."""
-        return {name: self._judged(status) for name, status in self.engine.status().items()}
+        return {name: self._judged(status) for name, status in self.models.status().items()}
 
     def find(self, name: str | None) -> ModelStatus:
         """A configured model by name or alias. Raises UnknownModel."""
-        models = self.engine.status()
+        models = self.models.status()
         if name is None:
             return self._judged(models[self.default_model])
         for status in models.values():
@@ -145,9 +117,9 @@ class Service:
         return status.info
 
     async def check(self, name: str) -> list[CheckReport]:
-        """Let each device compare the model's known image now. Raises NotReady or WorkerFailed."""
+        """Let each device compare its golden sample. Raises NotReady or WorkerFailed."""
         status = self.find(name)
-        probes = self.batcher.check(status.name)
+        probes = self.queue.check(status.name)
         if not probes:
             raise NotReady(f"model {status.name!r} is not loaded: {status.reason or status.state}")
         return [await asyncio.wrap_future(probe) for probe in probes]
@@ -160,8 +132,8 @@ class Service:
         problem = None
         if self.draining:
             problem = "the service is shutting down"
-        elif not self.batcher.alive:
-            broken = self.batcher.problems or {"worker": "its threads are not running"}
+        elif not self.queue.alive:
+            broken = self.queue.problems or {"worker": "its threads are not running"}
             problem = "no worker: " + "; ".join(f"{k}: {v}" for k, v in broken.items())
         elif "ready" not in states.values():
             problem = "no model is ready: " + "; ".join(f"{k}: {v}" for k, v in reasons.items())
@@ -181,10 +153,10 @@ class Service:
             "ready": reason is None,
             "reason": reason,
             "default": self.default_model,
-            "devices": self.batcher.devices,
+            "devices": self.queue.devices,
             "models": [self.describe(status) for status in self.statuses().values()],
             "queue": {
-                "waiting_rows": self.batcher.waiting_rows,
+                "waiting_rows": self.queue.waiting_rows,
                 "capacity_rows": self.settings.queue_rows,
             },
             **self.metrics.activity.summary(),
@@ -210,17 +182,42 @@ class Service:
             "limits": {
                 "max_rows": self.settings.max_rows,
                 "max_body_bytes": self.settings.max_body_bytes,
-                "batch_rows": self.engine.batch_rows(status.name, shape),
+                "batch_rows": self.models.batch_rows(status.name, shape),
             },
         }
 
     def _ready_names(self) -> list[str]:
-        return [name for name, status in self.engine.status().items() if status.state == "ready"]
+        return [name for name, status in self.models.status().items() if status.state == "ready"]
 
     def _judged(self, status: ModelStatus) -> ModelStatus:
         if status.state != "ready":
             return status
         if status.name in self.control.leaving:
             return replace(status, state="unloaded", reason="it is being unloaded", info=None)
-        reason = self.batcher.unfit(status.name)
+        reason = self.queue.unfit(status.name)
         return status if reason is None else replace(status, state="failed", reason=reason)
+
+
+def build_service(
+    settings: Settings,
+    engines: Engine | Sequence[Engine],
+    *,
+    on_lost: Callable[[], None] = lambda: None,
+) -> Service:
+    """The ordinary service: models and queue of this process.
+
+    engines: one for each device. on_lost: called when no worker is left.
+    """
+    members = list(engines) if isinstance(engines, Sequence) else [engines]
+    metrics = Metrics(devices=len(members))
+    queue = BatchQueue(
+        members,
+        queue_rows=settings.queue_rows,
+        queue_bytes=settings.queue_bytes,
+        client_share=settings.client_share,
+        observer=metrics,
+        policy=RestartPolicy(settings.forward_timeout, settings.worker_restarts),
+        on_lost=on_lost,
+    )
+    models = members[0] if len(members) == 1 else EngineGroup(members)
+    return Service(settings, models, queue, metrics)

@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest, Slice
-from vim_embed.batching.worker import Patience
+from vim_embed.batching.worker import RestartPolicy
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import EngineFailed, Outputs, Staged
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
@@ -22,7 +22,7 @@ from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray
 
 MEAN = EmbedOptions()
-QUICK = Patience(forward=20.0, failures=3, first_pause=0.01, longest_pause=0.02)
+QUICK = RestartPolicy(forward=20.0, failures=3, first_pause=0.01, longest_pause=0.02)
 HASTY = replace(QUICK, forward=0.3)  # for forwards that hang; elsewhere a busy machine is no hang
 
 
@@ -57,26 +57,26 @@ class BreakableEngine(ArithmeticEngine):
 @contextmanager
 def batching(
     *engines: BreakableEngine,
-    patience: Patience = QUICK,
+    policy: RestartPolicy = QUICK,
     on_lost: Callable[[], None] = lambda: None,
-) -> Iterator[Batcher]:
-    batcher = Batcher(
-        engines, queue_rows=10_000, queue_bytes=10**9, patience=patience, on_lost=on_lost
+) -> Iterator[BatchQueue]:
+    queue = BatchQueue(
+        engines, queue_rows=10_000, queue_bytes=10**9, policy=policy, on_lost=on_lost
     )
-    batcher.start()
-    yield batcher
+    queue.start()
+    yield queue
     for engine in engines:
         engine.fault = None
-    batcher.drain(20)
-    assert not batcher.alive
+    queue.drain(20)
+    assert not queue.alive
 
 
 def rows(count: int, seed: int = 0) -> PixelArray:
     return np.random.default_rng(seed).integers(0, 250, (count, 3, 8, 8), dtype=np.uint8)
 
 
-def submit(batcher: Batcher, count: int = 3, seed: int = 0) -> EmbedRequest:
-    return batcher.submit(EmbedRequest("arithmetic", rows(count, seed), MEAN))
+def submit(queue: BatchQueue, count: int = 3, seed: int = 0) -> EmbedRequest:
+    return queue.submit(EmbedRequest("arithmetic", rows(count, seed), MEAN))
 
 
 def assert_right(request: EmbedRequest) -> None:
@@ -123,13 +123,13 @@ class Steps(threading.Semaphore):
         assert self.acquire(timeout=20)
 
 
-def test_a_failure_that_the_known_image_does_not_share_is_the_request_s() -> None:
+def test_a_failure_that_the_golden_sample_does_not_share_is_the_request_s() -> None:
     engine = BreakableEngine()
-    with batching(engine) as batcher:
+    with batching(engine) as queue:
         engine.fault = once(raising(RuntimeError("these rows")), engine)
         with pytest.raises(InternalError):
-            submit(batcher).future.result(20)
-        assert_right(submit(batcher))
+            submit(queue).future.result(20)
+        assert_right(submit(queue))
         assert engine.restarts == 0
 
 
@@ -137,149 +137,149 @@ def test_a_failure_that_the_known_image_does_not_share_is_the_request_s() -> Non
 @pytest.mark.parametrize("error", [EngineFailed("gone"), EndOfThread()])
 def test_a_worker_that_fails_begins_anew(error: BaseException) -> None:
     engine = BreakableEngine()
-    with batching(engine) as batcher:
+    with batching(engine) as queue:
         engine.fault = once(raising(error), engine)
         with pytest.raises(WorkerFailed) as refusal:
-            submit(batcher).future.result(20)
+            submit(queue).future.result(20)
         assert refusal.value.retryable
         assert refusal.value.retry_after == 1
-        assert_right(submit(batcher))
+        assert_right(submit(queue))
         assert engine.restarts == 1
-        assert batcher.problems == {}
+        assert queue.problems == {}
 
 
-def test_an_engine_that_fails_on_its_known_image_too_begins_anew() -> None:
+def test_an_engine_that_fails_on_its_golden_sample_too_begins_anew() -> None:
     engine = BreakableEngine()
-    with batching(engine) as batcher:
+    with batching(engine) as queue:
         engine.fault = raising(RuntimeError("always"))
         engine.on_restart = lambda: setattr(engine, "fault", None)
         with pytest.raises(InternalError):
-            submit(batcher).future.result(20)
+            submit(queue).future.result(20)
         until(lambda: engine.restarts == 1)
-        assert_right(submit(batcher))
+        assert_right(submit(queue))
 
 
 def test_a_forward_that_hangs_is_left_behind() -> None:
     engine, released = BreakableEngine(), threading.Event()
-    with batching(engine, patience=HASTY) as batcher:
+    with batching(engine, policy=HASTY) as queue:
         engine.fault = once(lambda: wait_for(released), engine)
-        stuck = submit(batcher, seed=1)
+        stuck = submit(queue, seed=1)
         until(lambda: engine.fault is None)
-        waiting = submit(batcher, seed=2)
+        waiting = submit(queue, seed=2)
         with pytest.raises(WorkerFailed, match=r"no end of a forward within 0\.3 s"):
             stuck.future.result(20)
         assert_right(waiting)  # what had waited in the queue was not lost
         released.set()
-        assert_right(submit(batcher, seed=3))
+        assert_right(submit(queue, seed=3))
 
 
 def test_what_a_late_thread_still_delivers_reaches_nobody() -> None:
     engine, released = BreakableEngine(), threading.Event()
-    with batching(engine, patience=HASTY) as batcher:
+    with batching(engine, policy=HASTY) as queue:
         engine.fault = once(lambda: wait_for(released), engine)
-        large = submit(batcher, 40)  # in slices of 16 rows
+        large = submit(queue, 40)  # in slices of 16 rows
         with pytest.raises(WorkerFailed):
             large.future.result(20)
         released.set()
         until(lambda: engine.rows >= 16)
-        assert_right(submit(batcher, 40, seed=4))
+        assert_right(submit(queue, 40, seed=4))
         assert large.done == 0
 
 
 def test_a_worker_that_fails_again_and_again_is_lost() -> None:
     engine, lost = BreakableEngine(), threading.Event()
-    with batching(engine, on_lost=lost.set) as batcher:
+    with batching(engine, on_lost=lost.set) as queue:
         engine.fault = raising(EngineFailed("gone"))
         engine.on_restart = raising(RuntimeError("does not load"))
         with pytest.raises(WorkerFailed):
-            submit(batcher).future.result(20)
-        late = submit(batcher)
+            submit(queue).future.result(20)
+        late = submit(queue)
         assert lost.wait(20)
         assert engine.restarts == QUICK.failures
         with pytest.raises(NotReady, match="4 times in a row"):
             late.future.result(20)
-        assert not batcher.alive
-        assert "does not load" in batcher.problems["cpu"]
+        assert not queue.alive
+        assert "does not load" in queue.problems["cpu"]
 
 
 def test_an_engine_that_cannot_recover_is_lost_at_once() -> None:
     engine, lost = BreakableEngine(), threading.Event()
-    with batching(engine, on_lost=lost.set) as batcher:
+    with batching(engine, on_lost=lost.set) as queue:
         engine.fault = raising(EngineFailed("gone"))
         engine.on_restart = raising(EngineFailed("for good"))
-        submit(batcher)
+        submit(queue)
         assert lost.wait(20)
         assert engine.restarts == 1
-        assert "for good" in batcher.problems["cpu"]
+        assert "for good" in queue.problems["cpu"]
 
 
 def test_success_forgets_earlier_failures() -> None:
     engine = BreakableEngine()
-    with batching(engine) as batcher:
+    with batching(engine) as queue:
         for _ in range(2 * QUICK.failures):
             engine.fault = once(raising(EngineFailed("gone")), engine)
             with pytest.raises(WorkerFailed):
-                submit(batcher).future.result(20)
-            assert_right(submit(batcher))
+                submit(queue).future.result(20)
+            assert_right(submit(queue))
 
 
-def test_a_model_whose_known_image_changed_runs_no_more() -> None:
+def test_a_model_whose_golden_sample_changed_runs_no_more() -> None:
     engine = BreakableEngine()
-    with batching(engine) as batcher:
-        (report,) = (future.result(20) for future in batcher.check("arithmetic"))
+    with batching(engine) as queue:
+        (report,) = (future.result(20) for future in queue.check("arithmetic"))
         assert report.ok
         assert report.same_bytes
         engine.offset = 0.5
-        (report,) = (future.result(20) for future in batcher.check("arithmetic"))
+        (report,) = (future.result(20) for future in queue.check("arithmetic"))
         assert not report.ok
-        assert "self-check failed" in (batcher.unfit("arithmetic") or "")
+        assert "self-check failed" in (queue.unfit("arithmetic") or "")
         with pytest.raises(NotReady, match="self-check failed"):
-            submit(batcher).future.result(20)
+            submit(queue).future.result(20)
         engine.offset = 0.0
-        (report,) = (future.result(20) for future in batcher.check("arithmetic"))
+        (report,) = (future.result(20) for future in queue.check("arithmetic"))
         assert report.ok
-        assert batcher.unfit("arithmetic") is None
-        assert_right(submit(batcher))
+        assert queue.unfit("arithmetic") is None
+        assert_right(submit(queue))
 
 
 def test_a_check_that_raises_restarts_the_worker() -> None:
     engine = BreakableEngine()
-    with batching(engine) as batcher:
+    with batching(engine) as queue:
         engine.fault = once(raising(RuntimeError("odd")), engine)
-        (future,) = batcher.check("arithmetic")
-        with pytest.raises(WorkerFailed, match="RuntimeError on the known image: odd"):
+        (future,) = queue.check("arithmetic")
+        with pytest.raises(WorkerFailed, match="RuntimeError on the golden sample: odd"):
             future.result(20)
         until(lambda: engine.restarts == 1)
-        assert_right(submit(batcher))
+        assert_right(submit(queue))
 
 
 def test_a_check_that_hangs_is_answered_with_its_worker() -> None:
     engine, released = BreakableEngine(), threading.Event()
-    with batching(engine, patience=HASTY) as batcher:
+    with batching(engine, policy=HASTY) as queue:
         engine.fault = once(lambda: wait_for(released), engine)
         engine.offset = 0.5  # so that the late comparison finds a difference
-        (future,) = batcher.check("arithmetic")
+        (future,) = queue.check("arithmetic")
         with pytest.raises(WorkerFailed, match=r"no end of a forward within 0\.3 s"):
             future.result(20)
         until(lambda: engine.restarts == 1)
         released.set()
         until(lambda: engine.rows == 1)
         engine.offset = 0.0
-        assert_right(submit(batcher))
-        assert batcher.unfit("arithmetic") is None
+        assert_right(submit(queue))
+        assert queue.unfit("arithmetic") is None
 
 
 def test_a_check_that_nobody_waits_for_does_not_keep_a_worker_from_its_restart() -> None:
     engine, released = BreakableEngine(), threading.Event()
-    with batching(engine, patience=HASTY) as batcher:
+    with batching(engine, policy=HASTY) as queue:
         engine.fault = once(lambda: wait_for(released), engine)
-        submit(batcher)
+        submit(queue)
         until(lambda: engine.fault is None)
-        (future,) = batcher.check("arithmetic")  # behind the forward that hangs
+        (future,) = queue.check("arithmetic")  # behind the forward that hangs
         assert future.cancel()
         until(lambda: engine.restarts == 1)
         released.set()
-        assert_right(submit(batcher))
+        assert_right(submit(queue))
 
 
 # a device that takes the next forward while it computes one
@@ -309,12 +309,12 @@ class QueueingEngine(BreakableEngine):
 def test_the_next_forward_is_launched_before_the_last_one_ends() -> None:
     engine = QueueingEngine()
     engine.gate.clear()
-    with batching(engine) as batcher:
-        requests = [submit(batcher, 16, seed) for seed in range(4)]
+    with batching(engine) as queue:
+        requests = [submit(queue, 16, seed) for seed in range(4)]
         until(lambda: engine.launched == 2)
         time.sleep(0.05)
         assert engine.launched == 2
-        assert sum(part.rows for part in batcher.workers[0].held) == 32  # no more are taken ahead
+        assert sum(part.rows for part in queue.workers[0].held) == 32  # no more are taken ahead
         engine.gate.set()
         for request in requests:
             assert_right(request)
@@ -323,9 +323,9 @@ def test_the_next_forward_is_launched_before_the_last_one_ends() -> None:
 def test_the_seconds_of_forwards_are_those_of_the_device() -> None:
     engine = QueueingEngine()
     engine.seconds = 0.05
-    with batching(engine) as batcher:
+    with batching(engine) as queue:
         begin = time.monotonic()
-        requests = [submit(batcher, 16, seed) for seed in range(6)]
+        requests = [submit(queue, 16, seed) for seed in range(6)]
         spent = [request.future.result(20).forward_seconds for request in requests]
         assert sum(spent) <= time.monotonic() - begin
 
@@ -333,8 +333,8 @@ def test_the_seconds_of_forwards_are_those_of_the_device() -> None:
 def test_all_that_was_launched_fails_with_its_worker() -> None:
     engine = QueueingEngine()
     engine.gate.clear()
-    with batching(engine) as batcher:
-        requests = [submit(batcher, 16, seed) for seed in range(2)]
+    with batching(engine) as queue:
+        requests = [submit(queue, 16, seed) for seed in range(2)]
         until(lambda: engine.launched == 2)
         engine.fault = raising(EngineFailed("gone"))
         engine.gate.set()
@@ -342,8 +342,8 @@ def test_all_that_was_launched_fails_with_its_worker() -> None:
             with pytest.raises(WorkerFailed, match="gone"):
                 request.future.result(20)
         engine.fault = None
-        until(lambda: engine.restarts == 1 and batcher.alive)
-        assert_right(submit(batcher, 16))
+        until(lambda: engine.restarts == 1 and queue.alive)
+        assert_right(submit(queue, 16))
 
 
 def test_slices_that_end_at_once_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,16 +372,16 @@ def pair() -> Sequence[BreakableEngine]:
 
 def test_every_device_works_while_there_is_work() -> None:
     engines = pair()
-    with batching(*engines) as batcher:
+    with batching(*engines) as queue:
         steps = [Steps() for _ in engines]
         for engine, step in zip(engines, steps, strict=True):
             engine.fault = step
 
         def reached(number: int, held: int) -> bool:
             alike = all(step.arrived == number for step in steps)
-            return alike and all(len(worker.held) == held for worker in batcher.workers)
+            return alike and all(len(worker.held) == held for worker in queue.workers)
 
-        requests = [submit(batcher, 16, seed) for seed in range(8)]
+        requests = [submit(queue, 16, seed) for seed in range(8)]
         for number, held in enumerate([2, 2, 2, 1], start=1):
             until(partial(reached, number, held))
             for step in steps:
@@ -393,14 +393,14 @@ def test_every_device_works_while_there_is_work() -> None:
 
 def test_no_batch_is_prepared_ahead_while_a_device_is_idle() -> None:
     engines = pair()
-    with batching(*engines) as batcher:
+    with batching(*engines) as queue:
         for _ in range(20):
-            until(lambda: all(worker.idle for worker in batcher.workers))
+            until(lambda: all(worker.idle for worker in queue.workers))
             gate = threading.Event()
             for engine in engines:
                 engine.fault = partial(wait_for, gate)
-            requests = [submit(batcher, 16, seed) for seed in range(2)]
-            until(lambda: all(worker.running for worker in batcher.workers))
+            requests = [submit(queue, 16, seed) for seed in range(2)]
+            until(lambda: all(worker.running for worker in queue.workers))
             gate.set()
             for request in requests:
                 assert_right(request)
@@ -409,31 +409,31 @@ def test_no_batch_is_prepared_ahead_while_a_device_is_idle() -> None:
 def test_a_lost_device_is_taken_out_and_the_other_goes_on() -> None:
     first, second = pair()
     lost = threading.Event()
-    with batching(first, second, on_lost=lost.set) as batcher:
+    with batching(first, second, on_lost=lost.set) as queue:
         first.fault = raising(EngineFailed("gone"))
         first.on_restart = raising(EngineFailed("for good"))
         seed = 0
         while first.restarts == 0:
             seed += 1
-            request = submit(batcher, 16, seed)
+            request = submit(queue, 16, seed)
             try:
                 assert_right(request)
             except WorkerFailed:
                 continue
-        until(lambda: "one" in batcher.problems)
+        until(lambda: "one" in queue.problems)
         before = first.rows
-        for request in [submit(batcher, 5, seed) for seed in range(50)]:
+        for request in [submit(queue, 5, seed) for seed in range(50)]:
             assert_right(request)
         assert first.rows == before
-        assert batcher.alive
+        assert queue.alive
         assert not lost.is_set()
 
 
 def test_a_device_that_lacks_a_model_leaves_it_to_the_other() -> None:
     first, second = pair()
     first.unload("arithmetic")
-    with batching(first, second) as batcher:
-        for request in [submit(batcher, 20, seed) for seed in range(5)]:
+    with batching(first, second) as queue:
+        for request in [submit(queue, 20, seed) for seed in range(5)]:
             assert_right(request)
         assert first.rows == 0
         assert second.rows == 100

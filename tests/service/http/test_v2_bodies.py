@@ -413,7 +413,7 @@ def test_refusals_have_the_protocols_shape() -> None:
         waiting = threading.Thread(target=ask, args=(url,))
         waiting.start()
         end = time.monotonic() + 20
-        while app.state.service.batcher.waiting_rows < 2:
+        while app.state.service.queue.waiting_rows < 2:
             assert time.monotonic() < end
             time.sleep(0.01)
         full = ask(url)

@@ -25,6 +25,7 @@ from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import ModelStatus, Outputs, Staged
 from vim_embed.http.app import create_app
 from vim_embed.observability.metrics import REFUSALS, Metrics
+from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 
@@ -169,10 +170,8 @@ def test_keys_and_readiness() -> None:
 
 
 def test_gpu_memory_is_absent_on_a_cpu() -> None:
-    assert "vim_embed_gpu_memory_bytes{" not in text_of(
-        Metrics(zero, memory=ArithmeticEngine().memory)
-    )
-    text = text_of(Metrics(zero, memory=GatedEngine().memory))
+    assert "vim_embed_gpu_memory_bytes{" not in text_of(metrics_of(ArithmeticEngine()))
+    text = text_of(metrics_of(GatedEngine()))
     assert 'vim_embed_gpu_memory_bytes{device="cuda:0",state="allocated"} 1000.0' in text
     assert 'vim_embed_gpu_memory_bytes{device="cuda:0",state="reserved"} 2000.0' in text
 
@@ -188,8 +187,8 @@ def test_the_torch_engine_s_memory_on_a_cpu() -> None:
 # names, documentation, dashboard
 
 
-def zero() -> float:
-    return 0.0
+def metrics_of(engine: ArithmeticEngine) -> Metrics:
+    return build_service(Settings(), engine).metrics
 
 
 def text_of(metrics: Metrics) -> str:
@@ -200,9 +199,7 @@ def everything() -> Metrics:
     """Metrics that have a sample of every kind."""
     engine = GatedEngine()
     engine.load()
-    metrics = Metrics(
-        zero, models=engine.status, memory=engine.memory, workers=lambda: {"cpu": True}
-    )
+    metrics = metrics_of(engine)
     key = BatchKey("m", EmbedOptions(), (3, 8, 8), "uint8")
     metrics.staged(key, 0.1)
     metrics.batch(key, 4, 2, 0.1)

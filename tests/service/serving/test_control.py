@@ -15,7 +15,7 @@ import torch
 
 from support.fixtures_vim import DATA
 from support.serving import NPY, from_npy, npy, running
-from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.errors import Conflict, NotReady, UnknownModel
@@ -60,7 +60,7 @@ def until_ready(url: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_check_compares_with_the_known_image(url: str) -> None:
+def test_a_check_compares_with_the_golden_sample(url: str) -> None:
     answer = httpx.post(f"{url}/models/micro/check").json()
     assert answer["ok"]
     assert answer["state"] == "ready"
@@ -78,7 +78,7 @@ def test_weights_that_change_in_memory_are_noticed(url: str) -> None:
     app = create_app(settings)
     with running(app) as own, torch.inference_mode():
         assert embed(own, "plus").content == right
-        (worker,) = app.state.service.batcher.workers
+        (worker,) = app.state.service.queue.workers
         weights = next(worker.engine._models["plus"].module.parameters())
         weights.add_(0.5)
         end = time.monotonic() + 20
@@ -212,8 +212,8 @@ def small_engine() -> TorchEngine:
 
 
 def test_an_unloaded_model_s_memory_comes_back(small_engine: TorchEngine) -> None:
-    batcher = Batcher(small_engine, queue_rows=10, queue_bytes=10**9)
-    control = ModelControl(small_engine, batcher, max_models=0, patience=1)
+    queue = BatchQueue(small_engine, queue_rows=10, queue_bytes=10**9)
+    control = ModelControl(small_engine, queue, max_models=0, patience=1)
     process = psutil.Process()
     control.load("vim-small")
     control.unload("vim-small")  # what torch keeps for good is there now
@@ -230,8 +230,8 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path) -> None:
     names = ["a", "b", "c"]
     entries = [parse_model(f"{name}={DATA / 'vim_micro.pth'}") for name in names]
     engine = TorchEngine(entries, EngineOptions(torch.device("cpu"), backend="torch"))
-    batcher = Batcher(engine, queue_rows=10, queue_bytes=10**9)
-    control = ModelControl(engine, batcher, max_models=2, patience=0.2)
+    queue = BatchQueue(engine, queue_rows=10, queue_bytes=10**9)
+    control = ModelControl(engine, queue, max_models=2, patience=0.2)
 
     def ready() -> list[str]:
         return [name for name, status in engine.status().items() if status.state == "ready"]
@@ -250,8 +250,8 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path) -> None:
     assert ready() == ["b", "c"]
     with pytest.raises(UnknownModel):
         control.known_name("no-such-model")
-    batcher.submit(
+    queue.submit(
         EmbedRequest("b", PIXELS, EmbedOptions())
-    )  # nobody takes it: the batcher was not started
+    )  # nobody takes it: the queue was not started
     with pytest.raises(NotReady, match="still in the queue"):
         control.unload("b")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from support.serving import NPY, from_npy, npy, running
-from vim_embed.batching.batcher import Batcher
+from vim_embed.batching.queue import BatchQueue
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import QueueFull
@@ -151,7 +151,7 @@ def test_a_full_queue_says_when_to_retry() -> None:
 
 def test_full_bodies_are_refused_until_rows_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """429 for want of memory comes with the queue's own estimate, whichever process gives it."""
-    monkeypatch.setattr(Batcher, "retry_after", 17)
+    monkeypatch.setattr(BatchQueue, "retry_after", 17)
     body = npy(PIXELS)
     settings = Settings(inflight_bytes=len(body) + 9)
     with slow_server(settings) as (url, engine), ThreadPoolExecutor() as pool:

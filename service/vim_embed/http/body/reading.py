@@ -74,7 +74,7 @@ async def read_body(request: Request, limits: Limits) -> memoryview:
         state.setdefault(RELEASES, []).append(buffer.release)
         return await receive_body(request, limits, buffer)
     except QueueFull as error:  # whoever keeps the bodies does not know how fast rows are done
-        error.retry_after = service.batcher.retry_after
+        error.retry_after = service.queue.retry_after
         raise
 
 

@@ -139,7 +139,7 @@ class ModelsAnswer(_Answer):
 
 
 class CheckEntry(_Answer):
-    """A device's relative L2 error on the model's known image."""
+    """A device's relative L2 error on the model's golden sample."""
 
     error: float
     tolerance: float

@@ -43,7 +43,7 @@ def router(settings: Settings, faults: Faults | None) -> APIRouter:
     routes = APIRouter()
     routes.post(
         "/models/{name:path}/check",
-        summary="Compare a model with its known image",
+        summary="Compare a model with its golden sample",
         response_model=None,
         responses=answers(
             json_answer(CheckAnswer, vim_tiny=examples.CHECK),
@@ -62,7 +62,7 @@ def router(settings: Settings, faults: Faults | None) -> APIRouter:
 
 
 async def check(request: Request, name: ModelName) -> dict[str, object]:
-    """Embed the model's known image now, on each device, between two batches."""
+    """Embed the model's golden sample now, on each device, between two batches."""
     service = _service(request)
     reports = await service.check(name)
     status = service.find(name)

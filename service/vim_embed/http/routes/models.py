@@ -78,8 +78,8 @@ async def layers(
             f"unknown granularity {granularity!r}: use one of {', '.join(GRANULARITIES)}"
         )
     info = service.ready_model(name)
-    names = service.engine.layer_names(info.name, granularity)
-    every = service.engine.layer_kinds(info.name)
+    names = service.models.layer_names(info.name, granularity)
+    every = service.models.layer_kinds(info.name)
     kinds = {layer: every[layer] for layer in names if layer in every}
     return {"model": info.name, "granularity": granularity, "layers": names, "kinds": kinds}
 

@@ -125,7 +125,7 @@ def _granularity(asked: InferRequest, service: Service, info: ModelInfo) -> str 
     if not layers or (given is not None and given not in info.granularities):
         return given  # an unknown one is refused with the other options
     for granularity in info.granularities if given is None else (given,):
-        if set(layers) <= set(service.engine.layer_names(info.name, granularity)):
+        if set(layers) <= set(service.models.layer_names(info.name, granularity)):
             return granularity
     raise InvalidInput(
         f"no such outputs together: {', '.join(layers[:10])}; there are {EMBEDDING} and the layers "

@@ -83,7 +83,7 @@ async def config(request: Request, model: str, version: str = VERSION) -> dict[s
 @router.get("/models/stats", summary="Statistics of every model that is ready")
 async def all_statistics(request: Request) -> dict[str, object]:
     service = service_of(request)
-    ready = [name for name, status in service.engine.status().items() if status.info is not None]
+    ready = [name for name, status in service.models.status().items() if status.info is not None]
     return {"model_stats": [_statistics(service, name) for name in ready]}
 
 
@@ -113,7 +113,7 @@ async def model_metadata(request: Request, model: str, version: str = VERSION) -
 
 def _outputs(request: Request, info: ModelInfo) -> list[str]:
     """The outputs that need no `layers` parameter and are all of the model's width."""
-    return [EMBEDDING, *service_of(request).engine.layer_names(info.name, "blocks")]
+    return [EMBEDDING, *service_of(request).models.layer_names(info.name, "blocks")]
 
 
 def _statistics(service: Service, model: str) -> dict[str, object]:

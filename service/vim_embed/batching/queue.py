@@ -23,7 +23,7 @@ from concurrent.futures import Future
 
 from vim_embed.batching.observer import Observer, SilentObserver
 from vim_embed.batching.request import BatchKey, EmbedRequest, Slice
-from vim_embed.batching.worker import Patience, Worker
+from vim_embed.batching.worker import RestartPolicy, Worker
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import (
     DeadlineExceeded,
@@ -39,7 +39,7 @@ _RATE_SMOOTHING = 0.2
 _SUPERVISION = 0.1  # seconds between two looks at the workers
 
 
-class Batcher:
+class BatchQueue:
     """Owns the queue of one or several engines. `submit` may be called from any thread."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Batcher:
         queue_bytes: int,
         client_share: float = 1.0,
         observer: Observer | None = None,
-        patience: Patience | None = None,
+        policy: RestartPolicy | None = None,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """engines: one for each device, all with the same models. client_share: of the queue,
@@ -73,7 +73,7 @@ class Batcher:
                 engine,
                 self,
                 observer=self.observer,
-                patience=patience or Patience(),
+                policy=policy or RestartPolicy(),
                 on_lost=self._lost,
             )
             for engine in (engines if isinstance(engines, Sequence) else [engines])
@@ -134,7 +134,7 @@ class Batcher:
         return request
 
     def check(self, model: str) -> list[Future[CheckReport]]:
-        """Let every worker at work that holds the model compare its known image."""
+        """Let every worker at work that holds the model compare its golden sample."""
         up = [worker for worker in self.workers if worker.state == "up"]
         return [w.probe(model) for w in up if w.knows(model) or model in w.unfit]
 

@@ -1,4 +1,4 @@
-"""The batcher: order, bounds, cancellation, isolation, fairness, draining."""
+"""The queue: order, bounds, cancellation, isolation, fairness, draining."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vim_embed.batching.batcher import Batcher, shares_of_batch
+from vim_embed.batching.queue import BatchQueue, shares_of_batch
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
@@ -57,19 +57,19 @@ class GatedEngine(ArithmeticEngine):
 
 
 @contextmanager
-def batching(engine: ArithmeticEngine, **limits: int) -> Iterator[Batcher]:
+def batching(engine: ArithmeticEngine, **limits: int) -> Iterator[BatchQueue]:
     engine.load()
-    batcher = Batcher(
+    queue = BatchQueue(
         engine,
         queue_rows=limits.get("queue_rows", 10_000),
         queue_bytes=limits.get("queue_bytes", 10**9),
     )
-    batcher.start()
-    yield batcher
+    queue.start()
+    yield queue
     if isinstance(engine, GatedEngine):
         engine.gate.set()
-    assert batcher.drain(20)
-    assert not batcher.alive
+    assert queue.drain(20)
+    assert not queue.alive
 
 
 def rows(count: int, seed: int = 0) -> PixelArray:
@@ -86,8 +86,8 @@ def result(request: EmbedRequest) -> PixelArray:
     return request.future.result(20).outputs[EMBEDDING]
 
 
-def wait_until_busy(engine: GatedEngine, batcher: Batcher) -> EmbedRequest:
-    first = batcher.submit(EmbedRequest(next(iter(engine.status())), rows(1, 99), MEAN))
+def wait_until_busy(engine: GatedEngine, queue: BatchQueue) -> EmbedRequest:
+    first = queue.submit(EmbedRequest(next(iter(engine.status())), rows(1, 99), MEAN))
     assert engine.entered.acquire(timeout=20)
     return first
 
@@ -119,21 +119,19 @@ def test_large_and_small_requests() -> None:
 
 
 def test_every_row_comes_back_to_its_own_request() -> None:
-    with batching(ArithmeticEngine()) as batcher:
+    with batching(ArithmeticEngine()) as queue:
         sizes = np.random.default_rng(3).integers(1, 40, 200)
         pixels = [rows(int(size), seed) for seed, size in enumerate(sizes)]
-        requests = [batcher.submit(EmbedRequest("arithmetic", part, MEAN)) for part in pixels]
+        requests = [queue.submit(EmbedRequest("arithmetic", part, MEAN)) for part in pixels]
         for request, part in zip(requests, pixels, strict=True):
             np.testing.assert_array_equal(result(request), expected(part))
 
 
 def test_rows_that_wait_share_the_next_batch() -> None:
     engine = GatedEngine()
-    with batching(engine) as batcher:
-        first = wait_until_busy(engine, batcher)
-        later = [
-            batcher.submit(EmbedRequest("arithmetic", rows(2, seed), MEAN)) for seed in range(5)
-        ]
+    with batching(engine) as queue:
+        first = wait_until_busy(engine, queue)
+        later = [queue.submit(EmbedRequest("arithmetic", rows(2, seed), MEAN)) for seed in range(5)]
         engine.gate.set()
         for request in [first, *later]:
             result(request)
@@ -142,20 +140,20 @@ def test_rows_that_wait_share_the_next_batch() -> None:
 
 def test_a_full_batch_is_staged_while_another_runs() -> None:
     engine = GatedEngine()
-    with batching(engine) as batcher:
-        wait_until_busy(engine, batcher)
-        batcher.submit(EmbedRequest("arithmetic", rows(20), MEAN))
+    with batching(engine) as queue:
+        wait_until_busy(engine, queue)
+        queue.submit(EmbedRequest("arithmetic", rows(20), MEAN))
         wait_until_staged(engine, 2)
         assert engine.staged == [("arithmetic", 1), ("arithmetic", 16)]
 
 
 def test_models_take_turns() -> None:
     engine = GatedEngine(["a", "b"])
-    with batching(engine) as batcher:
-        wait_until_busy(engine, batcher)
+    with batching(engine) as queue:
+        wait_until_busy(engine, queue)
         requests = [
-            batcher.submit(EmbedRequest("a", rows(48), MEAN)),
-            batcher.submit(EmbedRequest("b", rows(48), MEAN)),
+            queue.submit(EmbedRequest("a", rows(48), MEAN)),
+            queue.submit(EmbedRequest("b", rows(48), MEAN)),
         ]
         engine.gate.set()
         for request in requests:
@@ -170,13 +168,13 @@ def test_models_take_turns() -> None:
 def test_a_small_request_is_not_stuck_behind_large_ones(dtype: str) -> None:
     """It is done with the second batch after those that run and are staged when it arrives."""
     engine, done = GatedEngine(), []
-    with batching(engine) as batcher:
-        wait_until_busy(engine, batcher)
+    with batching(engine) as queue:
+        wait_until_busy(engine, queue)
         large = [
-            batcher.submit(EmbedRequest("arithmetic", rows(512, seed), MEAN)) for seed in range(6)
+            queue.submit(EmbedRequest("arithmetic", rows(512, seed), MEAN)) for seed in range(6)
         ]
         wait_until_staged(engine, 2)
-        small = batcher.submit(EmbedRequest("arithmetic", rows(3, 7).astype(dtype), MEAN))
+        small = queue.submit(EmbedRequest("arithmetic", rows(3, 7).astype(dtype), MEAN))
         for request in (small, *large):
             request.future.add_done_callback(lambda _: done.append(len(engine.batches)))
         engine.gate.set()
@@ -190,11 +188,11 @@ def test_a_small_request_is_not_stuck_behind_large_ones(dtype: str) -> None:
 
 def test_options_and_shapes_do_not_mix() -> None:
     engine = GatedEngine()
-    with batching(engine) as batcher:
-        wait_until_busy(engine, batcher)
-        cls = batcher.submit(EmbedRequest("arithmetic", rows(1), EmbedOptions(pooling="cls")))
-        mean = batcher.submit(EmbedRequest("arithmetic", rows(1), MEAN))
-        wide = batcher.submit(EmbedRequest("arithmetic", np.zeros((1, 3, 8, 9), np.uint8), MEAN))
+    with batching(engine) as queue:
+        wait_until_busy(engine, queue)
+        cls = queue.submit(EmbedRequest("arithmetic", rows(1), EmbedOptions(pooling="cls")))
+        mean = queue.submit(EmbedRequest("arithmetic", rows(1), MEAN))
+        wide = queue.submit(EmbedRequest("arithmetic", np.zeros((1, 3, 8, 9), np.uint8), MEAN))
         engine.gate.set()
         assert result(cls)[0, -1] == len("cls")
         assert result(mean)[0, -1] == len("mean")
@@ -203,35 +201,35 @@ def test_options_and_shapes_do_not_mix() -> None:
 
 def test_a_full_queue_refuses_at_once() -> None:
     engine = GatedEngine()
-    with batching(engine, queue_rows=10) as batcher:
-        wait_until_busy(engine, batcher)
-        batcher.submit(EmbedRequest("arithmetic", rows(8), MEAN))
+    with batching(engine, queue_rows=10) as queue:
+        wait_until_busy(engine, queue)
+        queue.submit(EmbedRequest("arithmetic", rows(8), MEAN))
         with pytest.raises(QueueFull) as refusal:
-            batcher.submit(EmbedRequest("arithmetic", rows(3), MEAN))
+            queue.submit(EmbedRequest("arithmetic", rows(3), MEAN))
         assert 1 <= (refusal.value.retry_after or 0) <= 60
-        batcher.submit(EmbedRequest("arithmetic", rows(2), MEAN))
+        queue.submit(EmbedRequest("arithmetic", rows(2), MEAN))
         with pytest.raises(PayloadTooLarge, match="fewer rows"):
-            batcher.submit(EmbedRequest("arithmetic", rows(11), MEAN))
+            queue.submit(EmbedRequest("arithmetic", rows(11), MEAN))
 
 
 def test_a_queue_full_of_bytes_refuses() -> None:
     engine = GatedEngine()
-    with batching(engine, queue_bytes=rows(4).nbytes) as batcher:
-        wait_until_busy(engine, batcher)
-        batcher.submit(EmbedRequest("arithmetic", rows(3), MEAN))
+    with batching(engine, queue_bytes=rows(4).nbytes) as queue:
+        wait_until_busy(engine, queue)
+        queue.submit(EmbedRequest("arithmetic", rows(3), MEAN))
         with pytest.raises(QueueFull):
-            batcher.submit(EmbedRequest("arithmetic", rows(2), MEAN))
+            queue.submit(EmbedRequest("arithmetic", rows(2), MEAN))
 
 
 def test_one_client_does_not_fill_the_whole_queue() -> None:
     engine = GatedEngine()
     engine.load()
-    batcher = Batcher(engine, queue_rows=12, queue_bytes=10**9, client_share=0.5)
-    batcher.start()
-    wait_until_busy(engine, batcher)
+    queue = BatchQueue(engine, queue_rows=12, queue_bytes=10**9, client_share=0.5)
+    queue.start()
+    wait_until_busy(engine, queue)
 
     def submit(client: str, count: int) -> EmbedRequest:
-        return batcher.submit(EmbedRequest("arithmetic", rows(count), MEAN, client=client))
+        return queue.submit(EmbedRequest("arithmetic", rows(count), MEAN, client=client))
 
     requests = [submit("greedy", 8)]  # more than its share, but alone
     with pytest.raises(QueueFull, match="share of the queue"):
@@ -242,7 +240,7 @@ def test_one_client_does_not_fill_the_whole_queue() -> None:
     engine.gate.set()
     for request in requests:
         result(request)
-    assert batcher.drain(20)
+    assert queue.drain(20)
 
 
 def test_retry_after_follows_the_measured_rate() -> None:
@@ -254,22 +252,22 @@ def test_retry_after_follows_the_measured_rate() -> None:
             return super().run(staged)
 
     engine = Slow()
-    with batching(engine, queue_rows=320) as batcher:
-        result(batcher.submit(EmbedRequest("arithmetic", rows(16), MEAN)))
-        batcher.submit(EmbedRequest("arithmetic", rows(320), MEAN))
+    with batching(engine, queue_rows=320) as queue:
+        result(queue.submit(EmbedRequest("arithmetic", rows(16), MEAN)))
+        queue.submit(EmbedRequest("arithmetic", rows(320), MEAN))
         with pytest.raises(QueueFull) as refusal:
-            batcher.submit(EmbedRequest("arithmetic", rows(320), MEAN))
+            queue.submit(EmbedRequest("arithmetic", rows(320), MEAN))
         assert 3 <= (refusal.value.retry_after or 0) <= 6  # 160 rows at 40 a second, less some
 
 
 def test_cancelled_rows_never_reach_the_engine() -> None:
     engine = GatedEngine()
-    with batching(engine, queue_rows=10) as batcher:
-        wait_until_busy(engine, batcher)
-        gone = batcher.submit(EmbedRequest("arithmetic", rows(9), MEAN))
+    with batching(engine, queue_rows=10) as queue:
+        wait_until_busy(engine, queue)
+        gone = queue.submit(EmbedRequest("arithmetic", rows(9), MEAN))
         gone.cancel()
-        assert batcher.waiting_rows == 0
-        kept = batcher.submit(EmbedRequest("arithmetic", rows(10, 5), MEAN))
+        assert queue.waiting_rows == 0
+        kept = queue.submit(EmbedRequest("arithmetic", rows(10, 5), MEAN))
         engine.gate.set()
         np.testing.assert_array_equal(result(kept), expected(rows(10, 5)))
         with pytest.raises(CancelledError):
@@ -279,10 +277,10 @@ def test_cancelled_rows_never_reach_the_engine() -> None:
 
 def test_rows_past_their_deadline_never_reach_the_engine() -> None:
     engine = GatedEngine()
-    with batching(engine) as batcher:
-        wait_until_busy(engine, batcher)
-        late = batcher.submit(EmbedRequest("arithmetic", rows(4), MEAN, deadline=time.monotonic()))
-        kept = batcher.submit(
+    with batching(engine) as queue:
+        wait_until_busy(engine, queue)
+        late = queue.submit(EmbedRequest("arithmetic", rows(4), MEAN, deadline=time.monotonic()))
+        kept = queue.submit(
             EmbedRequest("arithmetic", rows(2), MEAN, deadline=time.monotonic() + 60)
         )
         engine.gate.set()
@@ -294,20 +292,20 @@ def test_rows_past_their_deadline_never_reach_the_engine() -> None:
 
 def test_one_failing_request_hurts_only_itself() -> None:
     engine = GatedEngine()
-    with batching(engine) as batcher:
-        first = wait_until_busy(engine, batcher)
+    with batching(engine) as queue:
+        first = wait_until_busy(engine, queue)
         poisoned = rows(2, 1)
         poisoned[1, 0, 0, 0] = POISON
-        bad = batcher.submit(EmbedRequest("arithmetic", poisoned, MEAN))
-        good = [batcher.submit(EmbedRequest("arithmetic", rows(2, seed), MEAN)) for seed in (2, 3)]
+        bad = queue.submit(EmbedRequest("arithmetic", poisoned, MEAN))
+        good = [queue.submit(EmbedRequest("arithmetic", rows(2, seed), MEAN)) for seed in (2, 3)]
         engine.gate.set()
         result(first)
         with pytest.raises(InternalError, match="RuntimeError"):
             result(bad)
         for seed, request in zip((2, 3), good, strict=True):
             np.testing.assert_array_equal(result(request), expected(rows(2, seed)))
-        assert batcher.alive
-        result(batcher.submit(EmbedRequest("arithmetic", rows(1), MEAN)))
+        assert queue.alive
+        result(queue.submit(EmbedRequest("arithmetic", rows(1), MEAN)))
 
 
 @pytest.mark.parametrize("fault", ["short", "nan", "raise"])
@@ -319,41 +317,41 @@ def test_an_engine_that_answers_nonsense(fault: str, monkeypatch: pytest.MonkeyP
         return {EMBEDDING: np.full((count, 8), np.nan, np.float32)}
 
     engine = ArithmeticEngine()
-    with batching(engine) as batcher:
+    with batching(engine) as queue:
         with monkeypatch.context() as patch:
             patch.setattr(ArithmeticEngine, "run", run)
             with pytest.raises(InternalError):
-                result(batcher.submit(EmbedRequest("arithmetic", rows(20), MEAN)))
+                result(queue.submit(EmbedRequest("arithmetic", rows(20), MEAN)))
         np.testing.assert_array_equal(
-            result(batcher.submit(EmbedRequest("arithmetic", rows(20), MEAN))), expected(rows(20))
+            result(queue.submit(EmbedRequest("arithmetic", rows(20), MEAN))), expected(rows(20))
         )
 
 
 def test_draining_finishes_what_is_queued_and_refuses_the_rest() -> None:
     engine = GatedEngine()
-    batcher = Batcher(engine, queue_rows=100, queue_bytes=10**9)
-    batcher.start()
-    wait_until_busy(engine, batcher)
-    queued = batcher.submit(EmbedRequest("arithmetic", rows(40), MEAN))
-    batcher.stop_accepting()
+    queue = BatchQueue(engine, queue_rows=100, queue_bytes=10**9)
+    queue.start()
+    wait_until_busy(engine, queue)
+    queued = queue.submit(EmbedRequest("arithmetic", rows(40), MEAN))
+    queue.stop_accepting()
     with pytest.raises(Draining):
-        batcher.submit(EmbedRequest("arithmetic", rows(1), MEAN))
+        queue.submit(EmbedRequest("arithmetic", rows(1), MEAN))
     engine.gate.set()
-    assert batcher.drain(20)
+    assert queue.drain(20)
     np.testing.assert_array_equal(result(queued), expected(rows(40)))
-    assert not batcher.alive
+    assert not queue.alive
 
 
 def test_draining_gives_up_after_its_timeout() -> None:
     engine = GatedEngine()
-    batcher = Batcher(engine, queue_rows=100, queue_bytes=10**9)
-    batcher.start()
-    wait_until_busy(engine, batcher)
-    staged = batcher.submit(EmbedRequest("arithmetic", rows(16), MEAN))
+    queue = BatchQueue(engine, queue_rows=100, queue_bytes=10**9)
+    queue.start()
+    wait_until_busy(engine, queue)
+    staged = queue.submit(EmbedRequest("arithmetic", rows(16), MEAN))
     wait_until_staged(engine, 2)
-    queued = batcher.submit(EmbedRequest("arithmetic", rows(4), MEAN))
+    queued = queue.submit(EmbedRequest("arithmetic", rows(4), MEAN))
     threading.Timer(0.5, engine.gate.set).start()
-    assert not batcher.drain(0.1)
+    assert not queue.drain(0.1)
     for request in (staged, queued):
         with pytest.raises(Draining):
             result(request)

@@ -1,4 +1,4 @@
-"""The live ratio, with a clock that is set by hand, and at a real server with known timings."""
+"""Utilisation, with a clock that is set by hand, and at a real server with known timings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.serving import NPY, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
-from vim_embed.observability.utilisation import LiveRatio
+from vim_embed.observability.utilisation import Utilisation
 from vim_embed.settings import Settings
 
 
@@ -26,7 +26,7 @@ class Clock:
 
 def test_the_share_of_working_time_that_is_forwards() -> None:
     clock = Clock()
-    ratio = LiveRatio(1, seconds=60, clock=clock)
+    ratio = Utilisation(1, seconds=60, clock=clock)
     assert math.isnan(ratio.value)
     ratio.entered()
     clock.now += 1
@@ -52,7 +52,7 @@ def test_the_share_of_working_time_that_is_forwards() -> None:
 
 def test_two_devices_have_twice_the_time() -> None:
     clock = Clock()
-    ratio = LiveRatio(2, clock=clock)
+    ratio = Utilisation(2, clock=clock)
     ratio.entered()
     clock.now += 2
     ratio.forward(2.0)
