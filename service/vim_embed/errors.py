@@ -24,7 +24,7 @@ ServiceError
 └── DeadlineExceeded      504
 
 Raised by any layer from the queue up; turned into an answer in one place (app.py),
-and in server/connection_limits.py where no request got that far.
+and in server/connection.py where no request got that far.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from vim_embed.errors import (
     NotFound,
     ServiceError,
 )
-from vim_embed.http.paths import ANONYMOUS, V2
+from vim_embed.http.error_shape import error_body, error_headers
+from vim_embed.http.paths import ANONYMOUS
 from vim_embed.observability.redaction import without_secrets
 
 _BY_STATUS: dict[int, type[ServiceError]] = {
@@ -31,14 +32,10 @@ _BY_STATUS: dict[int, type[ServiceError]] = {
 def error_response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"], state["error_message"] = error.code, error.message
-    headers = dict(error.headers)
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+    headers = error_headers(error)
     if error.status >= 500:
         error = _for_outsiders(error, anonymous=ANONYMOUS in state)
-    body = error.body(state["request_id"])
-    if f"{scope['path']}/".startswith(f"{V2}/"):
-        body = {"error": error.message}  # as the Open Inference Protocol has it
+    body = error_body(error, scope["path"], state["request_id"])
     return JSONResponse(body, status_code=error.status, headers=headers)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from vim_embed.http.error_shape import V2
 from vim_embed.http.routes import page, v2_state
 
 ANONYMOUS = "anonymous"  # in a request's state: it came without a key where one is wanted
-V2 = "/v2"
 HEALTH = ("/health/live", "/health/ready")
 V2_HEALTH = tuple(V2 + path for path in HEALTH)
 OPEN = (*HEALTH, *V2_HEALTH, *page.PAGE_PATHS)  # need no key

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import uvicorn
 from starlette.types import ASGIApp
 
+from vim_embed.server.connection import connection_class
 from vim_embed.server.connection_limits import ConnectionLimits, Guard
 from vim_embed.server.tls import load_certificate, tls_options
 from vim_embed.settings import Settings
@@ -64,7 +65,7 @@ def uvicorn_config(
     return _Config(
         app,
         handshake_seconds=settings.header_timeout,
-        http=Guard(ConnectionLimits.of(settings), on_refused).protocol(),
+        http=connection_class(Guard(ConnectionLimits.of(settings), on_refused)),
         ws="none",
         timeout_keep_alive=settings.keep_alive_timeout,
         **tls_options(settings),
