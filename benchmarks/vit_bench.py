@@ -1,10 +1,10 @@
-"""How a ViT proxy runs best on a GPU: attention by SDPA, eagerly, in a CUDA graph, compiled.
+"""A ViT proxy as it is served, beside transformers eager and timm's ViT of its shape in a graph.
 
     PYTHONPATH=service python benchmarks/vit_bench.py --dtypes float16,bfloat16 --output table.md
 
-Random weights in the shape of a catalogue's proxy. Each way is compared with float32 before it is
-timed; times are CUDA events around a whole forward of float32 images on the device, as in
-`vim_embed.bench.gpu`. Needs torch, numpy, transformers and a CUDA device.
+Random weights. Each way is compared with float32 before it is timed (timm has weights of its own:
+it is timed alone). Times are CUDA events around a whole forward of float32 images on the device,
+as in `vim_embed.bench.gpu`. Needs torch, transformers and a CUDA device; timm where it is there.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ from torch import Tensor
 from vim_embed.bench.cuda_meter import CudaMeter, describe_machine, percentile, relative
 from vim_embed.bench.gpu import DTYPES
 from vim_embed.inference.embedder import SELF_CHECK_TOLERANCE
+from vim_embed.models.attention import share_projections
 from vim_embed.models.vit import random_vit
 
 Forward = Callable[[Tensor], Tensor]
-WAYS = ("eager", "graph", "compiled, graph", "compiled, reduce-overhead")
+WAYS = ("transformers, eager", "served, graph", "timm, graph")
+TIMM = {
+    "vim-tiny-proxy": "vit_base_patch16_224",
+    "vim-small-proxy": "vit_large_patch16_224",
+    "vim-base-proxy": "vit_huge_patch14_224",
+}
 
 
 def forward_of(model: Any, dtype: torch.dtype) -> Forward:
@@ -40,18 +46,22 @@ def forward_of(model: Any, dtype: torch.dtype) -> Forward:
 
 
 def built(way: str, name: str, dtype: torch.dtype, device: torch.device) -> Forward:
+    if way.startswith("timm"):
+        import timm
+
+        module = timm.create_model(TIMM[name]).eval().requires_grad_(False).to(device, dtype)
+        return forward_of(module.forward_features, dtype)
     model: Any = random_vit(name, seed=0).to(device, dtype)
-    if way == "compiled, graph":
-        model = torch.compile(model, dynamic=False)
-    if way == "compiled, reduce-overhead":
-        model = torch.compile(model, dynamic=False, mode="reduce-overhead")
+    if way.startswith("transformers"):
+        model.model.set_attn_implementation("sdpa")
+    else:
+        share_projections(model)
     return forward_of(model, dtype)
 
 
 def measure(way: str, name: str, label: str, batch: int, meter: CudaMeter, expected: Tensor) -> str:
     """One row of the table; a way that gives other numbers, or fails, says so instead."""
     dtype = DTYPES[label]
-    torch.compiler.reset()
     held, begin = meter.clear(), time.perf_counter()
     forward = built(way, name, dtype, meter.device)
     pixels = meter.images(batch, 224)
@@ -61,7 +71,7 @@ def measure(way: str, name: str, label: str, batch: int, meter: CudaMeter, expec
     peak = meter.peak_mib(call, held)
     replay, out = meter.captured(call) if way.endswith("graph") else (call, call())
     replay()
-    error = relative(out[: len(expected)], expected)
+    error = 0.0 if way.startswith("timm") else relative(out[: len(expected)], expected)
     ready = time.perf_counter() - begin
     if not error <= SELF_CHECK_TOLERANCE[dtype]:
         return f"| {label} | {batch} | {way} | error {error:.1e}: not timed | | | | |"
@@ -90,14 +100,14 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     for batch in map(int, given.batches.split(",")):
         rows = min(batch, 2)
-        exact = built("eager", given.model, torch.float32, meter.device)
+        exact = built(WAYS[0], given.model, torch.float32, meter.device)
         expected = exact(meter.images(batch, 224)[:rows]).cpu()
         del exact
         for label in given.dtypes.split(","):
             for way in given.ways.split(";"):
                 try:
                     line = measure(way, given.model, label, batch, meter, expected)
-                except RuntimeError as error:  # a compiler that is missing, memory that is short
+                except (RuntimeError, ImportError) as error:  # memory that is short, no timm
                     line = f"| {label} | {batch} | {way} | {str(error).splitlines()[0]} | | | | |"
                 lines.append(line)
                 print(line, flush=True)

@@ -1,7 +1,7 @@
 """The engine that runs models with torch on one device.
 
-On CUDA the rows go through a pinned buffer and are copied on a stream of their own while the
-previous batch computes. Running out of memory halves the batch and retries.
+Rows are staged while the previous batch computes (inference/staging.py). Running out of memory
+halves the batch and retries.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vim_embed.engines.interface import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.errors import WeightsError
 from vim_embed.inference.embedder import Embedder
+from vim_embed.inference.staging import HostStaging, StagedPixels
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
@@ -31,9 +30,6 @@ from vim_embed.weights.load import BATCH_ROWS, load_entry
 
 _LOG = logging.getLogger(__name__)
 _SYNC_SECONDS = 5.0  # that a device gets to answer before it counts as gone
-_FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
-# One thread copies 10 GB/s or less, and float32 images want that of it.
-_COPIERS, _PIECE_BYTES = 4, 4 * 1024 * 1024
 _DEVICE_ERRORS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS")
 
 
@@ -59,16 +55,15 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class TorchBatch:
-    """Rows on the device; `ready` waits for the copy where it is still under way."""
+    """Rows on the device, or still on their way to it."""
 
     model: str
-    pixels: Tensor
+    staged: StagedPixels
     options: EmbedOptions
-    copied: torch.cuda.Event | None
 
     @property
     def rows(self) -> int:
-        return self.pixels.shape[0]
+        return self.staged.pixels.shape[0]
 
 
 @dataclass(frozen=True)
@@ -92,13 +87,11 @@ class TorchEngine:
         self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
         self._loading = threading.Lock()
         self._launching = threading.Lock()
-        cuda = options.device.type == "cuda"
-        self._copies = torch.cuda.Stream(options.device) if cuda else None  # type: ignore[no-untyped-call]
-        self._copiers = ThreadPoolExecutor(_COPIERS, "vim-embed-copy") if cuda else None
+        self._staging = HostStaging(options.device)
 
     @property
     def at_once(self) -> int:
-        return 1 if self._copies is None else 2
+        return 2 if self.options.device.type == "cuda" else 1
 
     def load(self) -> None:
         """Load and self-check every model, one after the other."""
@@ -128,7 +121,7 @@ class TorchEngine:
         self._models.pop(name, None)
         self._facts.pop(name, None)
         gc.collect()
-        if self._copies is not None:
+        if self.options.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def restart(self) -> None:
@@ -169,21 +162,8 @@ class TorchEngine:
         }
 
     def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
-        rows = sum(len(part) for part in parts)
-        dtype = getattr(torch, parts[0].dtype.name)
-        shape = (rows, *parts[0].shape[1:])
         with self._on_device(), failing_with_the_device():
-            buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
-            put_together(parts, buffer.numpy(), self._copiers)
-            if self._copies is None:
-                return TorchBatch(model, buffer, options, None)
-            if buffer.nbytes <= _FEW_BYTES:
-                pixels = buffer.to(self.options.device, non_blocking=True)
-                return TorchBatch(model, pixels, options, None)
-            with torch.cuda.stream(self._copies):
-                pixels = buffer.to(self.options.device, non_blocking=True)
-            pixels.record_stream(torch.cuda.default_stream(self.options.device))
-            return TorchBatch(model, pixels, options, self._copies.record_event())
+            return TorchBatch(model, self._staging(parts), options)
 
     def run(self, staged: Staged) -> Outputs:
         assert isinstance(staged, TorchBatch)
@@ -191,10 +171,8 @@ class TorchEngine:
         if model is None:
             raise RuntimeError(f"{staged.model} is not loaded")
         with self._on_device(), failing_with_the_device():
-            if staged.copied is not None:
-                torch.cuda.default_stream(self.options.device).wait_event(staged.copied)
             outputs = halving_on_oom(
-                lambda pixels: self._forward(model, pixels, staged.options), staged.pixels
+                lambda pixels: self._forward(model, pixels, staged.options), staged.staged.ready()
             )
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
@@ -331,21 +309,6 @@ def failing_with_the_device() -> Iterator[None]:
 def is_device_error(error: RuntimeError) -> bool:
     """Whether torch raised it for CUDA itself."""
     return any(text in str(error) for text in _DEVICE_ERRORS)
-
-
-def put_together(parts: Sequence[PixelArray], out: PixelArray, pool: Executor | None) -> None:
-    """The parts into `out` (B, ...), one behind the other; large ones by the pool's threads."""
-    if pool is None or out.nbytes <= _PIECE_BYTES:
-        np.concatenate(parts, out=out)
-        return
-    copies, at = [], 0
-    for part in parts:
-        for rows in np.array_split(part, -(-part.nbytes // _PIECE_BYTES)):
-            copies.append(pool.submit(np.copyto, out[at : at + len(rows)], rows))
-            at += len(rows)
-    wait(copies)
-    for copy in copies:
-        copy.result()
 
 
 def halving_on_oom(

@@ -7,7 +7,8 @@ that are already on the device, so that both give the same bytes. Knows nothing 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, cast
@@ -22,6 +23,7 @@ from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.inference.layers import LAST, capture, layer_modules
 from vim_embed.inference.precision import without_tf32
+from vim_embed.inference.staging import HostStaging
 from vim_embed.models.vim import Vim
 from vim_embed.types.model_info import (
     EMBEDDING,
@@ -30,7 +32,7 @@ from vim_embed.types.model_info import (
     EmbedOptions,
     ModelInfo,
 )
-from vim_embed.types.pixels import check_options, check_pixels
+from vim_embed.types.pixels import PixelArray, check_layout, check_options
 from vim_embed.types.preprocessing import NORMALISED, Scaling, Triple
 
 _CHUNK_ROWS = 32
@@ -91,6 +93,7 @@ class Embedder:
         self._fast = fast
         self._graphs: GraphCache | None = None
         self._chunk_rows = _CHUNK_ROWS
+        self._staging = HostStaging(device)
         self._independent: dict[tuple[object, ...], bool] = {}
         self._constants: dict[Triple, Tensor] = {}
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
@@ -174,6 +177,10 @@ class Embedder:
 
     def use_graphs(self, rows: int, capture: Capture | None = None) -> None:
         """Run through CUDA graphs of up to `rows` images from now on, captured at first use."""
+        if not isinstance(self.module, Vim):
+            from vim_embed.models.attention import share_projections  # brings transformers along
+
+            share_projections(self.module)
         self._graphs = GraphCache(self.compute, buckets_up_to(rows), capture=capture)
         self._chunk_rows = rows
 
@@ -295,13 +302,29 @@ class Embedder:
         check_options(options)
         if isinstance(pixel_values, Tensor):
             pixel_values = pixel_values.detach().cpu().numpy()
-        pixels = check_pixels(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
+        pixels = check_layout(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
         rows = self.rows_at_once(self._chunk_rows, *pixels.shape[-2:])
-        parts = []
-        for part in np.array_split(pixels, -(-len(pixels) // rows)):
-            tensor = torch.from_numpy(np.require(part, requirements="W"))
-            parts.append(self.run(tensor.to(self.device), options))
+        parts = [part.wait() for part in self._overlapped(pixels, rows, options)]
         return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
+
+    def _overlapped(
+        self, pixels: PixelArray, rows: int, options: EmbedOptions
+    ) -> Iterator[OnItsWay]:
+        """The forwards of chunks of `rows`, in order: one is staged while the last one computes."""
+        last = None
+        for first in range(0, len(pixels), rows):
+            chunk = pixels[first : first + rows]
+            self._staging.check(chunk, first)
+            with self._on_device():
+                launched = self.launch(self._staging([chunk]).ready(), options)
+            if last is not None:
+                yield last
+            last = launched
+        if last is not None:
+            yield last
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _blank(self, rows: int) -> Tensor:
         size = self.info.preprocessing.image_size

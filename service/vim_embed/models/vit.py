@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
 from vim_embed.errors import WeightsError
+from vim_embed.models.attention import ATTENTION
 from vim_embed.types.preprocessing import VIT_PREPROCESSING, Preprocessing, Triple
 
 # Pillow's resampling codes as image-processor files store them
@@ -72,7 +73,7 @@ def load_vit(folder: Path) -> Vit:
         model, report = ViTModel.from_pretrained(
             folder,
             add_pooling_layer=False,
-            attn_implementation="sdpa",
+            attn_implementation=ATTENTION,
             local_files_only=True,
             output_loading_info=True,
             weights_only=True,
@@ -98,7 +99,7 @@ def random_vit(name: str, seed: int) -> Vit:
         num_attention_heads=heads,
         intermediate_size=4 * dim,
         patch_size=patch,
-        attn_implementation="sdpa",
+        attn_implementation=ATTENTION,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -24,6 +24,11 @@ def check_pixels(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelA
     A single (3, H, W) image becomes a batch of one; float64 becomes float32.
     Raises PixelError for a wrong rank, channel count, size, dtype, or a non-finite value.
     """
+    return check_values(check_layout(array, info, max_size=max_size))
+
+
+def check_layout(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelArray:
+    """`check_pixels` without a look at the values."""
     array = _as_batch(array)
     rows, channels, height, width = array.shape
     if channels != 3:
@@ -32,7 +37,7 @@ def check_pixels(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelA
     if rows == 0:
         raise PixelError("the batch is empty: send at least one row")
     _check_size(height, width, info, max_size)
-    return _check_values(_as_wire_dtype(array))
+    return _as_wire_dtype(array)
 
 
 def check_options(options: EmbedOptions) -> EmbedOptions:
@@ -83,12 +88,13 @@ def _as_wire_dtype(array: PixelArray) -> PixelArray:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def _check_values(array: PixelArray) -> PixelArray:
+def check_values(array: PixelArray, first: int = 0) -> PixelArray:
+    """Return `array`, or raise PixelError for rows that are not finite. first: its first row."""
     if array.dtype == np.uint8:
         return array
     finite = finite_rows(array)
     if not finite.all():
-        rows = np.flatnonzero(~finite)[:10].tolist()
+        rows = (first + np.flatnonzero(~finite)[:10]).tolist()
         raise PixelError(f"rows {rows} hold NaN or infinite pixels: mask or replace them first")
     return array
 

@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
-from vim_embed.engines import torch_engine
-from vim_embed.engines.torch_engine import put_together
+from vim_embed.inference import staging
+from vim_embed.inference.staging import HostStaging, put_together
+from vim_embed.types.pixels import PixelError
 
 
 @pytest.mark.parametrize("lengths", [[1], [64], [1, 40, 2, 21], [30, 30]])
@@ -16,7 +18,7 @@ from vim_embed.engines.torch_engine import put_together
 def test_every_row_is_in_its_place(
     lengths: list[int], piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_engine, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(staging, "_PIECE_BYTES", piece)
     generator = np.random.default_rng()
     parts = [generator.random((n, 3, 64, 64), dtype=np.float32) for n in lengths]
     for part in parts:
@@ -32,3 +34,15 @@ def test_a_copy_that_fails_is_told() -> None:
     out = np.empty((16, 3, 512, 512), np.float32)
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="broadcast"):
         put_together(parts, out, pool)
+
+
+@pytest.mark.parametrize("pieces", [1, 64 * 1024**2])
+def test_a_row_that_is_not_finite_is_named(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "_PIECE_BYTES", pieces)
+    staged = HostStaging(torch.device("cpu"))
+    staged._copiers = ThreadPoolExecutor(4)  # as on CUDA
+    pixels = np.random.default_rng().random((9, 3, 8, 8), dtype=np.float32)
+    staged.check(pixels, 100)
+    pixels[7, 1, 2, 3] = np.inf
+    with pytest.raises(PixelError, match=r"rows \[107\]"):
+        staged.check(pixels, 100)
