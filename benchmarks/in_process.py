@@ -33,6 +33,7 @@ def seconds_of(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
+@torch.inference_mode()
 def rates(model: Embedder, rows: int) -> dict[str, float]:
     """Images/s by way: the median of alternating rounds."""
     random = np.random.default_rng(0)
@@ -50,8 +51,7 @@ def rates(model: Embedder, rows: int) -> dict[str, float]:
     found: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
         for way, call in ways.items():
-            with torch.inference_mode():
-                found[way].append(rows / seconds_of(call, repeats))
+            found[way].append(rows / seconds_of(call, repeats))
     return {way: statistics.median(each) for way, each in found.items()}
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float16")
     parser.add_argument("--rows", default="128,256")
     given = parser.parse_args()
-    print(describe_machine(), flush=True)
+    print("; ".join(f"{key} {value}" for key, value in describe_machine().items()), end="\n\n")
     print("| model | dtype | rows | graph, images/s | from uint8 | from float32 |")
     print("|---|---|---|---|---|---|")
     for name in given.models.split(","):

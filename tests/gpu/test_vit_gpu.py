@@ -24,7 +24,8 @@ def proxy(dtype: str) -> Embedder:
 def kernels_of_a_replay(model: Embedder, rows: int) -> list[str]:
     pixels = torch.zeros(rows, 3, 224, 224, dtype=torch.uint8, device="cuda")
     model.run(pixels, EmbedOptions())
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+    both = [ProfilerActivity.CUDA, ProfilerActivity.CPU]
+    with profile(activities=both, acc_events=True) as seen:
         model.run(pixels, EmbedOptions())
         torch.cuda.synchronize()
     return [event.name for event in seen.events() if "CUDA" in str(event.device_type)]

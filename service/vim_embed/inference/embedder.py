@@ -311,15 +311,16 @@ class Embedder:
         self, pixels: PixelArray, rows: int, options: EmbedOptions
     ) -> Iterator[OnItsWay]:
         """The forwards of chunks of `rows`, in order: one is staged while the last one computes."""
-        last = None
-        for first in range(0, len(pixels), rows):
-            chunk = pixels[first : first + rows]
+        last, first = None, 0
+        while first < len(pixels):
+            # The device waits for the first chunk alone, so that is a small one.
+            chunk = pixels[first : first + (rows if first else max(1, rows // 2))]
             self._staging.check(chunk, first)
             with self._on_device():
                 launched = self.launch(self._staging([chunk]).ready(), options)
             if last is not None:
                 yield last
-            last = launched
+            last, first = launched, first + len(chunk)
         if last is not None:
             yield last
 

@@ -6,6 +6,7 @@ batch travels while this one computes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from vim_embed.types.pixels import PixelArray, check_values
 
 _FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
 # One thread copies 10 GB/s or less, and float32 images want that of it.
-_COPIERS, _PIECE_BYTES = 4, 4 * 1024 * 1024
+_COPIERS = max(2, min(8, (os.cpu_count() or 1) // 2))
+_PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
