@@ -214,12 +214,26 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
         own = kept
 
         def xproj(i: int) -> None:
-            weights = [layers[i].x_proj, layers[i].dt_proj]
-            kernels.xproj([own.xz, *weights, own.bc, own.steps], length)
+            kernels.xproj(
+                xz=own.xz,
+                x_proj=layers[i].x_proj,
+                dt_proj=layers[i].dt_proj,
+                bc=own.bc,
+                steps=own.steps,
+                length=length,
+            )
 
         def scan(channels: int, i: int) -> None:
-            weights = [layers[i].decay, layers[i].taps, layers[i].vectors]
-            kernels.scan(channels, [own.xz, own.bc, own.steps, *weights], length)
+            kernels.scan(
+                channels=channels,
+                xz=own.xz,
+                bc=own.bc,
+                steps=own.steps,
+                decay=layers[i].decay,
+                taps=layers[i].taps,
+                vectors=layers[i].vectors,
+                length=length,
+            )
 
         results["xproj"] = xproj
         for channels in SCANS:

@@ -131,12 +131,16 @@ def test_out_proj_with_add_and_norm(dtype: torch.dtype, dim: int, rows: int) -> 
     added = before + (mixed.float() @ weight.float())[:, fused._order]
     normed = F.rms_norm(added, (dim,), norm, 1e-5)
     stream, out = before.clone(), torch.full_like(before, float("nan"), dtype=dtype)
-    fused.kernels.out_norm(mixed, weight.t(), stream, norm, out, 1e-5)
+    fused.kernels.out_norm(
+        mixed=mixed, w_out=weight.t(), residual=stream, weight=norm, out=out, eps=1e-5
+    )
     assert error(stream, added) < 2e-6
     assert error(out, normed) < TOLERANCE[dtype]
     stream = before.clone()
     torch.mm(mixed, weight, out=out)
-    fused.kernels.add_norm(out, stream, norm, out, 1e-5, permuted=True)
+    fused.kernels.add_norm(
+        hidden=out, residual=stream, weight=norm, out=out, eps=1e-5, permuted=True
+    )
     assert error(stream, added) < TOLERANCE[dtype]
     assert error(out, normed) < TOLERANCE[dtype]
 

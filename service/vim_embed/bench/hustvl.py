@@ -82,7 +82,7 @@ class Reference:
 
     def _norm(self, hidden: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         out = torch.empty_like(hidden)
-        self.kernels.add_norm(hidden, residual, weight, out, 1e-5)
+        self.kernels.add_norm(hidden=hidden, residual=residual, weight=weight, out=out, eps=1e-5)
         return out
 
     def _embed(self, pixels: Tensor) -> Tensor:

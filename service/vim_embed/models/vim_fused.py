@@ -319,16 +319,29 @@ class FusedVim:
         """residual += mixed @ w_out, hidden = its norm; by whichever of the ways moves less."""
         eps = self.config.eps
         if self._permuted and len(mixed) >= _OUT_ROWS * self.shape.ranks:
-            self.kernels.out_norm(mixed, w_out.t(), residual, weight, hidden, eps)
-        elif self._permuted:
-            torch.mm(mixed, w_out, out=hidden)
-            self.kernels.add_norm(hidden, residual, weight, hidden, eps, permuted=True)
-        elif self.dtype == torch.float32:
+            self.kernels.out_norm(
+                mixed=mixed,
+                w_out=w_out.t(),
+                residual=residual,
+                weight=weight,
+                out=hidden,
+                eps=eps,
+            )
+            return
+        added: Tensor | None = hidden
+        if self.dtype == torch.float32:
             torch.addmm(residual, mixed, w_out, out=residual)
-            self.kernels.add_norm(None, residual, weight, hidden, eps)
+            added = None
         else:
             torch.mm(mixed, w_out, out=hidden)
-            self.kernels.add_norm(hidden, residual, weight, hidden, eps)
+        self.kernels.add_norm(
+            hidden=added,
+            residual=residual,
+            weight=weight,
+            out=hidden,
+            eps=eps,
+            permuted=self._permuted,
+        )
 
     def _last_token(self, buffers: _Buffers, w_out: Tensor, length: int, only: int) -> None:
         """The last block's end for one token an image."""
@@ -352,13 +365,26 @@ class FusedVim:
         scaling, grid = images.scaling, (rows, columns)
         offset = [own - black for own, black in zip(scaling.offset, _BLACK, strict=True)]
         self.kernels.patchify(
-            images.pixels, flat, grid, patch, config.stride, scaling.scale, offset
+            pixels=images.pixels,
+            out=flat,
+            grid=grid,
+            patch=patch,
+            stride=config.stride,
+            scale=scaling.scale,
+            offset=offset,
         )
         torch.mm(flat, self._patch_weight, out=patches)
         weight = self._layers[0].norm if self._layers else self._frame.norm_f.weight
         start, residual = self._start(rows, columns), buffers.residual[:tokens]
         hidden = buffers.hidden[:tokens]
-        self.kernels.first_norm(patches, start, residual, weight, hidden, config.eps)
+        self.kernels.first_norm(
+            patches=patches,
+            start=start,
+            residual=residual,
+            weight=weight,
+            out=hidden,
+            eps=config.eps,
+        )
 
     def _start(self, rows: int, columns: int) -> Tensor:
         """(L, D) float32: position embedding plus bias and black patch, or plus the class token."""
@@ -381,10 +407,26 @@ class FusedVim:
         layer, xz = self._layers[index], buffers.xz[:tokens]
         bc, steps = buffers.bc, buffers.steps
         assert steps is not None
-        self.kernels.xproj([xz, layer.x_proj, layer.dt_proj, bc, steps], length, only)
-        channels = self.scan_channels or self._choose_scan(tokens // length)
-        tensors = [xz, bc, steps, layer.decay, layer.taps, layer.vectors]
-        self.kernels.scan(channels, tensors, length, only)
+        self.kernels.xproj(
+            xz=xz,
+            x_proj=layer.x_proj,
+            dt_proj=layer.dt_proj,
+            bc=bc,
+            steps=steps,
+            length=length,
+            only=only,
+        )
+        self.kernels.scan(
+            channels=self.scan_channels or self._choose_scan(tokens // length),
+            xz=xz,
+            bc=bc,
+            steps=steps,
+            decay=layer.decay,
+            taps=layer.taps,
+            vectors=layer.vectors,
+            length=length,
+            only=only,
+        )
 
     def _choose_scan(self, batch: int) -> int:
         """Channels a warp: many where there are many warps a scheduler."""
@@ -402,13 +444,21 @@ class FusedVim:
         u = buffers.u[: 2 * tokens * inner].view(2, tokens, inner)
         delta = buffers.delta[: 2 * tokens * inner].view(2, tokens, inner)
         projected = buffers.bc[: 2 * tokens * row].view(2, tokens, row)
-        self.kernels.conv_silu(xz, layer.taps, layer.vectors, u, length)
+        self.kernels.conv_silu(xz=xz, taps=layer.taps, vectors=layer.vectors, u=u, length=length)
         for side in range(2):
             torch.mm(u[side], layer.x_proj[side], out=projected[side])
             steps, bias = projected[side, :, :rank], layer.dt_bias[side]
             torch.addmm(bias, steps, layer.dt_proj[side], out=delta[side])
-        tensors = [xz, u, delta, projected, layer.decay, layer.vectors, mixed]
-        self.kernels.scan_float(tensors, length)
+        self.kernels.scan_float(
+            xz=xz,
+            u=u,
+            delta=delta,
+            projected=projected,
+            decay=layer.decay,
+            vectors=layer.vectors,
+            out=mixed,
+            length=length,
+        )
 
 
 def _view(buffer: Tensor, rows: int, columns: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights of a Vim in the order and scale that vim.cu reads.
+"""Weights of a Vim in the order and scale that the CUDA kernels read.
 
 Folded in: 1/2 of the average into out_proj, 1/2 of SiLU's tanh form into the convolution and z,
 log2(e) into the step sizes and its inverse into B. float32 keeps the plain scales but out_proj's.

@@ -127,13 +127,15 @@ def test_unwritable_cache_costs_a_compilation_and_says_so(source: Path, cache: P
 def test_a_full_disk_costs_a_compilation_and_leaves_nothing(
     source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def copyfile(source: Path, target: Path) -> None:
-        target.write_bytes(source.read_bytes()[:100])
-        if target.is_relative_to(cache):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        target.write_bytes(source.read_bytes())
+    write = Path.write_bytes
 
-    monkeypatch.setattr("vim_embed.kernels.cpu.compile.shutil.copyfile", copyfile)
+    def write_bytes(path: Path, content: bytes) -> int:
+        if path.is_relative_to(cache):
+            write(path, content[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     loaded = native.load(source)
     assert loaded.library.answer() == 42
     assert "No space left on device" in loaded.origin

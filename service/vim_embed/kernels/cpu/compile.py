@@ -2,15 +2,12 @@
 
 The libraries have a plain C interface: no Python or torch symbols, only torch's vector headers.
 They are looked for in `_prebuilt/` beside this file (filled by `build` when an image or a package
-is made) and in the per-user cache, then compiled into the cache. File names carry a digest of
-their content, and files appear by an atomic rename: a partial or damaged one is never loaded, and
-processes that compile at the same time do not disturb each other.
+is made) and in the per-user cache (kernels/build_cache.py), then compiled into the cache.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
 import shlex
@@ -18,16 +15,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from vim_embed.kernels.build_cache import CACHE_VARIABLE, cache_dir, digest, intact, publish
+
 PREBUILT_DIR = Path(__file__).parent / "_prebuilt"
-CACHE_VARIABLE = "VIM_EMBED_CACHE_DIR"
 
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-w")
 _CAPABILITY_FLAGS = {
@@ -68,7 +64,7 @@ def load(source: Path) -> Loaded:
     prefix = _prefix(source, capability)
     mine = prefix if compiler is None else f"{prefix}-{_compiler_key(compiler)}"
     for origin, directory, wanted in (("prebuilt", PREBUILT_DIR, prefix), ("cached", cache, mine)):
-        for path in _intact(directory, wanted):
+        for path in intact(directory, wanted, ".so"):
             with suppress(OSError):
                 return Loaded(ctypes.CDLL(str(path)), path, origin)
     try:
@@ -112,16 +108,6 @@ def buildable_capabilities() -> tuple[str, ...]:
     return tuple(_CAPABILITY_FLAGS) if x86 else ("DEFAULT",)
 
 
-def cache_dir() -> Path:
-    """VIM_EMBED_CACHE_DIR, or vim-embed in the platform's per-user cache folder."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "vim-embed"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vim-embed"
-
-
 def find_compiler() -> tuple[str, ...] | None:
     """The command of the C++ compiler: CXX, else the first of c++, g++, clang++ on PATH."""
     if chosen := shlex.split(os.environ.get("CXX", "")):
@@ -139,8 +125,7 @@ def _prefix(source: Path, capability: str) -> str:
     """All that determines the code but the compiler: source, torch's headers, flags, machine."""
     flags = (*_FLAGS, *_CAPABILITY_FLAGS[capability])
     parts = (str(torch.__version__), platform.machine(), sys.platform, *flags)
-    digest = hashlib.sha256(source.read_bytes() + "\0".join(parts).encode())
-    return f"{source.stem}-{capability.lower()}-{digest.hexdigest()[:16]}"
+    return f"{source.stem}-{capability.lower()}-{digest(source.read_bytes(), *parts)}"
 
 
 def _compiler_key(compiler: tuple[str, ...]) -> str:
@@ -150,7 +135,7 @@ def _compiler_key(compiler: tuple[str, ...]) -> str:
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         version = b""
-    return hashlib.sha256(version + " ".join(compiler).encode()).hexdigest()[:8]
+    return digest(version, *compiler)[:8]
 
 
 def _compile(command: list[str]) -> None:
@@ -169,33 +154,10 @@ def _compile(command: list[str]) -> None:
 
 
 def _publish(compiled: Path, directory: Path, stem: str) -> Path:
-    """Move a finished library into place under its content's digest, in one step."""
-    target = directory / f"{stem}-{_digest(compiled)}.so"
-    partial = directory / f".{stem}-{os.getpid()}-{threading.get_ident()}"
+    """Keep a finished library in `directory`. Raises CacheUnwritable."""
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        shutil.copyfile(compiled, partial)
-        partial.chmod(0o755)
-        partial.replace(target)
+        return publish(compiled.read_bytes(), directory, stem, ".so")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise CacheUnwritable(
             f"{directory} cannot be written: {error.strerror}; set {CACHE_VARIABLE}"
         ) from error
-    return target
-
-
-def _intact(directory: Path, prefix: str) -> Iterator[Path]:
-    """Files of that prefix whose content matches the digest in their name; removes the others."""
-    with suppress(OSError):
-        for path in sorted(directory.glob(f"{prefix}-*.so")):
-            if path.stem.rpartition("-")[2] == _digest(path):
-                yield path
-            else:
-                with suppress(OSError):
-                    path.unlink()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

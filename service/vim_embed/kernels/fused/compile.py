@@ -1,22 +1,16 @@
-"""Compiles CUDA sources with NVRTC at run time and keeps the cubins on disk.
-
-A cubin's name carries a digest of all that determines it (source, macros, architecture, compiler
-version) and one of its content: a stale or damaged file is never loaded. Files appear by an
-atomic rename, so processes that compile at once do not disturb each other.
-"""
+"""Compiles CUDA sources with NVRTC at run time and keeps the cubins on disk."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vim_embed.kernels.cpu.compile import CACHE_VARIABLE, cache_dir
+from vim_embed.kernels.build_cache import cache_dir, digest, intact, publish
 
 _FLAGS = ("-std=c++17", "-default-device")
+_INCLUDE = re.compile(r'^#include "(\S+)"$', re.MULTILINE)
 
 
 class CompileError(RuntimeError):
@@ -36,30 +30,49 @@ def compiler_version() -> str:
     return f"{major}.{minor}"
 
 
+def sources(main: Path) -> dict[str, str]:
+    """The text of a CUDA source and of all that it includes, by name; itself first."""
+    found = {main.name: main.read_text(encoding="utf-8")}
+    waiting = [main.name]
+    while waiting:
+        for name in _INCLUDE.findall(found[waiting.pop()]):
+            if name not in found:
+                found[name] = main.with_name(name).read_text(encoding="utf-8")
+                waiting.append(name)
+    return found
+
+
 def cubin(source: Path, macros: Mapping[str, int], arch: str) -> bytes:
     """The machine code of `source` for `arch` (such as "sm_90"). Raises CompileError."""
     flags = [*_FLAGS, f"--gpu-architecture={arch}"]
     flags += [f"-D{name}={value}" for name, value in sorted(macros.items())]
-    text = source.read_bytes()
-    key = _digest(text + "\0".join([*flags, compiler_version()]).encode())
+    texts = sources(source)
+    key = digest(*(part for text in texts.items() for part in text), *flags, compiler_version())
     stem = f"{source.stem}-{arch}-{key}"
-    cached = _read(cache_dir(), stem)
-    if cached is None:
-        cached = compile_source(text, source.name, flags)
-        _publish(cached, cache_dir(), stem)
-    return cached
+    with suppress(OSError):
+        for path in intact(cache_dir(), stem, ".cubin"):
+            return path.read_bytes()
+    code = compile_source(texts, flags)
+    with suppress(OSError):  # a read-only cache costs a compilation, no more
+        publish(code, cache_dir(), stem, ".cubin")
+    return code
 
 
-def compile_source(text: bytes, name: str, flags: list[str]) -> bytes:
-    """Compile CUDA C++ to a cubin. Raises CompileError with the compiler's first complaint."""
+def compile_source(texts: Mapping[str, str], flags: list[str]) -> bytes:
+    """Compile CUDA C++ to a cubin. Raises CompileError with the compiler's first complaint.
+
+    texts: the program, then what it includes, by name.
+    """
     from cuda.bindings import nvrtc
 
-    status, program = nvrtc.nvrtcCreateProgram(text, name.encode(), 0, [], [])
+    (name, text), *headers = ((n.encode(), t.encode()) for n, t in texts.items())
+    given = [t for _, t in headers], [n for n, _ in headers]
+    status, program = nvrtc.nvrtcCreateProgram(text, name, len(headers), *given)
     _check(status)
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [f.encode() for f in flags])
         if int(status):
-            raise CompileError(f"{name} does not compile: {_first_error(program)}")
+            raise CompileError(f"{name.decode()} does not compile: {_first_error(program)}")
         status, size = nvrtc.nvrtcGetCUBINSize(program)
         _check(status)
         code = b" " * size
@@ -83,30 +96,3 @@ def _first_error(program: object) -> str:
 def _check(status: object) -> None:
     if int(status):  # type: ignore[call-overload]
         raise CompileError(f"NVRTC failed: {status}")
-
-
-def _read(directory: Path, stem: str) -> bytes | None:
-    with suppress(OSError):
-        for path in sorted(directory.glob(f"{stem}-*.cubin")):
-            code = path.read_bytes()
-            if path.stem.rpartition("-")[2] == _digest(code):
-                return code
-            path.unlink()
-    return None
-
-
-def _publish(code: bytes, directory: Path, stem: str) -> None:
-    """Keep a cubin for the next process; a read-only cache costs a compilation, no more."""
-    with suppress(OSError):
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, partial = tempfile.mkstemp(dir=directory, prefix=f".{stem}-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(code)
-        Path(partial).replace(directory / f"{stem}-{_digest(code)}.cubin")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-__all__ = ["CACHE_VARIABLE", "CompileError", "compile_source", "compiler_version", "cubin"]

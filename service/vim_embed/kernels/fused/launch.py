@@ -1,6 +1,7 @@
 """Loads the compiled kernels of one model shape on one device and launches them.
 
-The wrappers allocate nothing and never synchronise. Shapes: B images, L tokens, E inner width.
+The methods of `Kernels` take the tensors of one kernel by name, allocate nothing and never
+synchronise. Shapes: B images, L tokens, E inner width.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ class Shape:
 
     @property
     def out_memory(self) -> int:
-        """Bytes of shared memory of one `out_norm` block; mirrors `Out` in vim.cu."""
+        """Bytes of shared memory of one `out_norm` block; mirrors `Out` in out_norm.cu."""
         return 4 * (128 + 192) * 128 + 2 * self.ranks * 128 * 4 + 2 * 4 * 8 + 16
 
     def xproj_memory(self, tiles: int, halves: int, splits: int) -> int:
-        """Bytes of shared memory of one `xproj` block; mirrors `Stage` in vim.cu."""
+        """Bytes of shared memory of one `xproj` block; mirrors `Stage` in xproj.cu."""
         rows = 16 * tiles * halves
         chunk = 64 * self.row + 160 * (2 if self.dtype == torch.float16 else 4)
         box = _whole(_whole((rows + 6) * 128, 1024) + 4 * chunk, 1024)
@@ -80,7 +81,7 @@ SCANS = {32: 8, 16: 8, 8: 16}
 
 
 def scan_memory(channels: int) -> int:
-    """Bytes of shared memory of one `scan` block; mirrors `Walk` in vim.cu."""
+    """Bytes of shared memory of one `scan` block; mirrors `Walk` in scan.cu."""
     tile, row = SCANS[channels], 2 * channels
     return 2 * (3 * tile * (2 * row + 128) + 4 * tile * row)
 
@@ -112,17 +113,18 @@ class Kernels:
 
     def patchify(
         self,
+        *,
         pixels: Tensor,
         out: Tensor,
         grid: tuple[int, int],
-        p: int,
-        s: int,
+        patch: int,
+        stride: int,
         scale: Sequence[float],
         offset: Sequence[float],
     ) -> None:
         """pixels (B, 3, H, W) float32 or uint8, by channel · scale + offset -> out (B · rows ·
-        columns, 3 p p)."""
-        size = [*pixels.shape[-2:], *grid, p, s]
+        columns, 3 patch patch)."""
+        size = [*pixels.shape[-2:], *grid, patch, stride]
         total = out.numel() // 8
         factors = [ctypes.c_float(value) for value in (*scale, *offset)]
         arguments = [pixels, out, *size, *factors, ctypes.c_longlong(total)]
@@ -131,26 +133,27 @@ class Kernels:
 
     def first_norm(
         self,
+        *,
         patches: Tensor,
         start: Tensor,
         residual: Tensor,
         weight: Tensor,
         out: Tensor,
-        e: float,
+        eps: float,
     ) -> None:
         """patches (B, M, D), start (L, D) -> residual (B, L, D) float32, out its norm."""
         rows, length = residual.numel() // self.shape.dim, start.shape[0]
-        arguments = [patches, start, residual, weight, out, rows, length, ctypes.c_float(e)]
+        arguments = [patches, start, residual, weight, out, rows, length, ctypes.c_float(eps)]
         self._launch("first_norm", (-(-rows // 8), 1), 256, 0, arguments)
 
     def add_norm(
         self,
+        *,
         hidden: Tensor | None,
         residual: Tensor,
         weight: Tensor,
         out: Tensor,
-        e: float,
-        *,
+        eps: float,
         permuted: bool = False,
     ) -> None:
         """residual (B L, D) float32 += hidden (B L, D); out = its RMS norm; out may be hidden.
@@ -159,42 +162,54 @@ class Kernels:
         """
         rows = residual.numel() // self.shape.dim
         given = ctypes.c_void_p(0) if hidden is None else hidden
-        arguments = [given, residual, weight, out, rows, ctypes.c_float(e)]
+        arguments = [given, residual, weight, out, rows, ctypes.c_float(eps)]
         name = "add_permuted_norm" if permuted else "add_norm"
         self._launch(name, (-(-rows // 8), 1), 256, 0, arguments)
 
     def out_norm(
         self,
+        *,
         mixed: Tensor,
-        weight: Tensor,
+        w_out: Tensor,
         residual: Tensor,
-        norm: Tensor,
+        weight: Tensor,
         out: Tensor,
-        e: float,
+        eps: float,
     ) -> None:
-        """residual (B L, D) float32 += mixed (B L, E) @ weight^T; out (B L, D) = its RMS norm.
+        """residual (B L, D) float32 += mixed (B L, E) @ w_out^T; out (B L, D) = its RMS norm.
 
-        weight (D, E): rows in the order of `permuted_rows`.
+        w_out (D, E): rows in the order of `permuted_rows`. weight (D,): the norm's.
         """
         rows, ranks = len(mixed), self.shape.ranks
         clusters = min(-(-rows // 128), self._multiprocessors // ranks)
-        maps = [self._map(mixed, 128), self._map(weight, 192)]
-        arguments = [*maps, residual, norm, out, rows, ctypes.c_float(e)]
+        maps = [self._map(mixed, 128), self._map(w_out, 192)]
+        arguments = [*maps, residual, weight, out, rows, ctypes.c_float(eps)]
         self._launch("out_norm", (clusters * ranks, 1), 256, self.shape.out_memory, arguments)
 
-    def xproj(self, tensors: Sequence[Tensor], length: int, only: int = -1) -> None:
-        """tensors: xz (B L, 2E), x_proj, dt_proj, bc (B L, 2, 32), steps (B L, 2, E).
+    def xproj(
+        self,
+        *,
+        xz: Tensor,
+        x_proj: Tensor,
+        dt_proj: Tensor,
+        bc: Tensor,
+        steps: Tensor,
+        length: int,
+        only: int = -1,
+    ) -> None:
+        """x in xz (B L, 2E) -> bc (B L, 2, 32) float32, steps (B L, 2, E) float16 bits.
 
-        only: the one token whose result is needed, if not -1: rows behind it may stay unwritten.
+        x_proj, dt_proj: packed. only: the one token whose result is needed, if not -1: rows behind
+        it may stay unwritten.
         """
-        rows = tensors[0].shape[0]
+        rows = len(xz)
         variant = self._xproj_variant(rows, length)
         tiles, halves, splits = variant
         grid = (-(-rows // (16 * tiles * halves)), 1)
         name = "xproj_" + "".join(map(str, variant))
         memory = self.shape.xproj_memory(*variant)
-        xz, *others = tensors
-        arguments = [self._map(xz, 16 * tiles * halves + 6), *others, length, rows, only]
+        x_map = self._map(xz, 16 * tiles * halves + 6)
+        arguments = [x_map, x_proj, dt_proj, bc, steps, length, rows, only]
         self._launch(name, grid, 64 * halves * splits, memory, arguments)
 
     def _xproj_variant(self, rows: int, length: int) -> tuple[int, int, int]:
@@ -207,25 +222,53 @@ class Kernels:
             return 1, 1, 2
         return (2, 1, 2) if rows <= 32 * 3 * self._multiprocessors else (2, 2, 1)
 
-    def scan(self, channels: int, tensors: Sequence[Tensor], length: int, only: int = -1) -> None:
-        """tensors: xz, bc, steps (steps[:, 0] becomes the result), decay, taps, vectors.
+    def scan(
+        self,
+        *,
+        channels: int,
+        xz: Tensor,
+        bc: Tensor,
+        steps: Tensor,
+        decay: Tensor,
+        taps: Tensor,
+        vectors: Tensor,
+        length: int,
+        only: int = -1,
+    ) -> None:
+        """Both scans with skip, gate and average; steps[:, 0] becomes the result (B L, E).
 
-        channels: of a warp, a key of SCANS. only: the one token whose result is needed.
+        channels: of a warp, a key of SCANS. only: the one token whose result is needed, or -1.
         """
-        grid = (self.shape.inner // channels, tensors[0].shape[0] // length)
-        self._launch(f"scan_{channels}", grid, 64, scan_memory(channels), [*tensors, length, only])
+        grid = (self.shape.inner // channels, len(xz) // length)
+        arguments = [xz, bc, steps, decay, taps, vectors, length, only]
+        self._launch(f"scan_{channels}", grid, 64, scan_memory(channels), arguments)
 
-    def conv_silu(self, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int) -> None:
-        """float32: xz (B L, 2E) -> u (2, B L, E)."""
-        rows = xz.shape[0]
+    def conv_silu(
+        self, *, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int
+    ) -> None:
+        """float32: x in xz (B L, 2E) -> u (2, B L, E)."""
+        rows = len(xz)
         grid = (-(-rows * (self.shape.inner // 4) // 256), 1)
         self._launch("conv_silu", grid, 256, 0, [xz, taps, vectors, u, length, rows])
 
-    def scan_float(self, tensors: Sequence[Tensor], length: int) -> None:
-        """float32. tensors: xz, u, delta, dbc, decay, vectors, out (B L, E)."""
-        rows = tensors[0].shape[0]
+    def scan_float(
+        self,
+        *,
+        xz: Tensor,
+        u: Tensor,
+        delta: Tensor,
+        projected: Tensor,
+        decay: Tensor,
+        vectors: Tensor,
+        out: Tensor,
+        length: int,
+    ) -> None:
+        """float32: as `scan`, from u and delta (2, B L, E), delta before softplus, and the
+        projected rows (2, B L, ROW), to out (B L, E)."""
+        rows = len(xz)
         grid = (self.shape.inner // 32, rows // length)
-        self._launch("scan", grid, 64, 0, [*tensors, length, rows])
+        arguments = [xz, u, delta, projected, decay, vectors, out, length, rows]
+        self._launch("scan", grid, 64, 0, arguments)
 
     def _launch(
         self, name: str, grid: tuple[int, int], threads: int, memory: int, arguments: Sequence[Any]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from vim_embed.kernels.build_cache import CACHE_VARIABLE
 from vim_embed.kernels.fused import compile as build
 from vim_embed.kernels.fused.launch import SOURCE, Shape
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig
@@ -46,11 +48,11 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Replaces the compiler; the list grows by one a compilation."""
     calls: list[str] = []
 
-    def compile_source(text: bytes, name: str, flags: list[str]) -> bytes:
-        calls.append(name)
+    def compile_source(texts: Mapping[str, str], flags: list[str]) -> bytes:
+        calls.append(next(iter(texts)))
         return b"code" + " ".join(flags).encode()
 
-    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(build, "compile_source", compile_source)
     monkeypatch.setattr(build, "compiler_version", lambda: "13.0")
     return calls
@@ -87,7 +89,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     compiles: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     assert build.cubin(SOURCE, {}, "sm_90").startswith(b"code")
 
 

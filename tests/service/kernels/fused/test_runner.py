@@ -22,7 +22,7 @@ CONFIG = VimConfig(dim=64, depth=3, image_size=64)
 
 
 class TorchKernels:
-    """What each float32 kernel of vim.cu computes, from the same packed weights."""
+    """What each float32 kernel computes, from the same packed weights."""
 
     fuses_out = False
 
@@ -31,26 +31,28 @@ class TorchKernels:
 
     def patchify(
         self,
+        *,
         pixels: Tensor,
         out: Tensor,
         grid: tuple[int, int],
-        p: int,
-        s: int,
+        patch: int,
+        stride: int,
         scale: Sequence[float],
         offset: Sequence[float],
     ) -> None:
         factor, shift = torch.tensor(scale).view(3, 1, 1), torch.tensor(offset).view(3, 1, 1)
         images = pixels.float() * factor + shift
-        out.copy_(F.unfold(images, p, stride=s).transpose(1, 2).reshape(out.shape))
+        out.copy_(F.unfold(images, patch, stride=stride).transpose(1, 2).reshape(out.shape))
 
     def first_norm(
         self,
+        *,
         patches: Tensor,
         start: Tensor,
         residual: Tensor,
         weight: Tensor,
         out: Tensor,
-        e: float,
+        eps: float,
     ) -> None:
         length, dim = start.shape
         middle = (length - 1) // 2
@@ -58,16 +60,26 @@ class TorchKernels:
         zero = own.new_zeros(len(own), 1, dim)
         stream = torch.cat([own[:, :middle], zero, own[:, middle:]], dim=1) + start
         residual.copy_(stream.view(-1, dim))
-        out.copy_(F.rms_norm(residual, (dim,), weight, e))
+        out.copy_(F.rms_norm(residual, (dim,), weight, eps))
 
     def add_norm(
-        self, hidden: Tensor | None, residual: Tensor, weight: Tensor, out: Tensor, e: float
+        self,
+        *,
+        hidden: Tensor | None,
+        residual: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        eps: float,
+        permuted: bool = False,
     ) -> None:
+        assert not permuted
         if hidden is not None:
             residual += hidden
-        out.copy_(F.rms_norm(residual, (residual.shape[1],), weight, e))
+        out.copy_(F.rms_norm(residual, (residual.shape[1],), weight, eps))
 
-    def conv_silu(self, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int) -> None:
+    def conv_silu(
+        self, *, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int
+    ) -> None:
         x = xz[:, : self.shape.inner].view(-1, length, self.shape.inner).transpose(1, 2)
         for side in range(2):
             own = x.flip(-1) if side else x
@@ -75,8 +87,18 @@ class TorchKernels:
             done = F.silu(F.conv1d(F.pad(own, (3, 0)), weight, bias, groups=own.shape[1]))
             u[side] = (done.flip(-1) if side else done).transpose(1, 2).reshape(u[side].shape)
 
-    def scan_float(self, tensors: Sequence[Tensor], length: int) -> None:
-        xz, u, delta, projected, decay, vectors, out = tensors
+    def scan_float(
+        self,
+        *,
+        xz: Tensor,
+        u: Tensor,
+        delta: Tensor,
+        projected: Tensor,
+        decay: Tensor,
+        vectors: Tensor,
+        out: Tensor,
+        length: int,
+    ) -> None:
         inner, rank = self.shape.inner, self.shape.padded_rank
         total = torch.zeros_like(out).view(-1, length, inner)
         for side in range(2):

@@ -1,0 +1,91 @@
+// Residual add and RMS norm.
+#include "common.cuh"
+
+#define VEC (DIM % 128 == 0 ? 4 : DIM % 64 == 0 ? 2 : 1)
+#define PARTS (DIM / 32 / VEC)
+
+DEVICE void norm_row(float (*v)[VEC], const float* weight, T* out, float eps, int lane) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PARTS; i++)
+#pragma unroll
+        for (int j = 0; j < VEC; j++) sum = fmaf(v[i][j], v[i][j], sum);
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
+    const float scale = rsqrtf(sum * (1.0f / DIM) + eps);
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int at = (i * 32 + lane) * VEC;
+        float w[VEC], y[VEC];
+        load_float<VEC>(w, weight + at);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) y[j] = v[i][j] * scale * w[j];
+        store_row<VEC>(out + at, y);
+    }
+}
+
+// residual (rows, D) += hidden (rows, D) if there is one, out = its RMS norm; out may be hidden.
+// PERMUTED: hidden's columns are in the order of `out_norm`'s weights. One warp a row.
+template <bool PERMUTED>
+DEVICE void add_norm_body(const T* hidden, float* __restrict__ residual,
+                          const float* __restrict__ weight, T* out, int rows, float eps) {
+    const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const size_t base = (size_t)row * DIM;
+    float v[PARTS][VEC];
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int at = (i * 32 + lane) * VEC;
+        load_float<VEC>(v[i], residual + base + at);
+        if (hidden) {
+            float h[VEC];
+            if constexpr (PERMUTED) {
+                const T* from = hidden + base + at / 16 * 16 + at % 16 / 4 * 2 + at % 4 / 2 * 8;
+#pragma unroll
+                for (int j = 0; j < VEC; j += 2) load_row<2>(h + j, from + 4 * j);
+            } else
+                load_row<VEC>(h, hidden + base + at);
+#pragma unroll
+            for (int j = 0; j < VEC; j++) v[i][j] += h[j];
+            store_float<VEC>(residual + base + at, v[i]);
+        }
+    }
+    norm_row(v, weight, out + base, eps, lane);
+}
+#define ADD_NORM_KERNEL(NAME, PERMUTED)                                                           \
+    extern "C" __global__ void __launch_bounds__(256)                                             \
+        NAME(const T* hidden, float* residual, const float* weight, T* out, int rows, float eps) { \
+        add_norm_body<PERMUTED>(hidden, residual, weight, out, rows, eps);                        \
+    }
+ADD_NORM_KERNEL(add_norm, false)
+#if OUT_NORM
+ADD_NORM_KERNEL(add_permuted_norm, true)
+#endif
+
+// patches (B, M, D) and start (L, D) (position + patch bias; class token in the middle row) ->
+// residual (B, L, D) and its RMS norm.
+extern "C" __global__ void __launch_bounds__(256)
+    first_norm(const T* __restrict__ patches, const float* __restrict__ start,
+               float* __restrict__ residual, const float* __restrict__ weight,
+               T* __restrict__ out, int rows, int length, float eps) {
+    const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const int image = row / length, token = row % length, middle = (length - 1) / 2;
+    const size_t base = (size_t)row * DIM;
+    const int patch = token - (token > middle);
+    const T* from = patches + ((size_t)image * (length - 1) + patch) * DIM;
+    float v[PARTS][VEC];
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const int at = (i * 32 + lane) * VEC;
+        load_float<VEC>(v[i], start + (size_t)token * DIM + at);
+        if (token != middle) {
+            float h[VEC];
+            load_row<VEC>(h, from + at);
+#pragma unroll
+            for (int j = 0; j < VEC; j++) v[i][j] += h[j];
+        }
+        store_float<VEC>(residual + base + at, v[i]);
+    }
+    norm_row(v, weight, out + base, eps, lane);
+}
