@@ -51,7 +51,7 @@ class Backbone(Protocol):
     def token_count(self, height: int, width: int) -> int: ...
 
 
-class Fast(Backbone, Protocol):
+class FusedBackbone(Backbone, Protocol):
     """The same forward in another form: images as they come in, tokens in the compute dtype out."""
 
     def __call__(
@@ -80,7 +80,7 @@ class Embedder:
         info: ModelInfo,
         module: nn.Module,
         device: torch.device,
-        fast: Fast | None = None,
+        fused: FusedBackbone | None = None,
     ) -> None:
         """module: the model on `device`. fast: the same forward in another form, which is used
         wherever the module's own layers are not asked for.
@@ -89,8 +89,8 @@ class Embedder:
         self.device = device
         self.module = module
         self.dtype = next(module.parameters()).dtype
-        self._backbone = fast or cast(Backbone, module)
-        self._fast = fast
+        self._backbone = fused or cast(Backbone, module)
+        self._fused = fused
         self._graphs: GraphCache | None = None
         self._chunk_rows = _CHUNK_ROWS
         self._staging = HostStaging(device)
@@ -133,8 +133,8 @@ class Embedder:
         with self._lock, without_tf32():
             if options.layers is None:
                 return {EMBEDDING: self._embedding(pixel_values, options)}
-            if self._fast is not None and options.layers == "blocks":
-                return self._fast_blocks(self._fast, pixel_values, options)
+            if self._fused is not None and options.layers == "blocks":
+                return self._fused_blocks(self._fused, pixel_values, options)
             images = self._normalised(pixel_values, options)
             return self._module_layers(images, options.layers, options.pooling)
 
@@ -229,20 +229,20 @@ class Embedder:
 
     def _needs_hooks(self, options: EmbedOptions) -> bool:
         """Whether the module's own layers are looked into; the fused forward shows its blocks."""
-        shown = (None,) if self._fast is None else (None, "blocks")
+        shown = (None,) if self._fused is None else (None, "blocks")
         return options.layers not in shown
 
     def _embedding(self, pixel_values: Tensor, options: EmbedOptions) -> Tensor:
-        if self._fast is None:
+        if self._fused is None:
             images = self._normalised(pixel_values, options)
             return self._pool(self._backbone(images.to(self.dtype)), options.pooling)
         scaling = self._scaling(pixel_values, options)
         if options.pooling == "cls":
-            return self._fast.cls(pixel_values, scaling=scaling).float()
-        return self._pool(self._fast(pixel_values, scaling=scaling), options.pooling)
+            return self._fused.cls(pixel_values, scaling=scaling).float()
+        return self._pool(self._fused(pixel_values, scaling=scaling), options.pooling)
 
-    def _fast_blocks(
-        self, fast: Fast, pixel_values: Tensor, options: EmbedOptions
+    def _fused_blocks(
+        self, fused: FusedBackbone, pixel_values: Tensor, options: EmbedOptions
     ) -> dict[str, Tensor]:
         """What hooks on the module's blocks would give, under the same names, by `on_block`."""
         vim = cast(Vim, self.module)
@@ -253,7 +253,7 @@ class Embedder:
             layers[f"layers.{index}"] = self._pool(stream, options.pooling)
 
         scaling = self._scaling(pixel_values, options)
-        final = self._pool(fast(pixel_values, scaling=scaling, on_block=keep), options.pooling)
+        final = self._pool(fused(pixel_values, scaling=scaling, on_block=keep), options.pooling)
         return {**layers, "norm_f": final, LAST: final}
 
     def _module_layers(self, images: Tensor, granularity: str, pooling: str) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vim_embed.errors import WeightsError
-from vim_embed.inference.embedder import Embedder, Fast
-from vim_embed.kernels.select import BackendUnavailable, select_backend
+from vim_embed.inference.embedder import Embedder, FusedBackbone
+from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, supports
 from vim_embed.types.devices import resolve_device, resolve_dtype
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not ne
     from vim_embed.models.vit import Vit
 
 _LOG = logging.getLogger(__name__)
-FUSED = "fused"
 BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless set
 
 
@@ -43,7 +42,7 @@ class _Built:
 class _Compute:
     backend: str
     reason: str
-    fast: Fast | None = None
+    fused: FusedBackbone | None = None
 
 
 def load_model(
@@ -114,7 +113,7 @@ def load_entry(
         min_size=module.min_size,
         any_size=isinstance(module, Vim),
     )
-    model = Embedder(info, module, device, compute.fast)
+    model = Embedder(info, module, device, compute.fused)
     if device.type == "cuda":
         model.use_graphs(batch_rows or BATCH_ROWS["cuda"])
     model.settle_exact(exact_rows)
@@ -122,28 +121,24 @@ def load_entry(
 
 
 def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) -> _Compute:
-    """Kernels for a Vim, still in float32: the fused forward where it works, else its operations.
+    """Kernels for a Vim that is still in float32; its operations are set to the chosen ones."""
+    built: list[FusedBackbone] = []
 
-    The module keeps operations of its own for layer-wise extraction.
-    """
-    why_not = ""
-    if backend == FUSED or (backend == "auto" and device.type == "cuda"):
-        try:
-            fast, reason = _fused(vim, device, dtype)
-        except BackendUnavailable as error:
-            if backend == FUSED:
-                raise BackendUnavailable(f"{error}; use --backend auto") from error
-            why_not = f" (unavailable: {error})"
-            _LOG.warning("slower kernels", extra={"reason": str(error)})
-        else:
-            vim.use_ops(select_backend("torch", device, dtype).ops)
-            return _Compute(FUSED, reason, fast)
-    chosen = select_backend(backend, device, dtype)
+    def trial() -> str:
+        fused, reason = _fused(vim, device, dtype)
+        built.append(fused)
+        return reason
+
+    chosen = select_backend(backend, device, dtype, fused=trial)
     vim.use_ops(chosen.ops)
-    return _Compute(chosen.name, chosen.reason + why_not)
+    if chosen.name == FUSED:
+        return _Compute(FUSED, chosen.reason, built[0])
+    if device.type == "cuda" and backend == "auto":
+        _LOG.warning("slower kernels", extra={"reason": chosen.reason})
+    return _Compute(chosen.name, chosen.reason)
 
 
-def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[Fast, str]:
+def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[FusedBackbone, str]:
     """The fused forward, tried on one image, and what it is. Raises BackendUnavailable.
 
     Compilers, drivers and full devices fail in more ways than can be listed, some of them only at
@@ -154,11 +149,11 @@ def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[Fast, st
         raise BackendUnavailable(f"{FUSED}: {reason}")
     size = vim.config.image_size
     try:
-        fast = FusedVim(vim, dtype, device)
-        fast(torch.zeros(1, 3, size, size))
+        fused = FusedVim(vim, dtype, device)
+        fused(torch.zeros(1, 3, size, size))
         if device.type == "cuda" and torch.cuda.is_available():
             torch.cuda.synchronize(device)
-        return fast, reason
+        return fused, reason
     except Exception as error:
         problem = str(error).strip() or type(error).__name__
         raise BackendUnavailable(f"{FUSED}: {problem}") from error

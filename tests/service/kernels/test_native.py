@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vim_embed.kernels import select
+from vim_embed.kernels import build_cache, select
 from vim_embed.kernels.cpu import compile as native
 from vim_embed.kernels.cpu import ops as cpu
 from vim_embed.kernels.cpu.compile import NativeUnavailable
@@ -32,7 +32,7 @@ print(ops.origin)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "cache"
-    monkeypatch.setenv(native.CACHE_VARIABLE, str(directory))
+    monkeypatch.setenv(build_cache.CACHE_VARIABLE, str(directory))
     monkeypatch.setattr(native, "PREBUILT_DIR", tmp_path / "prebuilt")
     return directory
 
@@ -54,7 +54,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not chosen yet."""
     monkeypatch.setattr(cpu, "_library", cpu._library.__wrapped__)
-    monkeypatch.setattr(select, "_selected", select._selected.__wrapped__)
+    monkeypatch.setattr(select, "_made", select._made.__wrapped__)
 
 
 @needs_compiler
@@ -120,7 +120,7 @@ def test_unwritable_cache_costs_a_compilation_and_says_so(source: Path, cache: P
     loaded = native.load(source)
     assert loaded.library.answer() == 42
     assert loaded.origin.startswith("compiled, not kept")
-    assert native.CACHE_VARIABLE in loaded.origin
+    assert build_cache.CACHE_VARIABLE in loaded.origin
 
 
 @needs_compiler
@@ -169,7 +169,7 @@ def test_a_library_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyP
 
 @needs_compiler
 def test_concurrent_first_use(cache: Path) -> None:
-    environment = os.environ | {native.CACHE_VARIABLE: str(cache)}
+    environment = os.environ | {build_cache.CACHE_VARIABLE: str(cache)}
     command = [sys.executable, "-c", FIRST_USE]
     processes = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -185,7 +185,7 @@ def test_concurrent_first_use(cache: Path) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the other capabilities are x86's")
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_other_cpu_capabilities(cache: Path, capability: str) -> None:
-    chosen = {native.CACHE_VARIABLE: str(cache), "ATEN_CPU_CAPABILITY": capability}
+    chosen = {build_cache.CACHE_VARIABLE: str(cache), "ATEN_CPU_CAPABILITY": capability}
     subprocess.run([sys.executable, "-c", FIRST_USE], env=os.environ | chosen, check=True)
 
 
@@ -198,9 +198,9 @@ def test_prebuild_covers_this_machine(tmp_path: Path) -> None:
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path))
-    assert native.cache_dir() == tmp_path
-    monkeypatch.delenv(native.CACHE_VARIABLE)
+    monkeypatch.setenv(build_cache.CACHE_VARIABLE, str(tmp_path))
+    assert build_cache.cache_dir() == tmp_path
+    monkeypatch.delenv(build_cache.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform != "darwin":
-        assert native.cache_dir() == tmp_path / "vim-embed"
+        assert build_cache.cache_dir() == tmp_path / "vim-embed"
