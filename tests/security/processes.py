@@ -33,6 +33,12 @@ class ServerProcess:
         return int(self.process.memory_info().rss)
 
     @property
+    def cpu(self) -> float:
+        """Seconds of CPU time that it has used."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    @property
     def alive(self) -> bool:
         return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
 

@@ -13,14 +13,16 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vim_embed.engines.interface import Outputs, Staged
-from vim_embed.errors import InternalError, ServiceError
+from vim_embed.errors import InternalError, InvalidInput, ServiceError
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+_ORDINARY = 100.0  # magnitude of a normalised pixel; with the usual mean and std it is below 3
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,9 @@ class Slice:
         begin: of the forward, in `time.monotonic()`; seconds: that it took.
         """
         request = self.request
-        if any(not np.isfinite(array).all() for array in rows.values()):
-            request.fail(
-                InternalError(
-                    "the model gave NaN or infinite values for these pixels: check that they are "
-                    "normalised, or use a server with --dtype float32"
-                )
-            )
+        bad = sorted({row for array in rows.values() for row in _not_finite(array)})
+        if bad:
+            request.fail(self._overflow(bad))
             return
         with request.lock:
             request.started = request.started or begin
@@ -145,6 +143,27 @@ class Slice:
             assert request.started is not None
             waited = request.started - request.submitted
             settle(request.future, Embedded(request.outputs, waited, request.forward_seconds))
+
+    def _overflow(self, bad: list[int]) -> ServiceError:
+        """Of rows whose embeddings are not finite: whose fault it is decides who tries again."""
+        numbers = [self.start + row for row in bad[:10]]
+        told = f"the model gives NaN or infinite values for rows {numbers}"
+        if len(bad) == self.rows and self._ordinary(bad):
+            return InternalError(f"{told}, though their pixels are ordinary: retry")
+        return InvalidInput(
+            f"{told}: their pixels are too large for its dtype. Check that they are normalised, "
+            "or use a server with --dtype float32"
+        )
+
+    def _ordinary(self, rows: list[int]) -> bool:
+        """Whether no pixel of these rows is far from what the models were trained with."""
+        options = self.request.options
+        if options.mean is not None or options.std is not None:
+            return False
+        pixels = self.pixels
+        return pixels.dtype == np.uint8 or all(
+            max(pixels[row].max(), -pixels[row].min()) <= _ORDINARY for row in rows
+        )
 
     def _keep(self, rows: Outputs) -> None:
         request = self.request
@@ -165,6 +184,12 @@ class Prepared:
     key: BatchKey
     slices: tuple[Slice, ...]
     staged: Staged
+
+
+def _not_finite(array: NDArray[np.float32]) -> list[int]:
+    """The rows of (n, D) that hold NaN or infinite values."""
+    finite = np.isfinite(array)
+    return [] if finite.all() else np.flatnonzero(~finite.all(axis=1)).tolist()
 
 
 def request_ids(slices: Iterable[Slice]) -> list[str]:

@@ -13,9 +13,10 @@ from fastapi import Request
 from vim_embed.batching.request import Embedded, EmbedRequest
 from vim_embed.errors import DeadlineExceeded, InvalidInput, ServiceError
 from vim_embed.http.auth import bearer
+from vim_embed.http.formats.parsing import reading_memory
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
-from vim_embed.types.pixels import PixelArray, PixelError, check_pixels
+from vim_embed.types.pixels import WIRE_DTYPES, PixelArray, PixelError, check_pixels
 
 _INLINE_BYTES = 1024 * 1024
 _SOON = 0.02  # seconds in which a client that leaves is not worth a task that watches it
@@ -45,7 +46,10 @@ async def compute(
     """
     service: Service = request.app.state.service
     try:
-        pixels = await _checked(pixels, info, service.settings.max_image_size)
+        with reading_memory(request) as workspace:
+            if copied := _copied_bytes(pixels):
+                workspace.count(copied)
+            pixels = await _checked(pixels, info, service.settings.max_image_size)
         deadline = _deadline(service, timeout, begin)
         queued = service.queue.submit(
             EmbedRequest(
@@ -84,6 +88,12 @@ async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray
         return await asyncio.to_thread(check_pixels, pixels, info, max_size=size)
     except PixelError as error:
         raise InvalidInput(str(error)) from error
+
+
+def _copied_bytes(pixels: PixelArray) -> int:
+    """What checking them adds, at most: those of other layouts and dtypes are copied."""
+    as_they_are = pixels.dtype.isnative and pixels.flags.c_contiguous
+    return 0 if as_they_are and pixels.dtype.name in WIRE_DTYPES else pixels.nbytes
 
 
 def _only_looked_over(pixels: PixelArray) -> bool:

@@ -11,6 +11,7 @@ PixelArray = NDArray[np.generic]
 
 WIRE_DTYPES = ("uint8", "float16", "float32")
 _MAX_STD_INVERSE = 1e-6
+_MAX_NORMALISATION = 1e6
 
 
 class PixelError(ValueError):
@@ -51,6 +52,11 @@ def check_options(options: EmbedOptions) -> EmbedOptions:
     for name, values in (("mean", options.mean), ("std", options.std)):
         if values is not None and not np.isfinite(values).all():
             raise PixelError(f"{name} must be three finite numbers, got {values}")
+        if values is not None and np.abs(values).max() > _MAX_NORMALISATION:
+            raise PixelError(
+                f"{name} must be three numbers of at most {_MAX_NORMALISATION:g}, got {values}: "
+                "it is of pixels between 0 and 1"
+            )
     if options.std is not None and min(options.std) < _MAX_STD_INVERSE:
         raise PixelError(f"std must be positive, got {options.std}")
     return options
@@ -78,8 +84,9 @@ def _check_size(height: int, width: int, info: ModelInfo, max_size: int) -> None
 
 
 def _as_wire_dtype(array: PixelArray) -> PixelArray:
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize == 8:  # of either byte order
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            array = array.astype(np.float32)
     if array.dtype.name not in WIRE_DTYPES:
         raise PixelError(
             f"dtype {array.dtype} is not taken: send uint8 for resized RGB, "

@@ -85,7 +85,7 @@ def _object_array() -> bytes:
     return file.getvalue()
 
 
-def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+def _npy_header(shape: tuple[int, ...], dtype: object) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         file, {"descr": dtype, "fortran_order": False, "shape": shape}
@@ -93,10 +93,10 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     return file.getvalue()
 
 
-def _safetensors(name: str) -> bytes:
+def _safetensors(name: str, dtype: type = np.uint8) -> bytes:
     from safetensors.numpy import save
 
-    return bytes(save({name: GOOD}))
+    return bytes(save({name: GOOD.astype(dtype)}))
 
 
 def _json(content: object) -> bytes:
@@ -134,6 +134,24 @@ BAD = [
     Bad("truncated npy", 400, "malformed_request", "cut short", npy(GOOD)[:-7]),
     Bad("truncated npy header", 400, "malformed_request", ".npy", npy(GOOD)[:40]),
     Bad("npy with more behind", 400, "malformed_request", "header", npy(GOOD) + b"more"),
+    Bad("npy of nothing", 422, "invalid_input", "uint8", _npy_header((1, 3, 8, 8), "|V0")),
+    Bad("npy of empty text", 422, "invalid_input", "uint8", _npy_header((1, 3, 8, 8), "|S0")),
+    Bad("npy of dates", 422, "invalid_input", "uint8", _npy_header((0,), "<M8[s]")),
+    Bad("npy of records", 422, "invalid_input", "uint8", _npy_header((0,), [("a", "<f4")])),
+    Bad(
+        "npy of sub-arrays", 422, "invalid_input", "uint8",
+        _npy_header((0,), "<f4").replace(b"'<f4'", b"('<f4', (2,))").replace(b"        \n", b"\n"),
+    ),
+    Bad("side of 2^63", 400, "malformed_request", "shape", _npy_header((2**63, 0), "|u1")),
+    Bad(
+        "sides without end", 400, "malformed_request", "shape",
+        _npy_header((2**31,) * 7 + (0,), "|u1"),
+    ),
+    Bad(
+        "65 dimensions", 422, "invalid_input", "65 dimensions",
+        _npy_header((1,) * 65, "|u1") + b"x",
+    ),
+    Bad("beyond float32", 422, "invalid_input", "infinite", npy(np.full((1, 3, 8, 8), 1e300))),
     Bad("object array", 422, "invalid_input", "object arrays", _object_array()),
     Bad(
         "10 GB header", 400, "malformed_request", "promises",
@@ -158,7 +176,7 @@ BAD = [
         _json({"inputs": [[[[256]]]], "dtype": "uint8"}), JSON,
     ),
     Bad(
-        "JSON NaN as uint8", 422, "invalid_input", "0 to 255",
+        "JSON NaN as uint8", 422, "invalid_input", "NaN",
         b'{"inputs": [[[[NaN]]]], "dtype": "uint8"}', JSON,
     ),
     Bad(
@@ -178,6 +196,60 @@ BAD = [
     Bad(
         "base64 dtype", 422, "invalid_input", "dtype",
         _json({"inputs": {"base64": "AAAA", "shape": [3], "dtype": "object"}}), JSON,
+    ),
+    Bad(
+        "base64 of 70 dimensions", 422, "invalid_input", "70 dimensions",
+        _json({"inputs": {"base64": "AAAA", "shape": [1] * 70, "dtype": "uint8"}}), JSON,
+    ),
+    Bad(
+        "base64 of a side of 2^63", 400, "malformed_request", "shape",
+        _json({"inputs": {"base64": "", "shape": [2**63, 0], "dtype": "uint8"}}), JSON,
+    ),
+    Bad("JSON of objects", 422, "invalid_input", "numbers", _json({"inputs": [{}] * 9_000}), JSON),
+    Bad("JSON of texts", 422, "invalid_input", "numbers", _json({"inputs": ["x" * 999, ""]}), JSON),
+    Bad(
+        "JSON of lists", 422, "invalid_input", "(B, 3, H, W)",
+        _json({"inputs": [[]] * 9_000}), JSON,
+    ),
+    Bad(
+        "JSON lists among numbers", 422, "invalid_input", "regular",
+        _json({"inputs": [1, 2, [], [3, 4]]}), JSON,
+    ),
+    Bad(
+        "JSON lists among numbers and brackets", 422, "invalid_input", "regular",
+        _json({"inputs": [1, 2, [], [3, 4]], "[": "["}), JSON,
+    ),
+    Bad(
+        "JSON nine deep", 422, "invalid_input", "deep",
+        b'{"inputs": ' + b"[" * 9 + b"]" * 9 + b"}", JSON,
+    ),
+    Bad(
+        "JSON of many keys", 400, "malformed_request", "keys",
+        _json(dict.fromkeys(map(str, range(99)))), JSON,
+    ),
+    Bad(
+        "JSON key twice", 400, "malformed_request", "twice",
+        b'{"inputs": [1], "inputs": [2]}', JSON,
+    ),
+    Bad(
+        "JSON of many values", 400, "malformed_request", "values",
+        _json({"a": [0] * 20_000}), JSON,
+    ),
+    Bad(
+        "JSON other deep", 400, "malformed_request", "deep",
+        b'{"a": ' + b"[" * 99 + b"]" * 99 + b"}", JSON,
+    ),
+    Bad(
+        "JSON in UTF-16", 400, "malformed_request", "UTF-8",
+        '{"inputs": [1]}'.encode("utf-16"), JSON,
+    ),
+    Bad(
+        "safetensors of integers", 422, "invalid_input", "I64",
+        _safetensors("pixel_values", np.int64), SAFE,
+    ),
+    Bad(
+        "safetensors header", 400, "malformed_request", "header",
+        (2_000_000).to_bytes(8, "little") + b"{}".ljust(2_000), SAFE,
     ),
     Bad("not safetensors", 400, "malformed_request", "safetensors", b"x" * 100, SAFE),
     Bad("other tensor", 422, "invalid_input", "pixel_values", _safetensors("pixels"), SAFE),
@@ -199,6 +271,22 @@ BAD = [
         b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--b--\r\n',
         {"Content-Type": "multipart/form-data; boundary=b"},
     ),
+    Bad(
+        "form cut short", 400, "malformed_request", "cut short",
+        b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n',
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    ),
+    Bad(
+        "form of many fields", 400, "malformed_request", "no files",
+        b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 20 + b"--b--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    ),
+    Bad(
+        "form of many files", 413, "payload_too_large", "64 images",
+        b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n' * 65
+        + b"--b--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    ),
     Bad("no type", 415, "unsupported_media_type", "application/x-npy", headers={}),
     Bad(
         "unknown type", 415, "unsupported_media_type", "application/x-npy",
@@ -211,6 +299,8 @@ BAD = [
     Bad("unknown parameter", 422, "invalid_input", "poling", query="?poling=cls"),
     Bad("mean of two", 400, "malformed_request", "three numbers", query="?mean=1,2"),
     Bad("std of zero", 422, "invalid_input", "positive", query="?std=0,1,1"),
+    Bad("huge mean", 422, "invalid_input", "at most 1e+06", query="?mean=1e38,1,1"),
+    Bad("huge std", 422, "invalid_input", "at most 1e+06", query="?std=1,1e38,1"),
     Bad("mean of NaN", 422, "invalid_input", "finite", query="?mean=nan,1,1"),
     Bad(
         "unknown Accept", 406, "not_acceptable", "application/x-npy",

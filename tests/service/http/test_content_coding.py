@@ -8,6 +8,7 @@ import json
 import random
 import socket
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,13 @@ from PIL import Image
 from support.fixtures_vim import DATA
 from support.server_process import server_process
 from support.serving import NPY, npy
-from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError, UnsupportedEncoding
+from vim_embed.errors import (
+    MalformedRequest,
+    PayloadTooLarge,
+    QueueFull,
+    ServiceError,
+    UnsupportedEncoding,
+)
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.buffer import BodyBuffer
 from vim_embed.http.body.content_coding import CODINGS, PIECE, Decoder, coding_of
@@ -116,9 +123,29 @@ def test_zstd_s_own_kinds_of_frames() -> None:
         decoded("zstd", compressor.compress(b"far") + compressor.flush())
 
 
-def test_ten_thousand_members_are_no_burden() -> None:
-    for coding in ("gzip", "zstd"):
-        assert decoded(coding, COMPRESS[coding](b"x") * 10_000) == b"x" * 10_000
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_members_of_some_size_are_no_burden(coding: str) -> None:
+    """As BGZF and pigz write them, and few of any size."""
+    noise = np.random.default_rng(0).bytes(2000)
+    assert decoded(coding, COMPRESS[coding](noise) * 2_000) == noise * 2_000
+    assert decoded(coding, COMPRESS[coding](b"x") * 64) == b"x" * 64
+
+
+EMPTY = {
+    "gzip": gzip.compress(b""),
+    "zstd": COMPRESS["zstd"](b""),
+    "skippable": bytes.fromhex("502a4d1800000000"),
+    "byte": COMPRESS["zstd"](b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_crowd_of_empty_members_is_refused(kind: str) -> None:
+    """Each costs a decompressor: a MiB of them took two seconds."""
+    begin = time.process_time()
+    with pytest.raises(MalformedRequest, match="one piece"):
+        decoded("gzip" if kind == "gzip" else "zstd", EMPTY[kind] * (2**20 // len(EMPTY[kind])))
+    assert time.process_time() - begin < 1
 
 
 def test_a_room_that_grows_keeps_what_it_has() -> None:

@@ -60,6 +60,20 @@ class Arena:
                     return offset
         return None
 
+    def count(self, size: int) -> int | None:
+        """Take `size` bytes that nobody writes to, as high as possible: they cost no memory, and
+        what is written to stays together at the low end.
+        """
+        wanted = _rounded(max(1, size))
+        with self._lock:
+            for place in reversed(range(len(self._free))):
+                offset, length = self._free[place]
+                if length >= wanted:
+                    rest = [(offset, length - wanted)] if length > wanted else []
+                    self._free[place : place + 1] = rest
+                    return offset + length - wanted
+        return None
+
     def extend(self, offset: int, size: int, wanted: int) -> bool:
         """Make what `take(size)` gave `wanted` bytes long, if those behind it are free."""
         end, more = offset + _rounded(max(1, size)), _rounded(wanted) - _rounded(max(1, size))

@@ -49,7 +49,7 @@ class BodyBuffer:
     @contextmanager
     def working(self, size: int) -> Iterator[None]:
         """Count the working memory of reading the body, too."""
-        offset = self._taken(size)  # not written to, only kept from others
+        offset = self._taken(size, written=False)
         self._working = size
         try:
             yield
@@ -63,12 +63,16 @@ class BodyBuffer:
             self._arena.give_back(self._offset, self._capacity)
             self._capacity = 0
 
-    def _taken(self, size: int) -> int:
-        offset = self._arena.take(size)
+    def count(self, size: int) -> None:
+        """Count `size` bytes that lie elsewhere."""
+        self._offset, self._capacity = self._taken(size, written=False), size
+
+    def _taken(self, size: int, *, written: bool = True) -> int:
+        offset = self._arena.take(size) if written else self._arena.count(size)
         if offset is not None:
             return offset
         if size + self._working > self._arena.size:
-            raise _never_fits(self._arena.size)
+            raise never_fits(self._arena.size)
         raise _full(self._arena.held)
 
     def _widen(self, size: int) -> None:
@@ -93,7 +97,8 @@ def _full(held: int) -> QueueFull:
     )
 
 
-def _never_fits(total: int) -> PayloadTooLarge:
+def never_fits(total: int) -> PayloadTooLarge:
+    """What would not even fit if it were alone in an arena of `total` bytes."""
     return PayloadTooLarge(
         f"the body does not fit into the {total / 1e6:.0f} MB that are kept for bodies: send fewer "
         "rows per request, or raise --inflight-bytes"

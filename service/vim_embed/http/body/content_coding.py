@@ -20,6 +20,10 @@ else:
 PIECE = 1024 * 1024  # bytes of a decompressed piece, at most
 _SLICE = 16 * 1024  # of input at once: what follows the end of a member is copied
 _ZSTD_WINDOW_LOG = 23  # 8 MiB, as RFC 9659 has it; a sender may otherwise ask for gigabytes
+# Each gzip member or zstd frame costs a new decompressor, an empty one too: so many are taken, and
+# one more for so many bytes of the compressed body. BGZF and pigz make them of tens of kilobytes.
+_MEMBERS_AT_LEAST = 64
+_MEMBER_BYTES = 1024
 _ALIASES = {"x-gzip": "gzip"}
 
 
@@ -90,6 +94,7 @@ class Decoder:
         self._member: _Member | None = None
         self._full = False  # the last output had no room left: more may come without input
         self._members = 0
+        self._fed = 0
 
     @property
     def memory(self) -> int:
@@ -99,6 +104,7 @@ class Decoder:
     def feed(self, data: bytes) -> None:
         """The next part of the body, once `read` gave nothing any more."""
         self._input, self._used = data, 0
+        self._fed += len(data)
 
     def read(self) -> bytes:
         """Up to PIECE bytes; none: the next part is needed. Raises ServiceError."""
@@ -135,6 +141,11 @@ class Decoder:
     def _next_member(self) -> _Member:
         if self._members and self.coding == "deflate":
             raise MalformedRequest("other bytes follow the end of the deflate body")
+        if self._members > _MEMBERS_AT_LEAST + self._fed // _MEMBER_BYTES:
+            raise MalformedRequest(
+                f"the {self.coding} body is made of {self._members} and more members, with less "
+                f"than {_MEMBER_BYTES} bytes each: compress it in one piece"
+            )
         return _MEMBERS[self.coding]()
 
     def _refusal(self, error: Exception) -> MalformedRequest | PayloadTooLarge:

@@ -1,6 +1,7 @@
 """Bytes to arrays and back: npy, JSON and safetensors. Pure functions, no HTTP objects.
 
-Nothing here unpickles. Array data is not copied on the way in: the result is a view of the body.
+Nothing here unpickles. npy data is not copied on the way in: the result is a view of the body.
+What else takes memory is counted in the request's workspace.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import json
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,8 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from vim_embed.errors import InvalidInput, MalformedRequest
+from vim_embed.http.body.workspace import Workspace
+from vim_embed.http.formats import json_bodies
 from vim_embed.types.pixels import PixelArray
 
 Buffer = bytes | bytearray | memoryview
@@ -29,6 +32,13 @@ _HEADER_LOCK = threading.Lock()
 _MAX_NPY_HEADER = 10_000
 _KNOWN_HEADERS = 256  # batches of one size come again and again
 _JSON_DTYPES = ("uint8", "float16", "float32", "float64")
+_SAFETENSORS_DTYPES = {"U8": "u1", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
+_MAX_SAFETENSORS_HEADER = 1_000_000  # of one tensor it has a hundred
+_TENSOR_MULTIPLE = 32  # of the header's bytes: what all that it describes takes as objects
+_NUMBERS = "biufc"  # kinds of dtypes whose arrays `check_pixels` takes or refuses by name
+_MAX_DIMENSIONS = 8
+_MAX_SIDE = 2**31  # far beyond any body
+_SHOWN = 100
 
 
 def read_npy(body: Buffer) -> PixelArray:
@@ -45,36 +55,45 @@ def read_npy(body: Buffer) -> PixelArray:
         raise InvalidInput(
             "object arrays are refused, since reading them could run code: send uint8 or float32"
         )
+    if dtype.kind not in _NUMBERS:
+        raise InvalidInput(f"dtype {dtype} is not taken: send uint8 or float32")
     return _view(data[len(head) :], shape, dtype, fortran=fortran)
 
 
-def read_safetensors(body: Buffer) -> PixelArray:
-    """The tensor `pixel_values` of a safetensors body. Raises MalformedRequest or InvalidInput."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+def read_safetensors(body: Buffer, workspace: Workspace) -> PixelArray:
+    """The tensor `pixel_values` of a safetensors body. Raises MalformedRequest or InvalidInput.
 
-    try:
-        tensors: dict[str, PixelArray] = load(bytes(body))
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise MalformedRequest(f"the body is not a safetensors file ({error})") from error
-    if "pixel_values" not in tensors:
-        found = ", ".join(sorted(tensors)[:10]) or "none"
-        raise InvalidInput(f"no tensor named 'pixel_values' in the body; found: {found}")
-    return tensors["pixel_values"]
+    bfloat16 becomes float32, which holds all of its values.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    header = int.from_bytes(body[:8], "little")
+    if header > _MAX_SAFETENSORS_HEADER:
+        raise MalformedRequest(
+            f"the safetensors header is over {_MAX_SAFETENSORS_HEADER} bytes, or the body is no "
+            "safetensors file"
+        )
+    with workspace.working(2 * len(body) + _TENSOR_MULTIPLE * header):
+        try:
+            tensors: dict[str, dict[str, Any]] = dict(deserialize(bytes(body)))  # type: ignore[no-untyped-call]
+        except (SafetensorError, KeyError, ValueError, OverflowError) as error:
+            raise MalformedRequest(f"the body is not a safetensors file ({error})") from error
+        if "pixel_values" not in tensors:
+            found = ", ".join(sorted(tensors)[:10]) or "none"
+            raise InvalidInput(f"no tensor named 'pixel_values' in the body; found: {found}")
+        return _tensor(tensors["pixel_values"], workspace)
 
 
-def read_json(body: Buffer) -> PixelArray:
+def read_json(body: Buffer, workspace: Workspace) -> PixelArray:
     """The array under `inputs`: nested lists, or base64 with shape and dtype."""
-    try:
-        content = json.loads(bytes(body))
-    except (ValueError, RecursionError) as error:
-        raise MalformedRequest(f"the body is not JSON ({error})") from error
-    if not isinstance(content, dict) or "inputs" not in content:
-        raise MalformedRequest('the body must be {"inputs": …}, a nested list or base64 object')
-    inputs = content["inputs"]
-    if isinstance(inputs, dict):
-        return _read_base64(inputs)
-    return array_of_lists(inputs, _json_dtype(content.get("dtype", "float32")))
+    with json_bodies.read(body, ("inputs",), workspace) as json_body:
+        content = json_body.content
+        if not isinstance(content, dict) or "inputs" not in content:
+            raise MalformedRequest('the body must be {"inputs": …}, a nested list or base64 object')
+        inputs = content["inputs"]
+        if isinstance(inputs, dict):
+            return _read_base64(inputs, workspace)
+        return json_body.array(inputs, _json_dtype(content.get("dtype", "float32")), workspace)
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
@@ -102,23 +121,6 @@ def json_array(array: NDArray[Any], encoding: str) -> object:
         "shape": list(array.shape),
         "dtype": array.dtype.name,
     }
-
-
-def array_of_lists(inputs: object, dtype: np.dtype[Any]) -> PixelArray:
-    """Nested or flat lists of numbers as an array of `dtype`. Raises InvalidInput.
-
-    A number too large for a float dtype becomes infinite, which `check_pixels` refuses.
-    """
-    try:
-        array = np.array(inputs)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise InvalidInput(f"inputs is not a regular nested list of numbers ({error})") from error
-    if array.dtype.kind not in "iuf":
-        raise InvalidInput("inputs holds values that are not numbers: send numbers alone")
-    if dtype == np.uint8 and not ((array >= 0) & (array <= 255) & (array % 1 == 0)).all():
-        raise InvalidInput("inputs has values that are no whole numbers from 0 to 255, as uint8 is")
-    with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(dtype)
 
 
 def _npy_head_bytes(data: memoryview) -> int:
@@ -155,8 +157,13 @@ def _view(
     data: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool = False
 ) -> PixelArray:
     """`data` as an array, without copying, if it has exactly the bytes that the header promises."""
-    if any(type(side) is not int or side < 0 for side in shape):  # a bool is an int, too
-        raise MalformedRequest(f"the header gives an impossible shape {shape}")
+    if any(type(side) is not int or not 0 <= side <= _MAX_SIDE for side in shape):
+        # A bool is an int, too.
+        raise MalformedRequest(f"the header gives an impossible shape {_cut(shape)}")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise InvalidInput(
+            f"expected a (B, 3, H, W) array, got {len(shape)} dimensions: {_cut(shape)}"
+        )
     promised = math.prod(shape) * dtype.itemsize
     if promised != data.nbytes:
         raise MalformedRequest(
@@ -164,10 +171,39 @@ def _view(
             f"but {data.nbytes} follow: the body was cut short or its header is wrong"
         )
     array = np.frombuffer(data, dtype=dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
+    try:
+        return array.reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # one side is 0, and the others are too many for numpy's sizes
+        raise MalformedRequest(f"the header gives an impossible shape {_cut(shape)}") from error
 
 
-def _read_base64(inputs: dict[str, Any]) -> PixelArray:
+def _cut(shape: Sequence[object]) -> str:
+    """The shape, of which a message need not show all."""
+    text = str(tuple(shape))
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _tensor(described: Mapping[str, Any], workspace: Workspace) -> PixelArray:
+    """A safetensors tensor, in memory of the workspace."""
+    name, data = described["dtype"], described["data"]
+    if name not in _SAFETENSORS_DTYPES:
+        raise InvalidInput(
+            f"dtype {name} is not taken: send U8 for resized RGB, or F32, F16 or BF16 for "
+            "normalised pixels"
+        )
+    dtype = np.dtype(_SAFETENSORS_DTYPES[name])
+    shape = tuple(described["shape"])
+    if name != "BF16":
+        raw = workspace.allocate(len(data))
+        raw[:] = data
+        return _view(raw, shape, dtype)
+    high = _view(memoryview(data), shape, dtype)
+    wide = np.frombuffer(workspace.allocate(2 * len(data)), "<u4")[: high.size].reshape(high.shape)
+    np.left_shift(high, 16, out=wide, dtype=np.uint32)
+    return wide.view("<f4")
+
+
+def _read_base64(inputs: dict[str, Any], workspace: Workspace) -> PixelArray:
     missing = [key for key in ("base64", "shape", "dtype") if key not in inputs]
     if missing:
         raise MalformedRequest(f"the inputs object lacks {', '.join(missing)}")
@@ -175,11 +211,12 @@ def _read_base64(inputs: dict[str, Any]) -> PixelArray:
     if not isinstance(shape, list) or not all(type(side) is int for side in shape):
         raise MalformedRequest("shape must be a list of whole numbers, as [B, 3, H, W]")
     try:
-        raw = base64.b64decode(inputs["base64"], validate=True)
+        decoded = base64.b64decode(inputs["base64"], validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
         raise MalformedRequest(f"base64 cannot be decoded ({error})") from error
-    dtype = _json_dtype(inputs["dtype"]).newbyteorder("<")
-    return _view(memoryview(bytearray(raw)), tuple(shape), dtype)
+    raw = workspace.allocate(len(decoded))
+    raw[:] = decoded
+    return _view(raw, tuple(shape), _json_dtype(inputs["dtype"]).newbyteorder("<"))
 
 
 def _json_dtype(name: object) -> np.dtype[Any]:

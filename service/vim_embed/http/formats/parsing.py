@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from vim_embed.errors import (
-    InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
+    QueueFull,
+    ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.http.body.reading import Limits
+from vim_embed.http.body.reading import RELEASES, Limits
+from vim_embed.http.body.workspace import Workspace
 from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
 from vim_embed.http.formats.image_pool import decode
 from vim_embed.http.formats.images import DecodeBudget
+from vim_embed.http.formats.multipart import read_files
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray
 
@@ -26,9 +29,13 @@ NPY = "application/x-npy"
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 MULTIPART = "multipart/form-data"
-_ARRAYS = {NPY: read_npy, JSON: read_json, SAFETENSORS: read_safetensors}
+_ARRAYS: Mapping[str, Callable[[memoryview, Workspace], PixelArray]] = {
+    NPY: lambda body, _: read_npy(body),
+    JSON: read_json,
+    SAFETENSORS: read_safetensors,
+}
 _INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop, npy (a view) always
-_FORM_CHUNK = 1024 * 1024
+_LOG = logging.getLogger(__name__)
 
 
 def media_type(request: Request) -> str:
@@ -55,18 +62,48 @@ async def parse_pixels(
 
     seconds: that decoding may take, if less than the limits'.
     """
-    if kind in _ARRAYS:
-        parse = _ARRAYS[kind]
-        inline = kind == NPY or len(body) <= _INLINE_BYTES
-        array = parse(body) if inline else await asyncio.to_thread(parse, body)
-        check_rows(array, limits)
-        return array
-    most = limits.decode_seconds if seconds is None else min(limits.decode_seconds, seconds)
-    budget = DecodeBudget(limits.request_pixels, max(0.0, most))
-    files = [("the image", body)]
-    if kind == MULTIPART:
-        files = await _form_files(request, body, limits)
-    return await decode(files, model, budget, max_pixels=limits.image_pixels)
+    with reading_memory(request, len(body)) as workspace:
+        if kind in _ARRAYS:
+            parse = _ARRAYS[kind]
+            inline = kind == NPY or len(body) <= _INLINE_BYTES
+            if inline:
+                array = parse(body, workspace)
+            else:
+                array = await asyncio.to_thread(parse, body, workspace)
+            check_rows(array, limits)
+            return array
+        most = limits.decode_seconds if seconds is None else min(limits.decode_seconds, seconds)
+        budget = DecodeBudget(limits.request_pixels, max(0.0, most))
+        files = [("the image", body)]
+        if kind == MULTIPART:
+            named = await asyncio.to_thread(
+                read_files, body, request.headers["content-type"], limits.rows, workspace
+            )
+            files = [(f"image {row} ({name})", data) for row, (name, data) in enumerate(named)]
+        return await decode(files, model, budget, max_pixels=limits.image_pixels)
+
+
+@contextmanager
+def reading_memory(request: Request, body_bytes: int = 0) -> Iterator[Workspace]:
+    """The memory in which a request's body is read; it is given back with the answer.
+
+    Whatever a reader raises is the body's fault, and no fault of the service: a body is no reason
+    for a 500, which clients send again.
+    """
+    workspace = Workspace(request.app.state.arena, body_bytes)
+    request.scope["state"].setdefault(RELEASES, []).append(workspace.release)
+    try:
+        yield workspace
+    except QueueFull as error:
+        error.retry_after = request.app.state.service.batcher.retry_after
+        raise
+    except ServiceError:
+        raise
+    except MemoryError as error:
+        raise PayloadTooLarge("reading the body takes more memory than there is") from error
+    except Exception as error:
+        _LOG.exception("a body's reader failed")
+        raise MalformedRequest(f"the body cannot be read ({type(error).__name__})") from error
 
 
 def check_rows(array: PixelArray, limits: Limits) -> None:
@@ -75,35 +112,3 @@ def check_rows(array: PixelArray, limits: Limits) -> None:
         raise PayloadTooLarge(
             f"{len(array)} rows are over the limit of {limits.rows}: send fewer per request"
         )
-
-
-async def _form_files(
-    request: Request, body: memoryview, limits: Limits
-) -> list[tuple[str, memoryview]]:
-    async def chunks() -> AsyncIterator[bytes]:
-        for start in range(0, len(body), _FORM_CHUNK):
-            yield bytes(body[start : start + _FORM_CHUNK])
-        yield b""
-
-    parser = MultiPartParser(request.headers, chunks(), max_files=limits.rows, max_fields=16)  # type: ignore[arg-type]
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        message = getattr(error, "message", str(error))
-        if "Too many files" in message:
-            raise PayloadTooLarge(
-                f"more than {limits.rows} images in one request: send fewer"
-            ) from error
-        raise MalformedRequest(f"the multipart body cannot be read ({message})") from error
-    try:
-        uploads = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-        if not uploads:
-            raise InvalidInput(
-                "the form holds no file: attach one image per part, with a file name"
-            )
-        return [
-            (f"image {row} ({part.filename})", memoryview(await part.read()))
-            for row, part in enumerate(uploads)
-        ]
-    finally:
-        await form.close()

@@ -35,13 +35,16 @@ class InputParameters(_Message):
 
 
 class InputTensor(_Message):
-    """One input: its data here, or among the raw bytes."""
+    """One input: its data here, or among the raw bytes.
+
+    data: whether they are here; the lists themselves never become Python objects.
+    """
 
     name: str
     shape: Annotated[list[_Side], Field(min_length=1, max_length=8)]
     datatype: str
     parameters: InputParameters = InputParameters()
-    data: Any = None
+    data: StrictBool | None = None
 
 
 class OutputParameters(_Message):

@@ -1,7 +1,7 @@
 """Open Inference Protocol v2: bodies to requests and pixels, arrays to answers. No HTTP objects.
 
 A body is JSON alone, JSON followed by the raw bytes of its binary tensors, or raw bytes alone.
-Array data is not copied on the way in.
+Raw array data is not copied on the way in; lists of numbers are read in bounded memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vim_embed.errors import InvalidInput, MalformedRequest
-from vim_embed.http.formats.arrays import array_of_lists
+from vim_embed.http.body.workspace import Workspace
+from vim_embed.http.formats import json_bodies
 from vim_embed.http.formats.v2_messages import DATATYPES, InferParameters, InferRequest, InputTensor
 from vim_embed.types.pixels import PixelArray
 
@@ -38,7 +39,7 @@ class Output:
 
 
 def read_infer(
-    body: memoryview, header_length: int | None, image_size: int
+    body: memoryview, header_length: int | None, image_size: int, workspace: Workspace
 ) -> tuple[InferRequest, PixelArray]:
     """A request and its pixels.
 
@@ -52,11 +53,17 @@ def read_infer(
             f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} "
             "bytes: it counts the JSON part, before compression"
         )
-    request = _parse(body[:header_length])
-    names = [output.name for output in request.outputs]
-    if len(set(names)) < len(names):
-        raise InvalidInput("an output is requested twice: name each once")
-    return request, _pixels(request, body[len(body) if header_length is None else header_length :])
+    raw = body[len(body) if header_length is None else header_length :]
+    with json_bodies.read(body[:header_length], ("inputs", "data"), workspace) as json_body:
+        lists = _lists_of(json_body.content)
+        request = _parse(json_body.content)
+        names = [output.name for output in request.outputs]
+        if len(set(names)) < len(names):
+            raise InvalidInput("an output is requested twice: name each once")
+        tensor, dtype = _input(request, raw)
+        if tensor.data is None:
+            return request, _of_raw(tensor, raw, dtype)
+        return request, _in_shape(json_body.array(lists[0], dtype, workspace), tensor.shape)
 
 
 def compressed(body: bytes, encoding: str) -> bytes:
@@ -105,9 +112,20 @@ def _raw_request(body: memoryview, image_size: int) -> tuple[InferRequest, Pixel
     return request, np.frombuffer(body, dtype).reshape(shape)
 
 
-def _parse(text: memoryview) -> InferRequest:
+def _lists_of(content: object) -> list[object]:
+    """Take the data out of the inputs, whose lists are no Python objects; True stays for each."""
+    inputs = content.get("inputs") if isinstance(content, dict) else None
+    lists = []
+    for tensor in inputs if isinstance(inputs, list) else ():
+        if isinstance(tensor, dict) and tensor.get("data") is not None:
+            lists.append(tensor["data"])
+            tensor["data"] = True
+    return lists
+
+
+def _parse(content: object) -> InferRequest:
     try:
-        return InferRequest.model_validate_json(bytes(text))
+        return InferRequest.model_validate(content)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         told = "; ".join(
@@ -120,7 +138,8 @@ def _parse(text: memoryview) -> InferRequest:
         raise MalformedRequest(f"the request is not as the protocol has it ({told})") from error
 
 
-def _pixels(request: InferRequest, raw: memoryview) -> PixelArray:
+def _input(request: InferRequest, raw: memoryview) -> tuple[InputTensor, np.dtype[Any]]:
+    """The one input and its dtype, once it is clear where its data are."""
     names = [tensor.name for tensor in request.inputs]
     if names != [INPUT]:
         raise InvalidInput(f"there is one input, {INPUT}; got {', '.join(names) or 'none'}")
@@ -138,8 +157,7 @@ def _pixels(request: InferRequest, raw: memoryview) -> PixelArray:
             f"the input promises {size or 0} raw bytes, but {len(raw)} follow the JSON part: check "
             "binary_data_size and Inference-Header-Content-Length"
         )
-    dtype = DATATYPES[tensor.datatype]
-    return _of_raw(tensor, raw, dtype) if tensor.data is None else _of_lists(tensor, dtype)
+    return tensor, DATATYPES[tensor.datatype]
 
 
 def _of_raw(tensor: InputTensor, raw: memoryview, dtype: np.dtype[Any]) -> PixelArray:
@@ -152,12 +170,12 @@ def _of_raw(tensor: InputTensor, raw: memoryview, dtype: np.dtype[Any]) -> Pixel
     return np.frombuffer(raw, dtype).reshape(tensor.shape)
 
 
-def _of_lists(tensor: InputTensor, dtype: np.dtype[Any]) -> PixelArray:
-    array = array_of_lists(tensor.data, dtype)
-    if array.ndim != 1 and list(array.shape) != tensor.shape:
-        raise MalformedRequest(f"shape is {tensor.shape}, but data is nested as {array.shape}")
-    if array.size != math.prod(tensor.shape):
+def _in_shape(array: PixelArray, shape: list[int]) -> PixelArray:
+    """Flat data, or data that are nested as the shape says, in that shape."""
+    if array.ndim != 1 and list(array.shape) != shape:
+        raise MalformedRequest(f"shape is {shape}, but data is nested as {array.shape}")
+    if array.size != math.prod(shape):
         raise MalformedRequest(
-            f"shape {tensor.shape} has {math.prod(tensor.shape)} values, but data has {array.size}"
+            f"shape {shape} has {math.prod(shape)} values, but data has {array.size}"
         )
-    return array.reshape(tensor.shape)
+    return array.reshape(shape)

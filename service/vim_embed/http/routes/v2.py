@@ -14,7 +14,7 @@ from vim_embed.errors import InvalidInput, MalformedRequest, MethodNotAllowed
 from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.deadline import begun, seconds_left
 from vim_embed.http.formats.answers import narrowed, provenance
-from vim_embed.http.formats.parsing import check_rows
+from vim_embed.http.formats.parsing import check_rows, reading_memory
 from vim_embed.http.formats.v2_messages import InferRequest
 from vim_embed.http.formats.v2_wire import (
     Output,
@@ -65,7 +65,7 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
         body = await read_body(request, limits)
     except ClientDisconnect:
         return Response(status_code=GONE)
-    asked, pixels = await _read(body, header_length, info, limits)
+    asked, pixels = await _read(body, header_length, info, limits, request)
     options = _options(asked, service, info)
     timeout = seconds_left(request, asked.parameters.timeout / _MICROSECONDS or None)
     done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)
@@ -94,13 +94,20 @@ def _header_length(request: Request) -> int | None:
 
 
 async def _read(
-    body: memoryview, header_length: int | None, info: ModelInfo, limits: Limits
+    body: memoryview,
+    header_length: int | None,
+    info: ModelInfo,
+    limits: Limits,
+    request: Request,
 ) -> tuple[InferRequest, PixelArray]:
     native = info.preprocessing.image_size
-    if len(body) <= _INLINE_BYTES:
-        asked, pixels = read_infer(body, header_length, native)
-    else:
-        asked, pixels = await asyncio.to_thread(read_infer, body, header_length, native)
+    with reading_memory(request, len(body)) as workspace:
+        if len(body) <= _INLINE_BYTES:
+            asked, pixels = read_infer(body, header_length, native, workspace)
+        else:
+            asked, pixels = await asyncio.to_thread(
+                read_infer, body, header_length, native, workspace
+            )
     check_rows(pixels, limits)
     return asked, pixels
 
