@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Protocol, cast
 
 import numpy as np
@@ -311,16 +312,17 @@ class Embedder:
         self, pixels: PixelArray, rows: int, options: EmbedOptions
     ) -> Iterator[OnItsWay]:
         """The forwards of chunks of `rows`, in order: one is staged while the last one computes."""
-        last, first = None, 0
-        while first < len(pixels):
-            # The device waits for the first chunk alone, so that is a small one.
-            chunk = pixels[first : first + (rows if first else max(1, rows // 2))]
+        last = None
+        # The device waits for the staging of the first chunk alone, so the remainder goes first.
+        starts = [0, *range(len(pixels) % rows or rows, len(pixels), rows)]
+        for first, end in pairwise([*starts, len(pixels)]):
+            chunk = pixels[first:end]
             self._staging.check(chunk, first)
             with self._on_device():
                 launched = self.launch(self._staging([chunk]).ready(), options)
             if last is not None:
                 yield last
-            last, first = launched, first + len(chunk)
+            last = launched
         if last is not None:
             yield last
 
