@@ -97,12 +97,13 @@ def neighbours(
 
 
 def _files(
-    first: str, second: str | None, *, drop: bool, **pairing: bool
+    first: str, second: str | None, *, drop: bool, by_row: bool, common: bool
 ) -> tuple[EmbeddingFile, ...]:
-    one = read_embeddings(first)
+    one = read_embeddings(first, by_row=by_row)
     if second is None:
         return usable_rows(one, drop=drop)
-    one, two = pair(one, read_embeddings(second), **pairing)
+    two = read_embeddings(second, by_row=by_row)
+    one, two, _ = pair(one, two, by_row=by_row, common=common)
     return usable_rows(one, two, drop=drop)
 
 

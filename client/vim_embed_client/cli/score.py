@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,16 @@ from vim_embed_client.cli.common import (
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
-from vim_embed_client.scoring.mknn import PLATONIC_K, Score, curve_ks, default_ks, score_curve
+from vim_embed_client.scoring.mknn import (
+    LEAST_SOURCES,
+    PLATONIC_K,
+    Score,
+    curve_ks,
+    default_ks,
+    score_curve,
+)
 from vim_embed_client.scoring.pairing import pair, usable_rows
+from vim_embed_client.scoring.repeats import describe, find_repeats, without_repeats
 
 METHOD = {
     "mknn": "mean overlap of cosine k-nearest neighbours, self excluded",
@@ -83,17 +91,47 @@ def score(
     `vim-embed demo` write them; FILE:NAME takes one array, layer or column. Rows are paired by
     their ids where both files have them, else by position. platonic-universe's own k is 10.
     """
-    paired = pair(read_embeddings(first), read_embeddings(second), by_row=by_row, common=common)
+    read = (read_embeddings(argument, by_row=by_row) for argument in (first, second))
+    *paired, how = pair(*read, by_row=by_row, common=common)
     files = usable_rows(*paired, drop=drop_invalid)
     if float64:
         files = tuple(replace(f, embeddings=f.embeddings.astype(np.float64)) for f in files)
-    scores, curve = _scores(files, ks, permutations=permutations, seed=seed, drawn=bool(figure))
+    options = {"permutations": permutations, "seed": seed}
+    scores, curve = _scores(files, ks, drawn=bool(figure), **options)
+    distinct = without_repeats(files)
+    repeats = Repeated(files, distinct, ks, options) if distinct is not files else None
     if figure is not None:
         _draw(files, scores, curve, figure)
     if as_json:
-        print_json(_report(files, scores, figure))
+        print_json(_report(files, scores, repeats, how) | {"figure": figure and str(figure)})
     else:
-        _print(files, scores)
+        _print(files, scores, repeats, how)
+
+
+class Repeated:
+    """What is said of sources that equal another one in a file, and the scores without them.
+
+    remarks: a line for each file that has some. n: the sources that are left. scores: of these at
+    the same k, as far as they are enough.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[EmbeddingFile],
+        distinct: Sequence[EmbeddingFile],
+        ks: Sequence[int] | None,
+        options: dict[str, Any],
+    ) -> None:
+        found = [(file, find_repeats(file.embeddings)) for file in files]
+        self.files = [
+            {"file": file.label, "rows": repeats.rows, "groups": repeats.groups}
+            for file, repeats in found
+        ]
+        self.remarks = [describe(file, repeats) for file, repeats in found if repeats.groups]
+        self.n = len(distinct[0])
+        wanted = [k for k in ks or default_ks(self.n) if k < self.n]
+        first, second = (file.embeddings for file in distinct)
+        self.scores = score_curve(first, second, wanted, **options) if wanted else []
 
 
 def _scores(
@@ -129,15 +167,22 @@ def _draw(
 
 
 def _report(
-    files: Sequence[EmbeddingFile], scores: Sequence[Score], figure: Path | None
+    files: Sequence[EmbeddingFile], scores: Sequence[Score], repeats: Repeated | None, how: str
 ) -> dict[str, Any]:
     return {
         "files": [_about(file) for file in files],
         "n": len(files[0]),
+        "paired": how,
         "random_weights": any(file.random_weights for file in files),
         "scores": [score.as_dict() for score in scores],
+        "identical_rows": repeats.files if repeats else [],
+        "without_identical_rows": {
+            "n": repeats.n,
+            "scores": [score.as_dict() for score in repeats.scores],
+        }
+        if repeats
+        else None,
         "method": METHOD,
-        "figure": str(figure) if figure else None,
     }
 
 
@@ -146,22 +191,66 @@ def _about(file: EmbeddingFile) -> dict[str, Any]:
     return {"file": file.label, "dim": dim, "provenance": dict(file.provenance)}
 
 
-def _print(files: Sequence[EmbeddingFile], scores: Sequence[Score]) -> None:
+def _print(
+    files: Sequence[EmbeddingFile], scores: Sequence[Score], repeats: Repeated | None, how: str
+) -> None:
     console = stdout()
     for file in files:
         rows, dim = file.embeddings.shape
         say(console, f"{escape(file.label)}: {rows:,} × {dim} ({escape(file.origin)})")
+    say(console, f"Paired {how}.")
     if any(file.random_weights for file in files):
         console.print(RANDOM_WEIGHTS)
-    table = Table("k", "MKNN", "95 % interval", "chance", "permuted, 95 %", "p")
-    for score in scores:
-        table.add_row(*_cells(score))
-    console.print(table)
+    console.print(_table(scores))
     say(
         console,
         f"Interval: jackknife over sources. Permuted: {scores[0].permutations} random pairings, "
         f"so p is at least {1 / (1 + scores[0].permutations):.4f}.",
     )
+    for remark in _remarks(scores):
+        say(console, f"[yellow]{remark}[/]")
+    if repeats:
+        _print_repeats(repeats)
+
+
+def _remarks(scores: Sequence[Score]) -> Iterator[str]:
+    """What makes the numbers say less than they seem to."""
+    n = scores[0].n
+    if n < LEAST_SOURCES:
+        yield (
+            f"{n} sources are too few for an interval: embed {LEAST_SOURCES} or more, and "
+            "hundreds for a result."
+        )
+    elif not scores[-1].has_interval:
+        yield f"At k = {scores[-1].k} all other sources are neighbours: MKNN is 1 for any files."
+    if worst := max(score.tied for score in scores):
+        yield (
+            f"Ties: up to {worst:.1%} of the neighbour lists end amid equal distances, so that "
+            "the order of the rows decides. Identical rows are named below if there are any; "
+            "--float64 tells nearly parallel rows apart."
+        )
+
+
+def _print_repeats(repeats: Repeated) -> None:
+    console = stdout()
+    for remark in repeats.remarks:
+        say(console, f"[yellow]{escape(remark)}[/]")
+    if repeats.scores:
+        say(console, f"Without them (the first of each group stays), {repeats.n:,} sources:")
+        console.print(_table(repeats.scores))
+    else:
+        say(console, f"Without them, {repeats.n:,} sources are left: too few to score.")
+
+
+def _table(scores: Sequence[Score]) -> Table:
+    table = Table("k", "MKNN", "95 % interval", "chance", "permuted, 95 %", "p")
+    for score in scores:
+        table.add_row(*_cells(score))
+    return table
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.4f} to {high:.4f}" if low < high else f"{low:.4f}"
 
 
 def _cells(score: Score) -> list[str]:
@@ -169,9 +258,9 @@ def _cells(score: Score) -> list[str]:
     cells = [
         str(score.k),
         f"{score.mknn:.4f}",
-        f"{score.low:.4f} to {score.high:.4f}",
+        _range(score.low, score.high) if score.has_interval else "none",
         f"{score.chance:.4f}",
-        f"{score.permuted_low:.4f} to {score.permuted_high:.4f}",
+        _range(score.permuted_low, score.permuted_high),
         f"{score.p_value:.4f}",
     ]
     return [f"[bold]{cell}[/]" if mine else cell for cell in cells]

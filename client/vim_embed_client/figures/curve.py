@@ -68,10 +68,11 @@ def draw_curve(axes: Any, curve: Sequence[Score], headline: Score) -> None:
         color=GREY, alpha=0.35, lw=0, label="pairs permuted, 95 %",
     )  # fmt: skip
     axes.plot(ks, [s.chance for s in curve], "--", color=GREY, lw=1.6, label="chance, k / (n − 1)")
-    axes.fill_between(
-        ks, [s.low for s in curve], [s.high for s in curve],
-        color=BLUE, alpha=0.2, lw=0, label="95 % interval",
-    )  # fmt: skip
+    if any(s.has_interval for s in curve):
+        axes.fill_between(
+            ks, [s.low for s in curve], [s.high for s in curve],
+            color=BLUE, alpha=0.2, lw=0, label="95 % interval",
+        )  # fmt: skip
     axes.plot(ks, [s.mknn for s in curve], "-", color=BLUE, lw=2.2, clip_on=False, label="MKNN")
     axes.plot(headline.k, headline.mknn, "o", ms=8, color=BLUE, clip_on=False)
     _dress(axes, ks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ import numpy as np
 from vim_embed_client.bulk.outputs import sidecar
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, parse_safetensors
+from vim_embed_client.scoring.ids import complete, id_texts
+from vim_embed_client.scoring.parquet import ParquetColumns
 
 _NAMES = ("embedding", "embeddings")
+# embeddings (n, d), ids, provenance
+_Contents = tuple[Array, Sequence[Any] | None, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,32 +87,42 @@ class EmbeddingFile:
         return len(self.embeddings)
 
 
-def read_embeddings(argument: str) -> EmbeddingFile:
+def read_embeddings(argument: str, *, by_row: bool = False) -> EmbeddingFile:
     """Read FILE, or one array or column of it: FILE:NAME.
 
-    .npy (with its .npy.json), .npz, .safetensors and .parquet. Raises ConfigurationError for a
-    file or name that is not there, and InputError for one that cannot be read.
+    .npy (with its .npy.json), .npz, .safetensors and .parquet. A null row is read as NaN. by_row:
+    ids are only names here, so faulty ones are left out. Raises ConfigurationError for a file or
+    name that is not there, and InputError for one that cannot be read, or whose ids have gaps.
     """
     path, name = split_argument(argument)
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise ConfigurationError(f"{path} does not end in one of {', '.join(_READERS)}")
     try:
-        found = reader(path, name)
-    except ConfigurationError:
+        array, ids, provenance = reader(path, name)
+    except (ConfigurationError, InputError):
         raise
     except Exception as error:  # readers of foreign files raise errors of every kind
         raise InputError(f"{path} cannot be read: {error}") from None
-    shape = found.embeddings.shape
-    if len(shape) != 2 or 0 in shape or found.embeddings.dtype.kind not in "fiu":
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiu":
         raise InputError(
-            f"{argument} holds {found.embeddings.dtype} of shape {shape}: embeddings are numbers "
+            f"{argument} holds {array.dtype} of shape {array.shape}: embeddings are numbers "
             "of shape (n, d), one row for each source; choose another array with FILE:NAME, or "
             "embed again"
         )
-    if found.ids is not None and len(found.ids) != len(found.embeddings):
-        raise InputError(f"{path} has {len(found.embeddings)} rows and {len(found.ids)} ids")
-    return replace(found, label=argument)
+    names = None if ids is None else _names(ids, len(array), path, by_row=by_row)
+    return EmbeddingFile(label=argument, embeddings=array, ids=names, provenance=provenance)
+
+
+def _names(ids: Sequence[Any], rows: int, path: Path, *, by_row: bool) -> list[str] | None:
+    try:
+        if len(ids) != rows:
+            raise InputError(f"{path} has {rows} rows and {len(ids)} ids")
+        return complete(id_texts(ids), str(path))
+    except InputError:
+        if by_row:
+            return None
+        raise
 
 
 def split_argument(argument: str) -> tuple[Path, str | None]:
@@ -122,20 +136,20 @@ def split_argument(argument: str) -> tuple[Path, str | None]:
     return path, None
 
 
-def _read_npy(path: Path, name: str | None) -> EmbeddingFile:
+def _read_npy(path: Path, name: str | None) -> _Contents:
     if name is not None:
         raise ConfigurationError(f"{path} holds one array: leave out :{name}")
     array = np.load(path, allow_pickle=False)
     beside = sidecar(path)
     about = json.loads(beside.read_text()) if beside.exists() else {}
-    return _described(array, about.get("ids"), about.get("provenance", {}))
+    return array, about.get("ids"), about.get("provenance", {})
 
 
-def _read_npz(path: Path, name: str | None) -> EmbeddingFile:
+def _read_npz(path: Path, name: str | None) -> _Contents:
     with np.load(path, allow_pickle=False) as arrays:
-        ids = [str(value) for value in arrays["ids"].tolist()] if "ids" in arrays else None
+        ids = arrays["ids"].tolist() if "ids" in arrays else None
         chosen = _choose({key: arrays[key] for key in arrays if key != "ids"}, name, path)
-    return EmbeddingFile(label="", embeddings=chosen, ids=ids)
+    return chosen, ids, {}
 
 
 def _ids_beside(path: Path) -> Any:
@@ -143,36 +157,21 @@ def _ids_beside(path: Path) -> Any:
     return json.loads(beside.read_text()).get("ids") if beside.exists() else None
 
 
-def _read_safetensors(path: Path, name: str | None) -> EmbeddingFile:
+def _read_safetensors(path: Path, name: str | None) -> _Contents:
     tensors, metadata = parse_safetensors(path.read_bytes())
     ids = json.loads(metadata["ids"]) if "ids" in metadata else _ids_beside(path)
     provenance = json.loads(metadata["provenance"]) if "provenance" in metadata else metadata
-    return _described(_choose(tensors, name, path), ids, provenance)
+    return _choose(tensors, name, path), ids, provenance
 
 
-def _read_parquet(path: Path, name: str | None) -> EmbeddingFile:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError:
+def _read_parquet(path: Path, name: str | None) -> _Contents:
+    columns = ParquetColumns(path)
+    if name is None and not columns:
         raise ConfigurationError(
-            'reading .parquet needs pyarrow: pip install "vim-embed[parquet]"'
-        ) from None
-    table = pyarrow.parquet.read_table(path)
-    columns = {
-        key: array for key in table.column_names if (array := _matrix(table[key])) is not None
-    }
-    about = (table.schema.metadata or {}).get(b"vim_embed.provenance", b"{}")
-    ids = [str(value) for value in table["id"].to_pylist()] if "id" in table.column_names else None
-    return _described(_choose(columns, name, path), ids, json.loads(about))
-
-
-def _matrix(column: Any) -> Array | None:
-    """A column of lists of one length as (n, d); None for any other column."""
-    lists = column.combine_chunks()
-    if "list" not in str(lists.type) or not len(lists) or lists.null_count:
-        return None
-    flat: Array = lists.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(lists), -1) if flat.size % len(lists) == 0 else None
+            f"{path} has no column of vectors, but {', '.join(columns.others())}: a row's "
+            "embedding is a list of numbers in one column"
+        )
+    return _choose(columns, name, path), columns.ids(), columns.provenance()
 
 
 def _choose(arrays: Mapping[str, Array], name: str | None, path: Path) -> Array:
@@ -181,7 +180,7 @@ def _choose(arrays: Mapping[str, Array], name: str | None, path: Path) -> Array:
             raise ConfigurationError(f"{path} has no {name!r}, but {', '.join(arrays)}")
         return arrays[name]
     named = [key for key in _NAMES if key in arrays]
-    candidates = named or [key for key, value in arrays.items() if value.ndim == 2]
+    candidates = named or _tables(arrays)
     if len(candidates) != 1:
         raise ConfigurationError(
             f"{path} has {', '.join(candidates) or 'no embeddings'}: choose one with {path}:NAME"
@@ -189,11 +188,14 @@ def _choose(arrays: Mapping[str, Array], name: str | None, path: Path) -> Array:
     return arrays[candidates[0]]
 
 
-def _described(array: Array, ids: list[str] | None, provenance: Mapping[str, Any]) -> EmbeddingFile:
-    return EmbeddingFile(label="", embeddings=array, ids=ids, provenance=provenance)
+def _tables(arrays: Mapping[str, Array]) -> list[str]:
+    """Names of what may be embeddings; columns are not read for it."""
+    if isinstance(arrays, ParquetColumns):
+        return list(arrays)
+    return [key for key, value in arrays.items() if value.ndim == 2]
 
 
-_READERS: dict[str, Callable[[Path, str | None], EmbeddingFile]] = {
+_READERS: dict[str, Callable[[Path, str | None], _Contents]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,

@@ -9,6 +9,7 @@ embedding_files.py, the command in cli/score.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from vim_embed_client.scoring.neighbours import (
     Array,
     Indices,
+    Neighbours,
     checked,
     nearest_neighbours,
     neighbours_for,
@@ -26,6 +28,9 @@ from vim_embed_client.scoring.neighbours import (
 # platonic-universe's own k, and round steps around it.
 PLATONIC_K = 10
 DEFAULT_KS = (1, 2, 5, PLATONIC_K, 20, 50, 100)
+
+# Fewer say next to nothing of other draws, and a jackknife of two gives an interval of no width.
+LEAST_SOURCES = 10
 
 _NORMAL_95 = 1.96
 _COMPARED_BYTES = 2**24
@@ -36,9 +41,11 @@ class Score:
     """MKNN of `n` sources at `k`, beside what chance would give.
 
     std_error: of mknn over the draw of sources, by `jackknife_error`. low, high: mknn ± 1.96 of
-    it, a 95 % interval. chance: k / (n - 1). permuted_*: mean, standard deviation and central
-    95 % of MKNN over randomly permuted pairings. p_value: share of those, with the true one
-    counted among them, that score at least as high.
+    it, a 95 % interval; all three NaN for fewer than LEAST_SOURCES, and where k is n - 1, so that
+    MKNN is 1 whatever the embeddings. chance: k / (n - 1). permuted_*: mean, standard deviation
+    and central 95 % of MKNN over randomly permuted pairings. p_value: share of those, with the
+    true one counted among them, that score at least as high. tied: share of the 2 n neighbour
+    lists that end amid equal distances, so that the order of the rows decided who is in them.
     """
 
     mknn: float
@@ -54,10 +61,16 @@ class Score:
     permuted_high: float
     permutations: int
     p_value: float
+    tied: float
 
-    def as_dict(self) -> dict[str, float | int]:
-        """The fields under their names, for JSON."""
-        return asdict(self)
+    @property
+    def has_interval(self) -> bool:
+        """Whether the sources were enough for an interval; see LEAST_SOURCES."""
+        return not math.isnan(self.std_error)
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The fields under their names, for JSON; what there is none of is None."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def mknn(z1: ArrayLike, z2: ArrayLike, k: int = PLATONIC_K) -> float:
@@ -179,35 +192,43 @@ def score_curve(
     n = len(first)
     ks = default_ks(n) if ks is None else sorted({_checked_k(k, n) for k in ks})
     asked = sorted({*ks, *(min(k + 1, n - 1) for k in ks)})
-    lists1, lists2 = (
-        {k: found.indices for k, found in zip(asked, neighbours_for(z, asked), strict=True)}
-        for z in (first, second)
-    )
+    found = [dict(zip(asked, neighbours_for(z, asked), strict=True)) for z in (first, second)]
     scores = []
     for k in ks:
-        lists = lists1[k], lists2[k]
+        wider = None if k == n - 1 else (found[0][k + 1], found[1][k + 1])
+        lists = found[0][k].indices, found[1][k].indices
         permuted = permutation_baseline(*lists, permutations=permutations, seed=seed)
-        # All n - 1 others are neighbours, whatever the sources.
-        error = 0.0 if k == n - 1 else jackknife_error(*lists, lists1[k + 1], lists2[k + 1])
-        scores.append(_score(mean_overlap(*lists), error, permuted, n, k))
+        error = math.nan
+        if wider and n >= LEAST_SOURCES:
+            error = jackknife_error(*lists, wider[0].indices, wider[1].indices)
+        tied = float(np.mean([ends_amid_ties(w) for w in wider])) if wider else 0.0
+        scores.append(_score(mean_overlap(*lists), error, permuted, tied, n, k))
     return scores
 
 
-def _score(value: float, error: float, permuted: NDArray[np.float64], n: int, k: int) -> Score:
+def ends_amid_ties(wider: Neighbours) -> float:
+    """Share of rows whose last two of the k + 1 nearest are equally far."""
+    return float(np.mean(wider.distances[:, -1] == wider.distances[:, -2]))
+
+
+def _score(
+    value: float, error: float, permuted: NDArray[np.float64], tied: float, n: int, k: int
+) -> Score:
     low, high = np.percentile(permuted, [2.5, 97.5])
     return Score(
         mknn=value,
         k=k,
         n=n,
         std_error=error,
-        low=max(0.0, value - _NORMAL_95 * error),
-        high=min(1.0, value + _NORMAL_95 * error),
+        low=float(np.maximum(0.0, value - _NORMAL_95 * error)),
+        high=float(np.minimum(1.0, value + _NORMAL_95 * error)),
         chance=chance(n, k),
         permuted_mean=float(permuted.mean()),
         permuted_std=float(permuted.std()),
         permuted_low=float(low),
         permuted_high=float(high),
         permutations=len(permuted),
+        tied=tied,
         p_value=(1 + int(np.count_nonzero(permuted >= value))) / (1 + len(permuted)),
     )
 

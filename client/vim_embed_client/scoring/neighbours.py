@@ -106,9 +106,22 @@ def _distance_blocks(z: Array) -> Iterator[tuple[int, Array]]:
 
 
 def _unit(z: Array) -> Array:
-    norms = np.sqrt(np.einsum("ij,ij->i", z, z))
-    norms[norms < 10 * np.finfo(z.dtype).eps] = 1
-    unit: Array = z / norms[:, None]
+    """Rows of length one, zero rows as they are.
+
+    Rows so long or short that scikit-learn would lose their direction (it takes short ones as
+    they are, and squares of long ones overflow) are scaled in float64 first.
+    """
+    with np.errstate(over="ignore"):
+        norms = np.sqrt(np.einsum("ij,ij->i", z, z))
+    usual = (norms >= 10 * np.finfo(z.dtype).eps) & np.isfinite(norms)
+    unit: Array = z / np.where(usual, norms, 1)[:, None]
+    odd = np.flatnonzero(~usual)
+    if len(odd):
+        rows = z[odd].astype(np.float64)
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        rows /= np.where(largest > 0, largest, 1)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        unit[odd] = rows / np.where(lengths > 0, lengths, 1)
     return unit
 
 

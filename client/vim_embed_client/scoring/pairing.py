@@ -4,40 +4,50 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
+from vim_embed_client.scoring.ids import refuse_repeats
 
 _ROW = re.compile(r"#\d+$")
+# Of a file and of its compression; the 7 of J1234+56.7 is no ending.
+_ENDING = re.compile(r"(?<=[^/])\.[A-Za-z]\w{0,8}(\.(gz|fz|bz2|xz|zst|Z))?$")
 _PER_BLOCK = 2**24
+
+
+class Pairing(NamedTuple):
+    """Two files with the same sources in the same order, and how they were brought together."""
+
+    first: EmbeddingFile
+    second: EmbeddingFile
+    how: str
 
 
 def pair(
     first: EmbeddingFile, second: EmbeddingFile, *, by_row: bool = False, common: bool = False
-) -> tuple[EmbeddingFile, EmbeddingFile]:
+) -> Pairing:
     """The files with the rows of `second` in the order of `first`.
 
     Where no id is in both files, they are compared below the folder that a file's ids have in
-    common, so that `hst/7.png` and `hsc/7.png` are one source. Without ids on both sides, or
-    with `by_row`, rows go by position. common: keep the sources that both have. Raises
-    InputError where the files do not hold the same sources.
+    common, so that `hst/7.png` and `hsc/7.png` are one source; then also without their endings,
+    so that `hst/7.fits.gz` and `hsc/7.png` are. Without ids on both sides, or with `by_row`, rows
+    go by position. common: keep the sources that both have. Raises InputError where the files do
+    not hold the same sources, or an id stands for several rows.
     """
     if by_row or first.ids is None or second.ids is None:
         if len(first) != len(second):
             raise InputError(_different_lengths(first, second))
-        return first, second
-    mine, theirs = first.ids, second.ids
-    if not set(mine) & set(theirs):
-        mine, theirs = below_common_folder(mine), below_common_folder(theirs)
-    if mine == theirs:
-        return first, second
+        return Pairing(first, second, "by row")
+    how, mine, theirs = _names(first.ids, second.ids)
     for file, names in ((first, mine), (second, theirs)):
-        _refuse_repeats(file, names)
+        refuse_repeats(names, file.label)
+    if mine == theirs:
+        return Pairing(first, second, how)
     places = {name: row for row, name in enumerate(theirs)}
     shared = [row for row, name in enumerate(mine) if name in places]
     if not common and not len(shared) == len(mine) == len(theirs):
@@ -47,7 +57,21 @@ def pair(
             f"{first.label} and {second.label} have {len(shared)} sources in common: "
             f"{_examples(mine, theirs)}; pair rows by position with --by-row"
         )
-    return first.take(shared), second.take([places[mine[row]] for row in shared])
+    return Pairing(first.take(shared), second.take([places[mine[row]] for row in shared]), how)
+
+
+def _names(first: list[str], second: list[str]) -> tuple[str, list[str], list[str]]:
+    """How the ids are compared, and what of each counts: the first way that finds a common one."""
+    ways: tuple[tuple[str, Callable[[list[str]], list[str]]], ...] = (
+        ("by id", list),
+        ("by id, below the folder that a file's ids have in common", below_common_folder),
+        ("by id, without folder and ending", without_endings),
+    )
+    for how, shorten in ways:
+        mine, theirs = shorten(first), shorten(second)
+        if set(mine) & set(theirs):
+            return how, mine, theirs
+    return ways[1][0], below_common_folder(first), below_common_folder(second)
 
 
 def usable_rows(*files: EmbeddingFile, drop: bool = False) -> tuple[EmbeddingFile, ...]:
@@ -62,7 +86,7 @@ def usable_rows(*files: EmbeddingFile, drop: bool = False) -> tuple[EmbeddingFil
     if not drop:
         file, mask = next((f, m) for f, m in zip(files, good, strict=True) if not m.all())
         row = int(np.flatnonzero(~mask)[0])
-        fault = "zero" if np.isfinite(file.embeddings[row]).all() else "not finite"
+        fault = "zero" if np.isfinite(file.embeddings[row]).all() else "null or not finite"
         raise InputError(
             f"{file.label}: {int((~mask).sum())} of {len(mask)} rows are zero or not finite, the "
             f"first is {file.name(row)} ({fault}), so they have no neighbours: embed them again, "
@@ -93,6 +117,16 @@ def below_common_folder(ids: Sequence[str]) -> list[str]:
     ]
 
 
+def without_endings(ids: Sequence[str]) -> list[str]:
+    """The ids below their common folder without a file's endings: `7.fits.gz#3` is `7#3`."""
+    return [_without_ending(name) for name in below_common_folder(ids)]
+
+
+def _without_ending(name: str) -> str:
+    path = _ROW.sub("", name)
+    return _ENDING.sub("", path) + name[len(path) :]
+
+
 def _different_lengths(first: EmbeddingFile, second: EmbeddingFile) -> str:
     fix = "leave out what one of them lacks, or give files with ids, as `vim-embed embed` writes"
     if first.ids is not None and second.ids is not None:
@@ -101,15 +135,6 @@ def _different_lengths(first: EmbeddingFile, second: EmbeddingFile) -> str:
         f"{first.label} and {second.label} have {len(first)} and {len(second)} rows, and row i of "
         f"both must be the same source: {fix}"
     )
-
-
-def _refuse_repeats(file: EmbeddingFile, names: Sequence[str]) -> None:
-    again = [name for name, times in Counter(names).items() if times > 1]
-    if again:
-        raise InputError(
-            f"{file.label}: the id {again[0]} stands for several rows; pair rows by position with "
-            "--by-row"
-        )
 
 
 def _disagreement(mine: Sequence[str], theirs: Sequence[str]) -> str:

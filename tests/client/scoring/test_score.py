@@ -318,7 +318,7 @@ def named(ids: list[str] | None) -> EmbeddingFile:
     ],
 )
 def test_rows_are_paired_by_id(first: Any, second: Any, order: list[int]) -> None:
-    _, rows = pair(named(first), named(second))
+    _, rows, _ = pair(named(first), named(second))
     assert rows.embeddings[:, 0].tolist() == order
 
 
@@ -326,8 +326,8 @@ def test_rows_are_paired_by_id(first: Any, second: Any, order: list[int]) -> Non
     ("first", "second", "message"),
     [
         ("abc", "abd", r"1 only in the first, 1 only in the second: c, d\); keep .* --common"),
-        ("abc", "abb", "the id b stands for several rows; .* --by-row"),
-        ("aac", "aca", "the id a stands for several rows; .* --by-row"),
+        ("abc", "abb", "the id b stands for several rows .* --by-row"),
+        ("aac", "aca", "the id a stands for several rows .* --by-row"),
         ("abc", "abcd", "0 only in the first, 1 only in the second: d"),
     ],
 )
@@ -337,7 +337,7 @@ def test_other_ids_are_refused(first: str, second: str, message: str) -> None:
 
 
 def test_sources_in_common_are_kept() -> None:
-    one, two = pair(named(["a", "b", "c", "d"]), named(["d", "x", "b"]), common=True)
+    one, two, _ = pair(named(["a", "b", "c", "d"]), named(["d", "x", "b"]), common=True)
     assert (one.ids, two.ids) == (["b", "d"], ["b", "d"])
     assert (one.embeddings[:, 0].tolist(), two.embeddings[:, 0].tolist()) == ([1, 3], [2, 0])
     with pytest.raises(InputError, match="1 sources in common"):
@@ -357,7 +357,7 @@ def test_rows_without_a_direction_are_named_or_dropped() -> None:
         InputError, match=r"one.npy: 1 of 5 rows .* first is d \(zero\).*--drop-inv"
     ):
         usable_rows(one, two)
-    with pytest.raises(InputError, match=r"two.npy: .* row 1 \(not finite\)"):
+    with pytest.raises(InputError, match=r"two.npy: .* row 1 \(null or not finite\)"):
         usable_rows(two)
     kept, other = usable_rows(one, two, drop=True)
     assert kept.ids == ["a", "c", "e"]
