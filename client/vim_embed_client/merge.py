@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 
 from vim_embed_client.errors import BadAnswerError, ProvenanceChangedError
 from vim_embed_client.formats import Array
 from vim_embed_client.requests import Answer, Chunk, ChunkPlan
-from vim_embed_client.results import Embeddings, LayerEmbeddings
+from vim_embed_client.results import Embeddings, LayerEmbeddings, Provenance
 
 Progress = Callable[[int, int], None]
 
@@ -61,11 +62,16 @@ class Merge:
     def _in_order(self) -> list[Answer]:
         return [self._answers[start] for start in sorted(self._answers)]
 
+    def _provenance(self) -> Provenance:
+        """The answers' common one; only their devices may differ."""
+        each = (answer.provenance for answer in self._in_order())
+        return reduce(Provenance.with_devices_of, each)
+
     def embeddings(self) -> Embeddings:
         """The result of a plan without layers."""
         return Embeddings(
             embeddings=self._arrays["embedding"],
-            provenance=self._first.provenance,
+            provenance=self._provenance(),
             request_ids=tuple(answer.request_id for answer in self._in_order()),
             server_timing=tuple(answer.timing for answer in self._in_order()),
         )
@@ -74,7 +80,7 @@ class Merge:
         """The result of a plan with layers."""
         return LayerEmbeddings(
             layers=self._arrays,
-            provenance=self._first.provenance,
+            provenance=self._provenance(),
             request_ids=tuple(answer.request_id for answer in self._in_order()),
             server_timing=tuple(answer.timing for answer in self._in_order()),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
@@ -56,6 +56,13 @@ class Provenance:
         """Names of the fields in which the numbers may differ; two GPUs of one kind do not."""
         mine, theirs = (asdict(p) | {"device": p.device.split(":")[0]} for p in (self, other))
         return [name for name in mine if mine[name] != theirs[name]]
+
+    def with_devices_of(self, other: Provenance) -> Provenance:
+        """This one, of rows that the other's devices computed too: `cuda:0,cuda:1`."""
+        if other.device == self.device:
+            return self
+        devices = {*self.device.split(","), *other.device.split(",")} - {""}
+        return replace(self, device=",".join(sorted(devices)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -210,7 +210,7 @@ async def test_a_replica_that_lost_one_of_its_devices_is_unhealthy() -> None:
     replica = Replica(Settings(models=("arithmetic=unused",)), lambda _: engines)
     replica._metrics = Published()  # type: ignore[assignment]
     await replica.check_health()
-    replica._service.queue.workers[1]._lose("fell off the bus")  # type: ignore[attr-defined]
+    replica._service.queue.workers[1].lose("fell off the bus")  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="cuda:1 is lost"):
         await replica.check_health()
     replica.__del__()

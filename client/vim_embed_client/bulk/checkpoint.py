@@ -108,6 +108,7 @@ class Checkpoint:
                 "other weights or settings? Nothing was mixed: serve the former ones again to go "
                 f"on{_RESTART}"
             )
+        self.provenance = self.provenance.with_devices_of(provenance)
 
     def add(self, result: RowResult) -> None:
         """Take the next row; it is on disk after the next commit."""
@@ -210,7 +211,7 @@ class Checkpoint:
     def _take(self, records: list[dict[str, Any]]) -> None:
         for record in records:
             found = record.pop("provenance")
-            self.provenance = self.provenance or (Provenance(**found) if found else None)
+            self.provenance = Provenance(**found) if found else self.provenance
             # A commit that was interrupted right after its line was made a second time.
             del self.done[record["number"] :]
             self.done.append(Part(**record | {"cursor": Cursor(**record["cursor"])}))

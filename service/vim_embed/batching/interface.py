@@ -13,7 +13,7 @@ class RowQueue(Protocol):
     """Where rows go to be embedded: a BatchQueue, or what passes them on (cluster)."""
 
     @property
-    def alive(self) -> bool:
+    def up(self) -> bool:
         """Whether anything takes rows."""
         ...
 
@@ -48,8 +48,8 @@ class RowQueue(Protocol):
         """Compare the model's golden sample, on each device."""
         ...
 
-    def unfit(self, model: str) -> str | None:
-        """Why nobody may run the model, or None."""
+    def why_unavailable(self, model: str) -> str | None:
+        """Why nobody runs the model, now or after a restart; None if somebody does."""
         ...
 
     def busy_with(self, model: str) -> bool:

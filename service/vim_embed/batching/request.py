@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import InternalError, InvalidInput, ServiceError
-from vim_embed.types.model_info import EmbedOptions, ModelInfo
+from vim_embed.types.model_info import EmbedOptions, ModelInfo, joined
 from vim_embed.types.pixels import PixelArray
 
 _LOG = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class BatchKey:
 class Embedded:
     """A finished request: named (rows, D) arrays, and seconds spent waiting and computing.
 
-    info: of the model that answered, where others than this process's may.
+    info: of the model that answered, on the device or devices that did; None if it was unloaded.
     """
 
     outputs: Outputs
@@ -65,12 +65,16 @@ class EmbedRequest:
     request_id: str = ""
     submitted: float = field(default_factory=time.monotonic)
     future: Future[Embedded] = field(default_factory=Future)
-    taken: int = 0
     done: int = 0
     outputs: Outputs = field(default_factory=dict)
     started: float | None = None
     forward_seconds: float = 0.0
+    infos: dict[str, ModelInfo] = field(default_factory=dict)  # of who answered, by device
     lock: threading.Lock = field(default_factory=threading.Lock)  # slices come from many threads
+    unclaimed: list[range] = field(init=False)  # rows that wait
+
+    def __post_init__(self) -> None:
+        self.unclaimed = [range(len(self.pixels))]
 
     @cached_property
     def key(self) -> BatchKey:
@@ -83,7 +87,8 @@ class EmbedRequest:
 
     @property
     def waiting(self) -> int:
-        return self.rows - self.taken
+        """Rows that no batch has taken."""
+        return sum(map(len, self.unclaimed))
 
     @property
     def open(self) -> bool:
@@ -93,11 +98,21 @@ class EmbedRequest:
         """Drop the rows that still wait; nobody reads the answer any more."""
         self.future.cancel()
 
-    def take(self, rows: int) -> Slice:
-        """The next `rows` that wait."""
-        start = self.taken
-        self.taken += rows
-        return Slice(self, start, self.taken)
+    def take(self, rows: int) -> list[Slice]:
+        """The next `rows` that wait: one slice, or more where some were given back."""
+        slices = []
+        while rows:
+            first = self.unclaimed.pop(0)
+            part, rest = first[:rows], first[rows:]
+            if rest:
+                self.unclaimed.insert(0, rest)
+            slices.append(Slice(self, part.start, part.stop))
+            rows -= len(part)
+        return slices
+
+    def give_back(self, part: Slice) -> None:
+        """The rows of a slice that was not run come first again."""
+        self.unclaimed.insert(0, range(part.start, part.stop))
 
     def fail(self, error: Exception) -> None:
         """Answer with `error`; one that is no ServiceError is not shown to the caller."""
@@ -123,10 +138,13 @@ class Slice:
     def pixels(self) -> PixelArray:
         return self.request.pixels[self.start : self.stop]
 
-    def give(self, rows: Outputs, begin: float, seconds: float) -> None:
+    def give(
+        self, rows: Outputs, begin: float, seconds: float, info: ModelInfo | None = None
+    ) -> None:
         """Hand the rows' embeddings to the request, which is answered with its last slice.
 
-        begin: of the forward, in `time.monotonic()`; seconds: that it took.
+        begin: of the forward, in `time.monotonic()`; seconds: that it took. info: of the model on
+        the device that computed them.
         """
         request = self.request
         bad = sorted({row for array in rows.values() for row in _not_finite(array)})
@@ -136,13 +154,15 @@ class Slice:
         with request.lock:
             request.started = request.started or begin
             request.forward_seconds += seconds
+            if info is not None:
+                request.infos[info.device] = info
             self._keep(rows)
             request.done += self.rows
             whole = request.done == request.rows
         if whole:
             assert request.started is not None
-            waited = request.started - request.submitted
-            settle(request.future, Embedded(request.outputs, waited, request.forward_seconds))
+            waited, info = request.started - request.submitted, joined(request.infos.values())
+            settle(request.future, Embedded(request.outputs, waited, request.forward_seconds, info))
 
     def _overflow(self, bad: list[int]) -> ServiceError:
         """Of rows whose embeddings are not finite: whose fault it is decides who tries again."""
@@ -178,7 +198,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class StagedBatch:
     """A batch on its way to the engine."""
 
     key: BatchKey

@@ -1,52 +1,126 @@
-"""What a worker's threads hold, from a (re)start to a failure, and how rows are handed back."""
+"""What the threads of a worker hold: jobs, and how each goes from phase to phase.
+
+    (idle) ── take rows ──▶ staging ──▶ staged ──▶ running ──▶ (idle)
+       │                       │           │           ▲
+       │                       │           │           └── when the engine has room
+       │                       └───────────┴── the worker fails or stops ──▶ (idle)
+       └── a check is asked for ──▶ checking ──▶ (idle)
+
+Each thread has one job at most. One job at most is `staging` or `staged`: that is the batch ahead.
+`running` and `checking` are in the engine; together they are `engine.at_once` at most.
+
+All jobs of a (re)start make up one WorkerState. When the worker fails, its state is over for good
+and the next restart begins another, so that a thread that hangs, and comes back after minutes,
+finds its own state over and touches nothing that is newer.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
 
-from vim_embed.batching.request import Prepared, Slice
+from vim_embed.batching.request import Slice
 from vim_embed.engines.interface import Outputs
-from vim_embed.types.model_info import CheckReport
+from vim_embed.types.model_info import CheckReport, ModelInfo
+
+Phase = Literal["staging", "staged", "running", "checking"]
+IN_ENGINE: tuple[Phase, ...] = ("running", "checking")
+AHEAD: tuple[Phase, ...] = ("staging", "staged")
 
 
-class Shift:
-    """The threads and what they hold, from a (re)start to a failure."""
+@dataclass(eq=False)
+class Job:
+    """What one thread is at. slices: the rows it holds. check: who waits for a comparison.
+
+    since: when the phase began, in `time.monotonic()`.
+    """
+
+    phase: Phase
+    slices: Sequence[Slice] = ()
+    check: Future[CheckReport] | None = None
+    since: float = field(default_factory=time.monotonic)
+
+    def enter(self, phase: Phase) -> None:
+        self.phase, self.since = phase, time.monotonic()
+
+    def seconds(self, now: float) -> float:
+        """That it has been at work; a staged batch only waits, so that it can never hang."""
+        return 0.0 if self.phase == "staged" else now - self.since
+
+
+class WorkerState:
+    """The threads of one (re)start and their jobs by thread id. Used with the queue's lock held."""
 
     def __init__(self) -> None:
-        self.prepared: Prepared | None = None
-        self.staging: Sequence[Slice] = ()
-        self.running: dict[int, Sequence[Slice]] = {}  # by thread
-        self.probing: dict[int, Future[CheckReport]] = {}  # by thread
-        self.since: dict[int, float] = {}  # when what is under way began, by thread
-        self.finished = 0.0  # when a forward last ended
-        self.ending = False  # take nothing more
-        self.over = False  # abandoned: what it held is answered already
+        self.jobs: dict[int, Job] = {}
         self.threads: list[threading.Thread] = []
+        self.ending = False  # takes nothing more; what runs may finish
+        self.over = False  # abandoned: what it held is answered or given back already
+        self._forward_ended = 0.0
+
+    def begin(self, job: Job) -> None:
+        """The calling thread is at this job from now on."""
+        self.jobs[threading.get_ident()] = job
+
+    def end(self) -> None:
+        """The calling thread is idle again."""
+        self.jobs.pop(threading.get_ident(), None)
+
+    def holds(self, job: Job) -> bool:
+        """Whether the calling thread still has the job: a staged one can be taken back."""
+        return not self.over and self.jobs.get(threading.get_ident()) is job
+
+    def in_phase(self, *phases: Phase) -> list[Job]:
+        return [job for job in list(self.jobs.values()) if job.phase in phases]
 
     @property
     def held(self) -> list[Slice]:
-        prepared = self.prepared.slices if self.prepared is not None else ()
-        running = [part for slices in list(self.running.values()) for part in slices]
-        return [*self.staging, *prepared, *running]
+        """Rows that are staged or run; none once it is over."""
+        jobs = [] if self.over else list(self.jobs.values())
+        return [part for job in jobs for part in job.slices]
+
+    @property
+    def longest(self) -> float:
+        """Seconds that the slowest job has been at work."""
+        now = time.monotonic()
+        jobs = [] if self.over else list(self.jobs.values())
+        return max((job.seconds(now) for job in jobs), default=0.0)
+
+    @property
+    def threads_alive(self) -> bool:
+        return bool(self.threads) and all(thread.is_alive() for thread in self.threads)
 
     def forward_began(self, launched: float, ended: float) -> float:
-        """When the device began a forward: it computes one after the other."""
-        began, self.finished = max(launched, self.finished), ended
+        """When the device began a forward that was launched and ended then.
+
+        It computes one after the other, so not before the last one's end: else the seconds of two
+        that were launched at once would be counted twice.
+        """
+        began, self._forward_ended = max(launched, self._forward_ended), ended
         return began
 
+    def deliver(
+        self,
+        slices: Sequence[Slice],
+        outputs: Outputs,
+        begin: float,
+        seconds: float,
+        info: ModelInfo | None,
+    ) -> None:
+        """Give each slice its rows of a batch. Raises RuntimeError for another number of rows.
 
-def deliver(
-    shift: Shift, slices: Sequence[Slice], outputs: Outputs, begin: float, seconds: float
-) -> None:
-    """Give each slice its rows of a batch. Raises RuntimeError for another number of rows."""
-    expected = sum(part.rows for part in slices)
-    if any(len(array) != expected for array in outputs.values()):
-        raise RuntimeError(f"the engine did not return {expected} rows")
-    first = 0
-    for part in slices:
-        rows = {name: array[first : first + part.rows] for name, array in outputs.items()}
-        first += part.rows
-        if not shift.over:
-            part.give(rows, begin, seconds)
+        begin, seconds: of the forward. info: of the model on the device that computed it.
+        """
+        expected = sum(part.rows for part in slices)
+        if any(len(array) != expected for array in outputs.values()):
+            raise RuntimeError(f"the engine did not return {expected} rows")
+        first = 0
+        for part in slices:
+            rows = {name: array[first : first + part.rows] for name, array in outputs.items()}
+            first += part.rows
+            if not self.over:
+                part.give(rows, begin, seconds, info)

@@ -144,7 +144,7 @@ class RemoteQueue:
         self._open: dict[asyncio.Task[None], EmbedRequest] = {}
         self._end_watch: Callable[[], object] = lambda: None
 
-    alive = True
+    up = True
 
     @property
     def problems(self) -> dict[str, str]:
@@ -199,7 +199,7 @@ class RemoteQueue:
         future.add_done_callback(lambda _: task)  # keeps the task from being collected
         return [future]
 
-    def unfit(self, model: str) -> str | None:
+    def why_unavailable(self, model: str) -> str | None:
         return None  # RemoteModels judges
 
     def busy_with(self, model: str) -> bool:

@@ -107,7 +107,7 @@ class ArithmeticEngine:
             kind="arithmetic",
             dim=self.DIM,
             dtype="float32",
-            device="cpu",
+            device=self.device,
             backend="numpy",
             backend_reason="a deterministic engine for tests",
             weights=Weights(source="none", revision=None, file=None, digest="sha256:0"),

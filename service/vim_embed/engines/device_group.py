@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from vim_embed.engines.interface import Engine, ModelStatus
+from vim_embed.types.model_info import joined
 
 _ORDER = ("ready", "loading", "failed", "unloaded")
 
@@ -67,6 +68,4 @@ class EngineGroup:
 def _joined(statuses: Sequence[ModelStatus]) -> ModelStatus:
     best = min(statuses, key=lambda status: _ORDER.index(status.state))
     infos = [status.info for status in statuses if status.info is not None]
-    if best.info is None or len(infos) < 2:
-        return best
-    return replace(best, info=replace(best.info, device=",".join(i.device for i in infos)))
+    return best if best.info is None else replace(best, info=joined(infos))

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from vim_embed import __version__
 from vim_embed.batching.interface import RowQueue
 from vim_embed.batching.queue import BatchQueue
-from vim_embed.batching.worker import RestartPolicy
+from vim_embed.batching.supervisor import RestartPolicy
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import Engine, ModelRegistry, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
@@ -132,7 +132,7 @@ class Service:
         problem = None
         if self.draining:
             problem = "the service is shutting down"
-        elif not self.queue.alive:
+        elif not self.queue.up:
             broken = self.queue.problems or {"worker": "its threads are not running"}
             problem = "no worker: " + "; ".join(f"{k}: {v}" for k, v in broken.items())
         elif "ready" not in states.values():
@@ -194,7 +194,7 @@ class Service:
             return status
         if status.name in self.control.leaving:
             return replace(status, state="unloaded", reason="it is being unloaded", info=None)
-        reason = self.queue.unfit(status.name)
+        reason = self.queue.why_unavailable(status.name)
         return status if reason is None else replace(status, state="failed", reason=reason)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from vim_embed.types.preprocessing import Preprocessing, Triple
 
@@ -50,6 +51,18 @@ class ModelInfo:
     aliases: tuple[str, ...] = ()
     poolings: tuple[str, ...] = POOLINGS
     granularities: tuple[str, ...] = GRANULARITIES
+
+
+def joined(infos: Iterable[ModelInfo]) -> ModelInfo | None:
+    """One model that several devices hold, as one: `device` names them all, in order, and so does
+    `backend` where it differs; None of none.
+    """
+    each = sorted(infos, key=lambda info: info.device)
+    if len(each) < 2:
+        return each[0] if each else None
+    devices = ",".join(info.device for info in each)
+    backends = ",".join(dict.fromkeys(info.backend for info in each))
+    return replace(each[0], device=devices, backend=backends)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vim_embed.batching.queue import BatchQueue, shares_of_batch
+from vim_embed.batching.fairness import shares_of_batch
+from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
+from vim_embed.batching.worker import Worker
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import (
@@ -69,7 +72,7 @@ def batching(engine: ArithmeticEngine, **limits: int) -> Iterator[BatchQueue]:
     if isinstance(engine, GatedEngine):
         engine.gate.set()
     assert queue.drain(20)
-    assert not queue.alive
+    assert not queue.up
 
 
 def rows(count: int, seed: int = 0) -> PixelArray:
@@ -304,12 +307,24 @@ def test_one_failing_request_hurts_only_itself() -> None:
             result(bad)
         for seed, request in zip((2, 3), good, strict=True):
             np.testing.assert_array_equal(result(request), expected(rows(2, seed)))
-        assert queue.alive
+        assert queue.up
         result(queue.submit(EmbedRequest("arithmetic", rows(1), MEAN)))
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
 @pytest.mark.parametrize("fault", ["short", "nan", "raise"])
-def test_an_engine_that_answers_nonsense(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_answers_nonsense(
+    fault: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that come while its worker is about to fail are none of that failure's."""
+    fail = Worker.fail
+
+    def late(*arguments: Any) -> None:
+        time.sleep(seconds)
+        fail(*arguments)
+
+    monkeypatch.setattr(Worker, "fail", late)
+
     def run(self: ArithmeticEngine, staged: Staged) -> Outputs:
         if fault == "raise":
             raise MemoryError
@@ -339,7 +354,7 @@ def test_draining_finishes_what_is_queued_and_refuses_the_rest() -> None:
     engine.gate.set()
     assert queue.drain(20)
     np.testing.assert_array_equal(result(queued), expected(rows(40)))
-    assert not queue.alive
+    assert not queue.up
 
 
 def test_draining_gives_up_after_its_timeout() -> None:

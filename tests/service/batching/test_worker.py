@@ -14,7 +14,7 @@ import pytest
 
 from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest, Slice
-from vim_embed.batching.worker import RestartPolicy
+from vim_embed.batching.supervisor import RestartPolicy
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import EngineFailed, Outputs, Staged
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
@@ -68,7 +68,7 @@ def batching(
     for engine in engines:
         engine.fault = None
     queue.drain(20)
-    assert not queue.alive
+    assert not queue.up
 
 
 def rows(count: int, seed: int = 0) -> PixelArray:
@@ -117,10 +117,13 @@ class Steps(threading.Semaphore):
     def __init__(self) -> None:
         super().__init__(0)
         self.arrived = 0
+        self.fails: Exception | None = None
 
     def __call__(self) -> None:
         self.arrived += 1
         assert self.acquire(timeout=20)
+        if self.fails is not None:
+            raise self.fails
 
 
 def test_a_failure_that_the_golden_sample_does_not_share_is_the_request_s() -> None:
@@ -198,7 +201,7 @@ def test_a_worker_that_fails_again_and_again_is_lost() -> None:
         assert engine.restarts == QUICK.failures
         with pytest.raises(NotReady, match="4 times in a row"):
             late.future.result(20)
-        assert not queue.alive
+        assert not queue.up
         assert "does not load" in queue.problems["cpu"]
 
 
@@ -232,13 +235,13 @@ def test_a_model_whose_golden_sample_changed_runs_no_more() -> None:
         engine.offset = 0.5
         (report,) = (future.result(20) for future in queue.check("arithmetic"))
         assert not report.ok
-        assert "self-check failed" in (queue.unfit("arithmetic") or "")
+        assert "self-check failed" in (queue.why_unavailable("arithmetic") or "")
         with pytest.raises(NotReady, match="self-check failed"):
             submit(queue).future.result(20)
         engine.offset = 0.0
         (report,) = (future.result(20) for future in queue.check("arithmetic"))
         assert report.ok
-        assert queue.unfit("arithmetic") is None
+        assert queue.why_unavailable("arithmetic") is None
         assert_right(submit(queue))
 
 
@@ -266,7 +269,7 @@ def test_a_check_that_hangs_is_answered_with_its_worker() -> None:
         until(lambda: engine.rows == 1)
         engine.offset = 0.0
         assert_right(submit(queue))
-        assert queue.unfit("arithmetic") is None
+        assert queue.why_unavailable("arithmetic") is None
 
 
 def test_a_check_that_nobody_waits_for_does_not_keep_a_worker_from_its_restart() -> None:
@@ -280,6 +283,53 @@ def test_a_check_that_nobody_waits_for_does_not_keep_a_worker_from_its_restart()
         until(lambda: engine.restarts == 1)
         released.set()
         assert_right(submit(queue))
+
+
+def test_a_batch_that_was_only_staged_outlives_its_worker() -> None:
+    """Its rows had no part in the failure: they go back, and are first in line."""
+    engine, step = BreakableEngine(), Steps()
+    order: list[EmbedRequest] = []
+    with batching(engine) as queue:
+        engine.fault = step
+        guilty = submit(queue, 16, seed=0)
+        until(lambda: step.arrived == 1)
+        staged, behind = submit(queue, 16, seed=1), submit(queue, 16, seed=2)
+        until(lambda: bool(queue.workers[0].state.in_phase("staged")))
+        for request in (staged, behind):
+            request.future.add_done_callback(lambda _, request=request: order.append(request))  # type: ignore[misc]
+        engine.on_restart = lambda: setattr(engine, "fault", None)
+        step.fails = EngineFailed("gone")
+        step.release()
+        with pytest.raises(WorkerFailed):
+            guilty.future.result(20)
+        for request in (staged, behind):
+            assert_right(request)
+        assert engine.restarts == 1
+        assert engine.rows == 32  # each of them once
+        assert order == [staged, behind]
+
+
+def test_rows_given_back_go_to_another_device() -> None:
+    first, second = pair()
+    step = Steps()
+    with batching(first, second) as queue:
+        first.fault = second.fault = step
+        guilty = [submit(queue, 16, seed) for seed in range(2)]
+        until(lambda: step.arrived == 2)
+        staged = [submit(queue, 16, seed) for seed in (2, 3)]
+        until(lambda: all(worker.state.in_phase("staged") for worker in queue.workers))
+        first.on_restart = raising(EngineFailed("for good"))
+        queue.workers[0].fail(queue.workers[0].state, "exception", "gone")
+        second.fault = None
+        step.release()
+        step.release()
+        for request in staged:
+            assert_right(request)
+            info = request.future.result().info
+            assert info is not None
+            assert info.device == "two"
+        failed = [isinstance(request.future.exception(20), WorkerFailed) for request in guilty]
+        assert sorted(failed) == [False, True]
 
 
 # a device that takes the next forward while it computes one
@@ -342,7 +392,7 @@ def test_all_that_was_launched_fails_with_its_worker() -> None:
             with pytest.raises(WorkerFailed, match="gone"):
                 request.future.result(20)
         engine.fault = None
-        until(lambda: engine.restarts == 1 and queue.alive)
+        until(lambda: engine.restarts == 1 and queue.up)
         assert_right(submit(queue, 16))
 
 
@@ -354,7 +404,7 @@ def test_slices_that_end_at_once_are_all_counted(monkeypatch: pytest.MonkeyPatch
         return part.stop - part.start
 
     request = EmbedRequest("arithmetic", rows(8), MEAN)
-    slices = [request.take(4), request.take(4)]
+    slices = [*request.take(4), *request.take(4)]
     monkeypatch.setattr(Slice, "rows", property(slow))
     answer = {EMBEDDING: np.ones((4, 2), np.float32)}
     threads = [threading.Thread(target=part.give, args=(answer, 0.0, 1.0)) for part in slices]
@@ -406,6 +456,23 @@ def test_no_batch_is_prepared_ahead_while_a_device_is_idle() -> None:
                 assert_right(request)
 
 
+def test_an_answer_names_the_devices_that_computed_its_rows() -> None:
+    engines = pair()
+    steps = [Steps() for _ in engines]
+    with batching(*engines) as queue:
+        for engine, step in zip(engines, steps, strict=True):
+            engine.fault = step
+        both = submit(queue, 32)
+        until(lambda: all(step.arrived == 1 for step in steps))
+        alone = submit(queue, 16, seed=1)
+        steps[0].release()
+        until(lambda: steps[0].arrived == 2)
+        for step in (*steps, steps[0]):
+            step.release()
+        infos = [request.future.result(20).info for request in (both, alone)]
+        assert [info and info.device for info in infos] == ["one,two", "one"]
+
+
 def test_a_lost_device_is_taken_out_and_the_other_goes_on() -> None:
     first, second = pair()
     lost = threading.Event()
@@ -425,7 +492,7 @@ def test_a_lost_device_is_taken_out_and_the_other_goes_on() -> None:
         for request in [submit(queue, 5, seed) for seed in range(50)]:
             assert_right(request)
         assert first.rows == before
-        assert queue.alive
+        assert queue.up
         assert not lost.is_set()
 
 

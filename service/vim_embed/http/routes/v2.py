@@ -75,7 +75,7 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
         "model_name": info.name,
         "model_version": VERSION,
         **({} if asked.id is None else {"id": asked.id}),
-        "parameters": dict(provenance(info, options)),
+        "parameters": dict(provenance(done.info or info, options)),
     }
     answer = await asyncio.to_thread(
         _render, head, _chosen(asked, done.outputs), request.headers.get("accept-encoding", "")
