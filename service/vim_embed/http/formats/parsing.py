@@ -95,7 +95,7 @@ def reading_memory(request: Request, body_bytes: int = 0) -> Iterator[Workspace]
     try:
         yield workspace
     except QueueFull as error:
-        error.retry_after = request.app.state.service.batcher.retry_after
+        error.retry_after = request.app.state.service.queue.retry_after
         raise
     except ServiceError:
         raise
