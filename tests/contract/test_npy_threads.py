@@ -14,7 +14,7 @@ import pytest
 from numpy.lib import format as npy_format
 
 from vim_embed.http.formats.arrays import read_npy
-from vim_embed_client.bulk.sources.files import open_array
+from vim_embed_client.bulk.sources.arrays import open_array
 from vim_embed_client.formats import parse_npy
 
 # of sizes that nothing else has: a header that was read before is not parsed again

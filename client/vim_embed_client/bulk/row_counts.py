@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 
 from vim_embed_client.bulk.pipeline import Cursor, OpenReader
-from vim_embed_client.bulk.sources.reader import ImageReader, Reader
+from vim_embed_client.bulk.sources.reader import Reader
 
 # Files opened to count their rows; a run should not begin with a look into each of a million.
 _OPENED = 1000
@@ -28,7 +28,7 @@ class Totals:
         self._uncounted_bytes = opened = 0
         for source in sources:
             reader: Reader = open_reader(source)
-            opened += not isinstance(reader, ImageReader)
+            opened += not getattr(reader, "counted_unread", False)
             count = reader.count() if opened <= _OPENED else None
             self._counts.append(_UNCOUNTED if count is None else count)
             if count is None:

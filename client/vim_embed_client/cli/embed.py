@@ -15,7 +15,12 @@ from rich.markup import escape
 
 from vim_embed_client.bulk.outputs import check_output
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
-from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources
+from vim_embed_client.bulk.sources.registry import (
+    ReadOptions,
+    band_remark,
+    find_sources,
+    without_effect,
+)
 from vim_embed_client.cli.common import (
     json_option,
     print_json,
@@ -118,8 +123,10 @@ def embed(
     Finished rows are kept in FILE.parts until all are done: an interrupted run goes on where it
     was when the same command is given again.
     """
-    sources = _sources(paths, output)
+    sources = _sources(paths, output, read_options)
     console = stderr()
+    if not quiet and (remark := band_remark(sources, read_options)):
+        say(console, f"[yellow]{escape(remark)}[/]")
     started = time.monotonic()
     with (
         Client(
@@ -154,12 +161,18 @@ def embed(
         print_json(_as_json(summary, output, seconds))
 
 
-def _sources(paths: Sequence[str], output: Path) -> list[str]:
+def _sources(paths: Sequence[str], output: Path, options: ReadOptions) -> list[str]:
     try:
         check_output(output)
-        return find_sources(paths, leave_out=output)
+        sources = find_sources(paths, options=options, leave_out=output)
     except (ConfigurationError, InputError) as error:
         raise click.UsageError(error.message) from None
+    if idle := without_effect(sources, options):
+        raise click.UsageError(
+            f"{', '.join(idle)} would have no effect on any of these sources: leave it out, or "
+            "see what it is for in `vim-embed embed --help`"
+        )
+    return sources
 
 
 @contextmanager

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
 import click
 
-from vim_embed_client.bulk.sources.flux import SURVEYS, survey_stretch
-from vim_embed_client.bulk.sources.registry import ReadOptions
+from vim_embed_client.bulk.sources.options import ALL_HDUS, ReadOptions
+from vim_embed_client.bulk.sources.surveys import NAMES, survey_stretch
 from vim_embed_client.errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _STRETCH = ("bands", "percentiles", "limits", "kind", "per_band", "blank")
+_REST = (
+    "column", "id_column", "config", "shape", "resize", "stack", "flip", "join_bands", "hdus",
+)  # fmt: skip
 
 
 def numbers(
@@ -44,7 +48,35 @@ def _pair(text: str) -> tuple[float, float]:
 
 
 def _hdu(text: str) -> int | str:
+    text = text.strip()
+    if not text:
+        raise ValueError
     return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _word(text: str) -> str:
+    if not text.strip().isalnum():
+        raise ValueError
+    return text.strip()
+
+
+def _blank(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
+    if value is None or value == "sky":
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise click.BadParameter(f"{value!r} is neither a finite number nor sky")
+    return number
+
+
+def _hdus(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int | str, ...] | None:
+    found = numbers(_hdu, "1, SCI, SCI:2, Z,R,G or all")(ctx, param, value)
+    return ALL_HDUS if found and str(found[0]).lower() == "all" and len(found) == 1 else found
 
 
 _OPTIONS = (
@@ -58,6 +90,9 @@ _OPTIONS = (
         help="Column of a table or data set whose values are the ids of rows.",
     ),
     click.option(
+        "--config", metavar="NAME", help="Of a data set that has several configurations."
+    ),
+    click.option(
         "--shape", metavar="3,H,W", callback=numbers(int, "3,224,224", count=3),
         help="Of images that a table holds as flat lists.",
     ),
@@ -65,8 +100,9 @@ _OPTIONS = (
         "--resize", is_flag=True, help="Bring uint8 arrays to the model's size, as images are."
     ),
     click.option(
-        "--survey", type=click.Choice(list(SURVEYS)),
-        help="Bands and limits with which platonic-universe shows this survey's fluxes.",
+        "--survey", type=click.Choice(NAMES),
+        help="Bands, limits and stretch with which platonic-universe 0.1.0 shows this survey's "
+        "fluxes; @head: its development head, with its zoom.",
     ),
     click.option(
         "--bands", metavar="R,G,B", callback=numbers(int, "3,1,0"),
@@ -82,19 +118,36 @@ _OPTIONS = (
         help="Fluxes that are 0 and 1, in place of percentiles: one pair, or one for each band.",
     ),
     click.option(
-        "--stretch", "kind", type=click.Choice(["asinh", "linear"]),
-        help="How fluxes become pixels.  [default: linear with limits, else asinh]",
+        "--stretch", "kind", type=click.Choice(["asinh", "linear", "asinh20"]),
+        help="How fluxes become pixels; asinh20 is arcsinh(20 x) / arcsinh(20).  [default: linear "
+        "with limits, else asinh]",
     ),
     click.option(
         "--per-band", is_flag=True, default=None,
         help="Percentiles of each band, and not of the three together.",
     ),
     click.option(
-        "--blank", type=float, metavar="VALUE", help="In place of fluxes that are not finite."
+        "--blank", metavar="VALUE|sky", callback=_blank,
+        help="In place of fluxes that are not finite: a number, or the median of the band.",
     ),
     click.option(
-        "--hdu", "hdus", metavar="NAME,…", callback=numbers(_hdu, "1 or SCI,2,3"),
-        help="HDU of FITS files, or three that are red, green, blue.  [default: the first image]",
+        "--stack", is_flag=True,
+        help="The first axis of an (N, H, W) array or FITS image counts galaxies, not bands.",
+    ),
+    click.option(
+        "--flip", is_flag=True,
+        help="Turn arrays, fluxes and FITS images upside down. FITS rows go upwards already.",
+    ),
+    click.option(
+        "--hdu", "hdus", metavar="NAME,…", callback=_hdus,
+        help="HDU of FITS files by number or name (SCI:2 with its EXTVER), three that are red, "
+        "green, blue, or all: a row of each image.  [default: the first that is named SCI or "
+        "IMAGE, else the first that is not named as mask, error or weight]",
+    ),
+    click.option(
+        "--join-bands", metavar="R,G,B", callback=numbers(_word, "z,r,g"),
+        help="Files whose names differ in these words alone are the red, green and blue band of "
+        "one image, such as g.fits, r.fits, z.fits with z,r,g.",
     ),
 )  # fmt: skip
 
@@ -106,14 +159,12 @@ def reading_options(command: F) -> F:
     def read(**given: Any) -> Any:
         survey = given.pop("survey")
         chosen = {name: given.pop(name) for name in _STRETCH}
-        rest = {name: given.pop(name) for name in ("column", "id_column", "shape", "resize")}
+        rest = {name: given.pop(name) for name in _REST}
         try:
             stretch = survey_stretch(survey, **chosen)
         except ConfigurationError as error:
             raise click.UsageError(error.message) from None
-        return command(
-            read_options=ReadOptions(stretch=stretch, hdus=given.pop("hdus"), **rest), **given
-        )
+        return command(read_options=ReadOptions(stretch=stretch, **rest), **given)
 
     wrapped: Any = read
     for option in reversed(_OPTIONS):

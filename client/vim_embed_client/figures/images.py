@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vim_embed_client.bulk.sources.files import open_array
+from vim_embed_client.bulk.sources.arrays import open_array
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile

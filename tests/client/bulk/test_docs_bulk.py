@@ -20,6 +20,7 @@ from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .survey import SIZE, Array, pictures, png, write_images
 from .test_flux import galaxy
+from .test_hf import write_configurations
 from .test_sources import tar
 
 DOCS = (Path(__file__).parents[3] / "docs" / "bulk.md").read_text()
@@ -65,6 +66,12 @@ def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     fits.HDUList([fits.PrimaryHDU(galaxy(5))]).writeto("fits/a.fits")
     named = [fits.ImageHDU(galaxy(1, seed=i)[0], name=name) for i, name in enumerate("GRZ")]
     fits.HDUList([fits.PrimaryHDU(), *named]).writeto("bands.fits")
+    Path("decam").mkdir()
+    for band in "grz":
+        fits.PrimaryHDU(galaxy(1)[0]).writeto(f"decam/ngc1-{band}.fits")
+    np.save("fluxes.npy", np.stack([galaxy(5, seed=seed) for seed in range(2)]))
+    np.save("stamps.npy", galaxy(4))
+    write_configurations(tmp_path / "two_surveys", {"wide": pixels[:1], "deep": pixels[1:]})
     return tmp_path
 
 

@@ -17,8 +17,9 @@ from astropy.io import fits
 from PIL import Image
 
 from vim_embed_client.bulk.sender import resized
-from vim_embed_client.bulk.sources.flux import SURVEYS, Stretch, survey_stretch, to_rgb
+from vim_embed_client.bulk.sources.flux import Stretch, to_rgb
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
+from vim_embed_client.bulk.sources.surveys import SURVEYS, survey_stretch
 from vim_embed_client.errors import ConfigurationError, InputError
 
 from .conftest import Embed
@@ -115,7 +116,8 @@ def test_bands_limits_and_kinds() -> None:
     ("flux", "how", "message"),
     [
         (np.zeros((3, 4, 4)), Stretch(), "too flat"),
-        (np.full((4, 4), np.nan), Stretch(), "--blank VALUE"),
+        (np.full((4, 4), np.nan), Stretch(blank=0.0), "all its fluxes are NaN or infinite"),
+        (np.array([[1, 2], [3, np.nan]]), Stretch(), "in 1 pixels fluxes are NaN .* --blank sky"),
         (np.zeros((5, 4, 4)), Stretch(), "5 bands: choose one or three with --bands"),
         (np.zeros((5, 4, 4)), Stretch(bands=(0, 1, 5)), "numbered from 0, and none is 5"),
         (np.zeros(4), Stretch(), r"shape \(4,\)"),
@@ -141,15 +143,27 @@ def test_unusable_stretches_are_refused(given: Any) -> None:
         Stretch(**given)
 
 
-def test_blank_replaces_what_is_not_finite() -> None:
-    cube = galaxy(3)
+def test_percentiles_are_of_the_finite_fluxes() -> None:
+    cube = galaxy(3) + 1000  # an unsubtracted sky
     holed = cube.copy()
-    holed[:, 2, 3] = np.nan
+    holed[:, :3] = np.nan
     holed[0, 5, 5] = np.inf
-    filled = cube.copy()
-    filled[:, 2, 3] = 0
-    filled[0, 5, 5] = 0
-    np.testing.assert_array_equal(to_rgb(holed, Stretch(blank=0.0)), to_rgb(filled, Stretch()))
+    whole = np.isfinite(holed)
+    for blank in (0.0, "sky"):
+        how = Stretch(blank=blank)
+        low, high = np.percentile(cube[whole], [1, 99])
+        wanted = np.arcsinh((cube - low) / (high - low))
+        least, most = wanted[whole].min(), wanted[whole].max()
+        wanted = (wanted - least) / (most - least) * 255
+        found = to_rgb(holed, how)
+        assert np.abs(found.astype(int) - np.floor(wanted))[whole].max() <= 1
+        assert len(np.unique(found[whole])) > 150
+        filled = found[~whole]
+        sky = [np.median(band[good]) for band, good in zip(holed, whole, strict=True)]
+        expected = np.arcsinh((np.array(sky) - low) / (high - low))
+        expected = np.floor((expected - least) / (most - least) * 255)
+        grey = {0} if blank == 0 else {int(v) + d for v in expected for d in (-1, 0, 1)}
+        assert set(filled.tolist()) <= grey
 
 
 def shown(flux: Array, how: Stretch, interpolation: str = "BICUBIC") -> Array:
@@ -157,6 +171,11 @@ def shown(flux: Array, how: Stretch, interpolation: str = "BICUBIC") -> Array:
     image = Image.fromarray(to_rgb(flux, how).transpose(1, 2, 0))
     small = image.resize((SIZE, SIZE), Image.Resampling[interpolation])
     return np.asarray(small).transpose(2, 0, 1)
+
+
+def up(flux: Array) -> Array:
+    """FITS counts rows of pixels from the lowest."""
+    return flux[..., ::-1, :]
 
 
 def write(path: Path, *images: Any) -> Path:
@@ -189,7 +208,7 @@ def test_fits_of_every_shape(embed: Embed, tmp_path: Path) -> None:
     ]
     rounded = fits.getdata(folder / "e.fit", 1)
     fluxes = [cubes[0, 0], cubes[1], *cubes, fits.getdata(folder / "d.fits.fz", 1), rounded]
-    pixels = np.stack([shown(flux, how) for flux in fluxes])
+    pixels = np.stack([shown(up(flux), how) for flux in fluxes])
     np.testing.assert_array_equal(rows, expected(pixels))
     assert [
         one.id for one in open_reader(f"{folder}/c.fits.gz", ReadOptions(stretch=how)).read(2)
@@ -202,9 +221,9 @@ def test_hdus_are_chosen_by_number_or_name(embed: Embed, tmp_path: Path) -> None
     named = [fits.ImageHDU(cube[i], name=name) for i, name in enumerate(("G", "R", "Z"))]
     path = write(tmp_path / "a.fits", table, *named)
     _, rows = embed(path, "--hdu", "Z,R,2")
-    np.testing.assert_array_equal(rows, expected(shown(cube[::-1], Stretch())[None]))
+    np.testing.assert_array_equal(rows, expected(shown(up(cube[::-1]), Stretch())[None]))
     _, rows = embed(path)
-    np.testing.assert_array_equal(rows, expected(shown(cube[0], Stretch())[None]))
+    np.testing.assert_array_equal(rows, expected(shown(up(cube[0]), Stretch())[None]))
     for name in ("1", "7", "NONE"):
         embed(path, "--hdu", name, code=1)
 
@@ -228,7 +247,7 @@ def test_fits_options_reach_the_stretch(embed: Embed, tmp_path: Path) -> None:
     ):
         _, rows = embed(path, "--blank", "0.25", *args)
         how = survey_stretch(**given, blank=0.25)
-        np.testing.assert_array_equal(rows, expected(shown(cube, how)[None]), err_msg=f"{args}")
+        np.testing.assert_array_equal(rows, expected(shown(up(cube), how)[None]), err_msg=f"{args}")
 
 
 def test_fits_that_hold_no_image_are_reported(
@@ -239,15 +258,15 @@ def test_fits_that_hold_no_image_are_reported(
     write(folder / "a.fits")
     write(folder / "b.fits", fits.ImageHDU(galaxy(5)))
     write(folder / "c.fits", fits.ImageHDU(np.zeros((4, 4), np.float32)))
-    whole = write(folder / "d.fits", fits.ImageHDU(galaxy(3, 60))).read_bytes()
+    whole = write(folder / "d.fits", fits.ImageHDU(galaxy(1, 90))).read_bytes()
     (folder / "d.fits").write_bytes(whole[: len(whole) // 2])
-    write(folder / "e.fits", fits.ImageHDU(galaxy(3)))
+    write(folder / "e.fits", fits.ImageHDU(galaxy(1)))
     ids, _ = embed(folder, "--on-error", "skip")
     assert ids == [f"{folder}/e.fits"]
     told = capsys.readouterr().err
     for name, reason in (
         ("a", "it holds no image"),
-        ("b", "it has 5 bands"),
+        ("b", r"its shape is (5, 24, 24): say whether"),
         ("c", "it is too flat"),
         ("d", "cannot be read as FITS"),
     ):

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from vim_embed_client.bulk.sender import resized
-from vim_embed_client.bulk.sources.flux import SURVEYS, to_rgb
+from vim_embed_client.bulk.sources.flux import to_rgb
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
+from vim_embed_client.bulk.sources.surveys import SURVEYS
 from vim_embed_client.cli.main import run
 
 from .conftest import Embed
@@ -21,6 +22,16 @@ from .survey import SIZE, Array, expected, pictures, png, write_images, write_pa
 from .test_flux import galaxy
 
 ROWS = 50
+
+
+def write_configurations(folder: Path, configurations: dict[str, Array]) -> None:
+    """A data set with several configurations, as the Hub has them."""
+    folder.mkdir()
+    listed = []
+    for name, pixels in configurations.items():
+        write_parquet(folder / name, pixels)
+        listed.append(f"- config_name: {name}\n  data_files: {name}.parquet\n")
+    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(listed)}---\n")
 
 
 @pytest.fixture
@@ -187,3 +198,18 @@ def test_a_stream_that_breaks_off_is_not_taken_for_unreadable(
     ids, found = embed(f"hf:{tmp_path}/set", *options)
     assert len(ids) == len(set(ids)) == ROWS
     np.testing.assert_array_equal(found, expected(pixels))
+
+
+def test_one_of_several_configurations(
+    embed: Embed, tmp_path: Path, pixels: Array, capsys: Any
+) -> None:
+    write_configurations(tmp_path / "set", {"wide": pixels[:20], "deep": pixels[20:]})
+    source = f"hf:{tmp_path}/set"
+    for name, some in (("wide", pixels[:20]), ("deep", pixels[20:])):
+        ids, rows = embed(source, "--config", name)
+        assert ids == [f"{source}@{name}:train#{row}" for row in range(len(some))]
+        np.testing.assert_array_equal(rows, expected(some))
+    embed(source, code=1)
+    told = capsys.readouterr().err
+    assert "['wide', 'deep']" in told
+    assert "choose one with --config" in told

@@ -108,8 +108,8 @@ def test_restart_begins_anew(embed: Embed, service: FakeService, capsys: Any) ->
         (("--dtype", "float16"), "dtype was"),
         (("--model", "vim-tiny"), 'model was null, now "vim-tiny"'),
         (("--mean", "0.5,0.5,0.5"), "mean was null, now [0.5, 0.5, 0.5]"),
-        (("--survey", "hsc"), "stretch was"),
-        (("--column", "png"), "column was"),
+        (("--flip",), "flip was false, now true"),
+        (("--stack",), "stack was false, now true"),
         (("--resize",), "resize was false, now true"),
     ],
 )

@@ -39,12 +39,15 @@ def test_reading_goes_on_in_the_middle(tmp_path: Path, writer: Writer, start: in
     names = writer(tmp_path / "shard", pixels)
     reader = open_reader(str(next(tmp_path.glob("shard*"))), ReadOptions())
     rest = list(reader.read(start))
-    assert [entry.id for entry in rest] == names[start:]
+    assert [entry.id for entry in rest if isinstance(entry, Item)] == names[start:]
     whole = list(reader.read(0))[start:]
     for one, other in zip(rest, whole, strict=True):
-        assert isinstance(one, Item)
-        assert isinstance(other, Item)
-        np.testing.assert_array_equal(np.asarray(one.data), np.asarray(other.data))
+        if isinstance(one, Item):
+            assert isinstance(other, Item)
+            np.testing.assert_array_equal(np.asarray(one.data), np.asarray(other.data))
+        else:
+            assert one == other
+            assert not one.fault
 
 
 def test_all_kinds_at_once_in_the_order_of_their_paths(embed: Embed, tmp_path: Path) -> None:
@@ -103,7 +106,8 @@ def test_a_large_plain_tar_is_not_held_in_memory(tmp_path: Path) -> None:
     reader = open_reader(str(tmp_path / "a.tar"), ReadOptions())
     entries = reader.read(0)
     next(entries)
-    archive: Any = entries.gi_frame.f_locals["archive"]  # type: ignore[attr-defined]
+    inner: Any = entries.gi_frame.f_locals["entries"]  # type: ignore[attr-defined]
+    archive: Any = inner.gi_frame.f_locals["archive"]
     for _ in entries:
         assert len(archive.members) <= 1
 
@@ -147,7 +151,7 @@ def test_sources_without_images_are_reported(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", labels=np.arange(3))
     pyarrow.parquet.write_table(pa.table({"label": [1]}), tmp_path / "a.parquet")
     for name, reason in (
-        ("a.tar", "no images or .npy files"),
+        ("a.tar", "no images in it, but .txt 1"),
         ("a.npz", "no image arrays"),
         ("a.parquet", "no column seems to hold images"),
     ):
@@ -229,7 +233,7 @@ def test_images_that_a_table_only_names(embed: Embed, tmp_path: Path) -> None:
         ([[[[1, 2], [3]], [[1, 2], [3, 4]]]], "not all of one length"),
         ([[[[1, 300]] * 2] * 3], "within 0 to 255"),
         ([[[[1, None]] * 2] * 3], "are null"),
-        ([[[[1, 2]] * 2] * 4], "expected"),
+        ([[[[1, 2]] * 2] * 4], "it has 4 bands"),
         ([[[[]]]], "empty"),
     ],
 )

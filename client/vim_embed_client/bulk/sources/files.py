@@ -7,37 +7,29 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from vim_embed_client.bulk.sources.reader import Skipped
+from vim_embed_client.bulk.sources.names import is_auxiliary_file
+from vim_embed_client.bulk.sources.reader import Skipped, readable
 from vim_embed_client.errors import InputError
-from vim_embed_client.formats import NPY_HEADER_LOCK, Array
 
-IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm",
-)  # fmt: skip
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-FITS_SUFFIXES = tuple(
-    base + packed for base in (".fits", ".fit", ".fts") for packed in ("", ".gz", ".fz")
-)
-TABLE_SUFFIXES = (".parquet",)
-ARRAY_SUFFIXES = (".npy", ".npz")
 _DATA_SET_FILES = ("dataset_info.json", "dataset_dict.json")
-SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES, *TAR_SUFFIXES, *TABLE_SUFFIXES, *FITS_SUFFIXES)
-
 
 PassOver = Callable[[Skipped], None]
+# Why a file of this name in a folder is no source, or None where it is one.
+WhyNot = Callable[[str], str | None]
 
 
 def find_files(
     paths: Iterable[str],
+    why_not: WhyNot,
     *,
     leave_out: Path | None = None,
     pass_over: PassOver = lambda skipped: None,
 ) -> list[str]:
     """The files named, in the folders named (with their subfolders) and matching the patterns.
 
-    Sorted, each once. In folders only files with one of SUFFIXES count, and no hidden ones.
+    Sorted, each once. Links to folders are followed. In folders only those files count that
+    `why_not` has nothing against, that are not hidden, and whose names do not say that they are
+    the masks or weights of others; that a pattern matches such a name counts neither.
     leave_out: a file that is not wanted, such as the output of an earlier run, with what that run
     wrote beside it. pass_over: called for every other file of a folder that does not count, and
     for folders that cannot be listed, which are faults.
@@ -52,8 +44,8 @@ def find_files(
             pass_over(skipped)
 
     for path in paths:
-        again = os.path.abspath(path) in walked
-        here = set(_expand(path, tell, walked))
+        again = os.path.realpath(path) in walked
+        here = set(_expand(path, why_not, tell, walked))
         if not here and not again:
             raise InputError(_nothing_in(path))
         found |= here
@@ -63,8 +55,7 @@ def find_files(
 def _nothing_in(path: str) -> str:
     if any(os.path.exists(os.path.join(path, name)) for name in _DATA_SET_FILES):
         return f"{path} is a data set that save_to_disk wrote: give hf:{path}"
-    endings = ", ".join(SUFFIXES)
-    return f"no images, arrays or shards in {path}: expected names that end in {endings}"
+    return f"no images, arrays or shards in {path}: `vim-embed embed --help` names what is read"
 
 
 class _Ours:
@@ -83,62 +74,65 @@ class _Ours:
         return found in beside or found.startswith(f"{self._output}.parts{os.sep}")
 
 
-def _expand(path: str, pass_over: PassOver, walked: set[str]) -> Iterator[str]:
+def _expand(path: str, why_not: WhyNot, pass_over: PassOver, walked: set[str]) -> Iterator[str]:
     if os.path.isdir(path):
-        yield from _in_folder(path, pass_over, walked)
+        yield from _in_folder(path, why_not, pass_over, walked)
     elif os.path.exists(path):
         yield path
     else:
         matches = glob.glob(path, recursive=True)
         if not matches:
             raise InputError(f"no such file, folder or pattern: {path}")
+        files = [match for match in matches if not os.path.isdir(match)]
+        yield from files if is_auxiliary_file(path) else _images_among(files, "", pass_over)
         for match in matches:
             if os.path.isdir(match):
-                yield from _in_folder(match, pass_over, walked)
-            else:
-                yield match
+                yield from _in_folder(match, why_not, pass_over, walked)
 
 
-def _in_folder(folder: str, pass_over: PassOver, walked: set[str]) -> Iterator[str]:
+def _in_folder(
+    folder: str, why_not: WhyNot, pass_over: PassOver, walked: set[str]
+) -> Iterator[str]:
     """The sources in a folder; nothing where it was walked through before."""
+    sources = []
+    for path in _walk(folder, pass_over, walked):
+        reason = why_not(path)
+        if reason is None:
+            sources.append(path)
+        else:
+            pass_over(Skipped(id=readable(path), reason=reason, fault=False))
+    yield from _images_among(sources, folder, pass_over)
+
+
+def _images_among(files: list[str], folder: str, pass_over: PassOver) -> Iterator[str]:
+    """The files without the masks and weights of others, as far as names below `folder` tell."""
+    auxiliary = {file for file in files if is_auxiliary_file(os.path.relpath(file, folder or None))}
+    if len(auxiliary) == len(files):
+        auxiliary = set()  # they were asked for
+    for file in files:
+        if file in auxiliary:
+            reason = "by its name a mask, error or weight; name the file itself to embed it"
+            pass_over(Skipped(id=readable(file), reason=reason, fault=False))
+        else:
+            yield file
+
+
+def _walk(folder: str, pass_over: PassOver, walked: set[str]) -> Iterator[str]:
+    """The files in a folder and below, through links too, but each folder once."""
 
     def unlisted(error: OSError) -> None:
         reason = f"cannot be listed ({error.strerror})"
-        pass_over(Skipped(id=str(error.filename), reason=reason))
+        pass_over(Skipped(id=readable(str(error.filename)), reason=reason))
 
-    for parent, folders, names in os.walk(folder, onerror=unlisted):
-        here = os.path.abspath(parent)
+    for parent, folders, names in os.walk(folder, onerror=unlisted, followlinks=True):
+        here = os.path.realpath(parent)
         if here in walked:
             folders.clear()
             continue
         walked.add(here)
         for name in [name for name in folders if name.startswith(".")]:
             folders.remove(name)
-            pass_over(Skipped(id=os.path.join(parent, name), reason="a hidden folder", fault=False))
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            reason = _no_source(name)
-            if reason is None:
-                yield path
-            else:
-                pass_over(Skipped(id=path, reason=reason, fault=False))
-
-
-def _no_source(name: str) -> str | None:
-    """Why a file in a folder is no source, or None where it is one."""
-    if name.startswith("."):
-        return "a hidden file"
-    if name.lower().endswith(SUFFIXES):
-        return None
-    ending = os.path.splitext(name)[1]
-    return f"{ending} files are not read" if ending else "files without an ending are not read"
-
-
-def open_array(path: str) -> Array:
-    """An .npy file as a read-only memory map; raises InputError where it is not sound."""
-    try:
-        with NPY_HEADER_LOCK:
-            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy lets its parser's own errors through
-        raise InputError(f"cannot be read as .npy ({error})") from None
-    return array
+            hidden = readable(os.path.join(parent, name))
+            pass_over(Skipped(id=hidden, reason="a hidden folder", fault=False))
+        folders.sort()
+        yield from (os.path.join(parent, name) for name in sorted(names))

@@ -7,7 +7,7 @@ from its data sets is the image that it embeds itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,30 +15,40 @@ import numpy as np
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 
-StretchName = Literal["asinh", "linear"]
+StretchName = Literal["asinh", "linear", "asinh20"]
 Limits = tuple[tuple[float, float], ...]
+
+# Of float32's rounding against the range that becomes 0 to 1: a sixteenth of a grey level.
+_ROUNDING = 2.0**-12
+_SINGLE = ("float16", "float32", "int8", "uint8", "int16", "uint16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
     """How fluxes become RGB.
 
+    survey: the name under which bands, limits, kind and zoom were looked up, if they were.
     bands: places in a cube of those shown as red, green and blue, or of one shown as grey; None
         takes cubes of three, or of one, as they are.
     percentiles: fluxes at these become 0 and 1 before the stretch, in each image by itself, over
-        its three bands together, or in each band by itself with `per_band`.
+        the finite fluxes of its three bands together, or of each by itself with `per_band`.
     limits: such fluxes for each band in place of percentiles.
     kind: `asinh` takes arcsinh and then scales to the image's own least and greatest value;
-        `linear` cuts off what is beyond 0 and 1. None is linear with limits, else asinh.
-    blank: what NaN and infinite fluxes are replaced by; None refuses such images.
+        `linear` cuts off what is beyond 0 and 1; `asinh20` is arcsinh(20 x) / arcsinh(20), cut off
+        there. None is linear with limits, else asinh.
+    blank: what NaN and infinite fluxes are replaced by: a number, or `sky`, the median of the
+        band's finite fluxes. None refuses such images.
+    zoom: (half, side): the middle 2 half by 2 half pixels are enlarged to side by side.
     """
 
+    survey: str | None = None
     bands: tuple[int, ...] | None = None
     percentiles: tuple[float, float] = (1.0, 99.0)
     limits: Limits | None = None
     kind: StretchName | None = None
     per_band: bool = False
-    blank: float | None = None
+    blank: float | Literal["sky"] | None = None
+    zoom: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -56,61 +66,26 @@ class Stretch:
             if not low < high:
                 raise ConfigurationError(f"limits must rise, got {low:g},{high:g}")
 
-
-# Places of the bands in platonic-universe's cubes and its limits, here in the order R, G, B:
-# hsc grizy and legacysurvey griz as z, r, g; jwst as f444w, f277w, f090w.
-SURVEYS = {
-    "hsc": Stretch(
-        bands=(3, 1, 0),
-        limits=(
-            (-0.057812731899321075, 1.508440258502958),
-            (-0.026543444022536278, 0.7422214198112442),
-            (-0.01787552610039711, 0.35058236330747405),
-        ),
-    ),
-    "jwst": Stretch(
-        bands=(6, 4, 0),
-        limits=(
-            (-0.0294732004404068, 4.091785907745361),
-            (-0.017583513632416725, 5.846490383148193),
-            (-0.07078961282968521, 2.4474363327026367),
-        ),
-    ),
-    "legacysurvey": Stretch(
-        bands=(3, 1, 0),
-        limits=(
-            (-0.009074461692944168, 0.042978320308029616),
-            (-0.003597061627078801, 0.021863272413611412),
-            (-0.0023022370878607035, 0.009575212374329567),
-        ),
-    ),
-}
-
-
-def survey_stretch(survey: str | None, **given: Any) -> Stretch:
-    """The stretch of a survey of platonic-universe, or the plain one, with what a user gives."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    start = SURVEYS[survey] if survey else Stretch()
-    if "percentiles" in chosen and "limits" not in chosen:
-        start = replace(start, limits=None)
-    return replace(start, **chosen)
+    @property
+    def shape(self) -> StretchName:
+        """The kind that is meant."""
+        return self.kind or ("linear" if self.limits else "asinh")
 
 
 def to_rgb(flux: Array, how: Stretch) -> Array:
     """(H, W) or (bands, H, W) fluxes as (3, H, W) uint8. Raises InputError."""
-    rgb = _finite(_select(np.asarray(flux, np.float32), how.bands), how.blank)
-    low, width = _range(rgb, how)
-    if not np.all(width > 0):
-        raise InputError("it is too flat to stretch: its lower and upper percentile are the same")
-    scaled = (rgb - low) / width
-    if (how.kind or ("linear" if how.limits else "asinh")) == "linear":
-        scaled = scaled.clip(0, 1)
-    else:
-        scaled = np.arcsinh(scaled)
-        axes = (1, 2) if how.per_band else None
-        least, most = (f(axis=axes, keepdims=True) for f in (scaled.min, scaled.max))
-        scaled = (scaled - least) / (most - least)
-    return (scaled * 255).astype(np.uint8)
+    with np.errstate(all="ignore"):  # what overflows is looked for, and named
+        rgb = _selected(np.asarray(flux), how.bands)
+        finite = np.isfinite(rgb)
+        rgb = _filled(rgb, finite, how.blank)
+        if how.zoom is not None:
+            rgb = _zoomed(rgb, *how.zoom)
+            finite = np.ones(rgb.shape, bool)
+        pixels = (_stretched(_scaled(rgb, finite, how), finite, how) * 255).astype(np.uint8)
+    if (pixels == pixels[:, :1, :1]).all():
+        where = "it is constant, or beyond the limits" if how.limits else "it is all but constant"
+        raise InputError(f"it is too flat to show: every pixel has one colour ({where})")
+    return pixels
 
 
 def select_places(bands: Sequence[int] | None, count: int) -> Sequence[int]:
@@ -121,35 +96,117 @@ def select_places(bands: Sequence[int] | None, count: int) -> Sequence[int]:
         bands = range(count)
     outside = [band for band in bands if not -count <= band < count]
     if outside:
-        raise InputError(f"it has {count} bands, numbered from 0, and none is {outside[0]}")
+        raise InputError(
+            f"it has {count} bands, numbered from 0, and none is {outside[0]}: choose with --bands"
+        )
     return list(bands) * (3 // len(bands))
 
 
-def _select(flux: Array, bands: tuple[int, ...] | None) -> Array:
-    if flux.ndim == 2:
-        return np.stack([flux, flux, flux])
+def check_numbers(dtype: np.dtype[Any]) -> None:
+    """Raise InputError for an array of anything but whole or floating-point numbers."""
+    if dtype.kind not in "iuf":
+        raise InputError(f"it holds {dtype}, which are no fluxes or pixels")
+
+
+def _selected(flux: Array, bands: tuple[int, ...] | None) -> Array:
+    """The three bands as float32, or as float64 where they are more than float32 may hold."""
+    check_numbers(flux.dtype)
+    if flux.ndim == 2 and flux.size:
+        flux = flux[None]
+        bands = None
     if flux.ndim != 3 or flux.size == 0:
         raise InputError(f"its fluxes have shape {flux.shape}: expected (bands, H, W) or (H, W)")
-    return flux[list(select_places(bands, len(flux)))]
+    chosen = flux[list(select_places(bands, len(flux)))]
+    return chosen.astype(np.float32 if flux.dtype.name in _SINGLE else np.float64)
 
 
-def _finite(rgb: Array, blank: float | None) -> Array:
-    finite = np.isfinite(rgb)
+def _filled(rgb: Array, finite: Array, blank: float | str | None) -> Array:
     if finite.all():
         return rgb
+    if not finite.any():
+        raise InputError("all its fluxes are NaN or infinite")
     if blank is None:
         raise InputError(
-            f"{rgb.size - int(finite.sum())} fluxes are NaN or infinite: give --blank VALUE to "
-            "replace them"
+            f"in {int((~finite).any(axis=0).sum())} pixels fluxes are NaN or infinite: give "
+            "--blank sky, or --blank VALUE, to replace them"
         )
-    return np.where(finite, rgb, np.float32(blank))
+    if blank != "sky":
+        return np.where(finite, rgb, rgb.dtype.type(blank))
+    if not finite.any(axis=(1, 2)).all():
+        raise InputError("all fluxes of one of its bands are NaN or infinite")
+    sky = [np.median(band[good]) for band, good in zip(rgb, finite, strict=True)]
+    return np.where(finite, rgb, np.array(sky, rgb.dtype)[:, None, None])
 
 
-def _range(rgb: Array, how: Stretch) -> tuple[Array, Array]:
-    """The flux that becomes 0, and how far above it 1 is: float32, of shape (3 or 1, 1, 1)."""
+def _zoomed(rgb: Array, half: int, side: int) -> Array:
+    """The middle, enlarged by linear interpolation as platonic-universe's head does it."""
+    try:
+        from scipy.ndimage import zoom
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            'this survey\'s zoom needs scipy: pip install "vim-embed[astro]"'
+        ) from None
+    rows, columns = (
+        slice(max(0, length // 2 - half), min(length, length // 2 + half))
+        for length in rgb.shape[1:]
+    )
+    middle = rgb[:, rows, columns].transpose(1, 2, 0)
+    factor = side / max(middle.shape[:2])
+    enlarged: Array = zoom(middle, (factor, factor, 1), order=1)
+    return enlarged.transpose(2, 0, 1)
+
+
+def _scaled(rgb: Array, finite: Array, how: Stretch) -> Array:
+    """(flux - low) / (high - low), in float32 as platonic-universe has it where that will do."""
+    low, width = _range(rgb, finite, how)
+    if rgb.dtype == np.float64:
+        single = rgb.astype(np.float32)
+        if np.abs(single - rgb).max() <= _ROUNDING * width.min():
+            rgb = single
+            low, width = _range(rgb, finite, how)
+    if not np.isfinite(width).all():
+        raise InputError("its fluxes span an infinite range: give --limits, or divide them")
+    if not (width > 0).all():
+        raise InputError("it is too flat to stretch: its lower and upper percentile are the same")
+    return (rgb - low) / width
+
+
+def _range(rgb: Array, finite: Array, how: Stretch) -> tuple[Array, Array]:
+    """The flux that becomes 0, and how far above it 1 is: of shape (3 or 1, 1, 1)."""
     if how.limits is not None:
         low, high = np.array(how.limits, np.float64).T.reshape(2, -1, 1, 1)
-        return low.astype(np.float32), (high - low).astype(np.float32)
-    axes = (1, 2) if how.per_band else None
-    low, high = (np.percentile(rgb, p, axis=axes, keepdims=True) for p in how.percentiles)
+        return low.astype(rgb.dtype), (high - low).astype(rgb.dtype)
+    low, high = (_percentile(rgb, finite, at, per_band=how.per_band) for at in how.percentiles)
     return low, high - low
+
+
+def _percentile(rgb: Array, finite: Array, at: float, *, per_band: bool) -> Array:
+    if finite.all():
+        axes = (1, 2) if per_band else None
+        whole: Array = np.percentile(rgb, at, axis=axes, keepdims=True)
+        return whole
+    parts = zip(rgb, finite, strict=True) if per_band else ((rgb, finite),)
+    found = [np.percentile(part[good], at) for part, good in parts if good.any()]
+    if per_band and len(found) < len(rgb):
+        raise InputError("all fluxes of one of its bands are NaN or infinite")
+    return np.array(found, rgb.dtype).reshape(-1, 1, 1)
+
+
+def _stretched(scaled: Array, finite: Array, how: Stretch) -> Array:
+    """Into 0 to 1; beyond it lies nothing, or what is cut off."""
+    unit: Array = scaled
+    if how.shape == "asinh20":
+        unit = np.arcsinh(20 * scaled) / np.arcsinh(20)
+    elif how.shape == "asinh":
+        unit = _own_range(np.arcsinh(scaled), finite, how)
+    return np.clip(unit, 0, 1)
+
+
+def _own_range(scaled: Array, finite: Array, how: Stretch) -> Array:
+    """From the image's least to its greatest value."""
+    axes = (1, 2) if how.per_band else None
+    # A value put in for blanks must not take grey levels from the fluxes.
+    least = scaled.min(axis=axes, keepdims=True, where=finite, initial=np.inf)
+    most = scaled.max(axis=axes, keepdims=True, where=finite, initial=-np.inf)
+    unit: Array = (scaled - least) / (most - least)
+    return unit

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from vim_embed_client.bulk.sources.parquet import TableColumns
-from vim_embed_client.bulk.sources.reader import Entry
+from vim_embed_client.bulk.sources.arrow_values import Values, are_lists_of_images
+from vim_embed_client.bulk.sources.faults import described
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.parquet import RowIds, TableColumns, table_entries
+from vim_embed_client.bulk.sources.reader import Description, Entry, readable
 from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
 
 PREFIX = "hf:"
@@ -18,43 +23,57 @@ _ROWS = 16
 class HfReader:
     """`hf:path-or-name[:split[:column]]`; ids are `hf:path-or-name:split#row`.
 
-    A folder that `save_to_disk` wrote, a folder of data files, or a name on the Hub.
+    A folder that `save_to_disk` wrote, a folder of data files, or a name on the Hub. Of a set
+    with several configurations, ids begin with `hf:path-or-name@config`.
     """
 
-    def __init__(self, spec: str, columns: TableColumns) -> None:
+    def __init__(self, spec: str, options: ReadOptions) -> None:
         path, split, column = _parse(spec.removeprefix(PREFIX))
-        self._path, self._split = path, split
-        self._columns = columns.with_column(column)
+        self._path, self._split, self._config = path, split, options.config
+        self._columns = TableColumns(options).with_column(column)
         self.name = spec
 
     def stamp(self) -> str:
         if os.path.isdir(self._path):
             return "\0".join([self.name, *_files(self._path)])
-        return f"{self.name}\0{_datasets().load_dataset_builder(self._path).config_id}"
+        builder = _datasets().load_dataset_builder(self._path, self._config)
+        return f"{self.name}\0{builder.config_id}"
 
     def count(self) -> int | None:
-        try:
-            data = self._data
-        except InputError:
+        data = self._data
+        if are_lists_of_images(_schema(data).field(self._names(data)[0]).type):
             return None
         if hasattr(data, "__len__"):
             return len(data)
         known = (data.info.splits or {}).get(str(data.split))
         return known.num_examples if known and known.num_examples else None
 
+    def describe(self) -> Description:
+        names = self._names(self._data)
+        chosen = _undecoded(self._data.select_columns(names), names[0])
+        rows = next(iter(self._tables(chosen, 0)), _schema(chosen).empty_table())
+        found = self._columns.describe(rows, names)
+        named = {"--config"} if self._config and not self._saved else set()
+        return replace(found, options=found.options | named)
+
     def read(self, start: int) -> Iterator[Entry]:
-        datasets = _datasets()
-        data = self._data
-        columns = self._columns.columns(data.features.arrow_schema) if data.features else None
-        if columns is None:
+        names = self._names(self._data)
+        data = _undecoded(self._data.select_columns(names), names[0])
+        values = Values(self._columns.options)
+        config = f"@{self._config}" if self._config else ""
+        name = f"{PREFIX}{self._path}{config}:{data.split or self._split or 'train'}"
+        ids = RowIds(readable(name), self._columns.options.id_column)
+        if are_lists_of_images(_schema(data).field(names[0]).type) or len(names) > 1:
+            # Which rows are done, and which ids were seen, only reading them again tells.
+            found = table_entries(self._tables(data, 0), values, names[0], ids, 0)
+            yield from itertools.islice(found, start, None)
+        else:
+            yield from table_entries(self._tables(data, start), values, names[0], ids, start)
+
+    def _names(self, data: Any) -> list[str]:
+        if not data.features:
             raise InputError("the data set does not say what columns it has")
-        data = data.select_columns(columns)
-        if isinstance(data.features[columns[0]], datasets.Image):
-            data = data.cast_column(columns[0], datasets.Image(decode=False))
-        name = f"{PREFIX}{self._path}:{data.split or self._split or 'train'}"
-        for table in self._tables(data, start):
-            yield from self._columns.entries(table, columns, name, start)
-            start += len(table)
+        return self._columns.names(_schema(data))
 
     def _tables(self, data: Any, start: int) -> Iterator[Any]:
         """Arrow tables from row `start` on.
@@ -71,21 +90,43 @@ class HfReader:
                 f"{self.name} broke off ({error}): the same command goes on from there"
             ) from error
 
+    @property
+    def _saved(self) -> bool:
+        """Whether `save_to_disk` wrote it."""
+        marks = (os.path.join(self._path, name) for name in ("state.json", "dataset_dict.json"))
+        return any(map(os.path.exists, marks))
+
     @cached_property
     def _data(self) -> Any:
         datasets = _datasets()
         try:
-            if os.path.exists(os.path.join(self._path, "state.json")) or os.path.exists(
-                os.path.join(self._path, "dataset_dict.json")
-            ):
+            if self._saved:
                 found = datasets.load_from_disk(self._path)
             else:
-                found = datasets.load_dataset(self._path, split=self._split, streaming=True)
+                found = datasets.load_dataset(
+                    self._path, self._config, split=self._split, streaming=True
+                )
         except Exception as error:  # its loaders raise errors of every kind
-            raise InputError(f"cannot be opened as a data set ({error})") from None
+            fix = "; choose one with --config" if "config" in str(error).lower() else ""
+            raise InputError(f"cannot be opened as a data set ({described(error)}){fix}") from None
         if not isinstance(found, dict):
             return found
         return _chosen(found, self._split)
+
+
+def _schema(data: Any) -> Any:
+    return data.features.arrow_schema
+
+
+def _undecoded(data: Any, column: str) -> Any:
+    """The same with the images of a column as they are stored."""
+    datasets = _datasets()
+    feature = data.features[column]
+    if isinstance(feature, datasets.Image):
+        return data.cast_column(column, datasets.Image(decode=False))
+    if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+        return data.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    return data
 
 
 def _chosen(found: dict[str, Any], split: str | None) -> Any:

@@ -2,102 +2,179 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from vim_embed_client.bulk.sources.arrow_values import Values, choose_column
-from vim_embed_client.bulk.sources.flux import Stretch
-from vim_embed_client.bulk.sources.reader import Entry, FileReader
+from vim_embed_client.bulk.sources.arrow_values import (
+    Values,
+    are_lists_of_images,
+    choose_column,
+    plain,
+)
+from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.reader import (
+    Description,
+    Entry,
+    FileReader,
+    Image,
+    Skipped,
+    readable,
+)
 from vim_embed_client.errors import ConfigurationError, InputError
 
 _ROWS = 16
+_ID_ROWS = 4096
+_TABLE_OPTIONS = frozenset({"--column", "--id-column"})
 
 
 class TableColumns:
     """Which column holds images and which ids, and what the values mean."""
 
-    def __init__(
-        self,
-        *,
-        column: str | None = None,
-        id_column: str | None = None,
-        shape: Sequence[int] | None = None,
-        stretch: Stretch | None = None,
-    ) -> None:
-        self.column, self.id_column = column, id_column
-        self._shape, self._stretch = shape, stretch or Stretch()
+    def __init__(self, options: ReadOptions) -> None:
+        self.options = options
 
     def with_column(self, column: str | None) -> TableColumns:
         """The same with another image column, where one is given."""
-        twin = copy.copy(self)
-        twin.column = column or self.column
-        return twin
+        return TableColumns(replace(self.options, column=column or self.options.column))
 
-    def columns(self, schema: Any) -> list[str]:
+    def names(self, schema: Any) -> list[str]:
         """The image column, then the id column if there is one. Raises InputError."""
-        column = choose_column(schema, self.column)
-        if self.id_column is None:
+        column = choose_column(schema, self.options.column)
+        if self.options.id_column is None:
             return [column]
-        return [column, choose_column(schema, self.id_column)]
+        return [column, choose_column(schema, self.options.id_column)]
 
-    def entries(
-        self, table: Any, columns: Sequence[str], name: str, first: int, folder: str = ""
-    ) -> Iterator[Entry]:
-        """The rows of an Arrow table whose first is number `first` of `name`."""
-        values = Values(self._shape, self._stretch, folder)
-        if len(columns) == 1:
-            ids = [f"{name}#{first + row}" for row in range(len(table))]
-        else:
-            ids = [str(value) for value in table.column(columns[1]).to_pylist()]
-        column = table.column(columns[0])
-        yield from values.entries(_whole(column), ids)
+    def describe(self, table: Any, names: Sequence[str]) -> Description:
+        """Of an Arrow table with the first rows."""
+        column = _whole(table.column(names[0]))
+        found = Values(self.options).effective(column) | _TABLE_OPTIONS
+        image = Image(name=names[0], shape=(), dtype=str(column.type))
+        return Description(images=(image,), options=found)
+
+
+class RowIds:
+    """The ids of a table's rows: its number, or the value of a column.
+
+    A value that is null, no text or number, no UTF-8, or that an earlier row had, is a fault of
+    its row, which is then named by its number.
+    """
+
+    def __init__(self, name: str, column: str | None) -> None:
+        self._name, self._column = name, column
+        self._seen: set[int] = set()
+
+    def of(self, table: Any, first: int) -> list[str | Skipped]:
+        """The ids of an Arrow table whose first row is number `first`."""
+        numbered = [f"{self._name}#{first + row}" for row in range(len(table))]
+        if self._column is None:
+            return list(numbered)
+        values = plain(_whole(table.column(self._column))).to_pylist()
+        return [self._id(value, at) for value, at in zip(values, numbered, strict=True)]
+
+    def _id(self, value: Any, at: str) -> str | Skipped:
+        try:
+            found = _text(value)
+        except InputError as error:
+            return Skipped(id=at, reason=f"its id in {self._column} {error.message}")
+        if hash(found) in self._seen:
+            return Skipped(id=at, reason=f"its id {found!r} is that of an earlier row too")
+        self._seen.add(hash(found))
+        return found
+
+
+def _text(value: Any) -> str:
+    """An id as text, the value itself. Raises InputError."""
+    if value is None:
+        raise InputError("is null")
+    if isinstance(value, (list, dict)):
+        raise InputError("is no text or number, but several values")
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"is no UTF-8: {value!r}") from None
 
 
 def _whole(column: Any) -> Any:
     return column.combine_chunks() if hasattr(column, "combine_chunks") else column
 
 
+def table_entries(
+    tables: Iterator[Any], values: Values, column: str, ids: RowIds, first: int
+) -> Iterator[Entry]:
+    """The rows of Arrow tables that follow each other, the first of which is number `first`."""
+    for table in tables:
+        yield from values.entries(_whole(table.column(column)), ids.of(table, first))
+        first += len(table)
+
+
 class ParquetReader(FileReader):
     """A Parquet file with a column of images; ids are `path#row`, or from the id column."""
 
-    def __init__(self, path: str, columns: TableColumns) -> None:
-        super().__init__(path)
-        self._columns = columns
+    def __init__(self, content: Content, options: ReadOptions) -> None:
+        super().__init__(content)
+        self._columns = TableColumns(options)
 
     def count(self) -> int | None:
-        try:
-            return int(self._open().metadata.num_rows)
-        except InputError:
-            return None
+        with self._open() as file:
+            schema = file.schema_arrow
+            several = are_lists_of_images(schema.field(self._columns.names(schema)[0]).type)
+            return None if several else int(file.metadata.num_rows)
+
+    def describe(self) -> Description:
+        with self._open() as file:
+            names = self._columns.names(file.schema_arrow)
+            rows = next(file.iter_batches(_ROWS, columns=names), None)
+            empty = file.schema_arrow.empty_table()
+            return self._columns.describe(empty if rows is None else rows, names)
 
     def read(self, start: int) -> Iterator[Entry]:
-        pa = import_pyarrow()
-        try:
-            with self._open() as file:
-                columns = self._columns.columns(file.schema_arrow)
-                first, groups = _groups_from(file.metadata, start)
-                for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
-                    past = max(0, start - first)
-                    rest = batch.slice(past)
-                    folder = os.path.dirname(self.name)
-                    yield from self._columns.entries(rest, columns, self.name, first + past, folder)
-                    first += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"cannot be read (any further) as Parquet ({error})") from None
+        with self._open() as file:
+            names = self._columns.names(file.schema_arrow)
+            values = Values(self._columns.options, os.path.dirname(self.name))
+            ids = RowIds(readable(self.name), self._columns.options.id_column)
+            if are_lists_of_images(file.schema_arrow.field(names[0]).type):
+                # Rows give any number of entries: only reading them again tells which.
+                tables = file.iter_batches(_ROWS, columns=names)
+                found = table_entries(tables, values, names[0], ids, 0)
+                yield from itertools.islice(found, start, None)
+                return
+            self._note_ids(file, ids, start)
+            yield from table_entries(_batches(file, names, start), values, names[0], ids, start)
 
-    def _open(self) -> Any:
-        pa = import_pyarrow()
-        import pyarrow.parquet
+    def _note_ids(self, file: Any, ids: RowIds, rows: int) -> None:
+        """Let `ids` see those of the first rows, which an earlier attempt has read."""
+        column = self._columns.options.id_column
+        first = 0
+        for table in file.iter_batches(_ID_ROWS, columns=[column]) if column and rows else ():
+            ids.of(table.slice(0, max(0, rows - first)), first)
+            first += len(table)
 
-        try:
-            # Pages one after the other, not row groups whole: these can be of any size.
-            return pyarrow.parquet.ParquetFile(self.name, buffer_size=1 << 20, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"cannot be read as Parquet ({error})") from None
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        import_pyarrow()
+        from pyarrow.parquet import ParquetFile
+
+        # Pages one after the other, not row groups whole: these can be of any size.
+        with (
+            self.content.open() as opened,
+            ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False) as file,
+        ):
+            yield file
+
+
+def _batches(file: Any, names: list[str], start: int) -> Iterator[Any]:
+    """Arrow batches of these columns from row `start` on."""
+    first, groups = _groups_from(file.metadata, start)
+    for batch in file.iter_batches(_ROWS, row_groups=groups, columns=names):
+        yield batch.slice(max(0, start - first))
+        first += len(batch)
 
 
 def _groups_from(metadata: Any, start: int) -> tuple[int, list[int]]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from vim_embed_client.bulk.sources.content import Content, unpacked_name
+from vim_embed_client.bulk.sources.faults import each_named, named, quiet
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
+
+_LARGEST_IMAGE = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,36 @@ class Skipped:
 Entry: TypeAlias = Item | Skipped
 
 
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """One image, cube or stack in a file.
+
+    note: why it is passed over, or nothing where rows are made of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        size = "×".join(map(str, self.shape)) or "no pixels"
+        return f"{self.name or 'the image'} ({size} {self.dtype})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is in a file: what embedding, figures and messages have in common.
+
+    upwards: the first row of pixels is the lowest. options: those of the command line that have
+    an effect on rows of this file.
+    """
+
+    images: tuple[Image, ...] = ()
+    upwards: bool = False
+    options: frozenset[str] = frozenset()
+
+
 class Reader(Protocol):
     """One file, shard or data set, whose rows come in a fixed order.
 
@@ -62,23 +97,33 @@ class Reader(Protocol):
         ...
 
     def count(self) -> int | None:
-        """How many rows, where that is cheap to say."""
+        """How many rows, where that is cheap to say. Raises any error where it cannot be read."""
+        ...
+
+    def describe(self) -> Description:
+        """What is in it. Raises any error where it cannot be read."""
         ...
 
     def read(self, start: int) -> Iterator[Entry]:
-        """Rows from number `start` on. Raises InputError where the rest cannot be read."""
+        """Entries from number `start` on. Raises any error where the rest cannot be read."""
         ...
 
 
 class FileReader:
-    """Base of the readers of sources that are one file."""
+    """Base of the readers of sources that are one file, or a member of one.
 
-    def __init__(self, path: str) -> None:
-        self.name = path
+    counted_unread: whether `count` needs no look into the file.
+    """
+
+    counted_unread = False
+
+    def __init__(self, content: Content) -> None:
+        self.content = content
+        self.name = content.name
 
     def stamp(self) -> str:
         try:
-            found = os.stat(self.name)
+            found = os.stat(self.content.path or self.name)
         except OSError:
             return f"{self.name}\0gone"
         return f"{self.name}\0{found.st_size}\0{found.st_mtime_ns}"
@@ -86,30 +131,97 @@ class FileReader:
     def count(self) -> int | None:
         return None
 
+    def describe(self) -> Description:
+        return Description()
+
 
 class ImageReader(FileReader):
-    """An encoded image: one row, read only when it is sent."""
+    """An encoded image: one row; a file of the disk is read only when it is sent."""
+
+    counted_unread = True
 
     def count(self) -> int:
         return 1
 
     def read(self, start: int) -> Iterator[Entry]:
-        if start == 0:
-            yield Item(id=self.name, data=self.name, size=file_size(self.name))
+        if start:
+            return
+        path = self.content.path
+        if path is not None and unpacked_name(path) == path:
+            yield Item(id=readable(self.name), data=path, size=file_size(path))
+            return
+        with self.content.open() as file:
+            data = file.read(_LARGEST_IMAGE + 1)
+        if len(data) > _LARGEST_IMAGE:
+            raise InputError(f"it unpacks to more than {_LARGEST_IMAGE >> 20} MiB")
+        if not data:
+            raise InputError("it is empty")
+        yield Item(id=readable(self.name), data=data, size=len(data))
+
+
+class UnreadReader(FileReader):
+    """A file of a kind that is not read. reason: what to do with it."""
+
+    def __init__(self, content: Content, reason: str) -> None:
+        super().__init__(content)
+        self._reason = reason
+
+    def read(self, start: int) -> Iterator[Entry]:
+        raise InputError(self._reason)
+
+
+class NamedFaults:
+    """A reader whose every exception is an InputError that says what cannot be read.
+
+    what: the file's format, in words. Where rows were read before the fault, they came first.
+    """
+
+    def __init__(self, reader: Reader, what: str) -> None:
+        self._reader, self._what = reader, what
+        self.name = reader.name
+        self.counted_unread = isinstance(reader, ImageReader)
+
+    def stamp(self) -> str:
+        return self._reader.stamp()
+
+    def count(self) -> int | None:
+        try:
+            with named(self._what), quiet():
+                return self._reader.count()
+        except InputError:
+            return None
+
+    def describe(self) -> Description:
+        """As of the reader. Raises InputError."""
+        with named(self._what), quiet():
+            return self._reader.describe()
+
+    def read(self, start: int) -> Iterator[Entry]:
+        """As of the reader. Raises InputError."""
+        return each_named(self._reader.read(start), f"{self._what} (any further)")
+
+
+def readable(name: str) -> str:
+    """A name as an id: bytes that are no UTF-8 are written `\\xff`, so that names stay apart."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def file_size(path: str) -> int:
-    """Bytes of a file. Raises InputError where it is not there."""
+    """Bytes of a plain file. Raises InputError where it is not there, or is a pipe or device.
+
+    Such a one is never opened, since that waits for whoever is at the other end.
+    """
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise InputError(f"is {kind} and no file: write what comes out of it to one first")
+    return found.st_size
 
 
-def pixel_item(row_id: str, pixels: Array) -> Entry:
-    """A (3, H, W) or channels-last (H, W, 3) array as an item; any other shape is left out."""
-    if pixels.ndim == 3 and pixels.shape[0] != 3 and pixels.shape[2] == 3:
-        pixels = pixels.transpose(2, 0, 1)
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.size == 0:
-        return Skipped(id=row_id, reason=f"its shape is {pixels.shape}: expected (3, H, W)")
-    return Item(id=row_id, data=pixels, size=pixels.nbytes)
+_KINDS = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder",
+}  # fmt: skip

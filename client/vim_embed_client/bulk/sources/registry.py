@@ -1,85 +1,261 @@
-"""Which reader a path belongs to: folders, patterns, images, arrays, shards, tables, FITS, hf:."""
+"""Which reader a source belongs to: the table of formats, by the endings of names.
+
+A new format is a module with a reader, and a row of FORMATS.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vim_embed_client.bulk.sources.arrays import NpyReader, NpzReader
-from vim_embed_client.bulk.sources.files import (
-    FITS_SUFFIXES,
-    TABLE_SUFFIXES,
-    TAR_SUFFIXES,
-    PassOver,
-    find_files,
-)
-from vim_embed_client.bulk.sources.fits import FitsReader, HduName
-from vim_embed_client.bulk.sources.flux import Stretch
+from vim_embed_client.bulk.sources.content import Content, unpacked_name
+from vim_embed_client.bulk.sources.files import PassOver, find_files
+from vim_embed_client.bulk.sources.fits import FitsReader
 from vim_embed_client.bulk.sources.huggingface import PREFIX, HfReader
-from vim_embed_client.bulk.sources.parquet import ParquetReader, TableColumns
-from vim_embed_client.bulk.sources.reader import ImageReader, Reader
+from vim_embed_client.bulk.sources.joined import JoinedReader
+from vim_embed_client.bulk.sources.names import join_groups, look_like_bands
+from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
+from vim_embed_client.bulk.sources.parquet import ParquetReader
+from vim_embed_client.bulk.sources.reader import (
+    Description,
+    ImageReader,
+    NamedFaults,
+    Reader,
+    Skipped,
+    UnreadReader,
+    readable,
+)
 from vim_embed_client.bulk.sources.webdataset import TarReader
+from vim_embed_client.errors import InputError
+
+__all__ = ["FORMATS", "ReadOptions", "band_remark", "find_sources", "open_reader", "without_effect"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """How rows are taken out of sources.
+class Format:
+    """A kind of file. endings: of names, in small letters, to which those of PACKED may come.
 
-    column: of tables and data sets, array of an .npz, or extension in a webdataset shard.
-    id_column: of tables and data sets, with the ids of rows. shape: of flat lists in tables.
-    stretch: of fluxes. hdus: of FITS files. resize: uint8 arrays too to the model's size.
+    options: those of the command line that can have an effect on some file of this kind. magic:
+    how such a file begins, to know it by where its name has another ending. bands: whether it
+    can be a band of an image.
     """
 
-    column: str | None = None
-    id_column: str | None = None
-    shape: tuple[int, ...] | None = None
-    stretch: Stretch = field(default_factory=Stretch)
-    hdus: tuple[HduName, ...] | None = None
-    resize: bool = False
+    name: str
+    endings: tuple[str, ...]
+    reader: Callable[[Content, ReadOptions], Reader]
+    options: frozenset[str] = frozenset()
+    magic: bytes = b""
+    bands: bool = False
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that changes rows."""
-        return asdict(self)
 
-    def table(self) -> TableColumns:
-        return TableColumns(
-            column=self.column, id_column=self.id_column, shape=self.shape, stretch=self.stretch
-        )
+_ARRAY_OPTIONS = FLUX_OPTIONS | {"--stack", "--flip", "--resize"}
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        name="an image",
+        endings=(
+            ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm",
+        ),
+        reader=lambda content, options: ImageReader(content),
+    ),
+    Format(
+        name=".npy", endings=(".npy",), reader=NpyReader, options=_ARRAY_OPTIONS,
+        magic=b"\x93NUMPY", bands=True,
+    ),
+    Format(
+        name=".npz", endings=(".npz",), reader=NpzReader, options=_ARRAY_OPTIONS | {"--column"},
+    ),
+    Format(
+        name="a tar file", endings=(".tar", ".tgz", ".tbz", ".tbz2", ".txz"),
+        reader=lambda content, options: TarReader(content, options, _open_member),
+        options=_ARRAY_OPTIONS | {"--column", "--id-column", "--shape", "--hdu"},
+    ),
+    Format(
+        name="Parquet", endings=(".parquet",), reader=ParquetReader,
+        options=_ARRAY_OPTIONS - {"--stack"} | {"--column", "--id-column", "--shape"},
+        magic=b"PAR1",
+    ),
+    Format(
+        name="FITS", endings=(".fits", ".fit", ".fts", ".fz"), reader=FitsReader,
+        options=_ARRAY_OPTIONS - {"--resize"} | {"--hdu"}, magic=b"SIMPLE  =", bands=True,
+    ),
+)  # fmt: skip
+_HF_OPTIONS = frozenset({"--config"}).union(
+    *(one.options for one in FORMATS if one.name == "Parquet")
+)
+
+# Endings of files that hold images but are not read, and what to do with them.
+_UNREAD = {
+    (".h5", ".hdf5", ".he5"): "HDF5 is not read: save the images as .npy or FITS",
+    (".asdf",): "ASDF is not read: save the images as FITS",
+    (".zip",): "zip files are not read: unpack it, or give hf:FOLDER for a data set of them",
+    (".rar", ".7z"): "such archives are not read: unpack it",
+    (".pt", ".pth", ".pkl", ".pickle"): "pickles are never loaded: save the images as .npy",
+    (".zarr", ".nc", ".mat"): "this format is not read: save the images as .npy",
+}  # fmt: skip
 
 
 def find_sources(
     paths: Sequence[str],
     *,
+    options: ReadOptions | None = None,
     leave_out: Path | None = None,
     pass_over: PassOver = lambda skipped: None,
 ) -> list[str]:
     """Files in the order of their names, then `hf:` data sets in the order given.
 
+    Files that `options` join are one source: their path with `{r,g,b}` for the band.
     leave_out, pass_over: as of find_files.
     Raises InputError for a path or pattern that leads to nothing.
     """
     sets = list(dict.fromkeys(path for path in paths if path.startswith(PREFIX)))
-    files = [path for path in paths if not path.startswith(PREFIX)]
-    return find_files(files, leave_out=leave_out, pass_over=pass_over) + sets
+    named = [path for path in paths if not path.startswith(PREFIX)]
+    files = find_files(named, _why_not, leave_out=leave_out, pass_over=pass_over)
+    if options is not None and options.join_bands is not None:
+        files = _joined(files, options.join_bands, pass_over)
+    return files + sets
 
 
 def open_reader(source: str, options: ReadOptions) -> Reader:
-    """The reader of one source; nothing is opened yet."""
+    """The reader of one source, whose every fault is an InputError; nothing is opened yet."""
     if source.startswith(PREFIX):
-        return HfReader(source, options.table())
-    lower = source.lower()
-    for suffixes, make in _READERS:
-        if lower.endswith(suffixes):
-            return make(source, options)
-    return ImageReader(source)
+        return NamedFaults(HfReader(source, options), "cannot be read as a data set")
+    if options.join_bands is not None and (bands := _bands_of(source, options.join_bands)):
+        joined = JoinedReader(source, bands, options, lambda path: open_reader(path, options))
+        return NamedFaults(joined, "cannot be joined")
+    content = Content(source, path=source)
+    if not os.path.isfile(source):  # ImageReader says what it is, and opens no pipe
+        return NamedFaults(ImageReader(content), "cannot be read")
+    return _reader(content, options, format_of(source) or _sniffed(source))
 
 
-_READERS: tuple[tuple[str | tuple[str, ...], Callable[[str, ReadOptions], Reader]], ...] = (
-    (".npy", lambda path, options: NpyReader(path)),
-    (".npz", lambda path, options: NpzReader(path, options.column)),
-    (TAR_SUFFIXES, lambda path, options: TarReader(path, options.column)),
-    (TABLE_SUFFIXES, lambda path, options: ParquetReader(path, options.table())),
-    (FITS_SUFFIXES, lambda path, options: FitsReader(path, options.hdus, options.stretch)),
-)
+def format_of(name: str) -> Format | None:
+    """The format that a file's name tells, or None."""
+    lower = unpacked_name(name).lower()
+    return next((one for one in FORMATS if lower.endswith(one.endings)), None)
+
+
+def without_effect(sources: Iterable[str], options: ReadOptions) -> list[str]:
+    """The options given that have an effect on none of the sources.
+
+    Files are looked into only until each option has an effect on one of them. One that cannot be
+    read might have had a use for all that its format knows.
+    """
+    left = set(options.given())
+    for source in sources:
+        if not left:
+            break
+        if left & _possible(source, options):
+            left -= _effective(source, options)
+    return sorted(left)
+
+
+def band_remark(sources: Sequence[str], options: ReadOptions) -> str | None:
+    """What to say where files look like bands of one image, which nobody asked to join."""
+    if options.join_bands is not None:
+        return None
+    files = [source for source in sources if (found := format_of(source)) and found.bands]
+    for template, bands in look_like_bands(files).items():
+        try:
+            told = [open_reader(path, options).describe() for path in bands.values()]
+        except InputError:
+            continue
+        taken = [image for one in told for image in one.images if not image.note]
+        if all(len(image.shape) == 2 for image in taken):
+            listed = ",".join(bands)
+            return (
+                f"{template.replace('{}', f'{{{listed}}}')} look like bands of one image, and are "
+                f"embedded as {len(bands)} grey ones: --join-bands R,G,B makes one of each three"
+            )
+    return None
+
+
+def _reader(content: Content, options: ReadOptions, kind: Format | None) -> Reader:
+    if kind is None:
+        reason = _unread(content.name)
+        reader: Reader = UnreadReader(content, reason) if reason else ImageReader(content)
+        return NamedFaults(reader, "cannot be read")
+    read_as = "" if kind is FORMATS[0] else f" as {kind.name}"
+    return NamedFaults(kind.reader(content, options), f"cannot be read{read_as}")
+
+
+def _open_member(content: Content, options: ReadOptions) -> Reader | None:
+    """The reader of a member of an archive, or None where it is no image."""
+    kind = format_of(content.name)
+    return None if kind is None or kind.reader is _TAR.reader else _reader(content, options, kind)
+
+
+_TAR = next(one for one in FORMATS if one.name == "a tar file")
+
+
+def _sniffed(path: str) -> Format | None:
+    """The format by a file's first bytes, for names that tell none."""
+    if _unread(path):
+        return None
+    try:
+        with Content(path, path=path).open() as file:
+            start = file.read(16)
+    except Exception:  # the reader says what is wrong
+        return None
+    return next((one for one in FORMATS if one.magic and start.startswith(one.magic)), None)
+
+
+def _unread(name: str) -> str | None:
+    lower = unpacked_name(name).lower()
+    return next((why for endings, why in _UNREAD.items() if lower.endswith(endings)), None)
+
+
+def _why_not(path: str) -> str | None:
+    name = os.path.basename(path)
+    if name.startswith("."):
+        return "a hidden file"
+    if format_of(name) is not None:
+        return None
+    ending = os.path.splitext(name)[1]
+    plain = f"{ending} files are not read" if ending else "files without an ending are not read"
+    return _unread(name) or plain
+
+
+def _joined(files: list[str], bands: Sequence[str], pass_over: PassOver) -> list[str]:
+    """The files, of which those that are bands of one image have become one source."""
+    may_be = [file for file in files if (found := format_of(file)) and found.bands]
+    groups, unnamed = join_groups(may_be, bands)
+    for file in unnamed:
+        reason = f"its name has none of the bands {', '.join(bands)} to join it by"
+        pass_over(Skipped(id=readable(file), reason=reason))
+    return sorted({*groups, *(set(files) - set(may_be))})
+
+
+def _bands_of(source: str, bands: Sequence[str]) -> dict[str, str]:
+    """The files of a joined source, by their bands, as far as they are there."""
+    head, mark, tail = source.partition(f"{{{','.join(bands)}}}")
+    if not mark:
+        return {}
+    spelt = {band: (band, band.lower(), band.upper(), band.title()) for band in bands}
+    paths = {band: [f"{head}{word}{tail}" for word in words] for band, words in spelt.items()}
+    return {
+        band: next(filter(os.path.exists, some))
+        for band, some in paths.items()
+        if any(map(os.path.exists, some))
+    }
+
+
+def _possible(source: str, options: ReadOptions) -> frozenset[str]:
+    """The options that may have an effect, as far as a name tells."""
+    if source.startswith(PREFIX):
+        return _HF_OPTIONS
+    joined = options.join_bands is not None and bool(_bands_of(source, options.join_bands))
+    kind = format_of(source) or _sniffed(source)
+    found = kind.options if kind else frozenset()
+    return found | {"--join-bands"} if joined else found
+
+
+def _effective(source: str, options: ReadOptions) -> frozenset[str]:
+    try:
+        found: Description = open_reader(source, options).describe()
+    except InputError:
+        return _possible(source, options)
+    return found.options

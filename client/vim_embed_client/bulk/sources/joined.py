@@ -1,0 +1,74 @@
+"""One image of several files, a band each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from vim_embed_client.bulk.sources.layout import Shown, bands_chosen, flux_item
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.reader import Description, Entry, Item, Reader, Skipped, readable
+from vim_embed_client.errors import InputError
+
+OpenReader = Callable[[str], Reader]
+
+
+class JoinedReader:
+    """The image whose red, green and blue band are files of their own.
+
+    name: their path with `{r,g,b}` for the band. paths: of the bands that are there.
+    """
+
+    def __init__(
+        self, name: str, paths: Mapping[str, str], options: ReadOptions, open_reader: OpenReader
+    ) -> None:
+        self.name = name
+        self._options = options
+        self._wanted = options.join_bands or ()
+        self._readers = {band: open_reader(path) for band, path in paths.items()}
+
+    def stamp(self) -> str:
+        return "\0".join(reader.stamp() for reader in self._readers.values())
+
+    def count(self) -> int:
+        return 1
+
+    def describe(self) -> Description:
+        found = [reader.describe() for reader in self._readers.values()]
+        effective = frozenset({"--join-bands"}).union(*(one.options for one in found))
+        return Description(images=sum((one.images for one in found), ()), options=effective)
+
+    def read(self, start: int) -> Iterator[Entry]:
+        missing = [band for band in self._wanted if band not in self._readers]
+        if missing:
+            there = ", ".join(self._readers)
+            raise InputError(f"there is no file of band {', '.join(missing)}, only of {there}")
+        notes: list[Skipped] = []
+        shown = [self._band(band, notes) for band in self._wanted]
+        if len({one.flux.shape for one in shown}) > 1:
+            told = ", ".join(
+                f"{b} {s.flux.shape}" for b, s in zip(self._wanted, shown, strict=True)
+            )
+            raise InputError(f"its bands are not of one size: {told}")
+        stretch = self._options.stretch
+        stretch = bands_chosen(stretch) if len(shown) == 3 else stretch
+        flux = np.stack([one.flux for one in shown])
+        entries: Sequence[Entry] = [
+            flux_item(readable(self.name), flux, stretch, flip=shown[0].flip), *notes
+        ]  # fmt: skip
+        yield from entries[start:]
+
+    def _band(self, band: str, notes: list[Skipped]) -> Shown:
+        reader = self._readers[band]
+        rows = []
+        for entry in reader.read(0):
+            if isinstance(entry, Item):
+                rows.append(entry.data)
+            elif entry.fault:
+                raise InputError(f"{entry.id}: {entry.reason}")
+            else:
+                notes.append(entry)
+        if len(rows) != 1 or not isinstance(rows[0], Shown) or rows[0].flux.ndim != 2:
+            raise InputError(f"{reader.name} is not one image of one band")
+        return rows[0]

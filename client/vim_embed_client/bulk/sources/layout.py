@@ -1,0 +1,140 @@
+"""What the axes of an array mean: galaxies, bands, rows and columns of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vim_embed_client.bulk.sources.faults import named
+from vim_embed_client.bulk.sources.flux import Stretch, check_numbers, select_places, to_rgb
+from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
+from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
+from vim_embed_client.bulk.sources.surveys import survey_base
+from vim_embed_client.errors import InputError
+from vim_embed_client.formats import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How an array becomes rows.
+
+    rows: galaxies along the first axis, or None where the whole array is one. fluxes: whether
+    they are stretched; else they are pixels. options: those that have an effect on it.
+    """
+
+    rows: int | None
+    fluxes: bool
+    options: frozenset[str]
+
+
+def layout_of(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    options: ReadOptions,
+    *,
+    always_fluxes: bool = False,
+    are_bands: bool = False,
+) -> Layout:
+    """How an array of this shape and dtype is taken. Raises InputError where that is not clear.
+
+    always_fluxes: as in FITS. are_bands: whether the file says that the first of three axes
+    counts bands, and not galaxies.
+    """
+    check_numbers(dtype)
+    if len(shape) not in (2, 3, 4) or 0 in shape:
+        raise InputError(
+            f"its shape is {shape}: expected (3, H, W), (bands, H, W) or (H, W), or (N, …) of them"
+        )
+    stacked = options.stack and len(shape) == 3
+    rows = shape[0] if stacked or len(shape) == 4 else None
+    one = shape if rows is None else shape[1:]
+    fluxes = always_fluxes or _are_fluxes(one, dtype, options)
+    if fluxes and len(shape) == 3 and not stacked and not are_bands:
+        _check_bands(shape, options)
+    if fluxes and len(one) == 3:
+        select_places(options.stretch.bands, one[0])
+    if not fluxes and dtype != np.uint8 and dtype.kind in "iu":
+        raise InputError(
+            f"its {dtype} numbers are no pixels: give --percentiles 1,99 if they are fluxes, or "
+            "store uint8"
+        )
+    return Layout(rows=rows, fluxes=fluxes, options=_effective(shape, one, dtype, fluxes))
+
+
+def _are_fluxes(one: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> bool:
+    in_colour = len(one) == 3 and 3 in (one[0], one[2])
+    if dtype == np.uint8:
+        return not in_colour and len(one) != 2
+    return options.fluxes or not in_colour
+
+
+def _check_bands(shape: tuple[int, ...], options: ReadOptions) -> None:
+    if options.stretch.bands is None and shape[0] != 1:
+        several = "three bands (--bands 0,1,2)" if shape[0] == 3 else "bands (--bands R,G,B)"
+        raise InputError(
+            f"its shape is {shape}: say whether the first axis counts {several} or galaxies "
+            "(--stack)"
+        )
+
+
+def _effective(
+    shape: tuple[int, ...], one: tuple[int, ...], dtype: np.dtype[Any], fluxes: bool
+) -> frozenset[str]:
+    found = {"--flip"} | ({"--stack"} if len(shape) > 2 else set())
+    if fluxes:
+        found |= FLUX_OPTIONS - (set() if len(one) == 3 else {"--bands"})
+    elif dtype == np.uint8:
+        found |= {"--resize"}
+    return frozenset(found)
+
+
+def array_entry(
+    row_id: str, array: Array, layout: Layout, options: ReadOptions, *, upwards: bool = False
+) -> Entry:
+    """One row of an array. upwards: its first row of pixels is the lowest, as in FITS."""
+    flip = upwards != options.flip
+    if layout.fluxes:
+        return flux_item(row_id, array, options.stretch, flip=flip)
+    if array.ndim == 2:
+        array = np.broadcast_to(array, (3, *array.shape))
+    return pixel_item(row_id, array, flip=flip)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Makes the pixels of a row when it is sent."""
+
+    flux: Array
+    stretch: Stretch
+    flip: bool
+
+    def __call__(self) -> Array:
+        with named("its fluxes cannot be shown"):
+            pixels = to_rgb(self.flux, self.stretch)
+        return pixels[:, ::-1] if self.flip else pixels
+
+
+def flux_item(row_id: str, flux: Array, stretch: Stretch, *, flip: bool = False) -> Item:
+    """Fluxes as an item that is stretched when it is sent, and then resized."""
+    shown: Callable[[], Array] = Shown(flux, stretch, flip)
+    return Item(id=row_id, data=shown, size=flux.nbytes)
+
+
+def bands_chosen(stretch: Stretch) -> Stretch:
+    """The same for three bands that were named as red, green and blue already."""
+    if stretch.survey and stretch.bands == survey_base(stretch.survey).bands:
+        return replace(stretch, bands=None)
+    return stretch
+
+
+def pixel_item(row_id: str, pixels: Array, *, flip: bool = False) -> Entry:
+    """A (3, H, W) or channels-last (H, W, 3) array as an item; any other shape is left out."""
+    if pixels.ndim == 3 and pixels.shape[0] != 3 and pixels.shape[2] == 3:
+        pixels = pixels.transpose(2, 0, 1)
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.size == 0:
+        return Skipped(id=row_id, reason=f"its shape is {pixels.shape}: expected (3, H, W)")
+    pixels = pixels[:, ::-1] if flip else pixels
+    return Item(id=row_id, data=pixels, size=pixels.nbytes)
