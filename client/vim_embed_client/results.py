@@ -82,6 +82,8 @@ class Embeddings:
         return len(self.embeddings)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is None:  # which numpy 1 does not know
+            return np.asarray(self.embeddings, dtype=dtype)
         return np.array(self.embeddings, dtype=dtype, copy=copy)
 
 

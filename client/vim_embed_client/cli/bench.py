@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -39,7 +39,13 @@ WIRES = ("uint8", "float16", "float32")
 BARE = (sys.executable, "-m", "vim_embed.cli", "bench", "--bare", "--json")
 
 
-class Counts(click.ParamType[tuple[int, ...]]):
+if TYPE_CHECKING:
+    _Counts = click.ParamType[tuple[int, ...]]
+else:
+    _Counts = click.ParamType  # no generic before click 8.4
+
+
+class Counts(_Counts):
     """Whole numbers from 1, with commas between: `1,2,4`."""
 
     name = "N[,N...]"
