@@ -13,6 +13,7 @@ IMAGE ?= vim-embed:gpu
 help:
 	@echo "make demo            embed real galaxies over HTTP and score them"
 	@echo "make test            lint, types and tests"
+	@echo "make test-lowest     the tests with the lowest versions that are allowed"
 	@echo "make serve           serve MODEL=$(MODEL) on 127.0.0.1:8000"
 	@echo "make bench           kernels, bare model and HTTP side by side"
 	@echo "make page-test       the tests that need a Chromium, which make test skips without one"
@@ -80,6 +81,20 @@ unit-of-the-rest: $(VENV)/.installed-dev
 # Needs a browser: apt-get install chromium chromium-driver
 page-test: $(VENV)/.installed-dev
 	VIM_EMBED_NEEDS_BROWSER=1 $(BIN)/python -m pytest tests/page
+
+# The lowest versions that pyproject.toml allows, torch excepted: it stays at its pin.
+LOWEST ?= .venv-lowest
+UV = $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --only-binary :all: --no-binary vim-embed
+.PHONY: test-lowest
+test-lowest:
+	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
+	@grep '^torch==' constraints.txt > $(LOWEST)/torch.txt
+	@$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) uv -r $(LOWEST)/torch.txt
+	@$(UV) --resolution lowest-direct -c $(LOWEST)/torch.txt -e '.[service,demo,parquet,hf,astro]'
+	@$(LOWEST)/bin/uv pip freeze --python $(LOWEST)/bin/python --exclude-editable | grep -v '^torch==' > $(LOWEST)/lowest.txt
+	@$(UV) -c $(LOWEST)/torch.txt -c $(LOWEST)/lowest.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pytest -m "not gpu and not soak" -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+	  -p no:cacheprovider tests/client tests/service tests/contract tests/docs/test_docs.py --ignore tests/client/platonic
 
 gpu-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
