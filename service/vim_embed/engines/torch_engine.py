@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vim_embed.engines.interface import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.errors import WeightsError
+from vim_embed.inference.cuda_graphs import CAPTURE_TURNS
 from vim_embed.inference.embedder import Embedder
 from vim_embed.inference.staging import HostStaging, StagedPixels
 from vim_embed.kernels.select import BackendUnavailable
@@ -41,7 +42,7 @@ class SelfCheckFailed(RuntimeError):
 class EngineOptions:
     """How models are loaded and batched. Rows are those of the native size; 0: by device.
 
-    on_forward: called with the rows of every forward before it, to inject faults.
+    on_forward: called with the rows of every forward within its launch, to inject faults.
     """
 
     device: torch.device
@@ -86,7 +87,7 @@ class TorchEngine:
         self._facts: dict[str, _Facts] = {}
         self._status = {e.name: ModelStatus(e.name, e.aliases, "loading") for e in entries}
         self._loading = threading.Lock()
-        self._launching = threading.Lock()
+        self._launching = threading.Lock()  # of two forwards at once, one is launched at a time
         self._staging = HostStaging(options.device)
 
     @property
@@ -125,7 +126,13 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     def restart(self) -> None:
-        """Load anew what was loaded; requests meanwhile wait. One model at a time."""
+        """Load anew what was loaded; requests meanwhile wait. One model at a time.
+
+        A launch that hangs holds whatever lock it took: what comes after it gets locks of its own.
+        """
+        self._launching = threading.Lock()  # of two forwards at once, one is launched at a time
+        self._staging = HostStaging(self.options.device)
+        CAPTURE_TURNS.abandon(self.device)
         self._check_device()
         for name in list(self._facts):
             self._models.pop(name, None)
@@ -170,16 +177,22 @@ class TorchEngine:
         model = self._models.get(staged.model)
         if model is None:
             raise RuntimeError(f"{staged.model} is not loaded")
+        launching = self._launching
         with self._on_device(), failing_with_the_device():
             outputs = halving_on_oom(
-                lambda pixels: self._forward(model, pixels, staged.options), staged.staged.ready()
+                lambda pixels: self._forward(model, pixels, staged.options, launching),
+                staged.staged.ready(),
             )
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
-    def _forward(self, model: Embedder, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
-        if self.options.on_forward is not None:
-            self.options.on_forward(len(pixels))
-        with self._launching:
+    def _forward(
+        self, model: Embedder, pixels: Tensor, options: EmbedOptions, launching: threading.Lock
+    ) -> dict[str, Tensor]:
+        with launching:
+            if launching is not self._launching:
+                raise EngineFailed("the engine was restarted meanwhile")
+            if self.options.on_forward is not None:
+                self.options.on_forward(len(pixels))
             on_its_way = model.launch(pixels, options)
         return on_its_way.wait()
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +107,40 @@ class GraphCache:
         return graph
 
 
-_CAPTURING = threading.Lock()  # of all devices: the allocator is shared
+class CaptureTurns:
+    """One capture at a time in this process: the devices share torch's allocator.
+
+    A lock would not do: a capture that hangs would keep it for ever, on every device.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._holder: tuple[str, object] | None = None
+
+    @contextmanager
+    def of(self, device: str) -> Iterator[None]:
+        """Wait for this device's turn, and have it."""
+        mine = (device, object())
+        with self._changed:
+            self._changed.wait_for(lambda: self._holder is None)
+            self._holder = mine
+        try:
+            yield
+        finally:
+            with self._changed:
+                if self._holder is mine:
+                    self._holder = None
+                    self._changed.notify()
+
+    def abandon(self, device: str) -> None:
+        """A capture of this device that is under way will never end: others need not wait."""
+        with self._changed:
+            if self._holder is not None and self._holder[0] == device:
+                self._holder = None
+                self._changed.notify()
+
+
+CAPTURE_TURNS = CaptureTurns()
 
 
 class CudaCapture:
@@ -128,7 +162,7 @@ class CudaCapture:
             # own stream for captures belongs to whichever device captured first.
             mode = "thread_local"
             with (
-                _CAPTURING,
+                CAPTURE_TURNS.of(str(pixels.device)),
                 torch.cuda.graph(graph, self._pool, stream=side, capture_error_mode=mode),
             ):
                 outputs = compute(pixels, options)
