@@ -148,6 +148,7 @@ class ModelEntry(TypedDict):
     aliases: list[str]
     state: str
     reason: str | None
+    degraded: NotRequired[dict[str, str]]
     kind: str
     dim: int
     dtype: str
@@ -177,7 +178,12 @@ class Liveness(TypedDict):
 
 
 class Readiness(TypedDict):
-    """The service takes requests; models: name -> state."""
+    """The service takes requests; models: name -> state.
+
+    degraded: by device or model, why it gives less than its settings ask for; empty if it does not.
+    Older services do not say.
+    """
 
     status: str
     models: dict[str, str]
+    degraded: NotRequired[dict[str, str]]

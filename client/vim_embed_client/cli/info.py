@@ -50,10 +50,13 @@ def _cells(entry: ModelEntry, *, default: bool) -> list[str]:
 @click.command()
 @service_options
 @json_option
-def health(url: str | None, api_key: str | None, as_json: bool) -> None:
+@click.option("--strict", is_flag=True, help="Exit code 1 too if it is degraded.")
+def health(url: str | None, api_key: str | None, as_json: bool, strict: bool) -> None:
     """Ask whether the service takes requests.
 
-    The exit code is 0 if it does, 1 if it does not yet, 3 if nothing answers.
+    The exit code is 0 if it does, 1 if it does not yet, 3 if nothing answers. A service is degraded
+    if it gives less than its settings ask for: a device is lost or begins anew, a forward may be
+    hanging, a model could not be loaded.
     """
     with Client(url, api_key=api_key, timeout=10.0) as client:
         try:
@@ -64,7 +67,13 @@ def health(url: str | None, api_key: str | None, as_json: bool) -> None:
             else:
                 click.echo(f"{client.base_url} is not ready: {error.message}")
             click.get_current_context().exit(1)
+        degraded = readiness.get("degraded", {})
         if as_json:
-            return print_json(readiness)
-        states = ", ".join(f"{name} {state}" for name, state in readiness["models"].items())
-        click.echo(f"{client.base_url} is ready: {states}")
+            print_json(readiness)
+        else:
+            states = ", ".join(f"{name} {state}" for name, state in readiness["models"].items())
+            click.echo(f"{client.base_url} is ready: {states}")
+            for what, reason in degraded.items():
+                click.echo(f"degraded: {what}: {reason}")
+        if strict and degraded:
+            click.get_current_context().exit(1)

@@ -22,6 +22,10 @@ class RowQueue(Protocol):
         """By device, why it takes none."""
         ...
 
+    def degraded(self, model: str) -> dict[str, str]:
+        """By device, why it gives less of the model than it should, or soon will."""
+        ...
+
     @property
     def devices(self) -> dict[str, str]:
         """The state of every device's worker: up, restarting or lost."""

@@ -91,6 +91,11 @@ class BatchQueue:
         """By device, why its worker is not at work."""
         return {w.engine.device: w.reason or w.status for w in self.workers if w.status != "up"}
 
+    def degraded(self, model: str) -> dict[str, str]:
+        """By device, why it does not run the model now, or that a forward of it takes long."""
+        found = {worker.engine.device: self._shortcoming(worker, model) for worker in self.workers}
+        return {device: reason for device, reason in found.items() if reason}
+
     @property
     def devices(self) -> dict[str, str]:
         """The state of every device's worker."""
@@ -171,6 +176,17 @@ class BatchQueue:
         refused = refusal(request, waiting, self.limits, self._retry_after)
         if refused is not None:
             raise refused
+
+    def _shortcoming(self, worker: Worker, model: str) -> str | None:
+        availability = worker.availability(model)
+        if availability == "ready":
+            return self._supervisor.slow(worker)
+        if availability == "not_loaded":
+            status = worker.engine.status().get(model)
+            why = f" ({status.reason})" if status is not None and status.reason else ""
+            return f"{model} is not loaded here{why}"
+        words = availability.replace("_", " ")
+        return f"{words}: {worker.failed_checks.get(model) or worker.reason}"
 
     def _retry_after(self, rows: int) -> int:
         up = sum(worker.status == "up" for worker in self.workers)

@@ -150,6 +150,9 @@ class RemoteQueue:
     def problems(self) -> dict[str, str]:
         return {}
 
+    def degraded(self, model: str) -> dict[str, str]:
+        return {}  # Ray replaces a replica that is not whole
+
     @property
     def devices(self) -> dict[str, str]:
         return {}  # the replicas tell of theirs

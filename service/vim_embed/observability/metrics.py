@@ -63,8 +63,11 @@ class Metrics:
         queue: RowQueue,
         models: Callable[[], Mapping[str, ModelStatus]],
         memory: Callable[[], Mapping[tuple[str, str], int]],
+        degraded: Callable[[], Mapping[str, str]],
     ) -> None:
         """From now on ask these at every scrape; called once, when a service is put together."""
+        text = "Devices and models that give less than the settings ask for"
+        self._gauge("degraded", text, lambda: len(degraded()))
         self._gauge("waiting_rows", "Rows in the queue", lambda: queue.waiting_rows)
         text = "Bytes of the requests in the queue"
         self._gauge("waiting_bytes", text, lambda: queue.waiting_bytes)

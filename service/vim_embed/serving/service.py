@@ -50,7 +50,7 @@ class Service:
         self.trimming = Trimming(lambda: metrics.utilisation.working_seconds)
         self._checks = IdleChecks(queue, self._ready_names, settings.check_interval)
         self._loading: threading.Thread | None = None
-        metrics.watch(queue, self.statuses, models.memory)
+        metrics.watch(queue, self.statuses, models.memory, self.degraded)
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
         """Start the queue and load the models in a thread; then `on_loaded(any are ready)`."""
@@ -124,6 +124,22 @@ class Service:
             raise NotReady(f"model {status.name!r} is not loaded: {status.reason or status.state}")
         return [await asyncio.wrap_future(probe) for probe in probes]
 
+    def degraded(self) -> dict[str, str]:
+        """By device, why the service gives less than its settings ask for; empty if it does not.
+
+        A device that is lost or begins anew, a forward that takes long and may be hanging, a model
+        that only some devices have; under a model's name, why none has it.
+        """
+        found: dict[str, list[str]] = {}
+        for status in self.statuses().values():
+            if status.state == "failed":
+                found.setdefault(status.name, []).append(status.reason or "failed")
+            elif status.state == "ready":
+                for device, reason in self.queue.degraded(status.name).items():
+                    found.setdefault(device, []).append(reason)
+        found = {device: [reason] for device, reason in self.queue.problems.items()} | found
+        return {what: "; ".join(dict.fromkeys(reasons)) for what, reasons in found.items()}
+
     def check_ready(self) -> dict[str, str]:
         """State by model, if the service can answer. Raises NotReady with the reasons."""
         models = self.statuses()
@@ -154,6 +170,7 @@ class Service:
             "reason": reason,
             "default": self.default_model,
             "devices": self.queue.devices,
+            "degraded": self.degraded(),
             "models": [self.describe(status) for status in self.statuses().values()],
             "queue": {
                 "waiting_rows": self.queue.waiting_rows,
@@ -170,6 +187,7 @@ class Service:
             "state": status.state,
             "reason": status.reason,
             "pinned": status.name in self.control.pinned,
+            "degraded": self.queue.degraded(status.name) if status.state == "ready" else {},
         }
         if status.info is None:
             return entry

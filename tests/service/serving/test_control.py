@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -38,7 +39,6 @@ def url() -> Iterator[str]:
         exact=True,
         fault_injection=True,
         model_control=True,
-        forward_timeout=2,
     )
     with running(create_app(settings)) as address:
         yield address
@@ -53,11 +53,28 @@ def arm(url: str, kind: str, **fields: float) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def until_ready(url: str) -> None:
-    end = time.monotonic() + 30
-    while httpx.get(f"{url}/health/ready").status_code != 200:
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def until_ready(url: str) -> None:
+    until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+
+
+def until_answered(url: str) -> bytes:
+    """The rows, from whichever try succeeds: on a busy machine any forward may count as a hang."""
+    answers: list[httpx.Response] = []
+
+    def answered() -> bool:
+        answers.append(embed(url))
+        assert answers[-1].status_code in (200, 503)
+        return answers[-1].status_code == 200
+
+    until(answered)
+    return answers[-1].content
 
 
 def test_a_check_compares_with_the_golden_sample(url: str) -> None:
@@ -81,10 +98,7 @@ def test_weights_that_change_in_memory_are_noticed(url: str) -> None:
         (worker,) = app.state.service.queue.workers
         weights = next(worker.engine._models["plus"].module.parameters())
         weights.add_(0.5)
-        end = time.monotonic() + 20
-        while httpx.get(f"{own}/health/ready").status_code == 200:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: httpx.get(f"{own}/health/ready").status_code == 503)
         refused = embed(own, "plus")
         assert refused.status_code == 503
         assert "self-check failed: error" in refused.json()["error"]["message"]
@@ -128,17 +142,21 @@ def test_the_log_tells_whose_request_met_a_fault(
     until_ready(url)
 
 
-def test_a_hanging_forward_makes_the_service_not_ready_until_it_is_replaced(url: str) -> None:
-    right = embed(url).content
-    arm(url, "hang", seconds=8)
-    begin = time.monotonic()
-    answer = embed(url)
-    assert answer.status_code == 503
-    assert answer.json()["error"]["code"] == "worker_failed"
-    assert answer.headers["retry-after"] == "1"
-    until_ready(url)
-    assert time.monotonic() - begin < 8
-    assert embed(url).content == right
+def test_a_hanging_forward_makes_the_service_not_ready_until_it_is_replaced() -> None:
+    settings = Settings(
+        models=(MICRO,), device="cpu", exact=True, fault_injection=True, forward_timeout=2
+    )
+    with running(create_app(settings)) as url, ThreadPoolExecutor(1) as pool:
+        right = until_answered(url)
+        arm(url, "hang", seconds=600)  # whoever gets past it did not wait for its end
+        stuck = pool.submit(embed, url)
+        until(lambda: httpx.get(f"{url}/health/ready").json().get("degraded") != {})
+        refused = stuck.result()
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "worker_failed"
+        assert refused.headers["retry-after"] == "1"
+        assert until_answered(url) == right
+        until(lambda: httpx.get(f"{url}/health/ready").json().get("degraded") == {})
 
 
 def test_faults_and_control_exist_only_where_they_are_enabled(micro_url: str) -> None:
@@ -196,8 +214,7 @@ def test_only_admins_control_models() -> None:
     )
     user, admin = ({"Authorization": f"Bearer {key}"} for key in ("user", "admin"))
     with running(create_app(settings), wait=False) as url:
-        while httpx.get(f"{url}/health/ready").status_code != 200:
-            time.sleep(0.02)
+        until_ready(url)
         assert httpx.post(f"{url}/models/micro/pin").status_code == 401
         refused = httpx.post(f"{url}/models/micro/pin", headers=user)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")

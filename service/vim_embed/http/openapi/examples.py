@@ -30,6 +30,7 @@ MODEL: Described = {
     "aliases": ["hustvl/Vim-tiny-midclstok"],
     "state": "ready",
     "pinned": False,
+    "degraded": {},
     "reason": None,
     "kind": "vim",
     "dim": 192,
@@ -60,12 +61,18 @@ MODEL: Described = {
     "granularities": ["blocks", "residual", "leaves", "all"],
     "limits": {"max_rows": 1024, "max_body_bytes": 536870912, "batch_rows": 8},
 }
+READY: Described = {
+    "status": "ready",
+    "models": {"vim-tiny": "ready"},
+    "degraded": {"cuda:1": "lost: cuda:1 is lost to this process (no answer within 5 s)"},
+}
 STATUS: Described = {
     "version": "0.1.0",
     "ready": True,
     "reason": None,
     "default": "vim-tiny",
     "devices": {"cuda:0": "up"},
+    "degraded": {},
     "models": [MODEL],
     "queue": {"waiting_rows": 12, "capacity_rows": 4096},
     "uptime_seconds": 86.2,

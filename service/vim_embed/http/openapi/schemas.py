@@ -116,6 +116,7 @@ class ModelEntry(_Answer):
     state: State
     reason: str | None = None
     pinned: bool
+    degraded: dict[str, str]
     kind: str | None = None
     dim: int | None = None
     dtype: str | None = None
@@ -167,8 +168,11 @@ class LiveAnswer(_Answer):
 
 
 class ReadyAnswer(_Answer):
+    """degraded: by device (or model), why the service gives less than its settings ask for."""
+
     status: Literal["ready"]
     models: dict[str, State]
+    degraded: dict[str, str]
 
 
 class QueueEntry(_Answer):
@@ -210,6 +214,7 @@ class StatusAnswer(_Answer):
     reason: str | None = None
     default: str
     devices: dict[str, str]
+    degraded: dict[str, str]
     models: list[ModelEntry]
     queue: QueueEntry
     uptime_seconds: float

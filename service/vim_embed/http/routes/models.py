@@ -110,13 +110,15 @@ async def live() -> dict[str, str]:
     summary="At least one model is loaded and can answer",
     response_model=None,
     responses=answers(
-        json_answer(ReadyAnswer, ready={"status": "ready", "models": {"vim-tiny": "ready"}}),
+        json_answer(ReadyAnswer, ready=examples.READY),
         NotReady,
         open_to_all=True,
     ),
 )
 async def ready(request: Request) -> dict[str, object]:
-    return {"status": "ready", "models": _service(request).check_ready()}
+    service = _service(request)
+    states = service.check_ready()
+    return {"status": "ready", "models": states, "degraded": service.degraded()}
 
 
 @router.get(
