@@ -205,7 +205,7 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
             kept.mixed, layers[i].w_out, kept.residual, layers[i].norm, kept.hidden
         ),
         "mix": lambda i: (
-            fused._mix_float(i, kept, length, tokens)
+            fused._mix_plain(i, kept, length, tokens)
             if float32
             else fused._mix(i, kept, length, tokens, -1)
         ),

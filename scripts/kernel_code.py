@@ -18,30 +18,32 @@ import tempfile
 
 import torch
 
-from vim_embed.kernels.fused.compile import cubin
-from vim_embed.kernels.fused.launch import SOURCE, Shape
+from vim_embed.kernels.fused.compile import compiled
+from vim_embed.kernels.fused.launch import SOURCE, Program, Shape
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DIMS = {192: 12, 384: 24, 768: 48, 32: 2}  # width -> step-size rank
-ARCHITECTURES = ("sm_90a", "sm_90", "sm_100", "sm_120")
+CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
-    architectures = parser.parse_args().architectures.split(",")
+    parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["VIM_EMBED_CACHE_DIR"] = cache  # compile anew
         for name, dtype in DTYPES.items():
             for dim, rank in DIMS.items():
-                shape = Shape(dim, 2 * dim, rank, dtype)
-                for architecture in architectures:
-                    fuses = architecture.endswith("a")
-                    if fuses and not shape.fuses_out:
-                        continue
-                    code = cubin(SOURCE, shape.macros | {"OUT_NORM": int(fuses)}, architecture)
-                    digest = hashlib.sha256(code).hexdigest()[:16]
-                    print(f"{name} {dim} {architecture} {len(code)} bytes {digest}", flush=True)
+                for split in (False, True) if dtype == torch.float32 else (False,):
+                    shape = Shape(dim, 2 * dim, rank, dtype, split)
+                    _print(name + " split" * split, shape)
+
+
+def _print(name: str, shape: Shape) -> None:
+    for capability in CAPABILITIES:
+        program = Program(shape, capability)
+        code = compiled(SOURCE, program.macros, program.architecture)
+        digest = hashlib.sha256(code).hexdigest()[:16]
+        print(f"{name} {shape.dim} {program.architecture} {len(code)} bytes {digest}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from torch.nn import functional as F
 
 from support.fixtures_vim import DATA, NAMES, load_fixture
 from vim_embed.kernels import mamba_ssm
-from vim_embed.kernels.fused.launch import SCANS
+from vim_embed.kernels.fused import launch
+from vim_embed.kernels.fused.launch import SCANS, SPLIT_MM, Limits, MmTile
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models import vim_fused
 from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Block, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, _Buffers
+from vim_embed.models.vim_packed import split_rows
 from vim_embed.types.preprocessing import Scaling
 from vim_embed.weights.checkpoint import build_vim, read_checkpoint
 
@@ -25,6 +28,32 @@ CUDA = torch.device("cuda")
 torch.backends.cudnn.allow_tf32 = False
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 HALVES = [torch.float16, torch.bfloat16]
+# Older devices: their kernels run here as PTX that the driver translates.
+OLDER = {
+    "8.0": Limits((8, 0), 108, 163 * 1024),
+    "8.6": Limits((8, 6), 84, 99 * 1024),
+    "8.9": Limits((8, 9), 142, 99 * 1024),
+}
+# name -> (dtype, what FusedVim is told besides)
+KINDS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "float32": (torch.float32, {}),
+    "float32-ieee": (torch.float32, {"ieee": True}),
+    "float16": (torch.float16, {}),
+    "bfloat16": (torch.bfloat16, {}),
+}
+KINDS |= {
+    f"{name} on {old}": (dtype, {**more, "limits": limits})
+    for old, limits in OLDER.items()
+    for name, (dtype, more) in list(KINDS.items())
+    if not (old == "8.9" and "16" not in name)
+}
+BY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def made(model: Vim, kind: str) -> tuple[FusedVim, float]:
+    """The fused forward of a kind, and what its tokens may differ from the reference's."""
+    dtype, more = KINDS[kind]
+    return FusedVim(model, dtype, CUDA, **more), TOLERANCE[dtype]
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -44,19 +73,19 @@ def seeded(config: VimConfig) -> Vim:
     return model.requires_grad_(False).eval().to(CUDA)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@BY_KIND
 @pytest.mark.parametrize("name", NAMES)
-def test_fixtures(name: str, dtype: torch.dtype) -> None:
+def test_fixtures(name: str, kind: str) -> None:
     path, fixture = DATA / f"{name}.pth", load_fixture(name)
-    fused = FusedVim(build_vim(read_checkpoint(path), path), dtype, CUDA)
+    fused, tolerance = made(build_vim(read_checkpoint(path), path), kind)
     blocks: list[Tensor] = []
     pixels = torch.from_numpy(fixture.pixel_values)
     tokens = fused(pixels, on_block=lambda i, stream: blocks.append(stream.mean(dim=1)))
-    assert tokens.dtype == dtype
-    assert error(tokens.cpu(), torch.from_numpy(fixture.tokens)) < TOLERANCE[dtype]
+    assert tokens.dtype == fused.dtype
+    assert error(tokens.cpu(), torch.from_numpy(fixture.tokens)) < tolerance
     assert len(blocks) == len(fixture.block_mean)
     for found, expected in zip(blocks, np.asarray(fixture.block_mean), strict=True):
-        assert error(found.cpu(), torch.from_numpy(expected)) < TOLERANCE[dtype]
+        assert error(found.cpu(), torch.from_numpy(expected)) < tolerance
 
 
 def unpermuted(fused: FusedVim, rows: Tensor) -> Tensor:
@@ -64,8 +93,8 @@ def unpermuted(fused: FusedVim, rows: Tensor) -> Tensor:
     return rows[:, fused._order] if fused._permuted else rows
 
 
-def poison(fused: FusedVim, tokens: int) -> _Buffers:
-    buffers = fused._buffers(tokens)
+def poison(fused: FusedVim, tokens: int, *, in_place: bool = False) -> _Buffers:
+    buffers = fused._buffers(tokens, in_place=in_place)
     for buffer in vars(buffers).values():
         if buffer is not None:
             buffer.fill_(float("nan"))
@@ -74,48 +103,85 @@ def poison(fused: FusedVim, tokens: int) -> _Buffers:
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 197, 785])
 @pytest.mark.parametrize("channels", SCANS)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_one_mixer(length: int, channels: int, dtype: torch.dtype) -> None:
-    if dtype == torch.float32 and channels != 32:
-        pytest.skip("float32 has one scan kernel")
+@BY_KIND
+def test_one_mixer(length: int, channels: int, kind: str) -> None:
+    if "ieee" in kind and channels != 32:
+        pytest.skip("plain float32 has one scan kernel")
+    if "on" in kind.split() and length not in (1, 9, 65, 197):
+        pytest.skip("the same sources; some lengths are enough")
     config = VimConfig(dim=192, depth=1, image_size=32)
     model = seeded(config)
-    fused = FusedVim(model, dtype, CUDA)
+    fused, tolerance = made(model, kind)
     fused.scan_channels = channels
-    batch = 3
-    hidden = fresh(batch, length, config.dim)
-    buffers = poison(fused, batch * length)
-    layer = fused._layers[0]
-    torch.mm(hidden.to(dtype).view(-1, config.dim), layer.w_in, out=buffers.xz)
-    if dtype == torch.float32:
-        fused._mix_float(0, buffers, length, batch * length)
-    else:
-        fused._mix(0, buffers, length, batch * length, -1)
-    out = unpermuted(fused, torch.mm(buffers.mixed, layer.w_out)).view(batch, length, -1)
     block = model.layers[0]
     assert isinstance(block, Block)
+    hidden = fresh(3, length, config.dim)
     expected = block.mixer(hidden)
-    assert error(out, expected) < TOLERANCE[dtype]
+    out = mixed_by(fused, block, hidden)
+    assert error(out, expected) < tolerance
     assert length == 1 or error(out.flip(1), expected) > 0.1
+    if fused.shape.split and channels == 32:
+        assert torch.equal(mixed_by(fused, block, hidden, in_place=True), out)
+
+
+def mixed_by(fused: FusedVim, block: Block, hidden: Tensor, *, in_place: bool = False) -> Tensor:
+    """One mixer of (B, L, D) in poisoned memory, by the kernels of a block between its norms."""
+    batch, length, dim = hidden.shape
+    tokens, layer = batch * length, fused._layers[0]
+    buffers = poison(fused, tokens, in_place=in_place)
+    rows = hidden.to(fused.dtype).view(-1, dim)
+    if fused.shape.split:  # a norm would have scaled them, by its weights' scale
+        scale = float((layer.norm / block.norm.weight)[0])
+        rows = split_rows(rows * scale).view(torch.float32)
+    fused._project(rows, layer, buffers.xz, length, -1)
+    if fused.shape.half or fused.shape.split:
+        fused._mix(0, buffers, length, tokens, -1)
+    else:
+        fused._mix_plain(0, buffers, length, tokens)
+    if fused.shape.split:
+        out = torch.full((tokens, dim), float("nan"), device=CUDA)
+        fused.kernels.split_mm(a=buffers.mixed, b=layer.w_out, c=out, scale=layer.out_scale)
+    else:
+        out = unpermuted(fused, torch.mm(buffers.mixed, layer.w_out))
+    return out.view(hidden.shape)
+
+
+@pytest.mark.parametrize("tile", SPLIT_MM)
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner"), [(1, 64, 32), (197, 192, 384), (300, 1536, 96), (129, 3072, 768)]
+)
+def test_split_products(
+    rows: int, columns: int, inner: int, tile: MmTile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every variant, rows that lie apart, partial tiles, and adding; within float32's own error."""
+    monkeypatch.setattr(launch, "SPLIT_MM", (tile,))
+    fused, _ = made(seeded(VimConfig(dim=64, depth=1, image_size=32)), "float32")
+    a, b = fresh(rows, inner), fresh(columns, inner)
+    exact = a.double() @ b.double().t()
+    given = torch.full((rows, 4 * inner), float("nan"), device=CUDA, dtype=torch.float16)
+    given[:, : 2 * inner] = split_rows(a * 8)
+    out = torch.full((rows, columns), float("nan"), device=CUDA)
+    own, weights, scale = given[:, : 2 * inner], split_rows(b * 1024), 1 / 8192
+    fused.kernels.split_mm(a=own, b=weights, c=out, scale=scale)
+    assert error(out, exact) < 1e-6
+    before = fresh(rows, columns)
+    out = before.clone()
+    fused.kernels.split_mm(a=own, b=weights, c=out, scale=scale, add=True)
+    assert error(out, before.double() + exact) < 1e-6
 
 
 @pytest.mark.parametrize("batch", [1, 40, 100, 200])
 @pytest.mark.parametrize("dim", [64, 96, 192, 384, 768])
-def test_every_variant_of_the_projection(dim: int, batch: int) -> None:
+@pytest.mark.parametrize("kind", ["float32", "float16", "float32 on 8.6", "float16 on 8.6"])
+def test_every_variant_of_the_projection(dim: int, batch: int, kind: str) -> None:
     """Few, some and many rows take other blocks; 96 has no inner width of a multiple of 128."""
     config = VimConfig(dim=dim, depth=1, image_size=32)
     model = seeded(config)
-    fused = FusedVim(model, torch.float16, CUDA)
-    length = 101
-    hidden = fresh(batch, length, dim)
-    buffers = poison(fused, batch * length)
-    torch.mm(hidden.half().view(-1, dim), fused._layers[0].w_in, out=buffers.xz)
-    fused._mix(0, buffers, length, batch * length, -1)
-    out = torch.mm(buffers.mixed, fused._layers[0].w_out)
-    out = unpermuted(fused, out).view(batch, length, -1)
+    fused, tolerance = made(model, kind)
+    hidden = fresh(batch, 101, dim)
     block = model.layers[0]
     assert isinstance(block, Block)
-    assert error(out, block.mixer(hidden)) < TOLERANCE[torch.float16]
+    assert error(mixed_by(fused, block, hidden), block.mixer(hidden)) < tolerance
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129, 5000, 40000])
@@ -145,14 +211,14 @@ def test_out_proj_with_add_and_norm(dtype: torch.dtype, dim: int, rows: int) -> 
     assert error(out, normed) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@BY_KIND
 @pytest.mark.parametrize("size", [(16, 16), (16, 32), (64, 64), (224, 224)])
-def test_the_class_token_alone(dtype: torch.dtype, size: tuple[int, int]) -> None:
+def test_the_class_token_alone(kind: str, size: tuple[int, int]) -> None:
     model = seeded(VimConfig(dim=192, depth=2))
-    fused = FusedVim(model, dtype, CUDA)
+    fused, tolerance = made(model, kind)
     pixels = fresh(3, 3, *size)
     middle = fused.cls_index(fused.token_count(*size))
-    assert error(fused.cls(pixels), model(pixels)[:, middle]) < TOLERANCE[dtype]
+    assert error(fused.cls(pixels), model(pixels)[:, middle]) < tolerance
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -170,41 +236,42 @@ def test_two_halves_side_by_side_are_the_whole(
     assert torch.equal(fused.cls(pixels), torch.cat([fused.cls(pixels[:4]), fused.cls(pixels[4:])]))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@BY_KIND
 @pytest.mark.parametrize("size", [(16, 16), (208, 224), (125, 131)])
-def test_a_small_model_at_other_sizes(dtype: torch.dtype, size: tuple[int, int]) -> None:
+def test_a_small_model_at_other_sizes(kind: str, size: tuple[int, int]) -> None:
     model = seeded(VimConfig(dim=192, depth=3))
     pixels = fresh(2, 3, *size)
-    fused = FusedVim(model, dtype, CUDA)
-    assert error(fused(pixels), model(pixels)) < TOLERANCE[dtype]
+    fused, tolerance = made(model, kind)
+    assert error(fused(pixels), model(pixels)) < tolerance
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@BY_KIND
 @pytest.mark.parametrize("size", [(16, 16), (224, 224), (125, 131)])
-def test_bytes_are_normalised_on_the_way(dtype: torch.dtype, size: tuple[int, int]) -> None:
+def test_bytes_are_normalised_on_the_way(kind: str, size: tuple[int, int]) -> None:
     model = seeded(VimConfig(dim=192, depth=2))
-    fused = FusedVim(model, dtype, CUDA)
+    fused, tolerance = made(model, kind)
     pixels = (fresh(5, 3, *size) * 60 + 110).clamp(0, 255).to(torch.uint8)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     shift, factor = (torch.tensor(x, device=CUDA).view(3, 1, 1) for x in (mean, std))
     expected = model((pixels / 255 - shift) / factor)
     scaling = Scaling.of_bytes(mean, std)
-    assert error(fused(pixels, scaling=scaling), expected) < TOLERANCE[dtype]
+    assert error(fused(pixels, scaling=scaling), expected) < tolerance
     middle = fused.cls_index(fused.token_count(*size))
-    assert error(fused.cls(pixels, scaling=scaling), expected[:, middle]) < TOLERANCE[dtype]
+    assert error(fused.cls(pixels, scaling=scaling), expected[:, middle]) < tolerance
 
 
 @pytest.mark.parametrize("name", ["vim-tiny", "vim-small", "vim-base"])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_full_size(name: str, dtype: torch.dtype) -> None:
+@BY_KIND
+def test_full_size(name: str, kind: str) -> None:
     model = seeded(VIM_CONFIGS[name])
     pixels = fresh(2, 3, 224, 224)
-    assert error(FusedVim(model, dtype, CUDA)(pixels), model(pixels)) < TOLERANCE[dtype]
+    fused, tolerance = made(model, kind)
+    assert error(fused(pixels), model(pixels)) < tolerance
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_rows_do_not_depend_on_their_batch(dtype: torch.dtype) -> None:
-    fused = FusedVim(seeded(VimConfig(dim=192, depth=4)), dtype, CUDA)
+@BY_KIND
+def test_rows_do_not_depend_on_their_batch(kind: str) -> None:
+    fused, _ = made(seeded(VimConfig(dim=192, depth=4)), kind)
     pixels, others = fresh(33, 3, 224, 224), fresh(33, 3, 224, 224)
     tokens = fused(pixels)
     assert torch.equal(tokens, fused(pixels))
@@ -213,9 +280,9 @@ def test_rows_do_not_depend_on_their_batch(dtype: torch.dtype) -> None:
     assert torch.equal(tokens[7], fused(others)[7])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_graph_replays_the_same_bytes(dtype: torch.dtype) -> None:
-    fused = FusedVim(seeded(VimConfig(dim=192, depth=2)), dtype, CUDA)
+@BY_KIND
+def test_a_graph_replays_the_same_bytes(kind: str) -> None:
+    fused, _ = made(seeded(VimConfig(dim=192, depth=2)), kind)
     pixels = fresh(4, 3, 224, 224)
     fused(pixels)
     graph = torch.cuda.CUDAGraph()

@@ -2,7 +2,9 @@
 
 A block is: in_proj (cuBLAS), conv + SiLU + x_proj + dt_proj of both directions, scan of both
 directions with skip, gate and average, out_proj with the residual add (cuBLAS), norm. float32 takes
-the same route in more launches. The residual stream and the scan state are float32 in every dtype.
+the same route with split products on tensor cores (kernels/fused/split.cuh) in place of cuBLAS;
+with plain float32 products it takes more launches. The residual stream and the scan state are
+float32 in every dtype.
 
 No host synchronisation and no state across calls but the position tables, so a forward can be
 captured in a CUDA graph. Shapes: B images, M patches, L = M + 1 tokens, D width, E = 2D.
@@ -20,15 +22,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vim_embed.kernels.fused.compile import CompileError, compiler_version
-from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
+from vim_embed.kernels.fused.launch import DTYPES, Kernels, Limits, Shape
 from vim_embed.models.vim import Block, Vim, VimConfig
-from vim_embed.models.vim_packed import pack_layer, permuted_rows
+from vim_embed.models.vim_packed import PackedLayer, pack_layer, permuted_rows
 from vim_embed.types.preprocessing import NORMALISED, VIM_PREPROCESSING, Scaling
 
 OnBlock = Callable[[int, Tensor], None]
 
-_MIN_CAPABILITY = (9, 0)
-_FLOAT_TOKENS = 16384  # float32 keeps u and the step sizes in memory: bound them
+_MIN_CAPABILITY = (8, 0)
+_PLAIN_TOKENS = 16384  # plain float32 keeps u and the step sizes in memory: bound them
+_SPLIT_TOKENS = 128 * 197  # split float32 has twice half precision's buffers
 # Tokens for each 192 of the width from which on `out_norm` beats cuBLAS and a kernel for the norm.
 _OUT_ROWS = 10000
 # Tokens times inner width that fill a device, with two halves side by side.
@@ -68,7 +71,7 @@ def _unsupported_device(dtype: torch.dtype, device: torch.device) -> str:
         return "no CUDA device is available"
     capability = torch.cuda.get_device_capability(device)
     if capability < _MIN_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is below 9.0"
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
     try:
         compiler_version()
     except CompileError as error:
@@ -83,11 +86,18 @@ class _Buffers:
     residual: Tensor  # (T, D) float32
     hidden: Tensor  # (T, D): the normed stream
     xz: Tensor  # (T, 2E)
-    mixed: Tensor  # (T, E); a half of `steps` where there is one
-    bc: Tensor  # float32: B and C (T, 2, 32); in float32 with the step sizes' ranks (2, T, ROW)
-    steps: Tensor | None = None  # half: (T, 2, E) float16 bits, whatever the dtype
-    u: Tensor | None = None  # float32: (2, T, E)
-    delta: Tensor | None = None  # float32: (2, T, E)
+    mixed: (
+        Tensor  # (T, E), in half precision a half of `steps`; split: (T, 2E) float16, maybe in xz
+    )
+    bc: Tensor  # float32: B and C (T, 2, 32); plain: with the step sizes' ranks (2, T, ROW)
+    steps: Tensor | None = None  # (T, 2, E): half: float16 bits, whatever the dtype; split: float32
+    u: Tensor | None = None  # plain float32: (2, T, E)
+    delta: Tensor | None = None  # plain float32: (2, T, E)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `mixed` lies where x was."""
+        return self.mixed.data_ptr() == self.xz.data_ptr()
 
     def part(self, start: int, stop: int) -> _Buffers:
         """Those of some of the tokens; only for half precision."""
@@ -136,10 +146,19 @@ def _frame(model: Vim, device: torch.device) -> Vim:
 class FusedVim:
     """A `Vim`'s weights, packed, and its forward. Not for several threads at once."""
 
-    def __init__(self, model: Vim, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        model: Vim,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        ieee: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
         """Copies the weights (best from float32); `model` is not needed afterwards.
 
-        Raises ValueError where `supports` says no.
+        ieee: float32 with plain products, not split ones. limits: run as on another, older kind of
+        device. Raises ValueError where `supports` says no.
         """
         for name, value in _WORKSPACES.items():
             os.environ.setdefault(name, value)
@@ -149,10 +168,10 @@ class FusedVim:
         works, reason = supports(config, dtype, self.device)
         if not works:
             raise ValueError(reason)
-        self.shape = Shape(config.dim, config.inner, config.rank, dtype)
-        self.kernels = Kernels(self.shape, self.device)
+        split = dtype == torch.float32 and not ieee
+        self.shape = Shape(config.dim, config.inner, config.rank, dtype, split)
+        self.kernels = Kernels(self.shape, self.device, limits)
         self.scan_channels: int | None = None  # None: chosen by shape
-        self._multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         with torch.no_grad():
             self._frame = _frame(model, self.device)
             self._permuted = self.kernels.fuses_out
@@ -207,13 +226,15 @@ class FusedVim:
         batch, length = len(images), self.token_count(*images.size)
         rows = batch if on_block else self._rows_at_once(batch, length)
         with torch.cuda.device(self.device):
-            buffers = self._buffers(rows * length)
+            channels = self.scan_channels or self._choose_scan(rows)
+            in_place = self.shape.split and channels == 32
+            buffers = self._buffers(rows * length, in_place=in_place)
             if rows == batch:
                 return self._pass(images, buffers, on_block, only_cls=only_cls)
             shape = batch, 1 if only_cls else length, self.config.dim
             out = torch.empty(shape, dtype=self.dtype, device=self.device)
             for start in range(0, batch, rows):
-                stop = start + rows
+                stop = min(start + rows, batch)
                 out[start:stop] = self._pass(
                     images.part(start, stop), buffers, None, only_cls=only_cls
                 )
@@ -221,8 +242,11 @@ class FusedVim:
 
     def _rows_at_once(self, batch: int, length: int) -> int:
         """Images a pass: fewer where that saves memory and leaves the device full."""
-        if self.dtype == torch.float32:
-            return max(1, min(batch, _FLOAT_TOKENS // length))
+        if self.shape.split:
+            parts = -(-batch * length // _SPLIT_TOKENS)
+            return -(-batch // min(parts, batch))
+        if not self.shape.half:
+            return max(1, min(batch, _PLAIN_TOKENS // length))
         rows = batch
         while rows % 2 == 0 and rows // 2 * length * self.config.inner >= 2 * _PASS:
             rows //= 2
@@ -251,7 +275,7 @@ class FusedVim:
 
     def _wide(self, batch: int, length: int) -> bool:
         """Whether so many images keep the device busy, so that twice as many go side by side."""
-        if self.dtype == torch.float32:
+        if not self.shape.half:
             return False
         if self._permuted:
             many = batch * length >= _OUT_ROWS * self.shape.ranks
@@ -263,7 +287,8 @@ class FusedVim:
         middle = self.cls_index(length)
         return tokens[:, middle : middle + 1] if only_cls else tokens
 
-    def _buffers(self, tokens: int) -> _Buffers:
+    def _buffers(self, tokens: int, *, in_place: bool = False) -> _Buffers:
+        """in_place: split: `mixed` lies where x was, which takes a scan of 32 channels a warp."""
         shape, inner = self.shape, self.config.inner
 
         def empty(*size: int, dtype: torch.dtype = self.dtype) -> Tensor:
@@ -271,13 +296,17 @@ class FusedVim:
 
         residual, hidden = empty(tokens, shape.dim, dtype=torch.float32), empty(tokens, shape.dim)
         xz = empty(tokens, 2 * inner)
-        if self.dtype == torch.float32:
+        if not (shape.half or shape.split):
             mixed, bc = empty(tokens, inner), empty(2 * tokens * shape.row)
             u, delta = empty(2 * tokens * inner), empty(2 * tokens * inner)
             return _Buffers(residual, hidden, xz, mixed, bc, u=u, delta=delta)
         steps = empty(tokens, 2, inner)
         fits = shape.dim * hidden.element_size() >= 256
         bc = _bc(hidden, hidden) if fits else empty(tokens, 64, dtype=torch.float32)
+        if shape.split:
+            own = xz if in_place else empty(tokens, inner)
+            mixed = own.view(torch.float16)[:, : 2 * inner]
+            return _Buffers(residual, hidden, xz, mixed, bc, steps)
         return _Buffers(residual, hidden, xz, steps[:, 0], bc, steps)
 
     def _forward(
@@ -290,34 +319,49 @@ class FusedVim:
         self._embed(images, buffers, length)
         for index, layer in enumerate(self._layers):
             only = self.cls_index(length) if only_cls and index == last else -1
-            self._project(hidden, layer.w_in, buffers.xz[:tokens], length, only)
-            if self.dtype == torch.float32:
-                self._mix_float(index, buffers, length, tokens)
-            else:
+            self._project(hidden, layer, buffers.xz[:tokens], length, only)
+            if self.shape.half or self.shape.split:
                 self._mix(index, buffers, length, tokens, only)
-            weight = self._frame.norm_f.weight if index == last else self._layers[index + 1].norm
-            if only >= 0:
-                self._last_token(buffers, layer.w_out, length, only)
             else:
-                self._add(buffers.mixed[:tokens], layer.w_out, residual, weight, hidden)
+                self._mix_plain(index, buffers, length, tokens)
+            if only >= 0:
+                self._last_token(buffers, layer, length, only)
+            else:
+                following = None if index == last else self._layers[index + 1]
+                self._add(buffers.mixed[:tokens], layer, residual, following, hidden)
             if on_block is not None:
                 on_block(index, residual.view(batch, length, self.config.dim))
         return self._tokens(buffers, batch, length, only_cls=only_cls)
 
-    def _project(self, hidden: Tensor, w_in: Tensor, xz: Tensor, length: int, only: int) -> None:
+    def _project(
+        self, hidden: Tensor, layer: PackedLayer, xz: Tensor, length: int, only: int
+    ) -> None:
         """xz = hidden @ w_in; its gates only of the token `only`, if that is not -1."""
+        w_in, inner = layer.w_in, self.config.inner
+        if self.shape.split:
+            a = hidden.view(torch.float16)
+            self.kernels.split_mm(a=a, b=w_in, c=xz, scale=layer.in_scale)
+            return
         if only < 0:
             torch.mm(hidden, w_in, out=xz)
             return
-        inner = self.config.inner
         torch.mm(hidden, w_in[:, :inner], out=xz[:, :inner])
         torch.mm(hidden[only::length], w_in[:, inner:], out=xz[only::length, inner:])
 
     def _add(
-        self, mixed: Tensor, w_out: Tensor, residual: Tensor, weight: Tensor, hidden: Tensor
+        self,
+        mixed: Tensor,
+        layer: PackedLayer,
+        residual: Tensor,
+        following: PackedLayer | None,
+        hidden: Tensor,
     ) -> None:
-        """residual += mixed @ w_out, hidden = its norm; by whichever of the ways moves less."""
-        eps = self.config.eps
+        """residual += mixed @ w_out; hidden = its norm for the following block, or the last norm.
+
+        By whichever of the ways moves less.
+        """
+        eps, w_out = self.config.eps, layer.w_out
+        weight = self._frame.norm_f.weight if following is None else following.norm
         if self._permuted and len(mixed) >= _OUT_ROWS * self.shape.ranks:
             self.kernels.out_norm(
                 mixed=mixed,
@@ -328,12 +372,13 @@ class FusedVim:
                 eps=eps,
             )
             return
-        added: Tensor | None = hidden
-        if self.dtype == torch.float32:
-            torch.addmm(residual, mixed, w_out, out=residual)
-            added = None
+        added: Tensor | None = None
+        if self.shape.split:
+            self.kernels.split_mm(a=mixed, b=w_out, c=residual, scale=layer.out_scale, add=True)
+        elif self.shape.half:
+            added = torch.mm(mixed, w_out, out=hidden)
         else:
-            torch.mm(mixed, w_out, out=hidden)
+            torch.addmm(residual, mixed, w_out, out=residual)
         self.kernels.add_norm(
             hidden=added,
             residual=residual,
@@ -341,14 +386,21 @@ class FusedVim:
             out=hidden,
             eps=eps,
             permuted=self._permuted,
+            split=self.shape.split and following is not None,
         )
 
-    def _last_token(self, buffers: _Buffers, w_out: Tensor, length: int, only: int) -> None:
+    def _last_token(self, buffers: _Buffers, layer: PackedLayer, length: int, only: int) -> None:
         """The last block's end for one token an image."""
         images = len(buffers.hidden) // length
         stream = buffers.residual[: images * length].view(images, length, -1)[:, only]
-        added = torch.mm(buffers.mixed[only::length][:images], w_out)
-        stream = stream + (added[:, self._order] if self._permuted else added)
+        mixed = buffers.mixed[only::length][:images]
+        if self.shape.split:
+            stream = stream.clone()
+            w_out, scale = layer.w_out, layer.out_scale
+            self.kernels.split_mm(a=mixed, b=w_out, c=stream, scale=scale, add=True)
+        else:
+            added = torch.mm(mixed, layer.w_out)
+            stream = stream + (added[:, self._order] if self._permuted else added)
         weight = self._frame.norm_f.weight
         normed = F.rms_norm(stream, stream.shape[-1:], weight, self.config.eps)
         buffers.hidden[only::length][:images].copy_(normed)
@@ -403,7 +455,7 @@ class FusedVim:
         return start
 
     def _mix(self, index: int, buffers: _Buffers, length: int, tokens: int, only: int) -> None:
-        """xz -> mixed in float16 or bfloat16."""
+        """xz -> mixed in half precision or split float32."""
         layer, xz = self._layers[index], buffers.xz[:tokens]
         bc, steps = buffers.bc, buffers.steps
         assert steps is not None
@@ -415,9 +467,14 @@ class FusedVim:
             steps=steps,
             length=length,
             only=only,
+            x_scale=layer.x_scale,
+            dt_scale=layer.dt_scale,
         )
+        channels = self.scan_channels or self._choose_scan(tokens // length)
+        if buffers.in_place:  # a last, smaller pass has the buffers of the others
+            channels = 32
         self.kernels.scan(
-            channels=self.scan_channels or self._choose_scan(tokens // length),
+            channels=channels,
             xz=xz,
             bc=bc,
             steps=steps,
@@ -426,16 +483,17 @@ class FusedVim:
             vectors=layer.vectors,
             length=length,
             only=only,
+            mixed=buffers.mixed[:tokens] if self.shape.split else None,
         )
 
     def _choose_scan(self, batch: int) -> int:
         """Channels a warp: many where there are many warps a scheduler."""
-        per_scheduler = batch * self.config.inner / 32 / (4 * self._multiprocessors)
+        per_scheduler = batch * self.config.inner / 32 / (4 * self.kernels.limits.multiprocessors)
         wanted = [(1.1, 32), (0.15, 16)]
         return next((channels for least, channels in wanted if per_scheduler >= least), 8)
 
-    def _mix_float(self, index: int, buffers: _Buffers, length: int, tokens: int) -> None:
-        """xz -> mixed in float32: u and the step sizes go through memory, cuBLAS projects."""
+    def _mix_plain(self, index: int, buffers: _Buffers, length: int, tokens: int) -> None:
+        """xz -> mixed in plain float32: u and the step sizes go through memory, cuBLAS projects."""
         layer, rank, row = self._layers[index], self.shape.padded_rank, self.shape.row
         inner = self.config.inner
         xz, mixed = buffers.xz[:tokens], buffers.mixed[:tokens]

@@ -1,13 +1,16 @@
 """Weights of a Vim in the order and scale that the CUDA kernels read.
 
-Folded in: 1/2 of the average into out_proj, 1/2 of SiLU's tanh form into the convolution and z,
-log2(e) into the step sizes and its inverse into B. float32 keeps the plain scales but out_proj's.
+Folded in: 1/2 of the average into out_proj, log2(e) into the step sizes and its inverse into B; in
+half precision 1/2 of SiLU's tanh form into the convolution and z. Plain float32 keeps the plain
+scales but out_proj's. Split float32 (kernels/fused/split.cuh) scales each matrix by a power of two,
+so that its low parts stay normal numbers, and keeps what undoes it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +29,9 @@ class PackedLayer:
     x_proj: (2, E / 32, bytes), for each 32 channels the weights in fragment order, taps and conv
     bias; float32 (2, E, ROW). dt_proj: (2, E / 32, bytes), for each 32 channels the weights in
     fragment order and dt_bias as accumulators; float32 (2, R, E).
+    Split float32: norm scaled too, w_in (2E, 2D) and w_out (D, 2E) split rows, x_proj and dt_proj
+    as in half precision, their weights as high and low parts. The scales undo those of the
+    products' operands.
     """
 
     norm: Tensor
@@ -37,11 +43,41 @@ class PackedLayer:
     x_proj: Tensor
     dt_proj: Tensor
     dt_bias: Tensor
+    in_scale: float = 1.0
+    out_scale: float = 1.0
+    x_scale: float = 1.0
+    dt_scale: float = 1.0
 
 
 def permuted_rows(dim: int) -> Tensor:
     """(D,): row 8 j + 2 q + r of 16 of what `out_norm` takes is the model's row 4 q + 2 j + r."""
     return torch.arange(dim).view(-1, 4, 2, 2).transpose(1, 2).reshape(dim)
+
+
+def split_rows(matrix: Tensor) -> Tensor:
+    """(N, K) float32 to (N, 2 K) float16: of each 32 numbers the high parts, then the low ones."""
+    high, low = _parts(matrix)
+    return torch.stack([x.view(len(matrix), -1, 32) for x in (high, low)], dim=2).flatten(1)
+
+
+def _parts(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 numbers as sums of two float16 ones."""
+    high = numbers.half()
+    return high, (numbers - high.float()).half()
+
+
+def _power(largest: float, limit: float) -> float:
+    """The power of two that brings `largest` near `limit`, not above it."""
+    return 2.0 ** math.floor(math.log2(limit / largest)) if 0 < largest < math.inf else 1.0
+
+
+def _weight_scale(weight: Tensor) -> float:
+    return _power(float(weight.abs().max()), 2.0**14)
+
+
+def hidden_scale(norm: Tensor) -> float:
+    """Of a norm's result before it is split: |x| <= sqrt(D) · |weight| keeps within float16."""
+    return _power(float(norm.abs().max()) * math.sqrt(len(norm)), 2.0**15)
 
 
 def pack_layer(
@@ -52,31 +88,61 @@ def pack_layer(
     permuted: the columns of w_out are in the order of `permuted_rows`.
     """
     mixer = block.mixer
-    half = shape.dtype != torch.float32
-    steps = math.log2(math.e) if half else 1.0
-    conv = 0.5 if half else 1.0
+    steps = 1.0 if _plain(shape) else math.log2(math.e)
+    conv = 0.5 if shape.half else 1.0
     sides = (_side(mixer, ""), _side(mixer, "_b"))
     taps = torch.stack([side["conv"] for side in sides]) * conv
     bias, size, skip = (
         torch.stack([side[name] for side in sides]) for name in ("conv_bias", "dt_bias", "skip")
     )
+    w_in = _gated(mixer.in_proj.weight.detach().float(), conv, shape)
     w_out = mixer.out_proj.weight.detach().float() * 0.5
     if permuted:
         w_out = w_out[permuted_rows(shape.dim)]
     x_proj = torch.stack([_padded_rows(side["x_proj"], shape, 1 / steps) for side in sides])
     dt_proj = torch.stack([side["dt_proj"] * steps for side in sides])
-    packed = PackedLayer(
-        norm=block.norm.weight.detach().float().contiguous(),
-        w_in=_matrix(_gated(mixer.in_proj.weight.detach().float(), conv, shape), shape),
-        w_out=_cast(w_out, shape).t(),
-        decay=torch.stack([-torch.exp(side["A_log"]) for side in sides]).contiguous(),
-        taps=taps.contiguous(),
-        vectors=torch.stack([bias * conv, skip], dim=-1),
-        x_proj=_x_chunks(x_proj, taps, bias * conv, shape) if half else _cast(x_proj.mT, shape),
-        dt_proj=_dt_chunks(dt_proj, size * steps, shape) if half else _dt_plain(dt_proj, shape),
-        dt_bias=size,
-    )
-    return PackedLayer(**{name: value.to(device) for name, value in vars(packed).items()})
+    norm = block.norm.weight.detach().float().contiguous()
+    common = {
+        "norm": norm,
+        "decay": torch.stack([-torch.exp(side["A_log"]) for side in sides]).contiguous(),
+        "taps": taps.contiguous(),
+        "vectors": torch.stack([bias * conv, skip], dim=-1),
+        "dt_bias": size,
+    }
+    scales: dict[str, Any] = {}
+    if shape.split:
+        of_in, of_out, of_x, of_dt = (_weight_scale(w) for w in (w_in, w_out, x_proj, dt_proj))
+        of_norm = hidden_scale(norm)
+        own = {
+            "norm": norm * of_norm,
+            "w_in": split_rows(w_in * of_in),
+            "w_out": split_rows(w_out * of_out),
+            "x_proj": _x_chunks(x_proj * of_x, taps, bias, shape),
+            "dt_proj": _dt_chunks(dt_proj * of_dt, size * steps, shape),
+        }
+        scales = {
+            "in_scale": 1 / (of_norm * of_in),
+            "out_scale": 1 / of_out,
+            "x_scale": 1 / of_x,
+            "dt_scale": 1 / of_dt,
+        }
+    else:
+        own = {
+            "w_in": _matrix(w_in, shape),
+            "w_out": _cast(w_out, shape).t(),
+            "x_proj": _x_chunks(x_proj, taps, bias * conv, shape)
+            if shape.half
+            else _cast(x_proj.mT, shape),
+            "dt_proj": _dt_chunks(dt_proj, size * steps, shape)
+            if shape.half
+            else _dt_plain(dt_proj, shape),
+        }
+    fields: dict[str, Any] = {name: value.to(device) for name, value in (common | own).items()}
+    return PackedLayer(**fields, **scales)
+
+
+def _plain(shape: Shape) -> bool:
+    return not (shape.half or shape.split)
 
 
 def _side(mixer: BiMamba, suffix: str) -> dict[str, Tensor]:
@@ -105,7 +171,8 @@ def _padded_rows(weight: Tensor, shape: Shape, b_scale: float) -> Tensor:
 def _x_chunks(weight: Tensor, taps: Tensor, bias: Tensor, shape: Shape) -> Tensor:
     """(2, ROW, E) and the convolution to (2, E / 32, bytes): what `xproj` copies at once."""
     chunks = shape.inner // 32
-    fragments = _cast(_x_fragments(weight), shape)
+    own = _x_fragments(weight)  # a lane's four numbers; split: their high parts, then the low ones
+    fragments = torch.stack(_parts(own), dim=-2) if shape.split else _cast(own, shape)
     places = taps.reshape(2, chunks, 4, 8, 4).transpose(2, 3)  # channel 8q + c: place (c, q)
     if shape.dtype == torch.float16:  # two channels side by side: (c / 2, q, tap, c % 2)
         places = places.reshape(2, chunks, 4, 2, 4, 4).permute(0, 1, 2, 4, 5, 3).half()
@@ -131,7 +198,8 @@ def _x_fragments(weight: Tensor) -> Tensor:
 
 def _dt_chunks(weight: Tensor, bias: Tensor, shape: Shape) -> Tensor:
     """(2, E, rank) and (2, E) to (2, E / 32, bytes): what `xproj` takes at once in the end."""
-    fragments = _cast(_dt_fragments(weight, shape), shape)
+    own = _dt_fragments(weight, shape)
+    fragments = torch.cat(_parts(own), dim=2) if shape.split else _cast(own, shape)
     return _side_by_side(shape.inner // 32, fragments, _dt_bias(bias))
 
 

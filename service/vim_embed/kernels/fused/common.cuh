@@ -95,7 +95,7 @@ DEVICE void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-#if DTYPE != 0
+#if BULK
 // bulk copies: a barrier's phase ends when as many bytes as expected have arrived
 DEVICE void expect_bytes(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -224,7 +224,6 @@ DEVICE void store_float(float* p, const float* d) {
         *p = d[0];
 }
 
-#if DTYPE != 0
 struct Yes {
     static constexpr bool value = true;
 };
@@ -233,4 +232,3 @@ struct No {
 };
 
 extern __shared__ __align__(1024) char memory[];
-#endif

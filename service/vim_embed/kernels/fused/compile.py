@@ -1,4 +1,4 @@
-"""Compiles CUDA sources with NVRTC at run time and keeps the cubins on disk."""
+"""Compiles CUDA sources with NVRTC at run time and keeps the machine code on disk."""
 
 from __future__ import annotations
 
@@ -42,24 +42,30 @@ def sources(main: Path) -> dict[str, str]:
     return found
 
 
-def cubin(source: Path, macros: Mapping[str, int], arch: str) -> bytes:
-    """The machine code of `source` for `arch` (such as "sm_90"). Raises CompileError."""
-    flags = [*_FLAGS, f"--gpu-architecture={arch}"]
+def compiled(source: Path, macros: Mapping[str, int], architecture: str) -> bytes:
+    """The machine code of `source` for an architecture such as "sm_90", or its PTX for a virtual
+    one such as "compute_80". Raises CompileError."""
+    flags = [*_FLAGS, f"--gpu-architecture={architecture}"]
     flags += [f"-D{name}={value}" for name, value in sorted(macros.items())]
     texts = sources(source)
     key = digest(*(part for text in texts.items() for part in text), *flags, compiler_version())
-    stem = f"{source.stem}-{arch}-{key}"
+    stem, suffix = f"{source.stem}-{architecture}-{key}", f".{_kind(flags)}"
     with suppress(OSError):
-        for path in intact(cache_dir(), stem, ".cubin"):
+        for path in intact(cache_dir(), stem, suffix):
             return path.read_bytes()
     code = compile_source(texts, flags)
     with suppress(OSError):  # a read-only cache costs a compilation, no more
-        publish(code, cache_dir(), stem, ".cubin")
+        publish(code, cache_dir(), stem, suffix)
     return code
 
 
+def _kind(flags: list[str]) -> str:
+    virtual = any(flag.startswith("--gpu-architecture=compute_") for flag in flags)
+    return "ptx" if virtual else "cubin"
+
+
 def compile_source(texts: Mapping[str, str], flags: list[str]) -> bytes:
-    """Compile CUDA C++ to a cubin. Raises CompileError with the compiler's first complaint.
+    """Compile CUDA C++ to a cubin or PTX. Raises CompileError with the compiler's first complaint.
 
     texts: the program, then what it includes, by name.
     """
@@ -73,10 +79,11 @@ def compile_source(texts: Mapping[str, str], flags: list[str]) -> bytes:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [f.encode() for f in flags])
         if int(status):
             raise CompileError(f"{name.decode()} does not compile: {_first_error(program)}")
-        status, size = nvrtc.nvrtcGetCUBINSize(program)
+        kind = _kind(flags).upper()
+        status, size = getattr(nvrtc, f"nvrtcGet{kind}Size")(program)
         _check(status)
         code = b" " * size
-        _check(nvrtc.nvrtcGetCUBIN(program, code)[0])
+        _check(getattr(nvrtc, f"nvrtcGet{kind}")(program, code)[0])
         return bytes(code)
     finally:
         nvrtc.nvrtcDestroyProgram(program)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.kernels.fused.compile import cubin
+from vim_embed.kernels.fused.compile import compiled
 
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -24,13 +24,37 @@ _MAPS = 1024  # that are kept: one for each matrix's place and shape, and its co
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a device can do, by which kernels and their variants are chosen, never by its name."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_memory: int  # bytes that one block may have
+
+    @staticmethod
+    def of(device: torch.device) -> Limits:
+        """Of a CUDA device that is there."""
+        found: Any = torch.cuda.get_device_properties(device)
+        memory = int(found.shared_memory_per_block_optin)
+        return Limits((found.major, found.minor), found.multi_processor_count, memory)
+
+
+@dataclass(frozen=True)
 class Shape:
-    """What the kernels are compiled for."""
+    """What the kernels are compiled for.
+
+    split: float32 by split products on tensor cores (split.cuh), not by plain ones.
+    """
 
     dim: int
     inner: int
     rank: int  # of the step-size projection, before padding
     dtype: torch.dtype
+    split: bool = False
+
+    @property
+    def half(self) -> bool:
+        return self.dtype != torch.float32
 
     @property
     def padded_rank(self) -> int:
@@ -46,14 +70,9 @@ class Shape:
         return -(-self.padded_rank // 16)
 
     @property
-    def macros(self) -> dict[str, int]:
-        rank = self.padded_rank
-        return {"DTYPE": DTYPES[self.dtype], "DIM": self.dim, "INNER": self.inner, "RP": rank}
-
-    @property
     def fuses_out(self) -> bool:
         """Whether `out_norm` can exist for this shape."""
-        return self.dtype != torch.float32 and self.dim in (192, 384)
+        return self.half and self.dim in (192, 384)
 
     @property
     def ranks(self) -> int:
@@ -65,25 +84,117 @@ class Shape:
         """Bytes of shared memory of one `out_norm` block; mirrors `Out` in out_norm.cu."""
         return 4 * (128 + 192) * 128 + 2 * self.ranks * 128 * 4 + 2 * 4 * 8 + 16
 
+
+@dataclass(frozen=True)
+class Program:
+    """The kernels of one shape for one compute capability: how they are compiled and launched."""
+
+    shape: Shape
+    capability: tuple[int, int]
+
+    @property
+    def bulk(self) -> bool:
+        """Whether `xproj` copies by the copy engine (xproj.cu), or as portable_xproj.cu does."""
+        return self.shape.half and self.capability >= (9, 0)
+
+    @property
+    def fuses_out(self) -> bool:
+        """Whether there is `out_norm`, which takes Hopper's wgmma."""
+        return self.shape.fuses_out and self.capability[0] == 9
+
+    @property
+    def architecture(self) -> str:
+        major, minor = self.capability
+        return f"sm_{major}{minor}" + "a" * self.fuses_out
+
+    @property
+    def macros(self) -> dict[str, int]:
+        shape = self.shape
+        return {
+            "DTYPE": DTYPES[shape.dtype],
+            "DIM": shape.dim,
+            "INNER": shape.inner,
+            "RP": shape.padded_rank,
+            "SPLIT_PRODUCTS": int(shape.split),
+            "BULK": int(self.bulk),
+            "OUT_NORM": int(self.fuses_out),
+        }
+
     def xproj_memory(self, tiles: int, halves: int, splits: int) -> int:
-        """Bytes of shared memory of one `xproj` block; mirrors `Stage` in xproj.cu."""
-        rows = 16 * tiles * halves
-        chunk = 64 * self.row + 160 * (2 if self.dtype == torch.float16 else 4)
-        box = _whole(_whole((rows + 6) * 128, 1024) + 4 * chunk, 1024)
-        sums = 2 * rows * (self.row + 2) * 4
-        ranks = 2 * rows * (16 * self.rank_tiles + 8) * 2
-        staged = 2 * ((splits + 1) // 2 * box + 8)
-        return max(staged, splits * sums + ranks if splits > 1 else 0)
+        """Bytes of shared memory of one `xproj` block; mirrors `Stage` in its source."""
+        shape, rows = self.shape, 16 * tiles * halves
+        terms = 1 if shape.half else 2
+        wide = 2 if shape.dtype == torch.float16 else 4
+        chunk = 64 * shape.row * terms + 160 * wide
+        sums = splits * 2 * rows * (shape.row + 2) * 4
+        ranks = 2 * rows * (16 * shape.rank_tiles + 8)
+        if self.bulk:
+            box = _whole(_whole((rows + 6) * 128, 1024) + 4 * chunk, 1024)
+            staged = 2 * ((splits + 1) // 2 * box + 8)
+            return max(staged, sums + 2 * ranks if splits > 1 else 0)
+        box = (rows + 6) * 64 * terms + (2 * chunk if splits == 1 else 0)
+        return max(2 * splits * box, sums + 4 * ranks if splits > 1 else 0)
+
+    def scan_memory(self, channels: int) -> int:
+        """Bytes of shared memory of one `scan` block; mirrors `Walk` in scan.cu."""
+        tile, row = SCANS[channels], channels * (2 if self.shape.half else 4)
+        return 2 * (3 * tile * (2 * row + 128) + 4 * tile * row)
+
+    def xproj_variant(self, rows: int, length: int, limits: Limits) -> tuple[int, int, int]:
+        """Row tiles of a warp, warps of rows, warps that share a row: the fewer the rows, the more
+        warps to a row, as long as all blocks run at once and the device has the memory."""
+        few = rows <= _FEW_ROWS and self.shape.inner % 128 == 0
+        if few and self.xproj_memory(1, 1, 4) <= limits.shared_memory:
+            return 1, 1, 4
+        # a lane of two row tiles has four rows, which may begin one other image, not two
+        if rows <= 16 * 4 * limits.multiprocessors or length < 3:
+            return 1, 1, 2
+        return (2, 1, 2) if rows <= 32 * 3 * limits.multiprocessors else (2, 2, 1)
 
 
 # Variants of the scan: channels of a warp, and steps that are fetched at once. Mirrors SCAN_KERNEL.
 SCANS = {32: 8, 16: 8, 8: 16}
 
 
-def scan_memory(channels: int) -> int:
-    """Bytes of shared memory of one `scan` block; mirrors `Walk` in scan.cu."""
-    tile, row = SCANS[channels], 2 * channels
-    return 2 * (3 * tile * (2 * row + 128) + 4 * tile * row)
+@dataclass(frozen=True)
+class MmTile:
+    """A variant of the split product: what a block computes, and how many a multiprocessor holds.
+
+    speed: of its multiplying, against the first's. Mirrors SPLIT_MM_KERNEL in split_mm.cu.
+    """
+
+    rows: int
+    columns: int
+    threads: int
+    stages: int
+    blocks: int
+    speed: float
+
+    @property
+    def memory(self) -> int:
+        return self.stages * (self.rows + self.columns) * 128
+
+    def count(self, rows: int, columns: int) -> int:
+        return -(-rows // self.rows) * -(-columns // self.columns)
+
+    def cost(self, rows: int, columns: int, limits: Limits) -> float:
+        """Time of a product, in arbitrary units: full rounds of blocks times a block's work."""
+        rounds = -(-self.count(rows, columns) // (limits.multiprocessors * self.blocks))
+        return rounds * self.rows * self.columns * self.blocks / self.speed
+
+
+SPLIT_MM = (
+    MmTile(128, 192, 256, 2, 1, 1.0),
+    MmTile(128, 96, 128, 3, 2, 0.95),
+    MmTile(64, 64, 128, 4, 3, 0.7),
+    MmTile(32, 32, 128, 6, 4, 0.4),
+)
+
+
+def split_mm_tile(rows: int, columns: int, limits: Limits) -> MmTile:
+    """The variant that should be fastest for a product (rows, columns)."""
+    fitting = [tile for tile in SPLIT_MM if tile.memory <= limits.shared_memory]
+    return min(fitting, key=lambda tile: tile.cost(rows, columns, limits))
 
 
 def _whole(value: int, unit: int) -> int:
@@ -93,15 +204,18 @@ def _whole(value: int, unit: int) -> int:
 class Kernels:
     """The functions of vim.cu for one shape on one device."""
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
+    def __init__(self, shape: Shape, device: torch.device, limits: Limits | None = None) -> None:
+        """limits: run the kernels of another, older kind of device, as that would choose them."""
         self.shape = shape
         self.device = device
-        properties = torch.cuda.get_device_properties(device)
-        self._multiprocessors = properties.multi_processor_count
-        major, minor = properties.major, properties.minor
-        self.fuses_out = shape.fuses_out and major == 9
-        arch = f"sm_{major}{minor}" + "a" * self.fuses_out
-        code = cubin(SOURCE, shape.macros | {"OUT_NORM": int(self.fuses_out)}, arch)
+        own = Limits.of(device)
+        self.limits = limits or own
+        self.program = program = Program(shape, self.limits.capability)
+        self.fuses_out = program.fuses_out
+        architecture = program.architecture
+        if program.capability != own.capability:  # the driver translates it
+            architecture = architecture.replace("sm_", "compute_")
+        code = compiled(SOURCE, program.macros, architecture)
         from cuda.bindings import driver
 
         self._driver: Any = driver
@@ -141,10 +255,12 @@ class Kernels:
         out: Tensor,
         eps: float,
     ) -> None:
-        """patches (B, M, D), start (L, D) -> residual (B, L, D) float32, out its norm."""
+        """patches (B, M, D), start (L, D) -> residual (B, L, D) float32, out its norm, split where
+        the shape is."""
         rows, length = residual.numel() // self.shape.dim, start.shape[0]
         arguments = [patches, start, residual, weight, out, rows, length, ctypes.c_float(eps)]
-        self._launch("first_norm", (-(-rows // 8), 1), 256, 0, arguments)
+        name = "first_split_norm" if self.shape.split else "first_norm"
+        self._launch(name, (-(-rows // 8), 1), 256, 0, arguments)
 
     def add_norm(
         self,
@@ -155,15 +271,16 @@ class Kernels:
         out: Tensor,
         eps: float,
         permuted: bool = False,
+        split: bool = False,
     ) -> None:
         """residual (B L, D) float32 += hidden (B L, D); out = its RMS norm; out may be hidden.
 
-        permuted: hidden's columns are in the order of `permuted_rows`.
+        permuted: hidden's columns are in the order of `permuted_rows`. split: out gets split rows.
         """
         rows = residual.numel() // self.shape.dim
         given = ctypes.c_void_p(0) if hidden is None else hidden
         arguments = [given, residual, weight, out, rows, ctypes.c_float(eps)]
-        name = "add_permuted_norm" if permuted else "add_norm"
+        name = "add_permuted_norm" if permuted else "add_split_norm" if split else "add_norm"
         self._launch(name, (-(-rows // 8), 1), 256, 0, arguments)
 
     def out_norm(
@@ -181,10 +298,24 @@ class Kernels:
         w_out (D, E): rows in the order of `permuted_rows`. weight (D,): the norm's.
         """
         rows, ranks = len(mixed), self.shape.ranks
-        clusters = min(-(-rows // 128), self._multiprocessors // ranks)
+        clusters = min(-(-rows // 128), self.limits.multiprocessors // ranks)
         maps = [self._map(mixed, 128), self._map(w_out, 192)]
         arguments = [*maps, residual, weight, out, rows, ctypes.c_float(eps)]
         self._launch("out_norm", (clusters * ranks, 1), 256, self.shape.out_memory, arguments)
+
+    def split_mm(self, *, a: Tensor, b: Tensor, c: Tensor, scale: float, add: bool = False) -> None:
+        """c (rows, columns) float32 = scale · a @ b^T of split matrices; add: c += that.
+
+        a (rows, 2 K), b (columns, 2 K): float16, as `split_rows` makes them; rows of a and c may
+        lie apart.
+        """
+        rows, columns = c.shape
+        tile = split_mm_tile(rows, columns, self.limits)
+        sizes = [rows, columns, b.shape[1] // 64, a.stride(0), c.stride(0)]
+        arguments = [a, b, c, *sizes, ctypes.c_float(scale), int(add)]
+        grid = (tile.count(rows, columns), 1)
+        name = f"split_mm_{tile.rows}_{tile.columns}"
+        self._launch(name, grid, tile.threads, tile.memory, arguments)
 
     def xproj(
         self,
@@ -196,31 +327,25 @@ class Kernels:
         steps: Tensor,
         length: int,
         only: int = -1,
+        x_scale: float = 1.0,
+        dt_scale: float = 1.0,
     ) -> None:
-        """x in xz (B L, 2E) -> bc (B L, 2, 32) float32, steps (B L, 2, E) float16 bits.
+        """x in xz (B L, 2E) -> bc (B L, 2, 32) float32, steps (B L, 2, E) float16 bits or float32.
 
-        x_proj, dt_proj: packed. only: the one token whose result is needed, if not -1: rows behind
-        it may stay unwritten.
+        x_proj, dt_proj: packed, and in float32 what undoes the scales of their weights. only: the
+        one token whose result is needed, if not -1: rows behind it may stay unwritten.
         """
-        rows = len(xz)
-        variant = self._xproj_variant(rows, length)
+        rows, program = len(xz), self.program
+        variant = program.xproj_variant(rows, length, self.limits)
         tiles, halves, splits = variant
         grid = (-(-rows // (16 * tiles * halves)), 1)
         name = "xproj_" + "".join(map(str, variant))
-        memory = self.shape.xproj_memory(*variant)
-        x_map = self._map(xz, 16 * tiles * halves + 6)
-        arguments = [x_map, x_proj, dt_proj, bc, steps, length, rows, only]
+        x = self._map(xz, 16 * tiles * halves + 6) if program.bulk else xz
+        arguments = [x, x_proj, dt_proj, bc, steps, length, rows, only]
+        if not program.bulk:
+            arguments += [ctypes.c_float(x_scale), ctypes.c_float(dt_scale)]
+        memory = program.xproj_memory(*variant)
         self._launch(name, grid, 64 * halves * splits, memory, arguments)
-
-    def _xproj_variant(self, rows: int, length: int) -> tuple[int, int, int]:
-        """Row tiles of a warp, warps of rows, warps that share a row: the fewer the rows, the more
-        warps to a row, as long as all blocks run at once."""
-        if rows <= _FEW_ROWS and self.shape.inner % 128 == 0:
-            return 1, 1, 4
-        # a lane of two row tiles has four rows, which may begin one other image, not two
-        if rows <= 16 * 4 * self._multiprocessors or length < 3:
-            return 1, 1, 2
-        return (2, 1, 2) if rows <= 32 * 3 * self._multiprocessors else (2, 2, 1)
 
     def scan(
         self,
@@ -234,14 +359,20 @@ class Kernels:
         vectors: Tensor,
         length: int,
         only: int = -1,
+        mixed: Tensor | None = None,
     ) -> None:
         """Both scans with skip, gate and average; steps[:, 0] becomes the result (B L, E).
 
         channels: of a warp, a key of SCANS. only: the one token whose result is needed, or -1.
+        mixed: in float32 takes the result instead, as split rows (B L, 2E) float16.
         """
         grid = (self.shape.inner // channels, len(xz) // length)
-        arguments = [xz, bc, steps, decay, taps, vectors, length, only]
-        self._launch(f"scan_{channels}", grid, 64, scan_memory(channels), arguments)
+        arguments: list[Any] = [xz, bc, steps, decay, taps, vectors, length, only]
+        if mixed is not None:
+            arguments[3:3] = [mixed]
+            arguments[-1:-1] = [mixed.stride(0)]
+        memory = self.program.scan_memory(channels)
+        self._launch(f"scan_{channels}", grid, 64, memory, arguments)
 
     def conv_silu(
         self, *, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int

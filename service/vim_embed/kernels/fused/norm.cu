@@ -1,9 +1,14 @@
 // Residual add and RMS norm.
 #include "common.cuh"
+#if DTYPE == 0
+#include "split.cuh"
+#endif
 
 #define VEC (DIM % 128 == 0 ? 4 : DIM % 64 == 0 ? 2 : 1)
 #define PARTS (DIM / 32 / VEC)
 
+// SPLIT: into a split row (split.cuh) of the same memory.
+template <bool SPLIT>
 DEVICE void norm_row(float (*v)[VEC], const float* weight, T* out, float eps, int lane) {
     float sum = 0.0f;
 #pragma unroll
@@ -20,13 +25,18 @@ DEVICE void norm_row(float (*v)[VEC], const float* weight, T* out, float eps, in
         load_float<VEC>(w, weight + at);
 #pragma unroll
         for (int j = 0; j < VEC; j++) y[j] = v[i][j] * scale * w[j];
-        store_row<VEC>(out + at, y);
+#if DTYPE == 0
+        if constexpr (SPLIT)
+            store_split<VEC>((u16*)out, at, y);
+        else
+#endif
+            store_row<VEC>(out + at, y);
     }
 }
 
 // residual (rows, D) += hidden (rows, D) if there is one, out = its RMS norm; out may be hidden.
 // PERMUTED: hidden's columns are in the order of `out_norm`'s weights. One warp a row.
-template <bool PERMUTED>
+template <bool PERMUTED, bool SPLIT>
 DEVICE void add_norm_body(const T* hidden, float* __restrict__ residual,
                           const float* __restrict__ weight, T* out, int rows, float eps) {
     const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -50,24 +60,27 @@ DEVICE void add_norm_body(const T* hidden, float* __restrict__ residual,
             store_float<VEC>(residual + base + at, v[i]);
         }
     }
-    norm_row(v, weight, out + base, eps, lane);
+    norm_row<SPLIT>(v, weight, out + base, eps, lane);
 }
-#define ADD_NORM_KERNEL(NAME, PERMUTED)                                                           \
+#define ADD_NORM_KERNEL(NAME, PERMUTED, SPLIT)                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                             \
         NAME(const T* hidden, float* residual, const float* weight, T* out, int rows, float eps) { \
-        add_norm_body<PERMUTED>(hidden, residual, weight, out, rows, eps);                        \
+        add_norm_body<PERMUTED, SPLIT>(hidden, residual, weight, out, rows, eps);                 \
     }
-ADD_NORM_KERNEL(add_norm, false)
+ADD_NORM_KERNEL(add_norm, false, false)
 #if OUT_NORM
-ADD_NORM_KERNEL(add_permuted_norm, true)
+ADD_NORM_KERNEL(add_permuted_norm, true, false)
+#endif
+#if DTYPE == 0
+ADD_NORM_KERNEL(add_split_norm, false, true)
 #endif
 
 // patches (B, M, D) and start (L, D) (position + patch bias; class token in the middle row) ->
 // residual (B, L, D) and its RMS norm.
-extern "C" __global__ void __launch_bounds__(256)
-    first_norm(const T* __restrict__ patches, const float* __restrict__ start,
-               float* __restrict__ residual, const float* __restrict__ weight,
-               T* __restrict__ out, int rows, int length, float eps) {
+template <bool SPLIT>
+DEVICE void first_norm_body(const T* __restrict__ patches, const float* __restrict__ start,
+                            float* __restrict__ residual, const float* __restrict__ weight,
+                            T* __restrict__ out, int rows, int length, float eps) {
     const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     const int image = row / length, token = row % length, middle = (length - 1) / 2;
@@ -87,5 +100,15 @@ extern "C" __global__ void __launch_bounds__(256)
         }
         store_float<VEC>(residual + base + at, v[i]);
     }
-    norm_row(v, weight, out + base, eps, lane);
+    norm_row<SPLIT>(v, weight, out + base, eps, lane);
 }
+#define FIRST_NORM_KERNEL(NAME, SPLIT)                                                            \
+    extern "C" __global__ void __launch_bounds__(256)                                             \
+        NAME(const T* patches, const float* start, float* residual, const float* weight, T* out,  \
+             int rows, int length, float eps) {                                                   \
+        first_norm_body<SPLIT>(patches, start, residual, weight, out, rows, length, eps);         \
+    }
+FIRST_NORM_KERNEL(first_norm, false)
+#if DTYPE == 0
+FIRST_NORM_KERNEL(first_split_norm, true)
+#endif

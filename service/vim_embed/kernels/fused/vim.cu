@@ -1,8 +1,10 @@
 // Vim inference kernels: one program, a file a kernel. Compiled by compile.py with these macros:
 //   DTYPE 0 float32, 1 float16, 2 bfloat16     DIM  model width D
 //   INNER inner width E                        RP   step-size rank, rounded up to 8
+//   SPLIT_PRODUCTS 1: float32 with split products on tensor cores (split.cuh); 0: with plain ones
+//   BULK 1: half precision with bulk copies (compute capability 9.0 and above)
 //   OUT_NORM 1: with `out_norm` (sm_90a, a width of 192 to 1536 in steps of 192, half precision)
-// All activations are channels-last. Needs compute capability 9.0 (bulk copies).
+// All activations are channels-last.
 //
 // Names: B images, L tokens, E channels, N = 16 states. A projected row ("dbc") is
 // [step RP | B 16 | C 16]. Step sizes are kept in log2 units, s = log2(1 + 2^v) = delta * log2(e),
@@ -11,13 +13,19 @@
 #include "common.cuh"
 #include "patchify.cu"
 #include "norm.cu"
-#if DTYPE != 0
-#include "tensor_cores.cuh"
+#if DTYPE == 0 && !SPLIT_PRODUCTS
+#include "plain.cu"
+#else
 #if OUT_NORM
 #include "out_norm.cu"
 #endif
+#if BULK
 #include "xproj.cu"
-#include "scan.cu"
 #else
-#include "plain.cu"
+#include "portable_xproj.cu"
+#endif
+#include "scan.cu"
+#if SPLIT_PRODUCTS
+#include "split_mm.cu"
+#endif
 #endif

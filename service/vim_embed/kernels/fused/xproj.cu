@@ -14,6 +14,7 @@
 // taps that reach into the neighbour image are left out.
 // Then the same warp multiplies its rows' step sizes with dt_proj for its share of channels.
 #include "common.cuh"
+#include "taps.cuh"
 #include "tensor_cores.cuh"
 
 #define NT (ROW / 8)
@@ -30,30 +31,6 @@ struct Stage {  // bytes
     static constexpr int box = (x + 4 * chunk + 1023) / 1024 * 1024, all = boxes * box;
     static constexpr int dt_bias = KR * 1024, dt = dt_bias + 256;  // dt_proj of 32 channels
     static_assert(4 * dt <= all);
-};
-
-// The convolution of two channels. float16 goes by pairs: u is rounded to it for the product anyway,
-// and neighbours do not mind (docs/gpu.md). bfloat16 is too coarse for that.
-struct Taps {
-#if DTYPE == 1
-    u32 k[4], bias, sum;
-    DEVICE Taps(u32 from, int pair, const u32* b) : bias(b[0]) {
-        load_shared<16>(k, from + pair * 64);
-    }
-    DEVICE void start() { sum = bias; }
-    DEVICE void add(int i, u32 x) { sum = fma_pair(k[i], x, sum); }
-    DEVICE u32 silu() const { return silu_of_half_pair(sum); }
-#else
-    float k0[4], k1[4], bias0, bias1, u0, u1;
-    DEVICE Taps(u32 from, int pair, const u32* b)
-        : bias0(__uint_as_float(b[0])), bias1(__uint_as_float(b[1])) {
-        load_shared<16>((u32*)k0, from + 2 * pair * 64);
-        load_shared<16>((u32*)k1, from + (2 * pair + 1) * 64);
-    }
-    DEVICE void start() { u0 = bias0, u1 = bias1; }
-    DEVICE void add(int i, u32 x) { u0 = fmaf(k0[i], low(x), u0), u1 = fmaf(k1[i], high(x), u1); }
-    DEVICE u32 silu() const { return pack(silu_of_half(u0), silu_of_half(u1)); }
-#endif
 };
 
 template <int MT, int HALVES, int SPLITS>

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from support.fixtures_vim import relative_l2
-from vim_embed.kernels.fused.launch import SCANS, Kernels, Shape, scan_memory
+from vim_embed.kernels.fused.launch import Limits, Program, Shape
 from vim_embed.models.vim import Block, Vim, VimConfig, init_random
-from vim_embed.models.vim_packed import PackedLayer, pack_layer
+from vim_embed.models.vim_packed import PackedLayer, pack_layer, split_rows
 
 CPU = torch.device("cpu")
 
@@ -161,23 +163,35 @@ def test_the_algorithm_equals_the_reference(length: int) -> None:
         assert relative_l2(flipped, expected) > 0.05
 
 
-@pytest.mark.parametrize("dim", [64, 192, 384, 768, 1024])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_shared_memory_fits(dim: int, dtype: torch.dtype) -> None:
-    shape = Shape(dim, 2 * dim, -(-dim // 16), dtype)
-    blocks = ((2, 2, 1), (2, 1, 2), (1, 1, 2), (1, 1, 4))
-    sizes = [shape.xproj_memory(*block) for block in blocks]
-    sizes += [scan_memory(channels) for channels in SCANS]
-    assert max(sizes) <= 227 * 1024
-    assert all(size % 16 == 0 for size in sizes)
+H200 = Limits((9, 0), 132, 227 * 1024)
 
 
 @pytest.mark.parametrize("rows", [1, 2049, 8449, 12673, 100_000])
 def test_images_of_one_or_two_tokens_go_by_few_rows(rows: int) -> None:
     """A lane's adjacent rows belong to two images at most."""
-    kernels = Kernels.__new__(Kernels)
-    kernels.shape, kernels._multiprocessors = Shape(192, 384, 12, torch.float16), 132
+    program = Program(Shape(192, 384, 12, torch.float16), H200.capability)
     for length in (1, 2, 3, 197):
-        tiles = kernels._xproj_variant(rows, length)[0]
+        tiles = program.xproj_variant(rows, length, H200)[0]
         assert 2 * tiles <= length + 1
         assert tiles == 2 or length < 3 or rows <= 8448
+
+
+def test_split_rows_are_the_numbers() -> None:
+    numbers = torch.randn(5, 96, generator=torch.Generator().manual_seed(1))
+    groups = split_rows(numbers).view(5, 3, 2, 32).double()
+    assert relative_l2((groups[:, :, 0] + groups[:, :, 1]).view(5, 96), numbers) < 2e-7
+    assert torch.equal(groups[:, :, 0].half(), numbers.half().view(5, 3, 32))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])
+def test_scales_keep_within_float16(size: float) -> None:
+    block, shape = block_of(64, torch.float32)
+    with torch.no_grad():
+        block.norm.weight.mul_(size)
+        block.mixer.in_proj.weight.mul_(size)
+    packed = pack_layer(block, replace(shape, split=True), CPU)
+    assert packed.w_in.abs().max() < 2**15
+    assert packed.norm.abs().max() * 8 <= 2**15  # times the root of the width
+    scaled = packed.w_in.view(256, 2, 2, 32).double().sum(2).view(256, 64)
+    found = scaled * packed.norm.double() * packed.in_scale
+    assert relative_l2(found, block.mixer.in_proj.weight * block.norm.weight) < 2e-7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from support.fixtures_vim import relative_l2
-from vim_embed.kernels.fused.launch import Shape
+from vim_embed.kernels.fused.launch import Limits, Shape
 from vim_embed.models import vim_fused
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim
@@ -26,8 +25,9 @@ class TorchKernels:
 
     fuses_out = False
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
+    def __init__(self, shape: Shape, device: torch.device, limits: object) -> None:
         self.shape = shape
+        self.limits = Limits((9, 0), 132, 227 * 1024)
 
     def patchify(
         self,
@@ -71,8 +71,10 @@ class TorchKernels:
         out: Tensor,
         eps: float,
         permuted: bool = False,
+        split: bool = False,
     ) -> None:
         assert not permuted
+        assert not split
         if hidden is not None:
             residual += hidden
         out.copy_(F.rms_norm(residual, (residual.shape[1],), weight, eps))
@@ -124,11 +126,9 @@ def fused(model: Vim, monkeypatch: pytest.MonkeyPatch) -> FusedVim:
     monkeypatch.setattr(vim_fused, "supports", lambda *_: (True, ""))
     monkeypatch.setattr(vim_fused, "Kernels", TorchKernels)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    properties = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
-    return FusedVim(model, torch.float32, "cpu")
+    return FusedVim(model, torch.float32, "cpu", ieee=True)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (16, 16), (48, 80)])
@@ -164,7 +164,7 @@ def test_blocks_are_observed(model: Vim, fused: FusedVim) -> None:
 def test_a_batch_in_parts_is_the_batch(
     model: Vim, fused: FusedVim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vim_fused, "_FLOAT_TOKENS", 40)  # two images of 17 tokens
+    monkeypatch.setattr(vim_fused, "_PLAIN_TOKENS", 40)  # two images of 17 tokens
     pixels = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     assert relative_l2(fused(pixels), model(pixels)) < 1e-5
 
@@ -175,7 +175,7 @@ def test_the_class_token_alone(model: Vim, fused: FusedVim) -> None:
 
 
 def test_large_batches_of_wide_models_go_in_parts(fused: FusedVim) -> None:
-    fused.dtype = torch.float16
+    fused.shape = Shape(192, 384, 12, torch.float16)
     fused.config = VimConfig(dim=192, depth=24)
     assert fused._rows_at_once(256, 197) == 256
     fused.config = VimConfig(dim=384, depth=24)
