@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         "auto",
         description="auto, cpu, cuda, cuda:N or N, several with commas, or all (CUDA devices)",
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+    dtype: Literal["float32", "float32-ieee", "float16", "bfloat16"] = Field(
         "float32", description="dtype of the computation"
     )
     backend: str = Field("auto", description="Vim's kernels: auto, or a name that `models` shows")

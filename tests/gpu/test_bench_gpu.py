@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vim_embed.bench.cuda_meter import CudaMeter
-from vim_embed.bench.gpu import DTYPES, Case, Figures, cases_of, run
+from vim_embed.bench.gpu import Case, Figures, cases_of, run
+from vim_embed.types.devices import DTYPES
 
 pytestmark = pytest.mark.gpu
 

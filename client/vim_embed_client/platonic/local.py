@@ -75,20 +75,21 @@ class LocalModel:
         return {name: kinds[name] for name in self.layer_names(granularity) if name in kinds}
 
     def half(self) -> Self:
-        if self._embedder.info.dtype != "float32":
+        if not self._embedder.info.dtype.startswith("float32"):
             return self
         embedder = _loaded(self._entry, self._settings, "float16")
         return type(self)(self._entry, self._settings, embedder)
 
 
 def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
-    from vim_embed.types.devices import resolve_device, resolve_dtype
+    from vim_embed.types.devices import is_ieee, resolve_device, resolve_dtype
     from vim_embed.weights.load import load_entry
 
     return load_entry(
         entry,
         device=resolve_device(settings.device),
         dtype=resolve_dtype(dtype),
+        ieee=is_ieee(dtype),
         backend=settings.backend,
         random_weights=settings.random_weights,
         exact_rows=settings.exact_rows,

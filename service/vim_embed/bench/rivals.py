@@ -41,8 +41,10 @@ def reference(name: str, device: torch.device) -> Forward:
     return _class_token(_copy(name, torch.float32, device))
 
 
-def fused(name: str, dtype: torch.dtype, device: torch.device, size: int) -> Forward:
-    return FusedVim(seeded(name), dtype, device).cls
+def fused(
+    name: str, dtype: torch.dtype, device: torch.device, size: int, *, ieee: bool = False
+) -> Forward:
+    return FusedVim(seeded(name), dtype, device, ieee=ieee).cls
 
 
 def public_backend(name: str, dtype: torch.dtype, device: torch.device, size: int) -> Forward:

@@ -14,7 +14,7 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
     import torch
 
     from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
-    from vim_embed.types.devices import resolve_devices, resolve_dtype
+    from vim_embed.types.devices import is_ieee, resolve_devices, resolve_dtype
     from vim_embed.weights.catalogue import parse_model
 
     if settings.threads:
@@ -28,6 +28,7 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
     options = EngineOptions(
         device=devices[0],
         dtype=resolve_dtype(settings.dtype),
+        ieee=is_ieee(settings.dtype),
         backend=settings.backend,
         random_weights=settings.random_weights,
         batch_rows=settings.batch_rows,

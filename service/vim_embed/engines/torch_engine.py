@@ -42,11 +42,13 @@ class SelfCheckFailed(RuntimeError):
 class EngineOptions:
     """How models are loaded and batched. Rows are those of the native size; 0: by device.
 
-    on_forward: called with the rows of every forward within its launch, to inject faults.
+    ieee: plain float32 products, see types/devices.py. on_forward: called with the rows of every
+    forward within its launch, to inject faults.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
+    ieee: bool = False
     backend: str = "auto"
     random_weights: bool = False
     batch_rows: int = 0
@@ -250,6 +252,7 @@ class TorchEngine:
                 entry,
                 device=opts.device,
                 dtype=opts.dtype,
+                ieee=opts.ieee,
                 backend=opts.backend,
                 random_weights=opts.random_weights,
                 batch_rows=opts.batch_rows,

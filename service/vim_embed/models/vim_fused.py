@@ -188,6 +188,15 @@ class FusedVim:
         self._starts: dict[tuple[int, int], Tensor] = {}
         self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
+    @property
+    def products(self) -> str:
+        """How matrices are multiplied, in words."""
+        if self.shape.half:
+            return "half-precision products"
+        if self.shape.split:
+            return "float32 products as three half-precision ones"
+        return "plain float32 products"
+
     def token_count(self, height: int, width: int) -> int:
         """Final tokens of an image of that many pixels."""
         return self._frame.token_count(height, width)

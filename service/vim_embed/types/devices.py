@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float32-ieee": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,3 +51,11 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}: use one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def is_ieee(name: str) -> bool:
+    """Whether products are plain float32 ones, not sums of half-precision ones on tensor cores.
+
+    Only the fused CUDA kernels know the difference; elsewhere float32 is plain already.
+    """
+    return name == "float32-ieee"

@@ -15,7 +15,7 @@ from vim_embed.inference.embedder import Embedder, FusedBackbone
 from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, supports
-from vim_embed.types.devices import resolve_device, resolve_dtype
+from vim_embed.types.devices import is_ieee, resolve_device, resolve_dtype
 from vim_embed.types.model_info import ModelInfo, Weights
 from vim_embed.types.preprocessing import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
@@ -60,9 +60,9 @@ def load_model(
 
     name: a catalogue name or its Hub id, or any name if `weights` is given: a path, or
     org/repo[@revision][:file]. device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32",
-    "float16", "bfloat16". backend: see kernels/select.py. random_weights: seeded random weights,
-    for demos and tests only. exact_rows: of every batch in exact mode, as the service's setting;
-    0: 1 on a CPU, 32 on CUDA.
+    "float32-ieee", "float16", "bfloat16". backend: see kernels/select.py. random_weights: seeded
+    random weights, for demos and tests only. exact_rows: of every batch in exact mode, as the
+    service's setting; 0: 1 on a CPU, 32 on CUDA.
 
     Raises ModelArgumentError, WeightsError, BackendUnavailable or ValueError, each naming the fix.
     """
@@ -70,6 +70,7 @@ def load_model(
         parse_model(f"{name}={weights}" if weights is not None else name),
         device=resolve_device(device),
         dtype=resolve_dtype(dtype),
+        ieee=is_ieee(dtype),
         backend=backend,
         random_weights=random_weights,
         seed=seed,
@@ -82,6 +83,7 @@ def load_entry(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    ieee: bool = False,
     backend: str,
     random_weights: bool = False,
     seed: int = 0,
@@ -91,20 +93,22 @@ def load_entry(
 ) -> Embedder:
     """`load_model` for an entry that is already parsed; its own dtype goes before `dtype`.
 
-    batch_rows: of the largest CUDA graph. tell: hears of a download's progress.
+    ieee: see types/devices.py. batch_rows: of the largest CUDA graph. tell: hears of a download's
+    progress.
     """
-    dtype = resolve_dtype(entry.dtype) if entry.dtype else dtype
+    if entry.dtype:
+        dtype, ieee = resolve_dtype(entry.dtype), is_ieee(entry.dtype)
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
-        compute = _choose(built.module, backend, device, dtype)
+        compute = _choose(built.module, backend, device, dtype, ieee=ieee)
     module = built.module.to(device=device, dtype=dtype)
     info = ModelInfo(
         name=entry.name,
         aliases=entry.aliases,
         kind="vim" if isinstance(module, Vim) else "vit",
         dim=module.dim,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.") + "-ieee" * ieee,
         device=str(device),
         backend=compute.backend,
         backend_reason=compute.reason,
@@ -120,12 +124,14 @@ def load_entry(
     return model
 
 
-def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) -> _Compute:
+def _choose(
+    vim: Vim, backend: str, device: torch.device, dtype: torch.dtype, *, ieee: bool = False
+) -> _Compute:
     """Kernels for a Vim that is still in float32; its operations are set to the chosen ones."""
     built: list[FusedBackbone] = []
 
     def trial() -> str:
-        fused, reason = _fused(vim, device, dtype)
+        fused, reason = _fused(vim, device, dtype, ieee=ieee)
         built.append(fused)
         return reason
 
@@ -138,7 +144,9 @@ def _choose(vim: Vim, backend: str, device: torch.device, dtype: torch.dtype) ->
     return _Compute(chosen.name, chosen.reason)
 
 
-def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[FusedBackbone, str]:
+def _fused(
+    vim: Vim, device: torch.device, dtype: torch.dtype, *, ieee: bool
+) -> tuple[FusedBackbone, str]:
     """The fused forward, tried on one image, and what it is. Raises BackendUnavailable.
 
     Compilers, drivers and full devices fail in more ways than can be listed, some of them only at
@@ -149,11 +157,11 @@ def _fused(vim: Vim, device: torch.device, dtype: torch.dtype) -> tuple[FusedBac
         raise BackendUnavailable(f"{FUSED}: {reason}")
     size = vim.config.image_size
     try:
-        fused = FusedVim(vim, dtype, device)
+        fused = FusedVim(vim, dtype, device, ieee=ieee)
         fused(torch.zeros(1, 3, size, size))
         if device.type == "cuda" and torch.cuda.is_available():
             torch.cuda.synchronize(device)
-        return fused, reason
+        return fused, f"{reason}; {fused.products}"
     except Exception as error:
         problem = str(error).strip() or type(error).__name__
         raise BackendUnavailable(f"{FUSED}: {problem}") from error

@@ -50,7 +50,7 @@ def embed(pixels: Tensor) -> Tensor:
 
 
 def maker(factor: float) -> Callable[..., Forward]:
-    return lambda *_: lambda pixels: factor * embed(pixels)
+    return lambda *_, **__: lambda pixels: factor * embed(pixels)
 
 
 def missing(*_: object) -> Forward:

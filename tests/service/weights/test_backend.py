@@ -27,7 +27,7 @@ VIM = Vim(VimConfig(dim=32, depth=1, image_size=32))
 def test_a_failing_constructor(
     fault: Exception, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise fault
 
     monkeypatch.setattr(load, "supports", lambda *_: (True, "it should"))
@@ -43,7 +43,7 @@ def test_a_failing_constructor(
 
 def test_a_failing_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refused:
-        def __init__(self, *_: object) -> None:
+        def __init__(self, *_: object, **__: object) -> None:
             pass
 
         def __call__(self, pixels: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from support.fixtures_vim import relative_l2
 from vim_embed.kernels.fused.launch import Limits, Program, Shape
@@ -30,14 +31,17 @@ def read_x_proj(packed: PackedLayer, shape: Shape) -> tuple[Tensor, Tensor, Tens
     row, chunks = shape.row, shape.inner // 32
     half = shape.dtype == torch.float16
     wide = torch.float16 if half else torch.float32
-    end = row * 64 + 128 * wide.itemsize
+    terms = 2 if shape.split else 1
+    begin = row * 64 * terms
+    end = begin + 128 * wide.itemsize
     weight = torch.zeros(2, row, shape.inner)
     taps, bias = torch.zeros(2, shape.inner, 4), torch.zeros(2, shape.inner)
     for d in range(2):
         for chunk in range(chunks):
             data = packed.x_proj[d, chunk]
-            fragments = data[: row * 64].view(shape.dtype).float().view(row // 8, 2, 8, 4, 4)
-            places = data[row * 64 : end].view(wide).float()
+            numbers = data[:begin].view(torch.float16 if shape.split else shape.dtype).float()
+            fragments = numbers.view(row // 8, 2, 8, 4, terms, 4).sum(4)
+            places = data[begin:end].view(wide).float()
             if half:  # pairs of channels
                 places = places.view(4, 4, 4, 2).permute(0, 3, 1, 2)
             places = places.reshape(8, 4, 4)
@@ -48,15 +52,16 @@ def read_x_proj(packed: PackedLayer, shape: Shape) -> tuple[Tensor, Tensor, Tens
                     weight[d, :, at] = fragments[:, s, :, q].reshape(row, 4)
                 taps[d, first : first + 8] = places[:, q]
             bias[d, chunk * 32 : chunk * 32 + 32] = data[end:].view(wide)
-    return weight, taps, bias
+    return weight * packed.x_scale, taps, bias
 
 
 def read_dt_proj(packed: PackedLayer, shape: Shape) -> Tensor:
     """(2, E, ranks) from B operands: of lane (g, q), product n of four, halves of two ranks."""
     tiles = shape.rank_tiles
     weight = torch.zeros(2, shape.inner, 16 * tiles)
-    data = packed.dt_proj[:, :, : tiles * 1024].contiguous().view(shape.dtype).float()
-    operands = data.view(2, shape.inner // 32, tiles, 2, 8, 4, 2, 2, 2)
+    terms, kept = (2, torch.float16) if shape.split else (1, shape.dtype)
+    data = packed.dt_proj[:, :, : terms * tiles * 1024].contiguous().view(kept).float()
+    operands = data.view(2, shape.inner // 32, terms, tiles, 2, 8, 4, 2, 2, 2).sum(2)
     for k in range(tiles):
         for pair in range(2):
             for g in range(8):
@@ -67,13 +72,17 @@ def read_dt_proj(packed: PackedLayer, shape: Shape) -> Tensor:
                             rank = 16 * k + 8 * half + 2 * q
                             own = operands[:, :, k, pair, g, q, odd, half]
                             weight[:, channel::32, rank : rank + 2] = own
-    return weight
+    return weight * packed.dt_scale
 
 
 def read_dt_bias(packed: PackedLayer, shape: Shape) -> Tensor:
     """(2, E) from accumulators: of lane (g, q), product n of four, rows g and g + 8."""
     bias = torch.zeros(2, shape.inner)
-    data = packed.dt_proj[:, :, shape.rank_tiles * 1024 :].contiguous().view(torch.float32)
+    data = (
+        packed.dt_proj[:, :, shape.rank_tiles * 1024 * (2 if shape.split else 1) :]
+        .contiguous()
+        .view(torch.float32)
+    )
     accumulators = data.view(2, shape.inner // 32, 4, 4, 4)
     for q in range(4):
         for n in range(4):
@@ -87,11 +96,18 @@ def read_dt_bias(packed: PackedLayer, shape: Shape) -> Tensor:
 def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> Tensor:
     """One mixer (L, D) -> (L, D): tiles of 8 steps, halves meeting in the middle, scaled units."""
     length, inner, rank = len(hidden), shape.inner, shape.padded_rank
-    xz = hidden @ packed.w_in.float()
+    if shape.split:
+        w_in = whole(packed.w_in).t() * packed.norm[:, None] * packed.in_scale
+        w_out = whole(packed.w_out).t() * packed.out_scale
+    else:
+        w_in, w_out = packed.w_in.float(), packed.w_out.float()
+    silu = silu_whole if shape.split else silu_of_half
+    xz = hidden @ w_in
     x, z = xz[:, :inner], xz[:, inner:]
     weight, taps, bias = read_x_proj(packed, shape)
     dt_weight, dt_bias = read_dt_proj(packed, shape), read_dt_bias(packed, shape)
     assert torch.equal(packed.vectors[..., 0].half(), bias.half())
+    assert torch.equal(packed.taps.half(), taps.half())
     out = torch.full((length, inner), float("nan"))
     partial = torch.full((length, inner), float("nan"))
     tiles = -(-length // 8)
@@ -105,7 +121,7 @@ def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> 
         state = torch.zeros(inner, 16)
         for step, token in enumerate(order):
             half_u = (walk[step : step + 4] * taps[d].t()).sum(0) + bias[d]
-            u = half_u * torch.tanh(half_u) + half_u
+            u = silu(half_u)
             if token >= length:
                 continue  # zero rows: step size and input are zero there
             row = weight[d] @ u
@@ -120,9 +136,21 @@ def mix_as_the_kernels_do(hidden: Tensor, packed: PackedLayer, shape: Shape) -> 
                 partial[token] = y
             else:
                 out[token] = y
-    gate = z * torch.tanh(z) + z
-    mixed: Tensor = ((out + partial) * gate) @ packed.w_out.float()
+    mixed: Tensor = ((out + partial) * silu(z)) @ w_out
     return mixed
+
+
+def silu_whole(x: Tensor) -> Tensor:
+    return F.silu(x)
+
+
+def silu_of_half(half: Tensor) -> Tensor:
+    return half * torch.tanh(half) + half
+
+
+def whole(rows: Tensor) -> Tensor:
+    """Split rows as the numbers that they stand for."""
+    return rows.float().view(len(rows), -1, 2, 32).sum(2).flatten(1)
 
 
 @pytest.mark.parametrize("dim", [64, 96, 192, 768])
@@ -150,14 +178,19 @@ def test_the_packing_undoes(dim: int, dtype: torch.dtype) -> None:
         assert not dt[:, shape.rank :].any()
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("length", [1, 2, 8, 9, 21])
-def test_the_algorithm_equals_the_reference(length: int) -> None:
+def test_the_algorithm_equals_the_reference(length: int, split: bool) -> None:
     block, shape = block_of(64)
+    if split:
+        shape = replace(shape, dtype=torch.float32, split=True)
+        with torch.no_grad():
+            block.norm.weight.copy_(torch.linspace(0.5, 3, 64))
     packed = pack_layer(block, shape, CPU)
     hidden = torch.randn(length, 64, generator=torch.Generator().manual_seed(length))
-    expected = block.mixer(hidden[None])[0]
+    expected = block.mixer((hidden * block.norm.weight if split else hidden)[None])[0]
     found = mix_as_the_kernels_do(hidden, packed, shape)
-    assert relative_l2(found, expected) < 2e-3
+    assert relative_l2(found, expected) < (2e-6 if split else 2e-3)
     if length > 1:  # and the order of time matters
         flipped = mix_as_the_kernels_do(hidden.flip(0), packed, shape).flip(0)
         assert relative_l2(flipped, expected) > 0.05
