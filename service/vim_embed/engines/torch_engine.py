@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vim_embed.engines.interface import EngineFailed, Golden, ModelStatus, Outputs, Staged
+from vim_embed.engines.low_priority import at_low_priority
 from vim_embed.errors import WeightsError
 from vim_embed.inference.cuda_graphs import CAPTURE_TURNS
 from vim_embed.inference.embedder import Embedder
@@ -228,7 +229,7 @@ class TorchEngine:
         status = self._status[entry.name]
         try:
             with self._loading:
-                info = self._load_checked(entry)
+                info = self._load_beside_others(entry)
         except (WeightsError, BackendUnavailable, SelfCheckFailed) as error:
             reason = str(error)
             _LOG.error("model failed to load", extra={"model": entry.name, "reason": reason})
@@ -243,6 +244,12 @@ class TorchEngine:
         """What a loading model is doing: logged, and the reason why it is not ready."""
         self._status[entry.name] = replace(self._status[entry.name], reason=what)
         _LOG.info("model loading", extra={"model": entry.name, "stage": what})
+
+    def _load_beside_others(self, entry: CatalogueEntry) -> ModelInfo:
+        """At low priority as soon as there are others to be served; the first has all there is."""
+        if any(status.state == "ready" for status in self._status.values()):
+            return at_low_priority(lambda: self._load_checked(entry))
+        return self._load_checked(entry)
 
     def _load_checked(self, entry: CatalogueEntry) -> ModelInfo:
         opts = self.options
