@@ -30,6 +30,7 @@ help:
 	@echo "make score-soak      the memory of scoring 100,000 rows"
 	@echo "make rivals          the HTTP path beside LitServe and plain FastAPI"
 	@echo "make audit           known faults in the pinned packages (needs the network)"
+	@echo "make site            the documentation as a site, in build/site"
 	@echo "make docs            write the tables and openapi.json of the documentation anew"
 
 $(BIN)/python:
@@ -138,6 +139,12 @@ soak: $(VENV)/.installed-dev
 .PHONY: docs
 docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/generate_docs.py
+
+# The documentation as a site, in build/site; REPOSITORY_URL: where links to the code lead.
+.PHONY: site
+site: $(VENV)/.installed
+	@$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The memory of scoring 100,000 rows; about ten minutes.
 .PHONY: score-soak

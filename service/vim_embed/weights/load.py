@@ -59,7 +59,7 @@ def load_model(
     """Load a model for use in this process.
 
     name: a catalogue name or its Hub id, or any name if `weights` is given: a path, or
-    org/repo[@revision][:file]. device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32",
+    `org/repo[@revision][:file]`. device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32",
     "float32-ieee", "float16", "bfloat16". backend: see kernels/select.py. random_weights: seeded
     random weights, for demos and tests only. exact_rows: of every batch in exact mode, as the
     service's setting; 0: 1 on a CPU, 32 on CUDA.

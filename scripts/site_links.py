@@ -1,0 +1,37 @@
+"""For the documentation site: links that leave docs/ lead to the repository, at REPOSITORY_URL.
+
+Without that variable they become plain text. The pages are also read where they lie, on a
+repository's own pages, where `../README.md` is right.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+# Square brackets of a usage line, such as [:file], which are no links.
+_USAGE = re.compile(r"\[(?=@revision\]|:file\]|x>)")
+_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?:\.\./)+[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
+    """Called by MkDocs with each page's text."""
+    docs = Path(config["docs_dir"]).resolve()
+    root = docs.parent
+    repository = os.environ.get("REPOSITORY_URL", "").rstrip("/")
+    folder = Path(page.file.abs_src_path).resolve().parent
+
+    def outside(match: re.Match[str]) -> str:
+        target = (folder / match["target"]).resolve()
+        if target.is_relative_to(docs):
+            return match[0]
+        if not target.exists():
+            raise FileNotFoundError(f"{page.file.src_path} links to {match['target']}")
+        where = target.relative_to(root).as_posix()
+        if not repository:
+            return match["text"]
+        return f"[{match['text']}]({repository}/blob/main/{where}{match['anchor'] or ''})"
+
+    return _LINK.sub(outside, _USAGE.sub(r"\\[", markdown))
