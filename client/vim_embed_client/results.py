@@ -19,7 +19,8 @@ _FLAGS = ("exact", "random_weights")
 class Provenance:
     """Where embeddings come from: enough to tell whether two sets may be compared.
 
-    weights_digest: sha256 of the weights. preprocessing_digest: of size, interpolation, mean and
+    weights_digest: sha256 of the weights. family: the kind of model that they were read as, since
+    some have the same tensors. preprocessing_digest: of size, interpolation, mean and
     std. dtype: of the computation, not of the answer. random_weights: the numbers mean nothing.
     exact_rows: rows of every batch at the native size, in exact mode. version: the service's.
     """
@@ -27,6 +28,7 @@ class Provenance:
     model: str
     revision: str = ""
     weights_digest: str = ""
+    family: str = ""
     preprocessing_digest: str = ""
     pooling: str = ""
     dtype: str = ""
@@ -117,6 +119,7 @@ class WeightsEntry(TypedDict):
     file: str | None
     digest: str
     random: bool
+    tensors: NotRequired[str]
 
 
 class PreprocessingEntry(TypedDict):
@@ -150,7 +153,11 @@ class ModelEntry(TypedDict):
     reason: str | None
     degraded: NotRequired[dict[str, str]]
     kind: str
+    family: NotRequired[str]
+    family_reason: NotRequired[str]
     dim: int
+    features_dim: NotRequired[int]
+    classifier: NotRequired[str | None]
     dtype: str
     device: str
     backend: str

@@ -77,7 +77,7 @@ def seeded(config: VimConfig) -> Vim:
 @pytest.mark.parametrize("name", NAMES)
 def test_fixtures(name: str, kind: str) -> None:
     path, fixture = DATA / f"{name}.pth", load_fixture(name)
-    fused, tolerance = made(build_vim(read_checkpoint(path), path), kind)
+    fused, tolerance = made(build_vim(read_checkpoint(path), path).module, kind)
     blocks: list[Tensor] = []
     pixels = torch.from_numpy(fixture.pixel_values)
     tokens = fused(pixels, on_block=lambda i, stream: blocks.append(stream.mean(dim=1)))

@@ -1,4 +1,4 @@
-"""The two small Vim checkpoints and what the original code computes with them."""
+"""Small checkpoints of Vim and its relatives, and what the original code computes with them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ from numpy.typing import NDArray
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ("vim_micro", "vim_micro_stride8")
+# By fixture, the family that it is of.
+RELATIVES = {
+    "fastvim_mae_micro": "fastvim-mae",
+    "fastvim_vim_micro": "fastvim",
+    "mambar_micro": "mamba-reg",
+    "mambar_noneck_micro": "mamba-reg",
+    "videomamba_micro": "videomamba",
+    "videomamba_sd_micro": "videomamba",
+    "vim_front_micro": "vim-front",
+    "vim_front_nodiv_micro": "vim-front-sum",
+    "vim_mid_nodiv_micro": "vim-sum",
+    "vim_rope_micro": "vim-rope-front-sum",
+    "vim_rope_nocls_micro": "vim-rope-nocls-sum",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,12 @@ def load_fixture(name: str) -> Fixture:
     with np.load(DATA / f"{name}.npz") as arrays:
         fields = {key: arrays[key] for key in arrays if key != "logits"}
     return Fixture(DATA / f"{name}.pth", **fields)
+
+
+def load_arrays(name: str) -> dict[str, NDArray[Any]]:
+    """All that the original code computed of a fixture."""
+    with np.load(DATA / f"{name}.npz") as arrays:
+        return dict(arrays)
 
 
 def raw_checkpoint(name: str) -> dict[str, Any]:

@@ -51,7 +51,8 @@ _triple = numbers(float, "0.5,0.5,0.5", count=3)
 @click.option("--model", help="Model to use.  [default: the service's]")
 @click.option(
     "--pooling", default="mean", show_default=True,
-    type=click.Choice(["mean", "cls", "patch-mean"]), help="How tokens become one embedding.",
+    type=click.Choice(["mean", "cls", "patch-mean", "registers", "max", "features"]),
+    help="How tokens become one embedding; a model has those that `vim-embed models --json` names.",
 )  # fmt: skip
 @click.option(
     "--dtype", default="float32", show_default=True,

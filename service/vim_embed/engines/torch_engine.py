@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -269,10 +270,7 @@ class TorchEngine:
             self._stage(entry, "comparing its kernels with the reference")
             report = model.self_check()
             if not report.ok:
-                raise SelfCheckFailed(
-                    f"self-check failed: error {report.error:.2e} against the reference is over "
-                    f"{report.tolerance:.0e}; try --backend torch"
-                )
+                raise SelfCheckFailed(_advice(report))
             begin = time.monotonic()
 
             def progress(done: int, of: int) -> None:
@@ -286,6 +284,18 @@ class TorchEngine:
         self._facts[entry.name], self._models[entry.name] = facts, model
         _announce(model, report)
         return model.info
+
+
+def _advice(report: CheckReport) -> str:
+    if not math.isfinite(report.error):
+        return (
+            "self-check failed: the forward gives NaN or infinite values; try --dtype float32, "
+            "and if that fails too, other weights"
+        )
+    return (
+        f"self-check failed: error {report.error:.2e} against the reference is over "
+        f"{report.tolerance:.0e}; try --backend torch"
+    )
 
 
 def _golden(model: Embedder, report: CheckReport) -> Golden:

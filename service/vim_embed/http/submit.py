@@ -16,7 +16,13 @@ from vim_embed.http.auth import bearer
 from vim_embed.http.formats.parsing import reading_memory
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
-from vim_embed.types.pixels import WIRE_DTYPES, PixelArray, PixelError, check_pixels
+from vim_embed.types.pixels import (
+    WIRE_DTYPES,
+    PixelArray,
+    PixelError,
+    check_options,
+    check_pixels,
+)
 
 _INLINE_BYTES = 1024 * 1024
 _SOON = 0.02  # seconds in which a client that leaves is not worth a task that watches it
@@ -46,6 +52,7 @@ async def compute(
     """
     service: Service = request.app.state.service
     try:
+        _check_fit(options, info)
         with reading_memory(request) as workspace:
             if copied := _copied_bytes(pixels):
                 workspace.count(copied)
@@ -79,6 +86,13 @@ def _deadline(service: Service, timeout: float | None, begin: float) -> float:
     if time.monotonic() > deadline:
         raise DeadlineExceeded(f"reading the body took longer than the timeout of {timeout:g} s")
     return deadline
+
+
+def _check_fit(options: EmbedOptions, info: ModelInfo) -> None:
+    try:
+        check_options(options, info)
+    except PixelError as error:
+        raise InvalidInput(str(error)) from error
 
 
 async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray:

@@ -6,13 +6,14 @@ that are already on the device, so that both give the same bytes. Knows nothing 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from vim_embed.inference.cuda_graphs import Capture, GraphCache, buckets_up_to
 from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.inference.layers import LAST, capture, layer_modules
+from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import without_tf32
 from vim_embed.inference.staging import HostStaging
 from vim_embed.models.vim import Vim
@@ -35,6 +37,7 @@ from vim_embed.types.model_info import (
 )
 from vim_embed.types.pixels import PixelArray, check_layout, check_options
 from vim_embed.types.preprocessing import NORMALISED, Scaling, Triple
+from vim_embed.types.token_layout import TokenLayout
 
 _CHUNK_ROWS = 32
 _MAX_SIZE = 4096
@@ -43,16 +46,24 @@ SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16
 
 
 class Backbone(Protocol):
-    """A module from normalised images (B, 3, H, W) to final tokens (B, T, D)."""
+    """A module from normalised images (B, C, H, W) to final tokens (B, L, D)."""
 
     def __call__(self, pixel_values: Tensor) -> Tensor: ...
 
-    def cls_index(self, tokens: int) -> int: ...
+    def layout(self, height: int, width: int) -> TokenLayout:
+        """The final tokens of an image of that many pixels."""
+        ...
 
-    def token_count(self, height: int, width: int) -> int: ...
+    def features(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """What the model's own classifier reads of the final tokens: (B, F)."""
+        ...
+
+    def in_reference(self) -> Self:
+        """The same weights in float32, computed by other code where there is any."""
+        ...
 
 
-class FusedBackbone(Backbone, Protocol):
+class FusedBackbone(Protocol):
     """The same forward in another form: images as they come in, tokens in the compute dtype out."""
 
     def __call__(
@@ -83,14 +94,14 @@ class Embedder:
         device: torch.device,
         fused: FusedBackbone | None = None,
     ) -> None:
-        """module: the model on `device`. fast: the same forward in another form, which is used
+        """module: the model on `device`. fused: the same forward in another form, which is used
         wherever the module's own layers are not asked for.
         """
         self.info = info
         self.device = device
         self.module = module
         self.dtype = next(module.parameters()).dtype
-        self._backbone = fused or cast(Backbone, module)
+        self._backbone = cast(Backbone, module)
         self._fused = fused
         self._graphs: GraphCache | None = None
         self._chunk_rows = _CHUNK_ROWS
@@ -234,38 +245,39 @@ class Embedder:
         return options.layers not in shown
 
     def _embedding(self, pixel_values: Tensor, options: EmbedOptions) -> Tensor:
+        layout = self._layout(pixel_values)
         if self._fused is None:
             images = self._normalised(pixel_values, options)
-            return self._pool(self._backbone(images.to(self.dtype)), options.pooling)
+            return self._pool(self._backbone(images.to(self.dtype)), options.pooling, layout)
         scaling = self._scaling(pixel_values, options)
         if options.pooling == "cls":
             return self._fused.cls(pixel_values, scaling=scaling).float()
-        return self._pool(self._fused(pixel_values, scaling=scaling), options.pooling)
+        return self._pool(self._fused(pixel_values, scaling=scaling), options.pooling, layout)
 
     def _fused_blocks(
         self, fused: FusedBackbone, pixel_values: Tensor, options: EmbedOptions
     ) -> dict[str, Tensor]:
         """What hooks on the module's blocks would give, under the same names, by `on_block`."""
-        vim = cast(Vim, self.module)
+        vim, layout = cast(Vim, self.module), self._layout(pixel_values)
         images = self._normalised(pixel_values, options).to(self.dtype)
-        layers = {"patch_embed": self._pool(vim.patch_embed(images), "mean")}
+        layers = {"patch_embed": pool_layer(vim.patch_embed(images), options.pooling, layout)}
 
         def keep(index: int, stream: Tensor) -> None:
-            layers[f"layers.{index}"] = self._pool(stream, options.pooling)
+            layers[f"layers.{index}"] = pool(stream, options.pooling, layout)
 
         scaling = self._scaling(pixel_values, options)
-        final = self._pool(fused(pixel_values, scaling=scaling, on_block=keep), options.pooling)
+        final = pool(fused(pixel_values, scaling=scaling, on_block=keep), options.pooling, layout)
         return {**layers, "norm_f": final, LAST: final}
 
     def _module_layers(self, images: Tensor, granularity: str, pooling: str) -> dict[str, Tensor]:
-        tokens = self._backbone.token_count(*images.shape[-2:])
+        layout = self._layout(images)
 
-        def pool(output: Tensor) -> Tensor:
-            return self._pool_layer(output, pooling, tokens)
+        def pooled(output: Tensor) -> Tensor:
+            return pool_layer(output, pooling, layout)
 
-        with capture(layer_modules(self.module, granularity), pool) as layers:
+        with capture(layer_modules(self.module, granularity), pooled) as layers:
             final = self.module(images.to(self.dtype))
-        return {**layers, LAST: self._pool(final, pooling)}
+        return {**layers, LAST: pool(final, pooling, layout)}
 
     def layer_names(self) -> dict[str, list[str]]:
         """By granularity, the layers that `embed_layers` gives; from one blank image's forward."""
@@ -278,18 +290,17 @@ class Embedder:
         return {n: type(m).__name__ for n, m in layer_modules(self.module, "all").items()}
 
     def self_check(self, seed: int = 0) -> CheckReport:
-        """Embed one seeded image and compare with the float32 reference operations.
-
-        A ViT has no second implementation here: its check is that the numbers are finite.
-        """
-        image = self.check_image(seed)
-        found = self.compute(image.to(self.device), EmbedOptions())[EMBEDDING]
-        expected = found
-        if isinstance(self.module, Vim):
-            reference = Embedder(self.info, self.module.in_reference(), self.device)
-            expected = reference.compute(image.to(self.device), EmbedOptions())[EMBEDDING]
-        error = float((found - expected).norm() / expected.norm())
-        return CheckReport(error, SELF_CHECK_TOLERANCE[self.dtype])
+        """Embed one seeded image, by every pooling, and compare with the module's reference."""
+        image = self.check_image(seed).to(self.device)
+        reference = Embedder(self.info, cast(nn.Module, self._backbone.in_reference()), self.device)
+        errors = []
+        for pooling in self.info.poolings:
+            options = EmbedOptions(pooling=pooling)
+            found = self.compute(image, options)[EMBEDDING]
+            expected = reference.compute(image, options)[EMBEDDING]
+            errors.append(float((found - expected).norm() / expected.norm()))
+        worst = math.nan if any(map(math.isnan, errors)) else max(errors)
+        return CheckReport(worst, SELF_CHECK_TOLERANCE[self.dtype])
 
     def check_image(self, seed: int = 0) -> Tensor:
         """The seeded image (1, 3, S, S) uint8 of the self-check, on the host."""
@@ -300,7 +311,7 @@ class Embedder:
     def _in_chunks(
         self, pixel_values: ArrayLike | Tensor, options: EmbedOptions
     ) -> dict[str, NDArray[np.float32]]:
-        check_options(options)
+        check_options(options, self.info)
         if isinstance(pixel_values, Tensor):
             pixel_values = pixel_values.detach().cpu().numpy()
         pixels = check_layout(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
@@ -351,22 +362,11 @@ class Embedder:
             self._constants[values] = torch.tensor(values, device=self.device).view(1, 3, 1, 1)
         return self._constants[values]
 
-    def _pool(self, tokens: Tensor, pooling: str) -> Tensor:
-        tokens = tokens.float()
-        middle = self._backbone.cls_index(tokens.shape[1])
-        if pooling == "cls":
-            return tokens[:, middle].clone()
-        if pooling == "patch-mean":
-            tokens = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
-        return tokens.mean(dim=1)
+    def _layout(self, pixel_values: Tensor) -> TokenLayout:
+        height, width = pixel_values.shape[-2:]
+        return self._backbone.layout(height, width)
 
-    def _pool_layer(self, output: Tensor, pooling: str, tokens: int) -> Tensor:
-        """Pool one layer's output: spatial mean of (B, C, h, w), `pooling` of (B, T, D).
-
-        Layers ahead of the class token have patches alone; these are averaged.
-        """
-        if output.ndim == 4:
-            return output.float().mean(dim=(2, 3))
-        if output.ndim == 3:
-            return self._pool(output, pooling if output.shape[1] == tokens else "mean")
-        return output.float().flatten(1)
+    def _pool(self, tokens: Tensor, pooling: str, layout: TokenLayout) -> Tensor:
+        if pooling == "features":
+            return self._backbone.features(tokens, layout).float()
+        return pool(tokens, pooling, layout)

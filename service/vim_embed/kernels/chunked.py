@@ -35,12 +35,13 @@ class ChunkedOps(ReferenceOps):
         return F.silu(out, inplace=True).to(x.dtype)
 
     @torch.no_grad()
-    def scan(self, forward: Direction, backward: Direction, z: Tensor) -> Tensor:
+    def scan(self, forward: Direction, backward: Direction, z: Tensor | None) -> Tensor:
         y = scan_direction(forward, reverse=False)
         y += scan_direction(backward, reverse=True)
-        y *= F.silu(z.float())
+        if z is not None:
+            y *= F.silu(z.float())
         y *= 0.5
-        return y.to(z.dtype)
+        return y.to(forward.u.dtype)
 
 
 def scan_direction(inputs: Direction, *, reverse: bool) -> Tensor:

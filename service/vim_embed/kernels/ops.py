@@ -55,12 +55,12 @@ class MixerOps(Protocol):
         """
         ...
 
-    def scan(self, forward: Direction, backward: Direction, z: Tensor) -> Tensor:
+    def scan(self, forward: Direction, backward: Direction, z: Tensor | None) -> Tensor:
         """Both selective scans, their skips, the gate and the average: (B, L, E).
 
         Per direction delta' = softplus(delta + delta_bias),
         h[t] = exp(delta'[t] A) h[t-1] + delta'[t] B[t] u[t], y[t] = C[t]·h[t] + D u[t]
         (Gu & Dao 2023, arXiv:2312.00752, eq. 2-4); out = (y_forward + y_backward) / 2 · silu(z).
-        z (B, L, E), may be a strided view with contiguous channels.
+        z (B, L, E), may be a strided view with contiguous channels; None: no gate, u's dtype.
         """
         ...

@@ -31,9 +31,10 @@ class ReferenceOps:
         out = F.conv1d(padded, kernel.float().unsqueeze(1), bias.float(), groups=x.shape[2])
         return F.silu(out).transpose(1, 2).contiguous().to(x.dtype)
 
-    def scan(self, forward: Direction, backward: Direction, z: Tensor) -> Tensor:
+    def scan(self, forward: Direction, backward: Direction, z: Tensor | None) -> Tensor:
         y = scan_direction(forward, reverse=False) + scan_direction(backward, reverse=True)
-        return (0.5 * y * F.silu(z.float())).to(z.dtype)
+        gate = 1.0 if z is None else F.silu(z.float())
+        return (0.5 * y * gate).to(forward.u.dtype)
 
 
 def scan_direction(inputs: Direction, *, reverse: bool) -> Tensor:

@@ -1,20 +1,24 @@
 """Vision Mamba (Vim), inference only, readable from top to bottom.
 
 The released models: bidirectional Mamba (v2), class token in the middle, the two
-directions averaged. Parameter names are those of the released checkpoints, so a state
+directions averaged. `VimConfig` also describes the forms in which hustvl and VideoMamba put the
+class token first, leave it out, or add the directions; relatives with parts of their own are in
+files beside this one. Parameter names are those of the released checkpoints, so a state
 dict loads as it is. Source of the computation: hustvl/Vim, vim/models_mamba.py, and
 "Vision Mamba", Zhu et al. 2024 (arXiv:2401.09417).
 
 Knows nothing of files, devices, batching or HTTP. The operations that deserve a kernel
 (conv + SiLU, scan, add + norm) go through `MixerOps`; see kernels/.
 
-Shapes: B images, M patches, L = M + 1 tokens, D model width, E = 2 D inner width,
-N state size, R rank of the step-size projection.
+Shapes: B images, C channels, M patches, L tokens (M and the class token, where there is one),
+D model width, E = 2 D inner width, N state size, R rank of the step-size projection.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +26,19 @@ from torch.nn import functional as F
 
 from vim_embed.kernels.ops import Direction, MixerOps
 from vim_embed.kernels.reference import ReferenceOps
+from vim_embed.types.token_layout import TokenLayout
+
+ClsPlace = Literal["middle", "first", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VimConfig:
-    """Architecture of one Vim model; `weights.read_config` reads it off a state dict."""
+    """Architecture of one model; most of it can be read off the shapes of a state dict.
+
+    cls: where the class token stands among the patches; "middle" is index M // 2. averaged:
+    whether the mixer halves the sum of its two directions. rope: see vim_rope.py. registers and
+    reduction: see mamba_reg.py. mixer_norm: see fastvim.py.
+    """
 
     dim: int
     depth: int
@@ -38,6 +50,13 @@ class VimConfig:
     dt_rank: int = 0  # 0: ceil(dim / 16)
     expand: int = 2
     eps: float = 1e-5
+    channels: int = 3
+    cls: ClsPlace = "middle"
+    averaged: bool = True
+    rope: bool = False
+    registers: int = 0
+    reduction: int = 1
+    mixer_norm: bool = False
 
     @property
     def inner(self) -> int:
@@ -53,6 +72,10 @@ class VimConfig:
         columns = (width - self.patch_size) // self.stride + 1
         return rows, columns
 
+    @property
+    def native_grid(self) -> tuple[int, int]:
+        return self.grid(self.image_size, self.image_size)
+
 
 VIM_CONFIGS = {
     "vim-tiny": VimConfig(dim=192, depth=24),
@@ -64,11 +87,11 @@ VIM_CONFIGS = {
 
 
 class PatchEmbed(nn.Module):
-    """Image (B, 3, H, W) to patch vectors (B, M, D), row-major."""
+    """Image (B, C, H, W) to patch vectors (B, M, D), row-major."""
 
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, config.dim, config.patch_size, config.stride)
+        self.proj = nn.Conv2d(config.channels, config.dim, config.patch_size, config.stride)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches: Tensor = self.proj(pixel_values)
@@ -94,7 +117,7 @@ class RMSNorm(nn.Module):
 
 
 class BiMamba(nn.Module):
-    """The mixer: two selective scans, one per direction, gated and averaged.
+    """The mixer: two selective scans, one per direction, gated and averaged (or added).
 
     (B, L, D) -> (B, L, D). Time order is never flipped in memory: the backward direction
     walks the same tensors from the last token to the first.
@@ -104,6 +127,7 @@ class BiMamba(nn.Module):
         super().__init__()
         inner, rank, state = config.inner, config.rank, config.d_state
         self.inner, self.rank, self.state, self.ops = inner, rank, state, ops
+        self.averaged = config.averaged
         self.in_proj = nn.Linear(config.dim, 2 * inner, bias=False)
         self.out_proj = nn.Linear(inner, config.dim, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
@@ -119,15 +143,20 @@ class BiMamba(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         x, z = self.in_proj(hidden).split(self.inner, dim=-1)  # each (B, L, E)
+        forward, backward = self.directions(x)
+        mixed = self.ops.scan(forward, backward, z)  # (B, L, E), the average
+        out: Tensor = self.out_proj(mixed if self.averaged else 2 * mixed)
+        return out
+
+    def directions(self, x: Tensor) -> tuple[Direction, Direction]:
+        """What the forward and the backward scan take, from x (B, L, E)."""
         forward = self._direction(
             x, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, reverse=False
         )
         backward = self._direction(
             x, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, reverse=True
         )
-        averaged = self.ops.scan(forward, backward, z)  # (B, L, E)
-        out: Tensor = self.out_proj(averaged)
-        return out
+        return forward, backward
 
     def _direction(
         self,
@@ -182,15 +211,17 @@ class Vim(nn.Module):
         super().__init__()
         ops = ops or ReferenceOps()
         self.config = config
-        rows, columns = config.grid(config.image_size, config.image_size)
+        rows, columns = config.native_grid
+        special = len(self.places(rows * columns))
         self.patch_embed = PatchEmbed(config)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns + 1, config.dim))
+        if special:
+            self.cls_token = nn.Parameter(torch.zeros(1, special, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns + special, config.dim))
         self.layers = nn.ModuleList(Block(config, ops) for _ in range(config.depth))
         self.norm_f = RMSNorm(config.dim, config.eps, ops)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) to the final tokens (B, M + 1, D)."""
+        """Normalised images (B, C, H, W) to the final tokens (B, L, D)."""
         hidden = self.embed_patches(pixel_values)
         residual: Tensor | None = None
         for layer in self.layers:
@@ -200,30 +231,48 @@ class Vim(nn.Module):
         return tokens
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, M + 1, D): patches, middle class token, position embedding."""
+        """(B, C, H, W) to (B, L, D): patches, class token, position embedding."""
         patches = self.patch_embed(pixel_values)
-        middle = patches.shape[1] // 2
-        cls = self.cls_token.expand(patches.shape[0], -1, -1)
-        tokens = torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1)
+        tokens = interleave(patches, self.special_tokens(), self.places(patches.shape[1]))
         rows, columns = self.config.grid(*pixel_values.shape[-2:])
         return tokens + self.position_embedding(rows, columns)
 
+    def special_tokens(self) -> Tensor:
+        """(1, n, D): the tokens that are no patches, in the order of `places`."""
+        return self.cls_token if self.config.cls != "none" else self.pos_embed[:, :0]
+
+    def places(self, patches: int) -> tuple[int, ...]:
+        """Indices that the special tokens get among so many patches, ascending."""
+        return {"middle": (patches // 2,), "first": (0,), "none": ()}[self.config.cls]
+
     def position_embedding(self, rows: int, columns: int) -> Tensor:
-        """(1, rows · columns + 1, D): the stored one, or a bicubic resampling of its grid."""
-        native = self.config.grid(self.config.image_size, self.config.image_size)
+        """(1, L, D) for rows × columns patches: the stored one, or a resampling of its grid."""
+        native = self.config.native_grid
         if (rows, columns) == native:
             return self.pos_embed
-        middle = native[0] * native[1] // 2
-        cls = self.pos_embed[:, middle : middle + 1]
-        patches = torch.cat([self.pos_embed[:, :middle], self.pos_embed[:, middle + 1 :]], dim=1)
-        grid = patches.reshape(1, *native, -1).permute(0, 3, 1, 2).float()
-        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-        patches = grid.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
-        middle = rows * columns // 2
-        return torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1)
+        places = set(self.places(native[0] * native[1]))
+        kept = [index for index in range(self.pos_embed.shape[1]) if index not in places]
+        patches = resample(self.pos_embed[:, kept], native, (rows, columns))
+        special = self.pos_embed[:, sorted(places)]
+        return interleave(patches, special, self.places(rows * columns))
+
+    def layout(self, height: int, width: int) -> TokenLayout:
+        """The final tokens of an image of that many pixels."""
+        rows, columns = self.config.grid(height, width)
+        cls = next(iter(self.places(rows * columns)), None)
+        return TokenLayout(grid=(rows, columns), cls=cls)
+
+    def features(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """What the model's own classifier reads of the final tokens (B, L, D): (B, D)."""
+        return tokens.mean(dim=1) if layout.cls is None else tokens[:, layout.cls]
 
     @property
     def dim(self) -> int:
+        return self.config.dim
+
+    @property
+    def features_dim(self) -> int:
+        """Width of `features`."""
         return self.config.dim
 
     @property
@@ -232,13 +281,13 @@ class Vim(nn.Module):
         return self.config.patch_size
 
     def cls_index(self, tokens: int) -> int:
-        """Index of the class token among `tokens` = M + 1 final tokens."""
-        return (tokens - 1) // 2
+        """Index of the class token among `tokens` final tokens."""
+        (index,) = self.places(tokens - 1)
+        return index
 
     def token_count(self, height: int, width: int) -> int:
-        """Final tokens, M + 1, of an image of that many pixels."""
-        rows, columns = self.config.grid(height, width)
-        return rows * columns + 1
+        """Final tokens of an image of that many pixels."""
+        return self.layout(height, width).count
 
     def use_ops(self, ops: MixerOps) -> None:
         """Compute with another backend from now on."""
@@ -246,13 +295,30 @@ class Vim(nn.Module):
             if isinstance(module, RMSNorm | BiMamba):
                 module.ops = ops
 
-    def in_reference(self) -> Vim:
+    def in_reference(self) -> Self:
         """The same weights in float32 on the reference operations; float32 weights are shared."""
         with torch.device("meta"):
-            twin = Vim(self.config, ReferenceOps())
+            twin = type(self)(self.config, ReferenceOps())
         weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
         twin.load_state_dict(weights, assign=True)
         return twin.requires_grad_(False).eval()
+
+
+def interleave(patches: Tensor, special: Tensor, places: Sequence[int]) -> Tensor:
+    """Patches (B, M, D) and special tokens (1, n, D), these at `places` of the (B, M + n, D)."""
+    special = special.expand(patches.shape[0], -1, -1)
+    parts, taken = [], 0
+    for number, place in enumerate(places):
+        parts += [patches[:, taken : place - number], special[:, number : number + 1]]
+        taken = place - number
+    return torch.cat([*parts, patches[:, taken:]], dim=1)
+
+
+def resample(rows: Tensor, native: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Position rows (1, M, D) of one grid, bicubically, for another grid."""
+    grid = rows.reshape(1, *native, -1).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=wanted, mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2).to(rows.dtype)
 
 
 @torch.no_grad()
@@ -277,9 +343,11 @@ def init_random(model: Vim, seed: int = 0) -> None:
             )
             parameter.copy_(torch.log(torch.expm1(step.exp())))  # inverse softplus
         elif parameter.ndim == 1:
-            centre = 1.0 if leaf in ("D", "D_b") or "norm" in name else 0.0
+            scale = leaf in ("D", "D_b") or ("norm" in name and leaf == "weight")
+            centre = 1.0 if scale else 0.0
             noise = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator)
             parameter.copy_(centre + noise)
         else:
-            spread = 0.02 if leaf in ("pos_embed", "cls_token") else parameter[0].numel() ** -0.5
+            small = leaf in ("pos_embed", "pos_embed_cls", "cls_token")
+            spread = 0.02 if small else parameter[0].numel() ** -0.5
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, spread, generator=generator))

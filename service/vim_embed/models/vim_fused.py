@@ -58,6 +58,12 @@ def _unsupported_shape(config: VimConfig) -> str:
         f"the width {config.dim} is above 2048": config.dim <= 2048,
         f"the step-size rank {config.rank} is above 64": config.rank <= 64,
         f"the patch size {config.patch_size} is no multiple of 8": config.patch_size % 8 == 0,
+        f"images have {config.channels} channels, not 3": config.channels == 3,
+        "the mixer has a norm of its own": not config.mixer_norm,
+        "the streams are rotated between the blocks": not config.rope,
+        f"there are {config.registers} registers": config.registers == 0,
+        f"the class token is not in the middle ({config.cls})": config.cls == "middle",
+        "the directions are added, not averaged": config.averaged,
     }
     return next((reason for reason, met in wanted.items() if not met), "")
 

@@ -5,18 +5,20 @@ The forward never waits for the host, so it can be captured in a CUDA graph in e
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTModel
+from transformers import PreTrainedModel, ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
 from vim_embed.errors import WeightsError
 from vim_embed.models.attention import ATTENTION
 from vim_embed.types.preprocessing import VIT_PREPROCESSING, Preprocessing, Triple
+from vim_embed.types.token_layout import TokenLayout
 
 # Pillow's resampling codes as image-processor files store them
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -55,14 +57,32 @@ class Vit(nn.Module):
         """The one side that images may have, in pixels."""
         return self.image_size
 
-    def cls_index(self, tokens: int) -> int:
-        """Index of the class token."""
-        return 0
-
-    def token_count(self, height: int, width: int) -> int:
-        """Final tokens, 1 + M, of an image of that many pixels."""
+    def layout(self, height: int, width: int) -> TokenLayout:
+        """The final tokens of an image of that many pixels."""
         patch: int = self.model.config.patch_size
-        return (height // patch) * (width // patch) + 1
+        return TokenLayout(grid=(height // patch, width // patch), cls=0)
+
+    def features(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """What the model's own classifier reads: the class token (B, D)."""
+        return tokens[:, 0]
+
+    @property
+    def features_dim(self) -> int:
+        return self.dim
+
+    def in_reference(self) -> Vit:
+        """The same weights in float32 with attention written out; float32 weights are shared."""
+        return Vit(written_out(self.model))
+
+
+def written_out(model: PreTrainedModel) -> PreTrainedModel:
+    """A twin in float32 whose attention is matrix products and a softmax, not a fused kernel."""
+    shared = next(model.parameters()).dtype == torch.float32
+    weights = [*model.parameters(), *model.buffers()] if shared else []
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in weights})
+    twin = twin if shared else twin.float()
+    twin.set_attn_implementation("eager")
+    return twin
 
 
 def load_vit(folder: Path) -> Vit:

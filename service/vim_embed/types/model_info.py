@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from vim_embed.types.preprocessing import Preprocessing, Triple
 
 EMBEDDING = "embedding"  # the output that is no layer
-POOLINGS = ("mean", "cls", "patch-mean")
+POOLINGS = ("mean", "cls", "patch-mean", "registers", "max", "features")
 GRANULARITIES = ("blocks", "residual", "leaves", "all")
 
 
@@ -16,7 +16,8 @@ GRANULARITIES = ("blocks", "residual", "leaves", "all")
 class Weights:
     """Where a model's weights came from. `digest` is the file's sha256 (of the tensors, if random).
 
-    source: the local path, the Hub id, or "random". revision: the Hub commit, when known.
+    source: the local path, the Hub id, or "random". revision: the Hub commit, when known. tensors:
+    where in the file they were, and which of them are not used.
     """
 
     source: str
@@ -24,20 +25,27 @@ class Weights:
     file: str | None
     digest: str
     random: bool = False
+    tensors: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """A loaded model as `/models` shows it.
 
-    kind: "vim" or "vit". dim: width of an embedding. dtype: of the computation.
+    kind: "vim" or "vit". family: a row of docs/models.md, and why it is of that. dim: width of an
+    embedding; features_dim: of one by the pooling `features`. classifier: what the model's own
+    classifier reads, as a pooling. dtype: of the computation.
     any_size: whether images of other sizes than the native one are taken. exact_rows: rows of
     every batch in exact mode at the native size, fewer of larger images; exact_reason: why.
     """
 
     name: str
     kind: str
+    family: str = ""
+    family_reason: str = ""
     dim: int
+    features_dim: int = 0
+    classifier: str | None = None
     dtype: str
     device: str
     backend: str
@@ -49,7 +57,7 @@ class ModelInfo:
     exact_rows: int = 1
     exact_reason: str = "row by row"
     aliases: tuple[str, ...] = ()
-    poolings: tuple[str, ...] = POOLINGS
+    poolings: tuple[str, ...] = ("mean", "cls", "patch-mean")
     granularities: tuple[str, ...] = GRANULARITIES
 
 

@@ -41,10 +41,20 @@ def check_layout(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelA
     return _as_wire_dtype(array)
 
 
-def check_options(options: EmbedOptions) -> EmbedOptions:
-    """Raise PixelError for an unknown pooling, granularity, or unusable mean and std."""
+def check_options(options: EmbedOptions, info: ModelInfo | None = None) -> EmbedOptions:
+    """Raise PixelError for an unknown pooling, granularity, or unusable mean and std.
+
+    info: of the model that is to answer, if that is known: it must have the pooling.
+    """
     if options.pooling not in POOLINGS:
         raise PixelError(f"unknown pooling {options.pooling!r}: use one of {', '.join(POOLINGS)}")
+    if info is not None and options.pooling not in info.poolings:
+        raise PixelError(
+            f"unknown pooling {options.pooling!r} for {info.name}: use one of "
+            f"{', '.join(info.poolings)}"
+        )
+    if options.layers is not None and options.pooling == "features":
+        raise PixelError("features are read from the final tokens alone: leave layers out")
     if options.layers is not None and options.layers not in GRANULARITIES:
         raise PixelError(
             f"unknown layers {options.layers!r}: use one of {', '.join(GRANULARITIES)}"

@@ -1,80 +1,145 @@
-"""Reads Vim weights safely and builds the model that they describe.
+"""Reads a weights file safely, finds the model in it, and builds the module that it describes.
 
-Released files are pickles with an `argparse.Namespace` inside; only tensors, plain containers
-and that one class are admitted, so a hostile file cannot run code.
+Released files are pickles with an `argparse.Namespace` or numpy arrays inside; only tensors, plain
+containers and the few classes of `_ADMITTED` are read, so a hostile file cannot run code.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import pathlib
 import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vim_embed.errors import WeightsError
 from vim_embed.models.vim import Vim, VimConfig
-from vim_embed.weights.file_limits import MAX_DEPTH, MAX_SIDE, check_tensors
+from vim_embed.weights.families import Family, UncomputedForm, Word, decide, told_family
+from vim_embed.weights.file_limits import MAX_DEPTH, MAX_SIDE
+from vim_embed.weights.state_dicts import Copy, FoundModel, find_model
 
-_STATE_KEYS = ("model", "model_ema", "state_dict")
-_CLASSIFIER = re.compile(r"^head\.")
+# Plain data that trainers keep beside the tensors. None of them runs code when it is unpickled.
+_ADMITTED: list[Any] = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType")),
+    *(
+        (made.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for made, name in ((np.empty(0), "_reconstruct"), (np.float64(0), "scalar"))
+    ),
+    *(
+        (pathlib.PurePosixPath, f"{module}.{kind}")
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("PosixPath", "PurePosixPath")
+    ),
+]
+# Keys beside the encoder that an embedding does without, by their first part.
+_ASIDE = re.compile(
+    r"^(\w*_)?(head|heads|head_\w+|classifier|cls_head|fc\d*|linear|logits?|proj|projector|"
+    r"projection|predictor|prototypes?|criterion|loss\w*|metrics?|decoder\w*|mask_token)(\.|$)"
+)
+_MODEL_NAMES = ("model", "arch", "model_name")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict with plain key names, and the training image size if the file tells it."""
+    """A state dict with plain key names, and what the file says of it.
+
+    told: the name of the model in the trainer's `args`. image_size: of training, if it is told.
+    """
 
     state: dict[str, Tensor]
+    place: str
+    told: str | None
     image_size: int | None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file. Raises WeightsError."""
-    checkpoint = _read(path)
-    check_tensors(checkpoint.state, path)
-    return checkpoint
+@dataclass(frozen=True)
+class BuiltVim:
+    """A module with its weights in float32. reason: why it is of that family. read: from where."""
+
+    module: Vim
+    family: Family
+    reason: str
+    read: str
 
 
-def _read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, copy: Copy | None = None) -> Checkpoint:
+    """Read a `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file. Raises WeightsError.
+
+    copy: of the averaged (EMA) and the plain weights, where a file has both.
+    """
     if path.suffix == ".safetensors":
-        return Checkpoint(_plain_keys(_read_safetensors(path)), None)
+        content, told = _read_safetensors(path)
+        return _checkpoint(find_model(content, path, copy), told, None)
     raw = _read_pickle(path)
     if not isinstance(raw, Mapping):
         raise WeightsError(f"{path} holds a {type(raw).__name__}, not a checkpoint dictionary")
-    state = next((raw[key] for key in _STATE_KEYS if isinstance(raw.get(key), Mapping)), raw)
-    return Checkpoint(_plain_keys(state), _image_size(raw.get("args")))
+    settings = [_as_mapping(raw.get(key)) for key in ("args", "hyper_parameters", "config")]
+    names = [s.get(key) for s in settings for key in _MODEL_NAMES]
+    sizes = [s.get("input_size") for s in settings]
+    told = next((name for name in names if isinstance(name, str) and name), None)
+    size = next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    return _checkpoint(find_model(raw, path, copy), told, size)
 
 
-def build_vim(checkpoint: Checkpoint, path: Path) -> Vim:
-    """The model whose shapes the tensors have, with its weights loaded, in float32.
+def build_vim(checkpoint: Checkpoint, path: Path, words: list[Word] | None = None) -> BuiltVim:
+    """The module that the tensors and those who know say, with its weights, in float32.
 
-    Raises WeightsError that lists every missing, misshaped and unknown key.
+    words: of others than the file. Raises WeightsError that lists every missing, misshaped and
+    unknown key, or what is in doubt.
     """
-    config = read_config(checkpoint, path)
+    shapes = _read_shapes(checkpoint.state, path)
+    told = _told_family(checkpoint, path)
+    family, reason = decide(
+        checkpoint.state,
+        [*(words or []), *([told] if told else [])],
+        None if told else checkpoint.told,
+        path,
+    )
+    config = _config(shapes, checkpoint, family, path)
     with torch.device("meta"):
-        model = Vim(config)
-    state = {k: v for k, v in checkpoint.state.items() if not _CLASSIFIER.match(k)}
-    _check_keys(model.state_dict(), state, path)
+        model = family.module(config)
+    state = family.prepare(checkpoint.state, path)
+    expected = model.state_dict()
+    aside = sorted(key for key in state if key not in expected and _ASIDE.match(key))
+    state = {key: value for key, value in state.items() if key not in aside}
+    _check_keys(expected, state, family, path)
     model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    return model.requires_grad_(False).eval()
+    unused = ", ".join(dict.fromkeys(key.split(".")[0] for key in aside))
+    read = f"{checkpoint.place}; not used: {unused}" if unused else checkpoint.place
+    return BuiltVim(model.requires_grad_(False).eval(), family, reason, read)
 
 
-def read_config(checkpoint: Checkpoint, path: Path) -> VimConfig:
-    """Read the architecture off the tensor shapes.
+@dataclass(frozen=True)
+class _Shapes:
+    """What every family's tensors tell. positions: rows of pos_embed, whatever they are of."""
 
-    The stride follows from the grid side s and the image size: (size - patch) / (s - 1). Where the
-    file does not tell the size, an odd side means overlapping patches of half the patch size (image
-    sizes are multiples of 32, so s = size / patch is even, s = 2 size / patch - 1 is odd).
-    """
+    dim: int
+    channels: int
+    patch: int
+    positions: int
+    inner: int
+    d_state: int
+    dt_rank: int
+    d_conv: int
+    depth: int
+
+
+def _read_shapes(state: Mapping[str, Tensor], path: Path) -> _Shapes:
     try:
-        state = checkpoint.state
-        patch = state["patch_embed.proj.weight"].shape[-1]
-        positions, dim = state["pos_embed"].shape[1:]
+        dim, channels, *_, patch = state["patch_embed.proj.weight"].shape
+        positions, width = state["pos_embed"].shape[1:]
         inner, d_state = state["layers.0.mixer.A_log"].shape
         dt_rank = state["layers.0.mixer.dt_proj.weight"].shape[1]
         d_conv = state["layers.0.mixer.conv1d.weight"].shape[-1]
@@ -84,48 +149,85 @@ def read_config(checkpoint: Checkpoint, path: Path) -> VimConfig:
             f"{path} is not a Vim checkpoint (bimamba v2): {error} is missing or misshaped. "
             f"It holds {len(state)} tensors: {', '.join(sorted(state)[:8])}, …"
         ) from error
-    side = math.isqrt(positions - 1)
-    if side * side != positions - 1:
-        raise WeightsError(f"{path}: pos_embed has {positions} rows, not a square grid plus one")
-    if min(patch, dim, inner, d_state, dt_rank, d_conv) < 1 or depth > MAX_DEPTH:
+    sizes = (patch, dim, channels, inner, d_state, dt_rank, d_conv)
+    if min(sizes) < 1 or width != dim or depth > MAX_DEPTH:
         raise WeightsError(f"{path} has no usable architecture: {depth} layers of width {dim}")
-    stride, size = _stride_and_size(side, patch, checkpoint.image_size)
-    if stride < 1 or size > MAX_SIDE:
+    return _Shapes(dim, channels, patch, positions, inner, d_state, dt_rank, d_conv, depth)
+
+
+def _config(shapes: _Shapes, checkpoint: Checkpoint, family: Family, path: Path) -> VimConfig:
+    """The architecture.
+
+    The stride follows from the grid side s and the image size: (size - patch) / (s - 1). Where the
+    file does not tell the size, an odd side means overlapping patches of half the patch size, in
+    families that have them (image sizes are multiples of 32, so s = size / patch is even,
+    s = 2 size / patch - 1 is odd).
+    """
+    own = {**family.switches, **family.read(checkpoint.state)}
+    positions = shapes.positions - (own.get("cls", "middle") != "none")
+    side = math.isqrt(max(positions, 0))
+    if side * side != positions:
+        raise WeightsError(f"{path}: pos_embed has rows for {positions} patches, no square grid")
+    told = checkpoint.image_size
+    stride, size = _stride_and_size(side, shapes.patch, told, overlaps=family.overlaps)
+    if side < 1 or stride < 1 or size > MAX_SIDE:
         raise WeightsError(f"{path} is for images of {size} pixels, which cannot be served")
     return VimConfig(
-        dim=dim,
-        depth=depth,
+        dim=shapes.dim,
+        depth=shapes.depth,
         image_size=size,
-        patch_size=patch,
+        patch_size=shapes.patch,
         stride=stride,
-        d_state=d_state,
-        d_conv=d_conv,
-        dt_rank=dt_rank,
-        expand=inner // dim,
+        d_state=shapes.d_state,
+        d_conv=shapes.d_conv,
+        dt_rank=shapes.dt_rank,
+        expand=shapes.inner // shapes.dim,
+        channels=shapes.channels,
+        **own,
     )
 
 
-def _stride_and_size(side: int, patch: int, image_size: int | None) -> tuple[int, int]:
+def _stride_and_size(
+    side: int, patch: int, image_size: int | None, *, overlaps: bool
+) -> tuple[int, int]:
     if image_size is not None and side > 1 and (image_size - patch) % (side - 1) == 0:
         return (image_size - patch) // (side - 1), image_size
-    stride = patch // 2 if side % 2 else patch
+    stride = patch // 2 if overlaps and side % 2 else patch
     return stride, (side - 1) * stride + patch
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _checkpoint(found: FoundModel, told: str | None, image_size: int | None) -> Checkpoint:
+    return Checkpoint(found.state, found.place, told, image_size)
+
+
+def _told_family(checkpoint: Checkpoint, path: Path) -> Word | None:
+    """What the file's own `args.model` says. Raises WeightsError for a form of no module here."""
+    if checkpoint.told is None:
+        return None
+    try:
+        family = told_family(checkpoint.told)
+    except UncomputedForm as error:
+        raise WeightsError(
+            f"{path}: its args.model {checkpoint.told!r} says {error}, which is not computed here"
+        ) from error
+    return Word(f"its args.model {checkpoint.told!r}", family) if family else None
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[object, object], str | None]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors: Mapping[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[object, object] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-    return tensors
+    return tensors, next((metadata[key] for key in _MODEL_NAMES if metadata.get(key)), None)
 
 
 def _read_pickle(path: Path) -> object:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_ADMITTED):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
@@ -138,20 +240,15 @@ def _read_pickle(path: Path) -> object:
         ) from error
 
 
-def _plain_keys(state: Mapping[str, object]) -> dict[str, Tensor]:
-    return {
-        key.removeprefix("module."): value
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
+def _as_mapping(settings: object) -> Mapping[str, object]:
+    if isinstance(settings, argparse.Namespace):
+        return vars(settings)
+    return settings if isinstance(settings, Mapping) else {}
 
 
-def _image_size(args: object) -> int | None:
-    size = getattr(args, "input_size", None)
-    return size if isinstance(size, int) and size > 0 else None
-
-
-def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+def _check_keys(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], family: Family, path: Path
+) -> None:
     shapes = {key: tuple(value.shape) for key, value in expected.items()}
     missing = [key for key in shapes if key not in found]
     unknown = [key for key in found if key not in shapes]
@@ -160,10 +257,22 @@ def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pat
         for key, shape in shapes.items()
         if key in found and tuple(found[key].shape) != shape
     ]
+    whole = [
+        f"{key} is {found[key].dtype}"
+        for key in shapes
+        if key in found and not found[key].is_floating_point()
+    ]
     problems = [
         f"{title}: {', '.join(keys)}"
-        for title, keys in (("missing", missing), ("misshaped", misshaped), ("unknown", unknown))
+        for title, keys in (
+            ("missing", missing),
+            ("misshaped", misshaped),
+            ("unknown", unknown),
+            ("no floating-point numbers", whole),
+        )
         if keys
     ]
     if problems:
-        raise WeightsError(f"{path} does not fit Vim (bimamba v2). " + "; ".join(problems))
+        raise WeightsError(
+            f"{path} does not fit {family.name} (bimamba v2). " + "; ".join(problems)
+        )

@@ -7,11 +7,13 @@ tensors that repeat one number, or by an architecture without end.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vim_embed.errors import WeightsError
@@ -45,6 +47,35 @@ def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     numbers = sum(tensor.numel() for tensor in state.values())
     if numbers > MAX_NUMBERS:
         raise WeightsError(f"{path} holds {numbers} numbers, over the limit of {MAX_NUMBERS}")
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+    """Look for NaN and infinite values, or those that `dtype` cannot hold. Raises WeightsError."""
+    bad = [name for name, tensor in state.items() if not _finite(tensor)]
+    if bad:
+        raise WeightsError(
+            f"{path} holds NaN or infinite values in {_first(bad)}: its training diverged or the "
+            f"file is damaged; use another checkpoint"
+        )
+    large = torch.finfo(dtype).max if dtype else math.inf
+    over = [n for n, t in state.items() if t.numel() and float(t.abs().amax()) > large]
+    if over:
+        name = str(dtype).removeprefix("torch.")
+        raise WeightsError(
+            f"{path} holds values too large for {name} in {_first(over)}: use --dtype float32"
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Of the least and the largest value, which NaN would be; one pass and no array between."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    return all(math.isfinite(float(value)) for value in tensor.float().aminmax())
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _check_safetensors(path: Path, size: int) -> None:

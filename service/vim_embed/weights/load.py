@@ -13,21 +13,24 @@ import torch
 from vim_embed.errors import WeightsError
 from vim_embed.inference.embedder import Embedder, FusedBackbone
 from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
-from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig, init_random
+from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, supports
 from vim_embed.types.devices import is_ieee, resolve_device, resolve_dtype
-from vim_embed.types.model_info import ModelInfo, Weights
+from vim_embed.types.model_info import POOLINGS, ModelInfo, Weights
 from vim_embed.types.preprocessing import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
+from vim_embed.types.token_layout import TokenLayout
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 from vim_embed.weights.checkpoint import build_vim, read_checkpoint
 from vim_embed.weights.download_progress import Tell
-from vim_embed.weights.file_limits import check_file
+from vim_embed.weights.families import ARCHITECTURES, FAMILIES, Word, published_family
+from vim_embed.weights.file_limits import check_file, check_finite
 from vim_embed.weights.hub import Located, digest_files, locate
 
 if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not need
     from vim_embed.models.vit import Vit
 
 _LOG = logging.getLogger(__name__)
+_OF_NAME = "the model's name"
 BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless set
 
 
@@ -36,6 +39,10 @@ class _Built:
     module: Vim | Vit
     weights: Weights
     preprocessing: Preprocessing
+    family: str
+    reason: str
+    classifier: str | None
+    any_size: bool
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,11 @@ def load_model(
     """Load a model for use in this process.
 
     name: a catalogue name or its Hub id, or any name if `weights` is given: a path, or
-    `org/repo[@revision][:file]`. device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32",
-    "float32-ieee", "float16", "bfloat16". backend: see kernels/select.py. random_weights: seeded
-    random weights, for demos and tests only. exact_rows: of every batch in exact mode, as the
-    service's setting; 0: 1 on a CPU, 32 on CUDA.
+    `org/repo[@revision][:file]`, after `FAMILY:` where the file does not tell it (docs/models.md).
+    device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32", "float32-ieee", "float16",
+    "bfloat16". backend: see kernels/select.py. random_weights: seeded random weights, for demos
+    and tests only. exact_rows: of every batch in exact mode, as the service's setting; 0: 1 on a
+    CPU, 32 on CUDA.
 
     Raises ModelArgumentError, WeightsError, BackendUnavailable or ValueError, each naming the fix.
     """
@@ -99,15 +107,22 @@ def load_entry(
     if entry.dtype:
         dtype, ieee = resolve_dtype(entry.dtype), is_ieee(entry.dtype)
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
+    check_finite(built.module.state_dict(), Path(built.weights.source), dtype)
     compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
         compute = _choose(built.module, backend, device, dtype, ieee=ieee)
     module = built.module.to(device=device, dtype=dtype)
+    size = built.preprocessing.image_size
     info = ModelInfo(
         name=entry.name,
         aliases=entry.aliases,
         kind="vim" if isinstance(module, Vim) else "vit",
+        family=built.family,
+        family_reason=built.reason,
         dim=module.dim,
+        features_dim=module.features_dim if built.classifier else 0,
+        classifier=built.classifier,
+        poolings=_poolings(module.layout(size, size), built.classifier),
         dtype=str(dtype).removeprefix("torch.") + "-ieee" * ieee,
         device=str(device),
         backend=compute.backend,
@@ -115,13 +130,19 @@ def load_entry(
         weights=built.weights,
         preprocessing=built.preprocessing,
         min_size=module.min_size,
-        any_size=isinstance(module, Vim),
+        any_size=built.any_size,
     )
     model = Embedder(info, module, device, compute.fused)
     if device.type == "cuda":
         model.use_graphs(batch_rows or BATCH_ROWS["cuda"])
     model.settle_exact(exact_rows)
     return model
+
+
+def _poolings(layout: TokenLayout, classifier: str | None) -> tuple[str, ...]:
+    """What a model's final tokens can be made into."""
+    has = {"cls": layout.cls is not None, "registers": layout.registers, "features": classifier}
+    return tuple(pooling for pooling in POOLINGS if has.get(pooling, True))
 
 
 def _choose(
@@ -179,18 +200,44 @@ def _read(entry: CatalogueEntry, found: Located) -> _Built:
     if found.kind == "vit":
         from vim_embed.models.vit import load_vit, read_preprocessing
 
+        if entry.family or entry.copy:
+            raise WeightsError(f"{found.path} is a folder of a ViT: name no family before it")
         vit = load_vit(found.path)
-        return _Built(vit, weights, read_preprocessing(found.path, vit.image_size))
-    vim = build_vim(read_checkpoint(found.path), found.path)
-    _check_architecture(entry, vim.config, found.path)
-    return _Built(vim, weights, replace(VIM_PREPROCESSING, image_size=vim.config.image_size))
+        spec = read_preprocessing(found.path, vit.image_size)
+        return _Built(vit, weights, spec, "vit", "its config.json", "cls", any_size=False)
+    built = build_vim(read_checkpoint(found.path, entry.copy), found.path, _words(entry, found))
+    config = built.module.config
+    _check_architecture(entry, config, found.path)
+    return _Built(
+        built.module,
+        replace(weights, tensors=built.read),
+        replace(VIM_PREPROCESSING, image_size=config.image_size),
+        built.family.name,
+        built.reason,
+        built.family.classifier,
+        any_size=True,
+    )
+
+
+def _words(entry: CatalogueEntry, found: Located) -> list[Word]:
+    """Who says which family a file is of, beside the file itself."""
+    words = []
+    if entry.family:
+        words.append(Word("your setting", FAMILIES[entry.family]))
+    if entry.architecture in ARCHITECTURES:
+        words.append(Word(f"the name {entry.architecture}", ARCHITECTURES[entry.architecture][0]))
+    for what, name in (("file", found.path.name), ("repository", entry.repo)):
+        family = published_family(name) if name else None
+        if family is not None:
+            words.append(Word(f"the name of its {what} ({name})", family))
+    return words
 
 
 def _check_architecture(entry: CatalogueEntry, config: VimConfig, path: Path) -> None:
-    wanted = VIM_CONFIGS.get(entry.architecture or "")
-    if wanted is None:
+    if entry.architecture not in ARCHITECTURES:
         return
-    for field in ("dim", "depth", "stride"):
+    wanted = ARCHITECTURES[entry.architecture][1]
+    for field in ("dim", "depth", "stride", "registers", "reduction"):
         have, want = getattr(config, field), getattr(wanted, field)
         if have != want:
             raise WeightsError(
@@ -206,10 +253,20 @@ def _random(entry: CatalogueEntry, seed: int) -> _Built:
         from vim_embed.models.vit import random_vit
 
         vit = random_vit(entry.architecture, seed)
-        return _Built(vit, _random_weights(vit, seed), VIT_PREPROCESSING)
-    vim = Vim(VIM_CONFIGS[entry.architecture])
+        weights = _random_weights(vit, seed)
+        return _Built(vit, weights, VIT_PREPROCESSING, "vit", _OF_NAME, "cls", any_size=False)
+    family, config = ARCHITECTURES[entry.architecture]
+    vim = family.module(config)
     init_random(vim, seed)
-    return _Built(vim.requires_grad_(False).eval(), _random_weights(vim, seed), VIM_PREPROCESSING)
+    return _Built(
+        vim.requires_grad_(False).eval(),
+        _random_weights(vim, seed),
+        replace(VIM_PREPROCESSING, image_size=config.image_size),
+        family.name,
+        _OF_NAME,
+        family.classifier,
+        any_size=True,
+    )
 
 
 def _random_weights(module: Vim | Vit, seed: int) -> Weights:

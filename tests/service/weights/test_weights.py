@@ -13,9 +13,11 @@ import torch
 from support.fixtures_vim import DATA, NAMES, load_fixture, raw_checkpoint, relative_l2
 from vim_embed import load_model
 from vim_embed.errors import WeightsError
-from vim_embed.weights.checkpoint import read_checkpoint, read_config
+from vim_embed.weights.checkpoint import build_vim, read_checkpoint
+from vim_embed.weights.families import FAMILIES, Word
 
 MICRO = raw_checkpoint("vim_micro")
+RELEASED = Word("this test", FAMILIES["vim"])
 
 
 def _variants() -> dict[str, dict[str, Any]]:
@@ -34,7 +36,7 @@ def _variants() -> dict[str, dict[str, Any]]:
 def test_pickled_layouts(name: str, tmp_path: Path) -> None:
     torch.save(_variants()[name], tmp_path / name)
     fixture = load_fixture("vim_micro")
-    model = load_model("mine", tmp_path / name, device="cpu")
+    model = load_model("mine", f"vim:{tmp_path / name}", device="cpu")
     bar = 1e-2 if name == "half.pth" else 1e-5
     assert relative_l2(model.embed(fixture.pixel_values), fixture.mean) < bar
     assert not model.info.weights.random
@@ -46,7 +48,7 @@ def test_safetensors(tmp_path: Path) -> None:
 
     save_file(MICRO["model"], tmp_path / "vim.safetensors")
     fixture = load_fixture("vim_micro")
-    model = load_model("mine", tmp_path / "vim.safetensors", device="cpu")
+    model = load_model("mine", f"vim:{tmp_path / 'vim.safetensors'}", device="cpu")
     assert relative_l2(model.embed(fixture.pixel_values), fixture.mean) < 1e-5
 
 
@@ -57,7 +59,7 @@ def test_architecture_is_read_off_the_shapes(
 ) -> None:
     content = raw_checkpoint(name)
     torch.save(content if told else content["model"], tmp_path / "vim.pth")
-    config = read_config(read_checkpoint(tmp_path / "vim.pth"), tmp_path)
+    config = build_vim(read_checkpoint(tmp_path / "vim.pth"), tmp_path, [RELEASED]).module.config
     assert (config.stride, config.image_size) == (stride, size)
     assert config.dim == content["model"]["cls_token"].shape[-1]
 
@@ -80,7 +82,7 @@ def test_missing_misshaped_and_unknown_keys_are_listed(tmp_path: Path) -> None:
     state["layers.0.mixer.extra"] = torch.ones(1)
     torch.save(state, tmp_path / "odd.pth")
     with pytest.raises(WeightsError) as error:
-        load_model("mine", tmp_path / "odd.pth")
+        load_model("mine", f"vim:{tmp_path / 'odd.pth'}")
     message = str(error.value)
     assert "missing: layers.2.mixer.A_b_log" in message
     assert "norm_f.weight is (3,), not (64,)" in message

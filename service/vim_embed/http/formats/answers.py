@@ -51,6 +51,7 @@ def provenance(info: ModelInfo, options: EmbedOptions) -> Mapping[str, str]:
         "model": info.name,
         "revision": info.weights.revision or "",
         "weights_digest": info.weights.digest,
+        "family": info.family,
         "preprocessing_digest": spec.digest,
         "pooling": options.pooling,
         "dtype": info.dtype,

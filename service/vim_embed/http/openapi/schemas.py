@@ -56,6 +56,7 @@ class Provenance(_Answer):
     model: str
     revision: str
     weights_digest: str
+    family: str
     preprocessing_digest: str
     pooling: str
     dtype: str
@@ -91,6 +92,7 @@ class WeightsEntry(_Answer):
     file: str | None
     digest: str
     random: bool
+    tensors: str
 
 
 class PreprocessingEntry(_Answer):
@@ -118,7 +120,11 @@ class ModelEntry(_Answer):
     pinned: bool
     degraded: dict[str, str]
     kind: str | None = None
+    family: str | None = None
+    family_reason: str | None = None
     dim: int | None = None
+    features_dim: int | None = None
+    classifier: str | None = None
     dtype: str | None = None
     device: str | None = None
     backend: str | None = None

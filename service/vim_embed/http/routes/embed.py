@@ -54,7 +54,7 @@ class EmbedQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="a loaded model's name or Hub id")
-    pooling: str = Field("mean", description="mean, cls or patch-mean")
+    pooling: str = Field("mean", description="one of the model's poolings")
     layers: str | None = Field(None, description="blocks, residual, leaves or all")
     dtype: Literal["float32", "float16"] = Field("float32", description="dtype of the answer")
     encoding: Literal["float", "base64"] = Field("float", description="of arrays in JSON")

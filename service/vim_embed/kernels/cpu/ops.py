@@ -25,6 +25,7 @@ from vim_embed.kernels.reference import ReferenceOps
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 SELF_TEST_TOLERANCE = 1e-5
+_OPEN_GATE = 1.278464542761074  # silu(x) = 1
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
@@ -107,17 +108,18 @@ class CpuOps:
         self._library.vim_conv_silu(ctypes.byref(arguments))
         return out.to(x.dtype)
 
-    def scan(self, forward: Direction, backward: Direction, z: Tensor) -> Tensor:
-        gate = _rows(z)
+    def scan(self, forward: Direction, backward: Direction, z: Tensor | None) -> Tensor:
+        shape = forward.u.shape
+        gate = _open_gate(shape) if z is None else _rows(z)
         ready = [_ready(forward), _ready(backward)]
-        out = torch.empty(z.shape, dtype=torch.float32)
+        out = torch.empty(shape, dtype=torch.float32)
         arguments = _Scan(
             *(_pointers(direction) for direction in ready),
             *(gate.data_ptr(), *gate.stride()[:2]),
-            *(out.data_ptr(), *z.shape, forward.A.shape[1], torch.get_num_threads()),
+            *(out.data_ptr(), *shape, forward.A.shape[1], torch.get_num_threads()),
         )
         self._library.vim_scan(ctypes.byref(arguments))
-        return out.to(z.dtype)
+        return out.to(forward.u.dtype)
 
 
 def prebuild(
@@ -161,6 +163,11 @@ def _rows(tensor: Tensor) -> Tensor:
     """float32 with contiguous channels; the tensor itself if it is that already."""
     tensor = tensor.float()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _open_gate(shape: torch.Size) -> Tensor:
+    """(B, L, E) of the one number whose SiLU is 1: the kernel always gates. A view of one row."""
+    return torch.full(shape[2:], _OPEN_GATE).expand(shape)
 
 
 def _ready(d: Direction) -> Direction:

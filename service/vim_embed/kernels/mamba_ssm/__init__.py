@@ -68,14 +68,14 @@ class MambaSsmOps:
         out: Tensor = causal_conv1d_fn(channels_first, weight, bias, activation="silu")
         return _flip(out, reverse).transpose(1, 2).contiguous()
 
-    def scan(self, forward: Direction, backward: Direction, z: Tensor) -> Tensor:
-        gate = z.transpose(1, 2).contiguous()
+    def scan(self, forward: Direction, backward: Direction, z: Tensor | None) -> Tensor:
+        gate = None if z is None else z.transpose(1, 2).contiguous()
         y = _scan(forward, gate, reverse=False) + _scan(backward, gate, reverse=True)
         return (0.5 * y).transpose(1, 2).contiguous()
 
 
-def _scan(inputs: Direction, z: Tensor, *, reverse: bool) -> Tensor:
-    """Gated y (B, E, L) of one direction; z (B, E, L)."""
+def _scan(inputs: Direction, z: Tensor | None, *, reverse: bool) -> Tensor:
+    """y (B, E, L) of one direction, gated by z (B, E, L) where there is one."""
     import selective_scan_cuda
 
     def turned(tensor: Tensor) -> Tensor:
@@ -84,7 +84,9 @@ def _scan(inputs: Direction, z: Tensor, *, reverse: bool) -> Tensor:
     b, c = (turned(states).unsqueeze(1) for states in (inputs.B, inputs.C))
     bias, skip = inputs.delta_bias.float(), inputs.D.float()
     arguments: tuple[Any, ...] = (turned(inputs.u), turned(inputs.delta), inputs.A.float(), b, c)
-    out: Tensor = selective_scan_cuda.fwd(*arguments, skip, _flip(z, reverse), bias, True)[2]
+    gate = None if z is None else _flip(z, reverse)
+    outputs = selective_scan_cuda.fwd(*arguments, skip, gate, bias, True)  # out, states, gated
+    out: Tensor = outputs[0 if gate is None else 2]
     return _flip(out, reverse)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,10 +143,16 @@ def test_a_cache_that_cannot_be_written_is_no_error(
         ({"dim": 48}, "inner width 96"),
         ({"dim": 192, "dt_rank": 80}, "rank 80"),
         ({"patch_size": 14}, "patch size 14"),
+        ({"channels": 5}, "5 channels"),
+        ({"cls": "first"}, "not in the middle"),
+        ({"averaged": False}, "added, not averaged"),
+        ({"registers": 4}, "4 registers"),
+        ({"rope": True}, "rotated"),
+        ({"mixer_norm": True}, "norm of its own"),
     ],
 )
-def test_unsupported_shapes_are_named(change: dict[str, int], reason: str) -> None:
-    config = VimConfig(**{"dim": 64, "depth": 1, **change})
+def test_unsupported_shapes_are_named(change: dict[str, Any], reason: str) -> None:
+    config = replace(VimConfig(dim=64, depth=1), **change)
     works, why = supports(config, torch.float16, "cuda")
     assert not works
     assert reason in why

@@ -1,0 +1,222 @@
+"""Which family a checkpoint is of: decided by those who know, recorded, and refused in doubt."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.fixtures_vim import DATA, RELATIVES, load_arrays, load_fixture, relative_l2
+from support.fixtures_vim import raw_checkpoint as raw
+from vim_embed import load_model
+from vim_embed.errors import WeightsError
+from vim_embed.weights.catalogue import CATALOGUE, ModelArgumentError, parse_model
+from vim_embed.weights.families import ARCHITECTURES, FAMILIES, told_family
+from vim_embed.weights.load import load_entry
+
+MICRO = raw("vim_micro")
+LONG = "vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed"
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def with_args(model: str) -> dict[str, Any]:
+    return {"model": MICRO["model"], "args": argparse.Namespace(model=model, input_size=64)}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_every_fixture_loads_as_what_it_is(name: str) -> None:
+    model = load_model("mine", DATA / f"{name}.pth", device="cpu")
+    expected = load_arrays(name)
+    assert relative_l2(model.embed(expected["pixel_values"]), expected["mean"]) < 1e-5
+    assert model.info.family == RELATIVES[name]
+    assert model.info.family_reason
+    assert model.info.classifier == FAMILIES[RELATIVES[name]].classifier
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("fastvim_pooled", "pools tokens inside the scan"),
+        ("videomamba_video", "video model"),
+    ],
+)
+@pytest.mark.parametrize("word", ["", "vim:", "videomamba:", "fastvim:"])
+def test_near_relatives_are_refused(file: str, says: str, word: str) -> None:
+    with pytest.raises(WeightsError, match=says):
+        load_model("mine", f"{word}{DATA / file}.pth", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        (f"{LONG}_with_midclstok_div2", "vim"),
+        (f"{LONG}_with_middle_cls_token_div2", "vim"),
+        ("vim_tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+         "vim"),
+        (f"{LONG}_with_midclstok", "vim-sum"),
+        (f"{LONG}_with_cls_token_div2", "vim-front"),
+        (f"{LONG}_with_cls_token", "vim-front-sum"),
+        (f"{LONG}_with_noclstok_div2", "vim-nocls"),
+        (f"{LONG}", "vim-nocls-sum"),
+        (f"{LONG}_rope_also_residual_with_cls_token", "vim-rope-front-sum"),
+        (f"{LONG}_rope_also_residual_with_cls_token_div2", "vim-rope-front"),
+        (f"{LONG}_rope_also_residual", "vim-rope-nocls-sum"),
+        ("vim_micro", "vim"),
+        ("videomamba_tiny", "videomamba"),
+        ("mambar_base_patch16_224", "mamba-reg"),
+        ("vim_tiny_patch16_224", None),
+        (f"{LONG}_with_registers", None),
+        (f"{LONG}_if_bidirectional_with_midclstok_div2", None),
+        ("deit_small_patch16_224", None),
+    ],
+)  # fmt: skip
+def test_names_of_training_scripts(model: str, family: str | None) -> None:
+    found = told_family(model)
+    assert (found.name if found else None) == family
+
+
+@pytest.mark.parametrize("model", ["deit_tiny", f"{LONG}_with_registers", "vim_tiny_patch16_224"])
+def test_a_name_that_tells_nothing_is_in_doubt(model: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", with_args(model))
+    with pytest.raises(WeightsError, match=f"may be any of vim, .*'{model}' is no name"):
+        load_model("mine", path, device="cpu")
+    assert load_model("mine", f"vim-front:{path}", device="cpu").info.family == "vim-front"
+
+
+def test_a_form_that_no_module_computes_is_refused_by_name(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", with_args(f"{LONG}_rope_also_residual_with_midclstok"))
+    with pytest.raises(WeightsError, match=r"vim-rope-sum .* not computed here"):
+        load_model("mine", path, device="cpu")
+
+
+@pytest.mark.parametrize("content", [MICRO["model"], {"model": MICRO["model"]}])
+def test_in_doubt_nothing_is_guessed(content: object, tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.pth", content)
+    with pytest.raises(WeightsError, match=r"vim, vim-sum, .*videomamba.*NAME=vim:PATH"):
+        load_model("mine", path, device="cpu")
+    fixture = load_fixture("vim_micro")
+    said = load_model("mine", f"vim:{path}", device="cpu")
+    assert relative_l2(said.embed(fixture.pixel_values), fixture.mean) < 1e-5
+    assert (said.info.family, said.info.family_reason) == ("vim", "your setting")
+    other = load_model("mine", f"videomamba:{path}", device="cpu")
+    assert relative_l2(other.embed(fixture.pixel_values), fixture.mean) > 1e-1
+
+
+@pytest.mark.parametrize(
+    ("file", "family"),
+    [
+        ("vim_t_midclstok_76p1acc.pth", "vim"),
+        ("vim_t_midclstok_ft_78p3acc.pth", "vim"),
+        ("videomamba_t16_in1k_res224.pth", "videomamba"),
+        ("videomamba_s16_in1k_res224to448to576.pth", "videomamba"),
+    ],
+)
+def test_published_names(file: str, family: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / file, {"model": MICRO["model"]})
+    info = load_model("mine", path, device="cpu").info
+    assert info.family == family
+    assert file in info.family_reason
+
+
+def test_tensors_that_tell(tmp_path: Path) -> None:
+    head = {"distill_head.0.weight": torch.ones(64)}
+    path = saved(tmp_path / "x.pth", {"model": {**MICRO["model"], **head}})
+    info = load_model("mine", path, device="cpu").info
+    assert (info.family, info.family_reason) == ("videomamba", "its distillation head")
+    rope = raw("vim_rope_micro")["model"]
+    info = load_model("mine", saved(tmp_path / "r.pth", rope), device="cpu").info
+    assert info.family == "vim-rope-front-sum"
+
+
+@pytest.mark.parametrize(
+    ("word", "model", "says"),
+    [
+        ("videomamba", f"{LONG}_with_midclstok_div2", "says videomamba, but its args.model"),
+        ("vim", "videomamba_small", "says vim, but its args.model"),
+        ("mamba-reg", "vim_micro", "says mamba-reg, but its tensors are those of vim or"),
+        ("vim-nocls", "vim_micro", "says vim-nocls, but its tensors"),
+    ],
+)
+def test_contradictions(word: str, model: str, says: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", with_args(model))
+    with pytest.raises(WeightsError, match=says):
+        load_model("mine", f"{word}:{path}", device="cpu")
+
+
+def test_a_catalogue_name_is_a_word_too(tmp_path: Path) -> None:
+    """`vim-tiny=PATH` says the released form; a file that says otherwise is refused."""
+    path = saved(tmp_path / "x.pth", with_args("videomamba_tiny"))
+    with pytest.raises(WeightsError, match=r"vim-tiny says vim, but its args\.model"):
+        load_model("vim-tiny", path, device="cpu")
+
+
+def test_one_computation_under_two_names_is_no_contradiction(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", with_args("videomamba_tiny"))
+    info = load_model("mine", f"vim-front-sum:{path}", device="cpu").info
+    assert info.family == "vim-front-sum"
+    assert "args.model" in info.family_reason
+
+
+def test_a_mae_without_its_decoder(tmp_path: Path) -> None:
+    """Its class row of pos_embed stays first: read in sequence order it is another model."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(DATA / "fastvim_mae_micro.pth", weights_only=True)
+    encoder = {k: v for k, v in content["state_dict"].items() if "decoder" not in k}
+    del encoder["backbone.mask_token"]
+    path = saved(tmp_path / "x.ckpt", encoder)
+    with pytest.raises(WeightsError, match="may be any of fastvim, fastvim-mae"):
+        load_model("mine", path, device="cpu")
+    model = load_model("mine", f"fastvim-mae:{path}", device="cpu")
+    expected = load_arrays("fastvim_mae_micro")
+    assert relative_l2(model.embed(expected["pixel_values"]), expected["mean"]) < 1e-5
+    encoder["backbone.pos_embed"][0, 0] = 0  # as its authors fix it
+    model = load_model("mine", saved(path, encoder), device="cpu")
+    assert (model.info.family, "row 0" in model.info.family_reason) == ("fastvim-mae", True)
+
+
+def test_angles_of_another_rotation_are_refused(tmp_path: Path) -> None:
+    content = raw("vim_rope_micro")
+    content["model"]["rope.freqs_sin"] = content["model"]["rope.freqs_sin"] * 0.5
+    with pytest.raises(WeightsError, match="angles"):
+        load_model("mine", saved(tmp_path / "x.pth", content), device="cpu")
+
+
+def test_words_before_the_colon() -> None:
+    path = DATA / "vim_micro.pth"
+    entry = parse_model(f"mine=mamba-reg+ema:{path}")
+    assert (entry.family, entry.copy, entry.path) == ("mamba-reg", "ema", path)
+    entry = parse_model("mine=vim-front:org/repo@v1:a.pth")
+    assert (entry.family, entry.repo, entry.file) == ("vim-front", "org/repo", "a.pth")
+    with pytest.raises(
+        ModelArgumentError, match="'resnet' before the colon is no family: use one of vim, "
+    ):
+        parse_model(f"mine=resnet:{path}")
+
+
+def test_catalogue_entries_have_an_architecture_each() -> None:
+    for name, (family, config) in ARCHITECTURES.items():
+        assert CATALOGUE[name].architecture == name
+        with torch.device("meta"):
+            assert family.module(config).dim == config.dim
+    assert CATALOGUE["videomamba-middle-448"].file == "videomamba_m16_in1k_res224to448.pth"
+    assert CATALOGUE["mamba-reg-base"].repo is None
+    with pytest.raises(WeightsError, match="mamba-reg-base=PATH"):
+        load_entry(
+            CATALOGUE["mamba-reg-base"],
+            device=torch.device("cpu"), dtype=torch.float32, backend="auto",
+        )  # fmt: skip
+
+
+def test_names_keep_what_they_are_of(tmp_path: Path) -> None:
+    """A renamed copy of a file that says nothing is in doubt."""
+    copy = shutil.copy(DATA / "videomamba_micro.pth", tmp_path / "mine.pth")
+    with pytest.raises(WeightsError, match="nothing in it tells"):
+        load_model("mine", copy, device="cpu")
