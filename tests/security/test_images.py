@@ -86,6 +86,19 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def run_length_bmp(compression: int) -> bytes:
+    """A MiB of runs of one pixel: half a second in Pillow's reader."""
+    runs = b"\1\1" * 2**19
+    head = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 8, compression, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + head + bytes(1024) + runs
+
+
+def png_of_chunks(kind: bytes, content: bytes) -> bytes:
+    """A MiB of small chunks."""
+    data, small = saved("PNG"), chunk(kind, content)
+    return data[:33] + small * (2**20 // len(small)) + data[33:]
+
+
 def tiff_of_frames(frames: int) -> bytes:
     """Directories of one pixel each, one after the other."""
     tags = ((256, 1), (257, 1), (258, 8), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1))
@@ -115,6 +128,17 @@ def text_bomb() -> bytes:
 @pytest.mark.parametrize(
     ("data", "error", "says"),
     [
+        (run_length_bmp(1), UnsupportedMediaType, "run-length"),
+        (run_length_bmp(2), UnsupportedMediaType, "run-length"),
+        *[
+            (f"P{kind}\n9 9\n255\n".encode() + b"1 " * 600_000, UnsupportedMediaType, "plain text")
+            for kind in (1, 2, 3)
+        ],
+        (b"P6\n#" + b"x" * 2**20 + b"\n9 9 255\n", UnsupportedMediaType, "remarks"),
+        (b"P6\n9 9" + b"#x\n" * 2**18 + b"255\n", UnsupportedMediaType, "remarks"),
+        (b"P5" + b" " * 2**20 + b"9 9 255\n", UnsupportedMediaType, "remarks"),
+        (png_of_chunks(b"tEXt", b"a\0b"), PayloadTooLarge, "chunks"),
+        (png_of_chunks(b"IDAT", b""), PayloadTooLarge, "chunks"),
         (ico_bomb(), UnsupportedMediaType, "no image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", UnsupportedMediaType, "no image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedMediaType, "no image"),
@@ -129,6 +153,7 @@ def text_bomb() -> bytes:
         (text_bomb(), MalformedRequest, "damaged"),
     ],
     ids=[
+        "bmp 1", "bmp 2", "pnm 1", "pnm 2", "pnm 3", "remark", "remarks", "blanks", "texts", "data",
         "ico bomb", "eps", "svg", "zip", "bomb", "one over", "wide", "frames", "gif", "apng",
         "scans", "text",
     ],
@@ -150,3 +175,73 @@ def test_no_other_reader_is_asked() -> None:
     Image.init()
     with pytest.raises(UnsupportedMediaType):
         decode(saved("ICO"))
+
+
+def sixteen_bits(kind: str, channels: int) -> bytes:
+    """A picture of 12-bit content in 16-bit channels, as cameras and telescopes give it."""
+    values = np.random.default_rng(0).integers(0, 4096, (10, 20, channels)).astype(">u2")
+    if kind == "PNG":
+        rows = b"".join(b"\0" + row.tobytes() for row in values)
+        colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+        head = struct.pack(">IIBBBBB", 20, 10, 16, colour, 0, 0, 0)
+        parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    if kind == "PPM":
+        return b"P%d\n20 10\n4095\n" % (6 if channels == 3 else 5) + values.tobytes()
+    tags = {256: 20, 257: 10, 259: 1, 262: 2 if channels > 2 else 1, 273: 0, 277: channels, 278: 10,
+            279: values.nbytes}  # fmt: skip
+    return tiff(tags, [16] * channels, values.astype("<u2").tobytes())
+
+
+def tiff(tags: dict[int, int], bits: list[int], strip: bytes) -> bytes:
+    """One uncompressed strip."""
+    entries = [*tags, 258]
+    behind = 8 + 2 + 12 * len(entries) + 4
+    place = behind + 2 * len(bits)
+    tags[273] = place
+    out = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    for tag in sorted(entries):
+        if tag != 258:
+            out += struct.pack("<HHII", tag, 4, 1, tags[tag])
+        elif len(bits) > 2:
+            out += struct.pack("<HHII", tag, 3, len(bits), behind)
+        else:
+            out += struct.pack("<HHIHH", tag, 3, len(bits), *bits, *[0] * (2 - len(bits)))
+    return out + bytes(4) + struct.pack(f"<{len(bits)}H", *bits) + strip
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"),
+    [("PNG", 1), ("PNG", 2), ("PNG", 3), ("PNG", 4), ("TIFF", 1), ("TIFF", 3), ("TIFF", 4),
+     ("PPM", 1), ("PPM", 3)],
+)  # fmt: skip
+def test_more_than_eight_bits_are_refused(kind: str, channels: int) -> None:
+    """Pillow would keep the upper byte alone: nearly black, and no word of it."""
+    data = sixteen_bits(kind, channels)
+    Image.open(io.BytesIO(data)).load()  # a sound file
+    with pytest.raises(InvalidInput, match="stretch it to 8 bits"):
+        decode(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
+    """As the EXIF tag says, like data sets and browsers do."""
+    blocks = np.random.default_rng(1).integers(0, 256, (4, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(blocks).resize((64, 32), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    forms: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
+    }
+    options = forms.get(kind, {})
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+    }.get(orientation)  # fmt: skip
+    upright = picture if turn is None else picture.transpose(turn)
+    found = decode(saved(kind, picture, exif=exif, **options)).astype(int)
+    expected = decode(saved("PNG", upright)).astype(int)
+    assert np.abs(found - expected).max() <= (4 if kind == "JPEG" else 0)

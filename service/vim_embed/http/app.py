@@ -26,6 +26,7 @@ from vim_embed.http.error_answers import (
     on_invalid_parameters,
     on_service_error,
 )
+from vim_embed.http.formats.image_pool import DecoderPool
 from vim_embed.http.middleware import EmbedDirectly, RequestContext, RequireKey
 from vim_embed.http.routes import control, embed, page, v2, v2_state
 from vim_embed.http.routes import models as state
@@ -71,6 +72,8 @@ def create_app(
     app.state.service = service
     arena = app.state.arena = Arena.private(settings.inflight_bytes)
     service.trimming.rarely = arena.trim
+    decoders = app.state.decoders = DecoderPool()
+    service.on_drain = decoders.stop
     app.include_router(embed.router, tags=["Embedding"])
     app.include_router(control.router(settings, faults), tags=[_STATE])
     app.include_router(state.router, tags=[_STATE])

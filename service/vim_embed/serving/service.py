@@ -49,6 +49,7 @@ class Service:
         self.draining = False
         self.trimming = Trimming(lambda: metrics.utilisation.working_seconds)
         self._checks = IdleChecks(queue, self._ready_names, settings.check_interval)
+        self.on_drain: Callable[[], None] = lambda: None  # ends what would not be embedded any more
         self._loading: threading.Thread | None = None
         metrics.watch(queue, self.statuses, models.memory, self.degraded)
 
@@ -75,6 +76,7 @@ class Service:
         """Answer 503 to new work from now on; what is in flight goes on."""
         self.draining = True
         self.queue.stop_accepting()
+        self.on_drain()
 
     def stop(self) -> bool:
         """Finish what is in flight within the drain timeout. False if something was left."""

@@ -1,24 +1,23 @@
-"""Encoded images to pixels: decoded, converted to RGB and resized as the model's spec says.
+"""Encoded images to pixels: decoded, turned upright, converted to RGB and resized as the model's
+spec says. Runs in decoder processes (image_decoder.py), so numpy is imported only where it is used.
 
-Bounded by pixels, frames, JPEG scans, formats and time: a file of 36 bytes can ask for seconds of
-work and a gigabyte of memory.
+Bounded by pixels, frames, JPEG scans, PNG chunks and formats: a file of 36 bytes can ask for
+seconds of work and a gigabyte of memory. What a file is made of is looked at before Pillow opens
+it where Pillow's own look, in Python, is what takes so long.
 """
 
 from __future__ import annotations
 
 import io
-import threading
-import time
+import re
+import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from vim_embed.errors import (
-    DeadlineExceeded,
     InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
@@ -27,110 +26,166 @@ from vim_embed.errors import (
 )
 from vim_embed.types.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # Pillow reads many more, some through other programs (EPS) or without bounds (ICO): not here.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _START_OF_SCAN = b"\xff\xda"  # cannot occur within a scan
 _MAX_SCANS = 100  # each costs a pass over the whole picture; progressive files have about ten
-_LARGE_PIXELS = 8_000_000
-_LARGE_AT_ONCE = threading.BoundedSemaphore(2)  # a large image takes 16 bytes a pixel
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+# libpng writes a chunk for 8 KiB of pixels. So many are taken, and one more for so many bytes.
+_PNG_CHUNKS, _PNG_CHUNK_BYTES = 64, 1024
+_GAP = rb"(?:\s|#[^\n\r]{0,200}[\n\r]){1,40}"  # Pillow reads a byte at a time here
+_NUMBER = _GAP + rb"\d{1,10}"
+_BINARY_PNM = re.compile(rb"P4" + 2 * _NUMBER + rb"|P[56]" + 3 * _NUMBER)
+_PNM_KINDS = b"0123456fy"  # second bytes of what Pillow takes for one
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+_BITS_PER_SAMPLE = 258  # a TIFF tag
+_ORIENTATION = 0x0112  # an EXIF tag
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024  # of all decompressed remarks of a file
 
 
-class DecodeBudget:
-    """Pixels and seconds that the images of one request may take together."""
+class Large(Exception):
+    """An image of more pixels than may be decoded without a word to whoever counts memory."""
 
-    def __init__(self, pixels: int, seconds: float) -> None:
-        self._pixels = pixels
-        self._left = pixels
-        self.seconds = seconds
-        self._until = time.monotonic() + seconds
+    def __init__(self, pixels: int) -> None:
+        super().__init__(pixels)
+        self.pixels = pixels
 
-    @property
-    def seconds_left(self) -> float:
-        return max(0.0, self._until - time.monotonic())
 
-    def take(self, pixels: int) -> None:
-        """Before an image is decoded. Raises PayloadTooLarge or DeadlineExceeded."""
-        self._left -= pixels
-        if self._left < 0:
-            raise PayloadTooLarge(
-                f"the images have more than {self._pixels} pixels together: send fewer per request"
-            )
-        if time.monotonic() > self._until:
-            raise self.late()
+class Decoded(NamedTuple):
+    """Red, green and blue planes one after the other; pixels of the picture in its file."""
 
-    def late(self) -> DeadlineExceeded:
-        return DeadlineExceeded(f"decoding the images took longer than {self.seconds:.3g} s")
+    planes: bytes
+    pixels: int
 
 
 def decode_image(
-    data: bytes | memoryview,
-    spec: Preprocessing,
-    *,
-    max_pixels: int,
-    place: str = "the image",
-    budget: DecodeBudget | None = None,
+    data: bytes | memoryview, spec: Preprocessing, *, max_pixels: int, place: str = "the image"
 ) -> NDArray[np.uint8]:
     """Decode one image to (3, S, S) uint8 RGB at the model's native size S.
 
-    Raises UnsupportedMediaType, MalformedRequest, PayloadTooLarge, InvalidInput or
-    DeadlineExceeded; `place` names the image in their messages. Size (taken from `budget`), frames
-    and scans are checked before any pixel is decoded.
+    Raises UnsupportedMediaType, MalformedRequest, PayloadTooLarge or InvalidInput; `place` names
+    the image in their messages.
+    """
+    import numpy as np
+
+    size = spec.image_size
+    decoded = decode_planes(data, size, spec.interpolation, max_pixels=max_pixels, place=place)
+    return np.frombuffer(bytearray(decoded.planes), np.uint8).reshape(3, size, size)
+
+
+def decode_planes(
+    data: bytes | memoryview,
+    side: int,
+    interpolation: str,
+    *,
+    max_pixels: int,
+    place: str = "the image",
+    large: int | None = None,
+) -> Decoded:
+    """One image, at `side * side` pixels.
+
+    large: raise Large for an image of more pixels, before it is decoded. Else as `decode_image`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own size and metadata warnings
         try:
-            rgb = _decode(data, max_pixels, place, budget)
+            rgb = _decode(data, max_pixels, place, large)
         except UnidentifiedImageError as error:
             raise UnsupportedMediaType(
                 f"{place} is no image that can be read here: send PNG, JPEG, WebP or TIFF"
             ) from error
         except Image.DecompressionBombError as error:
             raise PayloadTooLarge(f"{place} has too many pixels: scale it down first") from error
-        except ServiceError:
+        except (ServiceError, Large):
             raise
+        except MemoryError as error:
+            raise PayloadTooLarge(
+                f"{place} takes more memory to decode than it may: save it anew"
+            ) from error
         except Exception as error:  # Pillow's readers raise whatever damaged files lead them to
             reason = str(error) or type(error).__name__
             raise MalformedRequest(f"{place} is damaged or cut short ({reason})") from error
-    side = spec.image_size
-    method = Image.Resampling[spec.interpolation.upper()]
-    resized = rgb.resize((side, side), resample=method)
-    return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
+    resized = rgb.resize((side, side), resample=Image.Resampling[interpolation.upper()])
+    planes = b"".join(band.tobytes() for band in resized.split())
+    return Decoded(planes, rgb.width * rgb.height)
 
 
 def _decode(
-    data: bytes | memoryview, max_pixels: int, place: str, budget: DecodeBudget | None
+    data: bytes | memoryview, max_pixels: int, place: str, large: int | None
 ) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check(image, max_pixels, place)
-        if image.format == "JPEG" and bytes(data).count(_START_OF_SCAN) > _MAX_SCANS:
+    raw = bytes(data)
+    _check_bytes(raw, place)
+    _check_pixels(_webp_pixels(raw), max_pixels, place, large)  # opening one takes its memory
+    with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+        _check_pixels(image.size, max_pixels, place, large)
+        _check(image, place)
+        upright: Image.Image = image
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode == "RGB":  # whose conversion is a copy
+            upright.load()
+            return upright
+        return upright.convert("RGB")
+
+
+def _check_bytes(data: bytes, place: str) -> None:
+    """What costs Pillow much more than it weighs, found without it. Raises ServiceError."""
+    if data.startswith(_PNG_HEAD):
+        most = _PNG_CHUNKS + len(data) // _PNG_CHUNK_BYTES
+        if sum(1 for _ in zip(_png_chunks(data), range(most + 1), strict=False)) > most:
+            raise PayloadTooLarge(f"{place} has over {most} PNG chunks: save it anew")
+    elif data.startswith(b"\xff\xd8"):
+        if data.count(_START_OF_SCAN) > _MAX_SCANS:
             raise PayloadTooLarge(f"{place} has over {_MAX_SCANS} scans: save it anew")
-        pixels = image.width * image.height
-        if budget is not None:
-            budget.take(pixels)
-        with _turn(budget) if pixels > _LARGE_PIXELS else nullcontext():
-            return image.convert("RGB")
+    elif data.startswith(b"BM"):
+        if data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
+            raise UnsupportedMediaType(
+                f"{place} is a run-length encoded BMP, which is not read here: save it as PNG"
+            )
+    elif data[:1] == b"P" and data[1:2] in _PNM_KINDS and not _BINARY_PNM.match(data):
+        raise UnsupportedMediaType(
+            f"{place} is a PNM in plain text, or with long remarks, which is not read here: save "
+            "it as PNG"
+        )
 
 
-@contextmanager
-def _turn(budget: DecodeBudget | None) -> Iterator[None]:
-    """One of the few large images that are decoded at once. Raises DeadlineExceeded."""
-    if not _LARGE_AT_ONCE.acquire(timeout=None if budget is None else budget.seconds_left):
-        assert budget is not None, "without one there is no end of waiting"
-        raise budget.late()
-    try:
-        yield
-    finally:
-        _LARGE_AT_ONCE.release()
+def _png_chunks(data: bytes) -> Iterator[int]:
+    place = len(_PNG_HEAD)
+    while place + 12 <= len(data):
+        yield place
+        place += 12 + struct.unpack_from(">I", data, place)[0]
 
 
-def _check(image: Image.Image, max_pixels: int, place: str) -> None:
-    width, height = image.size
+def _check_pixels(size: tuple[int, int], max_pixels: int, place: str, large: int | None) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise PayloadTooLarge(
             f"{place} has {width}×{height} pixels, over the limit of {max_pixels}: "
             f"scale it down first"
         )
+    if large is not None and width * height > large:
+        raise Large(width * height)
+
+
+def _webp_pixels(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP; of anything else none."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return 0, 0
+    kind, bits = data[12:16], int.from_bytes(data[21:25], "little")
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    return width, height
+
+
+def _check(image: ImageFile.ImageFile, place: str) -> None:
     if getattr(image, "is_animated", False):  # n_frames would read through all of them
         raise InvalidInput(f"{place} has several frames: send one frame each")
     if image.mode not in _EIGHT_BIT:
@@ -138,3 +193,29 @@ def _check(image: Image.Image, max_pixels: int, place: str) -> None:
             f"{place} has pixels of mode {image.mode}, which 8-bit RGB cannot hold: "
             f"stretch it to 8 bits first, or send a normalised float32 array"
         )
+    bits = _bits(image)
+    if bits > 8:
+        raise InvalidInput(
+            f"{place} has {bits} bits a channel, of which 8-bit RGB holds the upper 8 alone: "
+            "stretch it to 8 bits first, or send a normalised float32 array"
+        )
+
+
+def _bits(image: ImageFile.ImageFile) -> int:
+    """Bits of a channel in the file, of which Pillow keeps eight."""
+    if image.format == "TIFF":
+        tags: dict[int, object] = image.tag_v2  # type: ignore[attr-defined]
+        value = tags.get(_BITS_PER_SAMPLE, 1)
+        return max(value) if isinstance(value, tuple) else int(str(value))
+    told = [str(argument) for tile in image.tile for argument in _arguments(tile)]
+    if image.format == "PNG":
+        return 16 if any(";16" in raw_mode for raw_mode in told) else 8
+    if image.format == "PPM":
+        return max([int(value).bit_length() for value in told if value.isdigit()], default=8)
+    return 8
+
+
+def _arguments(tile: tuple[object, ...]) -> tuple[object, ...]:
+    """Of a decoder: a raw mode, or a tuple that holds one."""
+    given = tile[-1]
+    return given if isinstance(given, tuple) else (given,)

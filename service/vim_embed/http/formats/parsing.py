@@ -19,8 +19,7 @@ from vim_embed.errors import (
 from vim_embed.http.body.reading import RELEASES, Limits
 from vim_embed.http.body.workspace import Workspace
 from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
-from vim_embed.http.formats.image_pool import decode
-from vim_embed.http.formats.images import DecodeBudget
+from vim_embed.http.formats.image_pool import DecodeBudget, DecoderPool
 from vim_embed.http.formats.multipart import read_files
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray
@@ -80,7 +79,10 @@ async def parse_pixels(
                 read_files, body, request.headers["content-type"], limits.rows, workspace
             )
             files = [(f"image {row} ({name})", data) for row, (name, data) in enumerate(named)]
-        return await decode(files, model, budget, max_pixels=limits.image_pixels)
+        decoders: DecoderPool = request.app.state.decoders
+        return await decoders.decode(
+            files, model.preprocessing, budget, workspace, max_pixels=limits.image_pixels
+        )
 
 
 @contextmanager

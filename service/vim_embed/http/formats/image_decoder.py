@@ -1,0 +1,115 @@
+"""A decoder process: reads encoded images from standard input, writes pixels to shared memory.
+
+Started by image_pool.py, and ended by it at any time; whatever an image makes Pillow do, it does it
+here, within a CPU time and memory of its own. It sees no other request's images.
+
+For each image comes a line of JSON (an Order) and the file's bytes; back goes a line of JSON:
+{"pixels": N} once its planes are in the shared memory, {"large": N} for an image that needs leave
+first, or {"code", "message"} of a ServiceError.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import resource
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vim_embed.errors import ServiceError
+from vim_embed.http.formats.images import Large, decode_planes
+
+_MIB = 1024 * 1024
+_EVERYDAY = 64 * _MIB  # of memory that an image may take, whatever its size,
+_OF_FILE = 4  # and for each byte of its file,
+_OF_PIXEL = 20  # and of its picture: two copies in four channels, two in three, and some
+_PAGE = resource.getpagesize()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What to do with the bytes that follow.
+
+    large: pixels from which on leave is asked for. place: what messages call the image. slot: of
+    the shared memory, whose size is `shared`. seconds: of CPU time.
+    """
+
+    size: int
+    side: int
+    interpolation: str
+    max_pixels: int
+    large: int
+    seconds: float
+    place: str
+    slot: int
+    shared: int
+
+
+class Decoder:
+    """Decodes one image after the other into slots of the shared memory `fd`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._shared: mmap.mmap | None = None
+
+    def answer(self, order: Order, data: bytes) -> dict[str, object]:
+        _limit(order)
+        try:
+            decoded = decode_planes(
+                data,
+                order.side,
+                order.interpolation,
+                max_pixels=order.max_pixels,
+                place=order.place,
+                large=order.large,
+            )
+        except Large as large:
+            return {"large": large.pixels}
+        except ServiceError as error:
+            return {"code": error.code, "message": error.message}
+        finally:
+            _unlimited()
+        self._write(order, decoded.planes)
+        return {"pixels": decoded.pixels}
+
+    def _write(self, order: Order, pixels: bytes) -> None:
+        if self._shared is None or len(self._shared) != order.shared:
+            self._shared = mmap.mmap(self._fd, order.shared)
+        begin = order.slot * len(pixels)
+        self._shared[begin : begin + len(pixels)] = pixels
+
+
+def _limit(order: Order) -> None:
+    """Let this process end when the image takes more CPU time; give it no more memory than this.
+
+    The CPU time by a timer: RLIMIT_CPU counts whole seconds.
+    """
+    signal.setitimer(signal.ITIMER_PROF, order.seconds)
+    pixels = min(order.max_pixels, order.large)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
+    most = now + _EVERYDAY + _OF_FILE * order.size + _OF_PIXEL * pixels
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+def _unlimited() -> None:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    """Decode until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    decoder = Decoder(int(sys.argv[1]))
+    connection = socket.socket(fileno=sys.stdin.fileno())
+    with connection.makefile("rb") as orders:
+        for line in orders:
+            order = Order(**json.loads(line))
+            reply = decoder.answer(order, orders.read(order.size))
+            connection.sendall(json.dumps(reply).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
