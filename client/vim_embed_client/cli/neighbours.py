@@ -28,7 +28,11 @@ from vim_embed_client.scoring.pairing import below_common_folder, pair, usable_r
 if TYPE_CHECKING:
     from vim_embed_client.figures.sheet import Sheet
 
-_IMAGES = click.Path(exists=True, path_type=Path)
+
+def _images(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.startswith("hf:") and not Path(value).exists():
+        raise click.BadParameter(f"{value} does not exist")
+    return value
 
 
 @click.command()
@@ -39,11 +43,12 @@ _IMAGES = click.Path(exists=True, path_type=Path)
     type=click.Path(path_type=Path, dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
 )  # fmt: skip
 @click.option(
-    "--images", metavar="FOLDER|FILE.npy", type=_IMAGES,
-    help="Where the images are.  [default: where the ids say]",
+    "--images", metavar="FOLDER|FILE|hf:SET", callback=_images,
+    help="Where the images are: a folder, or a source that was embedded.  [default: where the ids "
+    "say]",
 )  # fmt: skip
 @click.option(
-    "--second-images", metavar="FOLDER|FILE.npy", type=_IMAGES,
+    "--second-images", metavar="FOLDER|FILE|hf:SET", callback=_images,
     help="Other images for the second file's neighbours, such as another telescope's.",
 )  # fmt: skip
 @click.option(
@@ -64,8 +69,8 @@ def neighbours(
     first: str,
     second: str | None,
     output: Path,
-    images: Path | None,
-    second_images: Path | None,
+    images: str | None,
+    second_images: str | None,
     k: int,
     asked: tuple[str, ...],
     count: int,
@@ -79,7 +84,8 @@ def neighbours(
 
     FIRST, and SECOND if it is given, are files that `vim-embed score` takes. With two, the
     neighbours in both stand one above the other, and those that agree are marked. Images are
-    found through the ids that `vim-embed embed` wrote, in --images if given.
+    found through the ids that `vim-embed embed` wrote, in --images if given, and are shown as the
+    model saw them: read with the options that the file records.
     """
     if second_images is not None and second is None:
         raise click.UsageError("--second-images needs a second file of embeddings")
@@ -130,7 +136,7 @@ def _drawn(n: int, count: int, seed: int) -> list[int]:
 
 
 def _sheet(
-    files: Sequence[EmbeddingFile], sources: Sequence[Path | None], queries: list[int], k: int
+    files: Sequence[EmbeddingFile], sources: Sequence[str | None], queries: list[int], k: int
 ) -> Sheet:
     from vim_embed_client.figures.images import Images
     from vim_embed_client.figures.sheet import Sheet
@@ -147,8 +153,14 @@ def _sheet(
         images=views,
         queries=queries,
         neighbours=[neighbours_of(file.embeddings, queries, k) for file in files],
-        labels=numbered if ids is None else below_common_folder(ids),
+        labels=numbered if ids is None else _labels(ids),
     )
+
+
+def _labels(ids: Sequence[str]) -> list[str]:
+    """Ids without the folder that all have in common; rows of one file keep its name."""
+    short = zip(ids, below_common_folder(ids), strict=True)
+    return [Path(name).name if label.startswith(".#") else label for name, label in short]
 
 
 def _draw(sheet: Sheet, output: Path) -> None:

@@ -1,17 +1,28 @@
-"""Finds the image of each row of an embedding file, and makes it fit to be shown."""
+"""Finds the image of each row of an embedding file, and shows it as the model saw it.
+
+Rows are read by the reader, and with the options, that embedded them: these are in the file.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vim_embed_client.bulk.sources.arrays import open_array
+from vim_embed_client.bulk.sources.faults import named
+from vim_embed_client.bulk.sources.huggingface import PREFIX
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.reader import Item, Reader
+from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
@@ -21,30 +32,42 @@ Picture = NDArray[np.uint8]
 
 _ARRAY = ".npy"
 _INDEXED = re.compile(r"^(?P<path>.+)#(?P<index>\d+)$")
+_ENDS_OF_PATHS = re.compile(r"[#:\[/]|$")
 _STRETCH = (0.5, 99.5)  # percentiles that become black and white
 _LARGEST = 384  # pixels of a side, more than is printed
-_HINT = "give --images the folder that they are in, or a .npy stack with an image for each row"
+_HINT = (
+    "give --images the folder that they are in, the file or data set (hf:…) that was embedded, or "
+    "a .npy stack with an image for each row"
+)
 
 
 class Images:
     """The images of an embedding file's rows.
 
-    source: a folder, a .npy stack (N, 3, H, W), (N, H, W, 3) or (N, H, W), or None for images
-    that are where their ids say. Raises InputError where the rows cannot have images there.
+    source: a folder, a file or `hf:` data set as `vim-embed embed` reads it, a .npy stack
+    (N, 3, H, W), (N, H, W, 3) or (N, H, W), or None for images that are where their ids say.
+    Raises InputError where the rows cannot have images there.
     """
 
-    def __init__(self, file: EmbeddingFile, source: Path | None) -> None:
+    def __init__(self, file: EmbeddingFile, source: Path | str | None) -> None:
         self._file = file
-        self._folder = source
+        self._options = recorded_options(file.path)
+        self._folder: Path | None = None
+        self._rows: _Rows | None = None
         self._stack: Array | None = None
+        self._known: dict[str, _Rows] = {}
         self._loaded: dict[int, Picture] = {}
         self.stretched = False
-        if source is not None and source.suffix == _ARRAY:
-            self._stack = _open_stack(source)
-            self._places = _places(file, self._stack, source)
+        text = "" if source is None else str(source)
+        if text.endswith(_ARRAY) and not (self._options.fluxes or self._options.stack):
+            self._stack = _open_stack(Path(text))
+            self._places = _places(file, self._stack, Path(text))
+        elif text.startswith(PREFIX) or (text and not Path(text).is_dir()):
+            self._rows = _Rows(open_reader(text, self._options))
         elif file.ids is None:
             raise InputError(f"{file.label} has no ids that would lead to its images: {_HINT}")
         else:
+            self._folder = Path(text) if text else None
             self._below = below_common_folder(file.ids)
 
     def __getitem__(self, row: int) -> Picture:
@@ -56,40 +79,139 @@ class Images:
     def _load(self, row: int) -> Picture:
         if self._stack is not None:
             return self._shown(self._stack[self._places[row]])
-        path, index = self._find(row)
-        if path.suffix.lower() == _ARRAY:
-            array = open_array(str(path))
-            return self._shown(array if index is None else array[index])
-        try:
-            with Image.open(path) as image:
-                image.thumbnail((_LARGEST, _LARGEST))
-                return np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"{path} cannot be read as an image ({error}): {_HINT}") from None
+        name = self._file.name(row)
+        if self._rows is not None:
+            item = self._rows.item(name) or self._rows.numbered(name, int(self._file.numbers[row]))
+        else:
+            item = self._find(row)
+        if item is None:
+            where = f" in {self._folder}" if self._folder else ""
+            raise InputError(f"there is no image {name}{where}: {_HINT}")
+        return self._drawn(item)
+
+    def _drawn(self, item: Item) -> Picture:
+        if callable(item.data):
+            return _small(as_picture(item.data()))
+        if isinstance(item.data, np.ndarray):
+            return _small(self._shown(item.data))
+        encoded = io.BytesIO(item.data) if isinstance(item.data, bytes) else item.data
+        with named(f"{item.id} cannot be read as an image, {_HINT}"), Image.open(encoded) as image:
+            return _small(np.asarray(image.convert("RGB")))
 
     def _shown(self, array: Array) -> Picture:
         self.stretched |= array.dtype != np.uint8
         return as_picture(array)
 
-    def _find(self, row: int) -> tuple[Path, int | None]:
+    def _find(self, row: int) -> Item | None:
         name = self._file.name(row)
         for candidate in self._candidates(name, self._below[row]):
-            if candidate.is_file():
-                return candidate, None
-            match = _INDEXED.match(str(candidate))
-            if match and Path(match["path"]).is_file():
-                return Path(match["path"]), int(match["index"])
-        where = f" in {self._folder}" if self._folder else ""
-        raise InputError(f"there is no image {name}{where}: {_HINT}")
+            for source in self._sources(candidate):
+                if source not in self._known:
+                    self._known[source] = _Rows(open_reader(source, self._options))
+                if item := self._known[source].item(candidate):
+                    return item
+        return None
 
-    def _candidates(self, name: str, below: str) -> Iterator[Path]:
+    def _sources(self, row_id: str) -> Iterator[str]:
+        """What can be read of which `row_id` is a row: the files that its beginning names."""
+        if row_id.startswith(PREFIX):
+            head = row_id.partition("#")[0]
+            yield head.replace(f"@{self._options.config}:", ":", 1)
+            return
+        if self._options.join_bands is not None and "{" in row_id:
+            yield row_id
+        for end in _ENDS_OF_PATHS.finditer(row_id):
+            if Path(row_id[: end.start()]).is_file():
+                yield row_id[: end.start()]
+
+    def _candidates(self, name: str, below: str) -> Iterator[str]:
         if self._folder is None:
-            yield Path(name)
-            yield self._file.path.parent / name
+            yield name
+            if not name.startswith(PREFIX):
+                yield str(self._file.path.parent / name)
             return
         for path in dict.fromkeys((name.lstrip("/"), below, Path(name).name)):
-            yield self._folder / path
-            yield from (self._folder / f"{path}{ending}" for ending in (".png", ".jpg", ".npy"))
+            yield str(self._folder / path)
+            yield from (str(self._folder / f"{path}{end}") for end in (".png", ".jpg", ".npy"))
+
+
+class _Rows:
+    """The rows of one source, by their ids."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._numbers: dict[str, int] | None = None
+
+    def item(self, row_id: str) -> Item | None:
+        """The row of an id, or None. Raises InputError where the source cannot be read."""
+        match = _INDEXED.match(row_id)
+        for guess in {int(match["index"]) if match else 0, 0}:
+            entry = next(self._reader.read(guess), None)
+            if isinstance(entry, Item) and entry.id == row_id:
+                return entry
+        number = self._all().get(row_id)
+        return None if number is None else self._at(number)
+
+    def numbered(self, row_id: str, number: int) -> Item | None:
+        """The row whose id ends like this one, else the one with this number among the rows."""
+        ids = self._all()
+        ending = [place for name, place in ids.items() if name.endswith(f"/{Path(row_id).name}")]
+        if len(ending) == 1:
+            return self._at(ending[0])
+        places = list(ids.values())
+        return self._at(places[number]) if number < len(places) else None
+
+    def _at(self, number: int) -> Item | None:
+        entry = next(self._reader.read(number), None)
+        return entry if isinstance(entry, Item) else None
+
+    def _all(self) -> dict[str, int]:
+        """Places of all rows by their ids, as far as the source can be read."""
+        if self._numbers is None:
+            self._numbers = {}
+            try:
+                for number, entry in enumerate(self._reader.read(0)):
+                    if isinstance(entry, Item):
+                        self._numbers[entry.id] = number
+            except InputError:
+                if not self._numbers:
+                    raise
+        return self._numbers
+
+
+def recorded_options(path: Path) -> ReadOptions:
+    """How the rows of an embedding file were read; as by default where it does not say."""
+    try:
+        told = _metadata(path)
+        return ReadOptions.of(json.loads(told) if told else {})
+    except Exception:  # files of other tools, or of another version
+        return ReadOptions()
+
+
+def _metadata(path: Path) -> str | bytes | None:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        found: bytes | None = (pyarrow.parquet.read_schema(path).metadata or {}).get(
+            b"vim_embed.options"
+        )
+        return found
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        told: str | None = header.get("__metadata__", {}).get("options")
+        return told
+    sidecar = path.with_name(path.name + ".json")
+    return json.dumps(json.loads(sidecar.read_bytes())["options"]) if sidecar.exists() else None
+
+
+def _small(picture: Picture) -> Picture:
+    if max(picture.shape[:2]) <= _LARGEST:
+        return picture
+    image = Image.fromarray(picture)
+    image.thumbnail((_LARGEST, _LARGEST))
+    return np.asarray(image)
 
 
 def as_picture(array: Array) -> Picture:
