@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,82 @@ def test_the_very_numbers_of_platonic_universe(theirs: dict[str, Array], name: s
         (to_rgb(cube[0], Stretch()), "grey"),
     ):
         np.testing.assert_array_equal(ours.transpose(1, 2, 0), theirs[f"{kind}/{name}"])
+
+
+# As platonic-universe's data has them: bands, pixels, and a typical flux.
+HEAD_CUBES = {
+    f"{survey}/{seed}": galaxy(bands, size, seed=seed, flux=flux)
+    for survey, (bands, size, flux) in {
+        "hsc": (5, 160, 1.0), "jwst": (7, 96, 4.0), "legacysurvey": (4, 160, 0.03)
+    }.items()
+    for seed in range(3)
+}  # fmt: skip
+HEAD_SCRIPT = """
+import sys
+import numpy as np
+from pu.preprocess import flux_to_pil
+
+out = {}
+for name, cube in dict(np.load(sys.argv[1])).items():
+    survey = name.split("/")[0]
+    own = {"norm_mode": "per_image"}
+    for kind, how in (("head", {}), ("flat", {"resize": False}), ("own", own)):
+        out[f"{kind}/{name}"] = flux_to_pil({"flux": cube}, survey, [survey], **how)
+np.savez(sys.argv[2], **out)
+"""
+
+
+def head_stretch(survey: str, kind: str) -> Stretch:
+    if kind == "own":
+        return survey_stretch(f"{survey}@head", percentiles=(1.0, 99.0))
+    how = survey_stretch(f"{survey}@head")
+    return replace(how, zoom=None) if kind == "flat" else how
+
+
+def test_the_numbers_of_platonic_universe_s_head() -> None:
+    """Its own output for HEAD_CUBES, kept here: its head is no release. Of commit 6672072."""
+    kept = np.load(Path(__file__).parents[2] / "data" / "flux_to_pil_head.npz")
+    for name in kept:
+        kind, survey, seed = name.split("/")
+        ours = to_rgb(HEAD_CUBES[f"{survey}/{seed}"], head_stretch(survey, kind))
+        off = np.abs(ours.transpose(1, 2, 0).astype(int) - kept[name])
+        # Another processor's arcsinh may differ in its last bit.
+        assert off.max() <= 1
+        assert (off == 0).mean() > 0.999
+
+
+@pytest.mark.skipif("PU_HEAD" not in os.environ, reason="needs a checkout of its head at PU_HEAD")
+def test_the_very_numbers_of_platonic_universe_s_head(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cubes.npz", **HEAD_CUBES)  # type: ignore[arg-type]
+    head = Path(os.environ["PU_HEAD"])
+    host = Path(__file__).parents[1] / "platonic" / "host"
+    command = [sys.executable, "-c", HEAD_SCRIPT, str(tmp_path / "cubes.npz"), str(tmp_path / "o")]
+    found = {
+        "PYTHONPATH": f"{head / 'src'}{os.pathsep}{host}",
+        "PU_PERCENTILES_PATH": str(head / "data" / "percentiles.json"),
+    }
+    subprocess.run(command, check=True, env=os.environ | found)
+    theirs = np.load(tmp_path / "o.npz")
+    assert len(theirs) == 27
+    for name in theirs:
+        kind, survey, seed = name.split("/")
+        ours = to_rgb(HEAD_CUBES[f"{survey}/{seed}"], head_stretch(survey, kind))
+        np.testing.assert_array_equal(ours.transpose(1, 2, 0), theirs[name], err_msg=name)
+
+
+def test_the_head_s_limits_come_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_in = survey_stretch("hsc@head").limits
+    bands = {band: {"p1": -1.0, "p99": place} for place, band in enumerate("grz", start=1)}
+    path = tmp_path / "data" / "percentiles.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"hsc": bands}))
+    monkeypatch.chdir(tmp_path)
+    assert survey_stretch("hsc@head").limits == ((-1.0, 3), (-1.0, 2), (-1.0, 1)) != built_in
+    monkeypatch.setenv("PU_PERCENTILES_PATH", str(tmp_path / "gone.json"))
+    with pytest.raises(ConfigurationError, match="does not hold platonic-universe's percentiles"):
+        survey_stretch("hsc@head")
 
 
 def test_the_percentiles_that_a_user_gives() -> None:

@@ -39,23 +39,27 @@ def find_files(
     walked: set[str] = set()
     ours = _Ours(leave_out)
 
+    told: list[Skipped] = []
+
     def tell(skipped: Skipped) -> None:
         if skipped.id not in ours:
+            told[:] = told or [skipped]
             pass_over(skipped)
 
     for path in paths:
         again = os.path.realpath(path) in walked
         here = set(_expand(path, why_not, tell, walked))
         if not here and not again:
-            raise InputError(_nothing_in(path))
+            raise InputError(_nothing_in(path, told))
         found |= here
     return sorted(file for file in found if file not in ours)
 
 
-def _nothing_in(path: str) -> str:
+def _nothing_in(path: str, told: list[Skipped]) -> str:
     if any(os.path.exists(os.path.join(path, name)) for name in _DATA_SET_FILES):
         return f"{path} is a data set that save_to_disk wrote: give hf:{path}"
-    return f"no images, arrays or shards in {path}: `vim-embed embed --help` names what is read"
+    why = "".join(f" ({one.id}: {one.reason})" for one in told)
+    return f"no images, arrays or shards in {path}{why}: `vim-embed embed --help` says what is read"
 
 
 class _Ours:
