@@ -81,7 +81,8 @@ class AsyncClient(BaseClient):
         self._http = httpx.AsyncClient(
             limits=self._options.limits(),
             verify=self._options.verify(),
-            trust_env=self._options.trust_env(),
+            proxy=self._options.proxy() if transport is None else None,
+            trust_env=False,
             transport=transport,
         )
 
@@ -197,7 +198,7 @@ class AsyncClient(BaseClient):
             except HTTPX_ERRORS as exc:
                 error = self._failure(exc, request)
             else:
-                answered = error_from_response(response)
+                answered = error_from_response(response, self.base_url)
                 if answered is None:
                     return response
                 error = answered

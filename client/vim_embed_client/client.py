@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from vim_embed_client.base import HTTPX_ERRORS, BaseClient
 from vim_embed_client.compression import Compression
 from vim_embed_client.concurrency import GuardedStream, Scope, run_each
-from vim_embed_client.errors import error_from_response
+from vim_embed_client.errors import NotReadyError, error_from_response
 from vim_embed_client.merge import Merge, Progress
 from vim_embed_client.options import (
     DEFAULT_TIMEOUT,
@@ -95,7 +95,8 @@ class Client(BaseClient):
         self._http = httpx.Client(
             limits=self._options.limits(),
             verify=self._options.verify(),
-            trust_env=self._options.trust_env(),
+            proxy=self._options.proxy() if transport is None else None,
+            trust_env=False,
             transport=transport,
         )
 
@@ -228,7 +229,7 @@ class Client(BaseClient):
             except HTTPX_ERRORS as exc:
                 error = self._failure(exc, request)
             else:
-                answered = error_from_response(response)
+                answered = error_from_response(response, self.base_url)
                 if answered is None:
                     return response
                 error = answered
@@ -242,3 +243,14 @@ class Client(BaseClient):
         built.extensions["timeout"] = timeout.as_dict()
         built.stream = GuardedStream(cast(httpx.SyncByteStream, built.stream), scope)
         return built
+
+
+def ready_model(client: Client, name: str | None = None) -> ModelEntry:
+    """The model of this name, or the service's own choice. Raises NotReadyError."""
+    entry = client.model(name or client.models()["default"])
+    if entry["state"] != "ready":
+        reason = f": {entry['reason']}" if entry["reason"] else ""
+        raise NotReadyError(
+            f"{entry['name']} is {entry['state']}{reason}. `vim-embed models` says when it is ready"
+        )
+    return entry

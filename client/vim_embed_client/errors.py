@@ -250,8 +250,11 @@ def _status_retryable(status: int) -> bool:
     return status in (408, 429) or (status >= 500 and status not in _NO_RETRY_STATUS)
 
 
-def error_from_response(response: httpx.Response) -> StatusError | None:
-    """The exception for an answer, or None where it is a success (2xx)."""
+def error_from_response(response: httpx.Response, base_url: str = "") -> StatusError | None:
+    """The exception for an answer, or None where it is a success (2xx).
+
+    base_url: what the service's URL was thought to be, to say so where it seems to be wrong.
+    """
     if response.is_success:
         return None
     body = _error_body(response)
@@ -262,7 +265,9 @@ def error_from_response(response: httpx.Response) -> StatusError | None:
         "detail": body.get("detail"),
         "retry_after": response.headers.get("retry-after"),
     }
-    message = str(body.get("message") or _foreign_message(response))
+    message = str(body.get("message") or _foreign_message(response)) + _path_hint(
+        response, code, base_url
+    )
     if code in BY_CODE:
         return BY_CODE[code](message, **fields)
     return UnexpectedStatusError(message, code=code, **fields)
@@ -277,10 +282,39 @@ def _error_body(response: httpx.Response) -> dict[str, Any]:
 
 
 def _foreign_message(response: httpx.Response) -> str:
-    if response.status_code in (401, 403):
-        return "the service wants an API key: set VIM_EMBED_API_KEY, or pass api_key (--api-key)"
+    """What an answer says that is not in the service's own form."""
+    url, status = response.url, response.status_code
+    if status in (401, 403):
+        return (
+            "the service wants an API key: set VIM_EMBED_API_KEY, or pass api_key (--api-key). "
+            f"{_NOT_OURS}"
+        )
+    if response.is_redirect:
+        to = response.headers.get("location", "elsewhere")
+        return f"{url} sends to {to}: set VIM_EMBED_URL to where the service itself is"
     text = " ".join(response.text.split())[:_MAX_TEXT]
-    return f"{response.url} answered {response.reason_phrase or 'an error'}: {text or 'no text'}"
+    if "HTTPS port" in text or ("TLS" in text and status == 400):
+        return f"{url} speaks https: set VIM_EMBED_URL to {url.copy_with(scheme='https', path='/')}"
+    said = f"{url} answered {response.reason_phrase or 'an error'}: {text or 'no text'}"
+    return said if status in (408, 429, 502, 503, 504) else f"{said}. {_NOT_OURS}"
+
+
+_NOT_OURS = (
+    "The answer has not the form of a vim-embed service: if another program has this port, check "
+    "VIM_EMBED_URL"
+)
+
+
+def _path_hint(response: httpx.Response, code: str, base_url: str) -> str:
+    """For a route that is not there: that the service's URL has a path, if it has one."""
+    url = httpx.URL(base_url)
+    unknown = code in ("", "not_found", "method_not_allowed") and response.status_code in (404, 405)
+    if not unknown or url.path in ("", "/"):
+        return ""
+    return (
+        f". The service's URL has the path {url.path}: unless a proxy serves it there, set "
+        f"VIM_EMBED_URL to {url.copy_with(path='/')}"
+    )
 
 
 FROM_HTTPX: dict[type[Exception], tuple[type[VimEmbedError], str]] = {
@@ -335,10 +369,44 @@ FROM_HTTPX: dict[type[Exception], tuple[type[VimEmbedError], str]] = {
 """Every exception that sending a request with httpx can raise, with ours and its message."""
 
 
+_HINTS: tuple[tuple[type[Exception], str, str], ...] = (
+    (httpx.ConnectError, "WRONG_VERSION_NUMBER", "{url} does not speak https: use http://"),
+    (httpx.ConnectError, "record layer failure", "{url} does not speak https: use http://"),
+    (httpx.ConnectError, "packet length too long", "{url} does not speak https: use http://"),
+    (
+        httpx.ConnectError,
+        "CERTIFICATE_VERIFY_FAILED",
+        "the certificate of {url} is not trusted ({reason}): name the certificates that are in "
+        "VIM_EMBED_CA_FILE",
+    ),
+    (httpx.ConnectError, "Name or service", "there is no host of {url}: check VIM_EMBED_URL"),
+    (
+        httpx.ConnectError,
+        "name resolution",
+        "no host of {url} is found: is there a network?",
+    ),
+    (
+        httpx.RemoteProtocolError,
+        "illegal status line",
+        "{url} does not speak HTTP ({reason}): another program has this port, or it wants "
+        "https://. Check VIM_EMBED_URL",
+    ),
+    (
+        httpx.RemoteProtocolError,
+        "without sending a response",
+        "{url} closed the connection without an answer. Was the service stopped or restarted? "
+        "Does it want https://, or has another program this port?",
+    ),
+)
+"""What some reasons mean: the exception, a part of its text, and our message in its place."""
+
+
 def error_from_httpx(error: Exception, *, url: str, request_id: str | None = None) -> VimEmbedError:
     """Our exception for one of httpx's; one that is not in the table is a programming error."""
     cls, message = next(FROM_HTTPX[base] for base in type(error).__mro__ if base in FROM_HTTPX)
     reason = str(error) or type(error).__name__
+    hints = (text for kind, part, text in _HINTS if isinstance(error, kind) and part in reason)
+    message = next(hints, message)
     return cls(message.format(url=url, reason=reason), request_id=request_id)
 
 

@@ -1,8 +1,7 @@
-"""The options of a client, where their defaults come from, and when a request is retried."""
+"""The options of a client and where their defaults come from."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import ssl
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, Self, TypedDict
 
 import httpx
 
+from vim_embed_client.addresses import check_url, proxy_for
 from vim_embed_client.compression import Compression, check_compression
 from vim_embed_client.errors import ConfigurationError
 
@@ -83,7 +83,7 @@ class Options:
         if self.deadline is not None and self.deadline <= 0:
             raise ConfigurationError(f"deadline must be positive seconds, got {self.deadline}")
         check_compression(self.compression)
-        _check_url(self.base_url)
+        check_url(self.base_url)
 
     @classmethod
     def resolve(
@@ -124,7 +124,7 @@ class Options:
         Raises ConfigurationError for a file that cannot be used.
         """
         if self.ca_file is None:
-            return True
+            return _usual_certificates() if self.base_url.startswith("https:") else True
         try:
             return ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:  # ssl.SSLError too
@@ -133,24 +133,16 @@ class Options:
                 f"({error.strerror or error}): check VIM_EMBED_CA_FILE"
             ) from None
 
-    def trust_env(self) -> bool:
-        """Whether proxies from the environment apply: not to a service on this machine."""
-        return not _is_loopback(httpx.URL(self.base_url).host)
+    def proxy(self) -> httpx.Proxy | None:
+        """The proxy that the environment names for this service; see addresses.proxy_for."""
+        return proxy_for(self.base_url)
 
 
-def _check_url(base_url: str) -> None:
+def _usual_certificates() -> ssl.SSLContext:
+    """Those of certifi, or of SSL_CERT_FILE or SSL_CERT_DIR."""
     try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ConfigurationError(f"{base_url!r} is not a URL ({error})") from None
-    if url.scheme not in ("http", "https") or not url.host:
+        return httpx.create_ssl_context()
+    except OSError as error:
         raise ConfigurationError(
-            f"{base_url!r} is not an http:// or https:// URL: check VIM_EMBED_URL"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+            f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used ({error.strerror or error})"
+        ) from None

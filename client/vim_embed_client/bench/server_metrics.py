@@ -48,7 +48,7 @@ def scrape(url: str, api_key: str | None, model: str) -> Scrape | None:
         in_flight=1, backoff=0.0,
     )  # fmt: skip
     try:
-        with httpx.Client(trust_env=options.trust_env()) as http:
+        with httpx.Client(proxy=options.proxy(), verify=options.verify(), trust_env=False) as http:
             answer = http.get(f"{options.base_url}/metrics", headers=options.headers())
     except httpx.HTTPError:
         return None

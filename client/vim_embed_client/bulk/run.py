@@ -15,9 +15,8 @@ from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.sender import Sender
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
-from vim_embed_client.client import Client
+from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import InputError, ResumeError
-from vim_embed_client.ready_model import ready_model
 from vim_embed_client.results import ModelEntry, Provenance
 
 OnError = Literal["fail", "skip"]

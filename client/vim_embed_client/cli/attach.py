@@ -8,19 +8,42 @@ from typing import Any
 import click
 
 from vim_embed_client.cli.common import json_option, print_json
+from vim_embed_client.client import Client
+from vim_embed_client.errors import VimEmbedError
 from vim_embed_client.platonic import attach as attaching
 from vim_embed_client.platonic.aliases import ALIASES
+from vim_embed_client.platonic.interpreter import ask
+from vim_embed_client.platonic.remote import missing_models
+
+_SERVICE_S = 2.0
 
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--check", "action", flag_value="check", help="Say whether it knows them; exit 0 or 1."
-)
+    "--check", "action", flag_value="check",
+    help="Say whether it knows them and its Python can run them; exit 0 or 1.",
+)  # fmt: skip
 @click.option("--diff", "action", flag_value="diff", help="Print the change and write nothing.")
 @click.option("--undo", is_flag=True, help="Take the aliases out again; with --diff, show how.")
+@click.option(
+    "--replace", is_flag=True,
+    help="Put models of these names that are not vim-embed's aside, as comments that --undo "
+    "brings back.",
+)  # fmt: skip
+@click.option(
+    "--python", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Python that runs it.  [default: that of its environment or checkout]",
+)  # fmt: skip
 @json_option
-def attach(path: Path | None, action: str | None, undo: bool, as_json: bool) -> None:
+def attach(
+    path: Path | None,
+    action: str | None,
+    undo: bool,
+    replace: bool,
+    python: Path | None,
+    as_json: bool,
+) -> None:
     """Teach platonic-universe the models vim, vim-proxy, vim-remote and vim-remote-proxy.
 
     PATH is a checkout or the folder of its package pu; without it, the package installed beside
@@ -28,21 +51,54 @@ def attach(path: Path | None, action: str | None, undo: bool, as_json: bool) -> 
     """
     if undo and action == "check":
         raise click.UsageError("--check and --undo do not go together")
+    if undo and replace:
+        raise click.UsageError("--replace and --undo do not go together")
     package = attaching.find_package(path)
-    changes = attaching.pending(attaching.plan(package, undo=undo))
+    changes = attaching.pending(attaching.plan(package, undo=undo, replace=replace))
     diff = attaching.diff(changes, package) if action == "diff" else None
     if action is None:
         attaching.write(changes)
+    problems = [] if undo or action == "diff" else _problems(package, python)
     if as_json:
-        print_json(_described(package, changes, action, undo=undo) | {"diff": diff})
-    elif diff is not None:
-        click.echo(diff, nl=False)
-    elif action is None:
-        _report(package, changes, undo=undo)
+        told = _described(package, changes, action, undo=undo)
+        print_json(told | {"diff": diff, "problems": problems})
     else:
-        _tell(package, changes)
-    if action == "check" and changes:
+        if diff is not None:
+            click.echo(diff, nl=False)
+        elif action is None:
+            _report(package, changes, undo=undo)
+        else:
+            _tell(package, changes)
+        for problem in problems:
+            click.echo(f"But {problem}", err=action is None)
+    if action == "check" and (changes or problems):
         click.get_current_context().exit(1)
+
+
+def _problems(package: Path, python: Path | None) -> list[str]:
+    """What would end or spoil a run, as far as it can be seen before one."""
+    return ask(package, python).problems(package) + _missing_sizes()
+
+
+def _missing_sizes() -> list[str]:
+    """What a service that answers now lacks of the aliases that go through one."""
+    try:
+        with Client(timeout=_SERVICE_S, max_retries=0) as client:
+            listed = client.models()
+            url = client.base_url
+    except VimEmbedError:
+        return []  # started later, perhaps elsewhere: a run asks again
+    lacking = {
+        alias: missing_models(listed, names)
+        for alias, names in ALIASES.items()
+        if alias.startswith("vim-remote")
+    }
+    return [
+        f"{url} lacks {', '.join(names)}: --model {alias} would stop there; start the service "
+        "with --model for each size"
+        for alias, names in lacking.items()
+        if 0 < len(names) < len(ALIASES[alias])  # a family that it lacks whole is not meant
+    ]
 
 
 def _described(

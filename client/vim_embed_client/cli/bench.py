@@ -30,10 +30,9 @@ from vim_embed_client.cli.common import (
     stderr,
     stdout,
 )
-from vim_embed_client.client import Client
+from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import LocalServerError
 from vim_embed_client.local_server import LocalServer
-from vim_embed_client.ready_model import ready_model
 
 WIRES = ("uint8", "float16", "float32")
 BARE = (sys.executable, "-m", "vim_embed.cli", "bench", "--bare", "--json")

@@ -23,11 +23,10 @@ from rich.progress import (
 from rich.table import Table
 
 from vim_embed_client.cli.common import json_option, print_json, stderr, stdout
-from vim_embed_client.client import Client
+from vim_embed_client.client import Client, ready_model
 from vim_embed_client.demo.weights import choose
 from vim_embed_client.errors import InputError
 from vim_embed_client.local_server import LocalServer, check_service_installed
-from vim_embed_client.ready_model import ready_model
 from vim_embed_client.results import ModelEntry
 
 if TYPE_CHECKING:

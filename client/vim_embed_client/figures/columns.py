@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.figures.tables import ENDINGS, read_table, split_table_name
 from vim_embed_client.formats import Array
-from vim_embed_client.scoring.embedding_files import EmbeddingFile, split_argument
-from vim_embed_client.scoring.pairing import below_common_folder
+from vim_embed_client.scoring.embedding_files import EmbeddingFile
+from vim_embed_client.scoring.ids import id_texts, refuse_repeats
+from vim_embed_client.scoring.pairing import below_common_folder, without_endings
 
 Kind = Literal["categorical", "continuous"]
 
 _FEW = 8  # whole numbers: at most so many are classes
-_TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,66 +41,31 @@ class Column:
 def read_column(
     argument: str, file: EmbeddingFile, *, id_column: str = "id", kind: Kind | None = None
 ) -> Column:
-    """COLUMN of the embedding file itself, or TABLE:COLUMN of a .csv or .parquet file.
+    """COLUMN of the embedding file itself, or TABLE:COLUMN of a catalogue (tables.ENDINGS).
 
     A table's rows are joined by id where both have ids, else they go by position. kind: found
     out from the values if not given. Raises ConfigurationError for a table or column that is not
     there, and InputError where the rows do not fit.
     """
-    table, name = split_argument(argument) if _names_a_table(argument) else (None, argument)
-    if table is None:
-        path = file.path
-        (values,) = _read(path, [argument])
+    named = split_table_name(argument)
+    if named is None:
+        if file.path.suffix != ".parquet":
+            raise ConfigurationError(
+                f"{file.path} has no columns beside the embeddings: colour by FILE:COLUMN, "
+                f"with a FILE of {', '.join(ENDINGS)}"
+            )
+        values = read_table(file.path)[argument]
         return _column(argument, [values[i] for i in file.numbers], kind)
-    if name is None:
+    path, part, name = named
+    if not name:
         raise ConfigurationError(f"{argument} lacks the column: give {argument}:COLUMN")
-    keyed = file.ids is not None and id_column in _header(table)
-    values, *ids = _read(table, [name, id_column] if keyed else [name])
-    joined = (
-        _join(file, ids[0], values, table) if keyed else _by_row(file, values, table, id_column)
-    )
+    table = read_table(path, part, name)
+    values = table[name]
+    if file.ids is not None and table.find(id_column) is not None:
+        joined = _join(file, table[id_column], values, path)
+    else:
+        joined = _by_row(file, values, path, id_column)
     return _column(name, joined, kind)
-
-
-def _names_a_table(argument: str) -> bool:
-    path = Path(argument.rpartition(":")[0] if ":" in argument else argument)
-    return path.suffix.lower() in _TABLES
-
-
-def _header(path: Path) -> list[str]:
-    if path.suffix.lower() == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            return next(csv.reader(lines), [])
-    if path.suffix.lower() == ".parquet":
-        names: list[str] = _parquet().read_schema(path).names
-        return names
-    raise ConfigurationError(
-        f"{path} has no columns beside the embeddings: colour by FILE.csv:COLUMN"
-    )
-
-
-def _read(path: Path, names: Sequence[str]) -> list[list[Any]]:
-    """Columns of a .csv or .parquet file; what is missing is None or empty."""
-    header = _header(path)
-    for name in names:
-        if name not in header:
-            raise ConfigurationError(f"{path} has no column {name!r}, but {', '.join(header)}")
-    if path.suffix.lower() == ".parquet":
-        table = _parquet().read_table(path, columns=list(names))
-        return [table[name].to_pylist() for name in names]
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines))
-    return [[(row[name] or "").strip() for row in rows] for name in names]
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise ConfigurationError(
-            'reading .parquet needs pyarrow: pip install "vim-embed[parquet]"'
-        ) from None
-    return pyarrow.parquet
 
 
 def _by_row(file: EmbeddingFile, values: list[Any], table: Path, id_column: str) -> list[Any]:
@@ -114,10 +78,10 @@ def _by_row(file: EmbeddingFile, values: list[Any], table: Path, id_column: str)
 
 
 def _join(file: EmbeddingFile, ids: list[Any], values: list[Any], table: Path) -> list[Any]:
-    keys = [str(name) for name in ids]
-    if len(set(keys)) < len(keys):
-        raise InputError(f"{table}: an id stands for several rows; keep one row for each")
-    places = dict(zip(keys, values, strict=True))
+    rows = [(key, value) for key, value in zip(id_texts(ids), values, strict=True) if key]
+    keys = [key for key, _ in rows]
+    refuse_repeats(keys, str(table), or_else="")
+    places = dict(rows)
     for mine in _spellings(file.ids or []):
         if any(name in places for name in mine):
             return [places.get(name) for name in mine]
@@ -128,8 +92,8 @@ def _join(file: EmbeddingFile, ids: list[Any], values: list[Any], table: Path) -
 
 
 def _spellings(ids: list[str]) -> list[list[str]]:
-    """Ids as they are, below their common folder, and as bare names without an ending."""
-    return [ids, below_common_folder(ids), [Path(name).stem for name in ids]]
+    """Ids as they are, below their common folder, without endings, and as bare names."""
+    return [ids, below_common_folder(ids), without_endings(ids), [Path(i).stem for i in ids]]
 
 
 def _column(name: str, values: list[Any], kind: Kind | None) -> Column:

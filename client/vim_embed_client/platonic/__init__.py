@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vim_embed_client.platonic.adapter import InProcessAdapter, RemoteAdapter, VimAdapter
+from vim_embed_client.platonic.adapter import (
+    ADAPTERS,
+    InProcessAdapter,
+    RemoteAdapter,
+    VimAdapter,
+)
 from vim_embed_client.platonic.aliases import ALIASES
 
 __all__ = ["ALIASES", "InProcessAdapter", "RemoteAdapter", "VimAdapter", "register_aliases"]
@@ -16,6 +21,6 @@ __all__ = ["ALIASES", "InProcessAdapter", "RemoteAdapter", "VimAdapter", "regist
 
 def register_aliases(register_adapter: Callable[[str, type], None]) -> None:
     """Register an adapter for each alias; to be given the host's own `register_adapter`."""
-    for alias in ALIASES:
-        adapter = RemoteAdapter if alias.startswith("vim-remote") else InProcessAdapter
-        register_adapter(alias, adapter)
+    for adapter in ADAPTERS:
+        assert adapter.own_alias is not None
+        register_adapter(adapter.own_alias, adapter)

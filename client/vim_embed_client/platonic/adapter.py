@@ -9,16 +9,17 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from vim_embed_client.errors import BadAnswerError, ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.pixels import as_array
-from vim_embed_client.platonic.aliases import ALIASES
+from vim_embed_client.platonic.aliases import ALIASES, named_by_alias
 from vim_embed_client.platonic.model import LAST, Model
 from vim_embed_client.platonic.processor import ImageProcessor, wire_from_environment
+from vim_embed_client.platonic.requirements import MISSING_SIZES, check_polars, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +31,16 @@ class VimAdapter(ABC):
     """One model for the host: `load()`, then pixels in, float32 CPU tensors out.
 
     model_name: a Hub id or a name of the catalogue. size, alias: the host's names for it.
-    processor: images to pixels, once loaded.
+    processor: images to pixels, once loaded. The alias decides between Vim and the ViT proxies:
+    with `vim-proxy`, the name of a Vim stands for the proxy of its size. own_alias: the alias
+    where none is given.
     """
 
+    own_alias: ClassVar[str | None] = None
+
     def __init__(self, model_name: str, size: str, alias: str | None = None) -> None:
-        self.model_name = model_name
+        self.model_name = named_by_alias(model_name, size, alias or self.own_alias)
+        self._asked = model_name
         self.size = size
         self.alias = alias
         self.processor: ImageProcessor | None = None
@@ -48,13 +54,25 @@ class VimAdapter(ABC):
     def load(self, compile_model: bool = False) -> None:
         """Make the model ready and print what will answer; failures say what to do.
 
-        compile_model: has no effect: the fastest kernels are always chosen.
+        compile_model: has no effect: the fastest kernels are always chosen. Raises
+        ConfigurationError for what would cost the run its results, unless VIM_EMBED_ALLOW has it.
         """
+        check_polars()
         wire = wire_from_environment()
         self._loaded, self._half = self._load(), None
         self.processor = ImageProcessor(self._loaded.spec, wire)
         self._print(self._loaded)
+        if self.model_name != self._asked:
+            print(f"[{self.alias or self.own_alias}] in place of {self._asked}", flush=True)
         self.enable_amp(self._use_amp)
+
+    @property
+    def model(self) -> Any:
+        """The loaded torch module, as `pu.arch_map` walks it; an empty one for a service's model.
+
+        Raises ConfigurationError before load().
+        """
+        return self._model().module()
 
     def enable_amp(self, enabled: bool = True) -> None:
         """Compute in half precision from now on, or no longer. Raises where that is impossible."""
@@ -119,7 +137,9 @@ class VimAdapter(ABC):
 
 
 class RemoteAdapter(VimAdapter):
-    """`vim-remote`, `vim-remote-proxy`: through the service at VIM_EMBED_URL."""
+    """`vim-remote`: through the service at VIM_EMBED_URL."""
+
+    own_alias = "vim-remote"
 
     def _load(self) -> Model:
         from vim_embed_client.platonic.remote import RemoteModel
@@ -127,21 +147,44 @@ class RemoteAdapter(VimAdapter):
         model = RemoteModel.connect(self.model_name)
         missing = model.missing(ALIASES.get(self.alias or "", ()))
         if missing:
-            print(
-                f"[{self.alias}] the service lacks {', '.join(missing)}: an experiment over all "
-                "sizes will stop there, and platonic-universe 0.1.0 saves its table at the end",
-                flush=True,
+            refuse(
+                f"the service lacks {', '.join(missing)}: an experiment over all sizes of "
+                f"{self.alias} stops there, and platonic-universe 0.1.0 writes its table only at "
+                "the end. Start the service with --model for each size",
+                unless=MISSING_SIZES,
             )
         return model
 
 
+class RemoteProxyAdapter(RemoteAdapter):
+    """`vim-remote-proxy`: the ViT proxies through the service at VIM_EMBED_URL."""
+
+    own_alias = "vim-remote-proxy"
+
+
 class InProcessAdapter(VimAdapter):
-    """`vim`, `vim-proxy`: in this process, through the service package."""
+    """`vim`: in this process, through the service package."""
+
+    own_alias = "vim"
 
     def _load(self) -> Model:
         from vim_embed_client.platonic.local import LocalModel
 
         return LocalModel.load(self.model_name)
+
+
+class InProcessProxyAdapter(InProcessAdapter):
+    """`vim-proxy`: the ViT proxies in this process."""
+
+    own_alias = "vim-proxy"
+
+
+ADAPTERS: tuple[type[VimAdapter], ...] = (
+    InProcessAdapter,
+    InProcessProxyAdapter,
+    RemoteAdapter,
+    RemoteProxyAdapter,
+)
 
 
 def _known(granularity: str) -> str:

@@ -17,3 +17,22 @@ ALIASES = {
     "vim-remote": _VIM,
     "vim-remote-proxy": _PROXIES,
 }
+
+
+def named_by_alias(model: str, size: str, alias: str | None) -> str:
+    """The model that `alias` means: `model`, unless that is one of the other family.
+
+    With `vim-proxy`, hustvl/Vim-tiny-midclstok and vim-tiny stand for the proxy of their size,
+    and with `vim` a proxy's name for the Vim. Weights of one's own keep their name.
+    """
+    if alias not in ALIASES:
+        return model
+    families = {False: _VIM, True: _PROXIES}
+    proxy = alias.endswith("-proxy")
+    others = families[not proxy]
+    short = [f"vim-{each}{'' if proxy else '-proxy'}" for each in SIZES]
+    for names in (others, short):
+        if model in names:
+            place = SIZES.index(size) if size in SIZES else names.index(model)
+            return families[proxy][place]
+    return model

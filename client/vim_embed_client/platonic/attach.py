@@ -1,7 +1,8 @@
 """Teaches a platonic-universe package our aliases, and takes them out again.
 
 Everything is worked out in memory first; files are then replaced whole, and put back if one of
-them cannot be written. Which lines to edit is in source_edits.py.
+them cannot be written. Which lines to edit is in source_edits.py; whether the Python that runs
+the package can do so is asked in interpreter.py.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.platonic.source_edits import (
+    ForeignAliasError,
     UnknownLayoutError,
+    foreign_adapters,
     with_registration,
     with_tables,
-    without_registration,
-    without_tables,
+    without_marked,
 )
 
+NOTHING = "Nothing was changed"
 REGISTRY = "models/__init__.py"
 # The files that hold a model table; the first is in every version.
 TABLES = ("experiments.py", "experiments_layerwise.py", "physics_experiment.py", "benchmark.py")
@@ -63,23 +67,39 @@ def _installed() -> Path:
     return find_package(Path(folders[0]))
 
 
-def plan(package: Path, *, undo: bool = False) -> list[Change]:
+def plan(package: Path, *, undo: bool = False, replace: bool = False) -> list[Change]:
     """The changes that attach `package`, or detach it. Writes nothing.
 
-    Raises ConfigurationError, naming the file, for source that is not recognised.
+    replace: put models of our names that are not ours aside, as comments that `undo` brings back.
+    Raises ConfigurationError, naming the file, for source that is not recognised, and for such
+    models without `replace`.
     """
-    tables, registration = (
-        (without_tables, without_registration) if undo else (with_tables, with_registration)
-    )
-    changes = [_change(package / REGISTRY, registration)]
     present = [package / name for name in TABLES if (package / name).is_file()]
-    return changes + [_change(path, tables) for path in present]
+    if undo:
+        return [_change(path, without_marked) for path in (package / REGISTRY, *present)]
+    changes = [_change(path, partial(with_tables, replace=replace)) for path in present]
+    if not (replace or any(b"vim-embed replaced" in change.after for change in changes)):
+        for path in sorted((package / "models").glob("*.py")):
+            _change(path, _without_foreign)
+    return [_change(package / REGISTRY, with_registration), *changes]
+
+
+def _without_foreign(source: str) -> str:
+    """The source itself. Raises ForeignAliasError where it registers a name of ours."""
+    for line, alias in foreign_adapters(source):
+        raise ForeignAliasError(f"line {line} registers an adapter {alias!r} of its own")
+    return source
 
 
 def _change(path: Path, edit: Callable[[str], str]) -> Change:
     try:
         before = path.read_bytes()
         return Change(path, before, edit(before.decode()).encode())
+    except ForeignAliasError as error:
+        raise ConfigurationError(
+            f"{path}: {error}. Nothing was changed. Give that model another name, or attach with "
+            "--replace: its lines stay as comments, and --undo brings them back"
+        ) from None
     except (UnknownLayoutError, SyntaxError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"{path} is not recognised: {error}. Nothing was changed. This version of "
@@ -110,17 +130,28 @@ def _file_diff(change: Change, package: Path) -> str:
 def write(changes: Sequence[Change]) -> None:
     """Replace the files, all or none. Raises ConfigurationError where one cannot be written."""
     done: list[Change] = []
-    try:
-        for change in changes:
+    for change in changes:
+        try:
             _replace(change.path, change.after)
-            done.append(change)
-    except OSError as error:
-        for change in done:
+        except OSError as error:
+            left = _put_back(done)
+            state = f"{left} stay changed: put them back with --undo" if left else NOTHING
+            raise ConfigurationError(
+                f"cannot write {change.path}: {error.strerror}. {state}; "
+                "run as the owner of the package, or use a checkout"
+            ) from None
+        done.append(change)
+
+
+def _put_back(done: Sequence[Change]) -> str:
+    """Undo what was written; the names of the files that could not be, with commas."""
+    failed = []
+    for change in done:
+        try:
             _replace(change.path, change.before)
-        raise ConfigurationError(
-            f"cannot write {change.path}: {error.strerror}. Nothing was changed; "
-            "run as the owner of the package, or use a checkout"
-        ) from None
+        except OSError:
+            failed.append(str(change.path))
+    return ", ".join(failed)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vim_embed_client.errors import ServiceNotInstalledError
 from vim_embed_client.formats import Array
@@ -73,6 +73,9 @@ class LocalModel:
     def layer_kinds(self, granularity: str) -> dict[str, str]:
         kinds = self._embedder.layer_kinds()
         return {name: kinds[name] for name in self.layer_names(granularity) if name in kinds}
+
+    def module(self) -> Any:
+        return self._embedder.module
 
     def half(self) -> Self:
         if not self._embedder.info.dtype.startswith("float32"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from vim_embed_client.formats import Array
 
@@ -46,6 +46,10 @@ class Model(Protocol):
 
     def layer_kinds(self, granularity: str) -> dict[str, str]:
         """Layer name -> class of the module; `last_hidden_state` is no module."""
+        ...
+
+    def module(self) -> Any:
+        """The torch module, in evaluation mode; one without submodules where it is elsewhere."""
         ...
 
     def half(self) -> Self:

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from vim_embed_client.client import Client
 from vim_embed_client.errors import (
@@ -24,7 +24,7 @@ from vim_embed_client.errors import (
 )
 from vim_embed_client.formats import Array
 from vim_embed_client.platonic.model import Spec
-from vim_embed_client.results import ModelEntry, Provenance
+from vim_embed_client.results import ModelEntry, ModelList, Provenance
 
 T = TypeVar("T")
 
@@ -117,10 +117,14 @@ class RemoteModel:
         return self._patiently(lambda: self._client.layer_kinds(self._entry["name"], granularity))
 
     def missing(self, models: Iterable[str]) -> list[str]:
-        """Which of these names the service does not have."""
-        listed = self._patiently(self._client.models)["models"]
-        served = {name for entry in listed for name in (entry["name"], *entry["aliases"])}
-        return [name for name in models if name not in served]
+        """Which of these names the service does not have, or could not load."""
+        return missing_models(self._patiently(self._client.models), models)
+
+    def module(self) -> Any:
+        """A torch module that asks the service: its parts are there, not here."""
+        from vim_embed_client.platonic.module import ServedModule
+
+        return ServedModule(self.embed)
 
     def half(self) -> Self:
         """The served model of the same weights with a half-precision dtype."""
@@ -207,6 +211,17 @@ def _is_away(error: VimEmbedError) -> bool:
     if isinstance(error, UnexpectedStatusError):
         return error.status_code in _BAD_GATEWAY
     return isinstance(error, _AWAY)
+
+
+def missing_models(listed: ModelList, wanted: Iterable[str]) -> list[str]:
+    """Which of the wanted names a service does not have, or could not load."""
+    served = {
+        name
+        for entry in listed["models"]
+        if entry["state"] != "failed"
+        for name in (entry["name"], *entry["aliases"])
+    }
+    return [name for name in wanted if name not in served]
 
 
 def _ready_entry(client: Client, model: str) -> ModelEntry:

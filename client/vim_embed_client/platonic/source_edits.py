@@ -1,26 +1,32 @@
 """Edits of the host's source: model tables learn our aliases, the registry our adapters.
 
-Places are found in the syntax tree; what is inserted are whole lines, so that taking them out
-gives back the file byte for byte. Knows text only: no files here.
+Places are found in the syntax tree. What is inserted are whole lines between two marks, and only
+what stands between marks is ever taken out; foreign lines that are replaced stay as comments. So
+taking ours out gives back the file byte for byte. Knows text only: no files here.
 """
 
 from __future__ import annotations
 
 import ast
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vim_embed_client.platonic.aliases import ALIASES, SIZES
 
 _PACKAGE = "vim_embed_client.platonic"
 _KNOWN_ALIAS = "vit"  # every table of the host has it
+_BEGIN = "# vim-embed: begin"
+_END = "# vim-embed: end"
+_REPLACED = "# vim-embed replaced: "
 _REGISTRATION = f"""\
+{_BEGIN}
 try:  # optional: pip install vim-embed
     from {_PACKAGE} import register_aliases
 except ModuleNotFoundError:
     pass
 else:
     register_aliases(register_adapter)
+{_END}
 """
 
 
@@ -28,59 +34,130 @@ class UnknownLayoutError(ValueError):
     """Source that is not what this edit was made for; the message says what is missing."""
 
 
-def with_tables(source: str) -> str:
-    """`source` with our aliases in each of its model tables. Raises UnknownLayoutError."""
-    source = without_tables(source)
+class ForeignAliasError(ValueError):
+    """Source that has a model of one of our names already; the message names it."""
+
+
+def with_tables(source: str, *, replace: bool = False) -> str:
+    """`source` with our aliases in each of its model tables.
+
+    An alias that is there already with our sizes and names is left alone. One with others raises
+    ForeignAliasError; with `replace`, or where that was done before, it becomes a comment.
+    Raises UnknownLayoutError for other layouts.
+    """
+    replace = replace or _REPLACED in source
+    source = without_marked(source)
     found = list(_tables(ast.parse(source)))
     if not found:
         raise UnknownLayoutError(f"no model table (a dict named *model_map with {_KNOWN_ALIAS!r})")
     lines = _lines(source)
     for table in reversed(found):
+        same, foreign = _present(table)
+        if foreign and not replace:
+            key, _ = foreign[0]
+            raise ForeignAliasError(
+                f"line {key.lineno} has a model {_text(key)!r} that is not vim-embed's"
+            )
         place = _closing_line(table, lines)
-        lines[place:place] = _entries(table, lines)
+        wanted = [alias for alias in ALIASES if alias not in same]
+        if wanted:
+            lines[place:place] = _entries(table, lines, wanted)
+        for key, value in reversed(foreign):
+            _check_whole_lines(lines, key, value)
+            rows = slice(key.lineno - 1, value.end_lineno)
+            lines[rows] = [_REPLACED + line for line in lines[rows]]
     edited = "".join(lines)
     _check_tables(edited, len(found))
     return edited
 
 
-def without_tables(source: str) -> str:
-    """`source` with our aliases taken out of its model tables. Raises UnknownLayoutError."""
-    lines = _lines(source)
-    for table in reversed(list(_tables(ast.parse(source)))):
-        for key, value in reversed(list(zip(table.keys, table.values, strict=True))):
-            if key is not None and _text(key) in ALIASES:
-                _check_whole_lines(lines, key, value)
-                del lines[key.lineno - 1 : value.end_lineno]
-    return "".join(lines)
+def without_marked(source: str) -> str:
+    """`source` without what stands between our marks, and with what it replaced.
+
+    Raises UnknownLayoutError where a mark lacks its other one.
+    """
+    kept: list[str] = []
+    inside = False
+    for number, line in enumerate(_lines(source), 1):
+        mark = line.strip()
+        if mark in (_BEGIN, _END):
+            if (mark == _BEGIN) == inside:
+                raise UnknownLayoutError(f"line {number} is {mark!r} without its other mark")
+            inside = mark == _BEGIN
+        elif not inside:
+            kept.append(line.removeprefix(_REPLACED))
+    if inside:
+        raise UnknownLayoutError(f"{_BEGIN!r} without {_END!r}")
+    return "".join(kept)
 
 
 def with_registration(source: str) -> str:
-    """`source` of the host's models/__init__.py with our adapters registered."""
-    source = without_registration(source)
+    """`source` of the host's models/__init__.py with our adapters registered after all others.
+
+    One that registers them without our marks is left alone. Raises UnknownLayoutError.
+    """
+    source = without_marked(source)
     tree = ast.parse(source)
+    if _registers(tree):
+        return source
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     if not any((a.asname or a.name) == "register_adapter" for n in imports for a in n.names):
         raise UnknownLayoutError("register_adapter is not imported")
+    foreign = {line for line, _ in foreign_adapters(source)}
+    others = [n for n in tree.body if foreign & set(range(n.lineno, (n.end_lineno or 0) + 1))]
+    place = max(node.end_lineno or 0 for node in [*imports, *others])
     lines = _lines(source)
-    place = imports[-1].end_lineno or 0
-    block = ["\n", *_REGISTRATION.splitlines(keepends=True)]
-    lines[place:place] = [_line(text, lines) for text in block]
+    lines[place:place] = [_line(text, lines) for text in _REGISTRATION.splitlines(keepends=True)]
     edited = "".join(lines)
     ast.parse(edited)
     return edited
 
 
-def without_registration(source: str) -> str:
-    """`source` of the host's models/__init__.py without our registration."""
-    lines = _lines(source)
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.Try) and _PACKAGE in _modules(node):
-            blank = node.lineno - 2
-            start = blank if not lines[blank].strip() else node.lineno - 1
-            del lines[start : node.end_lineno]
-        elif _PACKAGE in _modules(node):
-            raise UnknownLayoutError(f"line {node.lineno} imports {_PACKAGE} in another way")
-    return "".join(lines)
+def foreign_adapters(source: str) -> list[tuple[int, str]]:
+    """(line, alias) of each register_adapter("vim", ...) of one of our names, outside our marks."""
+    return [
+        (node.lineno, str(_text(node.args[0])))
+        for node in ast.walk(ast.parse(without_marked(source)))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("register_adapter")
+        and node.args
+        and _text(node.args[0]) in ALIASES
+    ]
+
+
+def _registers(tree: ast.Module) -> bool:
+    """Whether the source registers our adapters by itself, without marks."""
+    importing = [node for node in tree.body if _PACKAGE in _modules(node)]
+    if not importing:
+        return False
+    called = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    if not any(ast.unparse(call.func).endswith("register_aliases") for call in called):
+        raise UnknownLayoutError(f"line {importing[0].lineno} imports {_PACKAGE} in another way")
+    return True
+
+
+def _present(table: ast.Dict) -> tuple[set[str], list[tuple[ast.expr, ast.expr]]]:
+    """Which of our aliases a table has as we would write them, and the entries of the others."""
+    same: set[str] = set()
+    foreign = []
+    for key, value in zip(table.keys, table.values, strict=True):
+        alias = _text(key) if key is not None else None
+        if key is None or not isinstance(alias, str) or alias not in ALIASES:
+            continue
+        if _is_ours(alias, value):
+            same.add(alias)
+        else:
+            foreign.append((key, value))
+    return same, foreign
+
+
+def _is_ours(alias: str, value: ast.expr) -> bool:
+    names = ALIASES[alias]
+    try:
+        found = ast.literal_eval(value)
+    except ValueError:
+        return False
+    return found in ((list(SIZES), list(names)), dict(zip(SIZES, names, strict=True)))
 
 
 def _lines(source: str) -> list[str]:
@@ -127,7 +204,7 @@ def _closing_line(table: ast.Dict, lines: list[str]) -> int:
     return index
 
 
-def _entries(table: ast.Dict, lines: list[str]) -> list[str]:
+def _entries(table: ast.Dict, lines: list[str], aliases: Sequence[str]) -> list[str]:
     """Our entries in the form of the table's first one: (sizes, names), or {size: name}."""
     key, value = table.keys[0], table.values[0]
     assert key is not None
@@ -135,15 +212,16 @@ def _entries(table: ast.Dict, lines: list[str]) -> list[str]:
     if lines[key.lineno - 1][: key.col_offset].strip():
         raise UnknownLayoutError(f"the model table at line {table.lineno} is not one entry a line")
     if isinstance(value, ast.Dict):
-        rows = [_size_entry(alias) for alias in ALIASES]
+        rows = [_size_entry(alias) for alias in aliases]
     elif isinstance(value, ast.Tuple) and len(value.elts) == 2:
-        rows = [_pair_entry(alias) for alias in ALIASES]
+        rows = [_pair_entry(alias) for alias in aliases]
     else:
         raise UnknownLayoutError(
             f"the model table at line {table.lineno} holds neither (sizes, names) nor "
             "{size: name}"
         )
-    return [_line(indent + line + "\n", lines) for row in rows for line in row]
+    marked = [_BEGIN, *(line for row in rows for line in row), _END]
+    return [_line(indent + line + "\n", lines) for line in marked]
 
 
 def _pair_entry(alias: str) -> list[str]:
@@ -175,9 +253,8 @@ def _check_whole_lines(lines: list[str], key: ast.expr, value: ast.expr) -> None
 def _check_tables(edited: str, count: int) -> None:
     """The edit must have given each table every alias, with our sizes and names."""
     found = list(_tables(ast.parse(edited)))
-    for table in found:
-        by_alias = {_text(k): v for k, v in zip(table.keys, table.values, strict=True) if k}
-        for alias, names in ALIASES.items():
-            value = ast.literal_eval(by_alias[alias])
-            assert value in ((list(SIZES), list(names)), dict(zip(SIZES, names, strict=True)))
     assert len(found) == count
+    for table in found:
+        same, foreign = _present(table)
+        assert same == set(ALIASES)
+        assert not foreign

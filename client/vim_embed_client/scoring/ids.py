@@ -9,6 +9,7 @@ from typing import Any
 from vim_embed_client.errors import InputError
 
 _SHOWN = 5
+_BY_ROW = ", or pair rows by position with --by-row"
 
 
 def id_texts(values: Iterable[Any]) -> list[str | None]:
@@ -43,7 +44,7 @@ def complete(ids: Sequence[str | None], where: str) -> list[str]:
     return [name for name in ids if name is not None]
 
 
-def refuse_repeats(names: Sequence[str], where: str) -> None:
+def refuse_repeats(names: Sequence[str], where: str, *, or_else: str = _BY_ROW) -> None:
     """Raise InputError, naming the rows, where an id stands for several of them."""
     times = Counter(names)
     if len(times) == len(names):
@@ -54,7 +55,7 @@ def refuse_repeats(names: Sequence[str], where: str) -> None:
     more = f", and {others} other ids repeat too" if others else ""
     raise InputError(
         f"{where}: the id {again} stands for several rows ({listed(rows)}{more}); keep one row "
-        "for each id, or pair rows by position with --by-row"
+        f"for each id{or_else}"
     )
 
 

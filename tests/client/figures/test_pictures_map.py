@@ -132,14 +132,14 @@ def test_without_ids_rows_go_by_position(survey: Path, z: Array) -> None:
 @pytest.mark.parametrize(
     ("text", "argument", "message"),
     [
-        ("id,z\ng00,1\ng00,2\n", "t.csv:z", "an id stands for several rows"),
+        ("id,z\ng00,1\ng00,2\n", "t.csv:z", "the id g00 stands for several rows"),
         ("id,z\nx,1\n", "t.csv:z", "no id of t.csv is one of hst.npy: x there, hst/g00.png"),
         ("key,z\ng00,1\n", "t.csv:z", "1 rows and hst.npy 60: join them by id, .*--id-column"),
         ("id,z\ng00,\n", "t.csv:z", "'z' has no value for any of the rows"),
         ("id,z\ng00,1\n", "t.csv", "give t.csv:COLUMN"),
         ("id,z\ng00,1\n", "t.csv:mass", "no column 'mass', but id, z"),
-        ("id,z\ng00,1\n", "u.csv:z", "u.csv:z is not there"),
-        ("", "z", "no columns beside the embeddings: colour by FILE.csv:COLUMN"),
+        ("id,z\ng00,1\n", "u.csv:z", "u.csv is not there"),
+        ("", "z", "no columns beside the embeddings: colour by FILE:COLUMN"),
     ],
 )
 def test_columns_that_do_not_fit_are_explained(

@@ -38,8 +38,10 @@ from vim_embed_client.platonic import (
     RemoteAdapter,
     VimAdapter,
     register_aliases,
+    requirements,
 )
 from vim_embed_client.platonic import remote as remote_module
+from vim_embed_client.platonic.adapter import InProcessProxyAdapter, RemoteProxyAdapter
 from vim_embed_client.platonic.model import Spec
 from vim_embed_client.platonic.processor import ImageProcessor
 
@@ -67,6 +69,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings from outside; services that other tests used are not waited for."""
     for name in ("URL", "API_KEY", "WIRE", "MODELS", "PATIENCE", "DTYPE", "EXACT"):
         monkeypatch.delenv(f"VIM_EMBED_{name}", raising=False)
+    monkeypatch.setenv("VIM_EMBED_ALLOW", "missing-sizes")  # most services here have one size
     monkeypatch.setenv("VIM_EMBED_DEVICE", "cpu")
     monkeypatch.setattr(remote_module, "_seen", set())
     monkeypatch.setattr(remote_module, "_POLL_S", 0.02)
@@ -127,11 +130,43 @@ def test_every_alias_is_registered_with_its_kind() -> None:
     register_aliases(registry.__setitem__)
     assert registry == {
         "vim": InProcessAdapter,
-        "vim-proxy": InProcessAdapter,
+        "vim-proxy": InProcessProxyAdapter,
         "vim-remote": RemoteAdapter,
-        "vim-remote-proxy": RemoteAdapter,
+        "vim-remote-proxy": RemoteProxyAdapter,
     }
     assert registry.keys() == ALIASES.keys()
+
+
+VIMS, PROXIES = ALIASES["vim"], ALIASES["vim-proxy"]
+MEANT: list[tuple[str, str, str | None, str]] = [
+    # registered as, model name, alias given, model meant (size tiny)
+    ("vim-proxy", VIMS[0], "vim-proxy", PROXIES[0]),
+    ("vim-proxy", VIMS[0], None, PROXIES[0]),
+    ("vim-proxy", "vim-tiny", "vim-proxy", PROXIES[0]),
+    ("vim-proxy", PROXIES[0], "vim-proxy", PROXIES[0]),
+    ("vim-remote-proxy", VIMS[0], "vim-remote-proxy", PROXIES[0]),
+    ("vim", PROXIES[0], "vim", VIMS[0]),
+    ("vim", "vim-tiny-proxy", None, VIMS[0]),
+    ("vim", VIMS[0], "vim", VIMS[0]),
+    ("vim", "me/my-vim", "vim", "me/my-vim"),
+    ("vim-proxy", "me/my-vit", "vim-proxy", "me/my-vit"),
+    ("vim-proxy", VIMS[0], "another", VIMS[0]),
+]
+
+
+@pytest.mark.parametrize(("registered", "name", "alias", "meant"), MEANT)
+def test_the_alias_decides_which_model_is_meant(
+    registered: str, name: str, alias: str | None, meant: str
+) -> None:
+    registry: dict[str, type[VimAdapter]] = {}
+    register_aliases(registry.__setitem__)
+    assert registry[registered](name, "tiny", alias=alias).model_name == meant
+
+
+@pytest.mark.parametrize(("place", "size"), [(0, "tiny"), (1, "small"), (2, "base")])
+def test_the_size_decides_which_of_a_family(place: int, size: str) -> None:
+    assert InProcessProxyAdapter(VIMS[0], size, alias="vim-proxy").model_name == PROXIES[place]
+    assert InProcessProxyAdapter(VIMS[place], "?", alias="vim-proxy").model_name == PROXIES[place]
 
 
 def test_every_model_name_is_one_of_the_catalogue() -> None:
@@ -241,6 +276,60 @@ def test_load_says_what_will_answer_and_what_is_missing(
     assert "sha256:aaaa" in output
     assert "reference on cpu in float32; RANDOM WEIGHTS" in output
     assert "the service lacks hustvl/Vim-small-midclstok, hustvl/Vim-base-midclstok" in output
+
+
+def test_missing_sizes_are_refused_before_hours_are_spent(
+    fake: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIM_EMBED_ALLOW")
+    with pytest.raises(ConfigurationError, match=r"lacks hustvl/Vim-small-midclstok") as caught:
+        loaded()
+    assert "set VIM_EMBED_ALLOW=missing-sizes" in str(caught.value)
+    RemoteAdapter("vim-tiny", "tiny").load()  # no alias: no experiment over all sizes
+    monkeypatch.setenv("VIM_EMBED_ALLOW", "sizes")
+    with pytest.raises(ConfigurationError, match="use polars-2 or missing-sizes"):
+        loaded()
+
+
+@pytest.mark.parametrize(
+    ("found", "refused"), [("2.0.0", True), ("2.1.0rc1", True), ("1.44.2", False), ("10.0", True)]
+)
+def test_polars_2_is_refused_at_load(
+    fake: FakeService, monkeypatch: pytest.MonkeyPatch, found: str, refused: bool
+) -> None:
+    monkeypatch.setattr(requirements, "version", lambda name: found)
+    if not refused:
+        loaded()
+        return
+    with pytest.raises(ConfigurationError, match=f"polars {found}: both versions of platonic"):
+        loaded()
+    monkeypatch.setenv("VIM_EMBED_ALLOW", "polars-2,missing-sizes")
+    loaded()
+
+
+def test_a_model_that_failed_to_load_counts_as_missing(fake: FakeService) -> None:
+    listed: Any = {
+        "models": [
+            {"name": "a", "aliases": ["x/a"], "state": "ready"},
+            {"name": "b", "aliases": [], "state": "failed"},
+            {"name": "c", "aliases": [], "state": "loading"},
+        ]
+    }
+    assert remote_module.missing_models(listed, ["x/a", "b", "c", "d"]) == ["b", "d"]
+
+
+def test_modules_can_be_walked_as_the_host_does(pair: tuple[VimAdapter, VimAdapter]) -> None:
+    over_http, in_process = pair
+    image = torch.randn(2, 3, 64, 64)
+    for adapter in pair:
+        assert next(adapter.model.parameters()).device.type == "cpu"
+    assert len(dict(in_process.model.named_modules())) > 100
+    assert list(over_http.model.children()) == []
+    torch.testing.assert_close(
+        over_http.model(image), over_http.embed_for_mode({"hsc": image}, "hsc")
+    )
+    with pytest.raises(ConfigurationError, match="call load"):
+        InProcessAdapter(TINY, "tiny").model  # noqa: B018
 
 
 def test_load_without_a_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,21 @@ import ast
 import json
 import os
 import subprocess
+import sys
+import venv
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from client.fake_service import FakeService
+from client.fake_service import serve as serve_fake
 from vim_embed_client.cli.main import cli, run
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.platonic import ALIASES, attach
+from vim_embed_client.platonic.interpreter import Interpreter, ask, find
 from vim_embed_client.platonic.source_edits import with_tables
 
 INIT = """\
@@ -147,7 +153,7 @@ def test_a_stale_entry_is_renewed() -> None:
         (
             "experiments.py",
             EXPERIMENTS.replace('"dino": (', '"vim": ([], []), "dino": ('),
-            "shares its lines",
+            "line 8 has a model 'vim' that is not vim-embed's",
         ),
         ("experiments_layerwise.py", "MODELS = load()\n", "no model table"),
         ("benchmark.py", "def broken(:\n", "invalid syntax"),
@@ -193,6 +199,129 @@ def test_a_file_that_cannot_be_written_leaves_all_as_they_were(
     assert contents(package) == before
 
 
+def test_the_file_that_cannot_be_written_is_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = checkout(tmp_path, HEAD)
+    real = os.replace
+
+    def replace(source: str, target: Path) -> None:
+        if target.name == "physics_experiment.py":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(ConfigurationError, match="Nothing was changed") as caught:
+        invoke(tmp_path)
+    assert f"cannot write {package / 'physics_experiment.py'}: No space" in str(caught.value)
+
+
+def test_files_that_cannot_be_put_back_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = checkout(tmp_path, RELEASE)
+    real = os.replace
+    written: list[Path] = []
+
+    def replace(source: str, target: Path) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(ConfigurationError, match="put them back with --undo") as caught:
+        invoke(tmp_path)
+    assert f"cannot write {package / 'experiments.py'}" in str(caught.value)
+    assert f"{package / 'models/__init__.py'} stay changed" in str(caught.value)
+
+
+OWN = """\
+        "vim": (
+            ["s"],  # the fork's own
+            ["fork/vim"],
+        ),
+"""
+FORK = RELEASE | {
+    "experiments.py": EXPERIMENTS.replace("    }\n    return", OWN + "    }\n    return")
+}
+FORK_ADAPTER = RELEASE | {
+    "models/own.py": "from .registry import register_adapter\nregister_adapter('vim', object)\n"
+}
+FORK_AT_HOME = RELEASE | {"models/__init__.py": INIT + "register_adapter('vim', object)\n"}
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (FORK, r"experiments.py: line 9 has a model 'vim' that is not vim-embed's"),
+        (FORK_ADAPTER, r"models/own.py: line 2 registers an adapter 'vim' of its own"),
+        (FORK_AT_HOME, r"models/__init__.py: line 7 registers an adapter 'vim' of its own"),
+    ],
+)
+def test_a_foreign_alias_is_refused_by_name_and_only_put_aside_when_asked(
+    tmp_path: Path, files: dict[str, str], message: str, line_end: str
+) -> None:
+    package = checkout(tmp_path, files, line_end=line_end)
+    before = contents(package)
+    for flags in ([], ["--check"], ["--diff"]):
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            invoke(tmp_path, *flags)
+        assert "--replace" in str(caught.value)
+    assert invoke(tmp_path, "--undo").exit_code == 0
+    assert contents(package) == before
+
+    assert invoke(tmp_path, "--replace").exit_code == 0
+    attached = contents(package)
+    scope: dict[str, Any] = {}
+    exec(attached["experiments.py"].decode(), scope)
+    assert scope["run_experiment"]("vim", "jwst") == (
+        ["tiny", "small", "base"],
+        list(ALIASES["vim"]),
+    )
+    init = attached["models/__init__.py"].decode()
+    assert init.rindex("register_aliases(register_adapter)") > init.find("register_adapter('vim'")
+    invoke(tmp_path, "--replace")
+    assert contents(package) == attached
+    assert invoke(tmp_path, "--undo").exit_code == 0
+    assert contents(package) == before
+
+
+def test_a_replaced_alias_stays_replaced_without_being_asked_again(tmp_path: Path) -> None:
+    package = checkout(tmp_path, FORK)
+    invoke(tmp_path, "--replace")
+    attached = contents(package)
+    assert b'# vim-embed replaced:             ["fork/vim"],\n' in attached["experiments.py"]
+    assert invoke(tmp_path).exit_code == 0
+    assert invoke(tmp_path, "--check").exit_code == 0
+    assert contents(package) == attached
+
+
+def test_what_upstream_has_of_ours_by_itself_is_left_alone(tmp_path: Path) -> None:
+    ours = with_tables(EXPERIMENTS).splitlines(keepends=True)
+    merged = "".join(line for line in ours if "# vim-embed: " not in line)
+    init = INIT + "from vim_embed_client.platonic import register_aliases\n"
+    init += "register_aliases(register_adapter)\n"
+    package = checkout(tmp_path, {"models/__init__.py": init, "experiments.py": merged})
+    before = contents(package)
+    assert "as before" in invoke(tmp_path).output
+    assert invoke(tmp_path, "--check").exit_code == 0
+    assert invoke(tmp_path, "--undo").exit_code == 0
+    assert contents(package) == before
+
+
+@pytest.mark.parametrize("mark", ["# vim-embed: begin", "# vim-embed: end"])
+def test_a_mark_without_the_other_is_refused(tmp_path: Path, mark: str) -> None:
+    package = checkout(tmp_path, RELEASE)
+    invoke(tmp_path)
+    path = package / "experiments.py"
+    path.write_text("".join(x for x in path.read_text().splitlines(True) if mark not in x))
+    for flags in ([], ["--undo"]):
+        with pytest.raises(ConfigurationError, match="without"):
+            invoke(tmp_path, *flags)
+
+
 def test_modes_are_kept(tmp_path: Path) -> None:
     package = checkout(tmp_path, RELEASE)
     (package / "experiments.py").chmod(0o640)
@@ -233,3 +362,99 @@ def test_without_the_client_the_host_still_imports() -> None:
     guard = next(node for node in tree.body if isinstance(node, ast.Try))
     assert isinstance(guard.handlers[0].type, ast.Name)
     assert guard.handlers[0].type.id == "ModuleNotFoundError"
+
+
+def installed() -> Path:
+    spec = find_spec("pu")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def environment_with(folder: Path, files: dict[str, str], **stubs: str) -> Path:
+    """A Python environment with the host in it and nothing else; gives the host's package.
+
+    stubs: name -> version of distributions that it is to have.
+    """
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    for name, text in files.items():
+        path = site / "pu" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    if files:
+        (site / "pu" / "__init__.py").touch()
+    for name, version in stubs.items():
+        (site / f"{name}-{version}.dist-info").mkdir()
+        (site / f"{name}-{version}.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+    return site / "pu"
+
+
+def test_the_target_s_own_python_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = os.environ.get("PYTHONPATH", "")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    package = environment_with(tmp_path / "env", RELEASE, polars="2.0.1")
+    python = next((tmp_path / "env" / "bin").glob("python3.*"))
+    assert find(package) == (python, True)
+    assert run(["attach", str(package)]) == 0
+    said = capsys.readouterr()
+    assert f"But {python} runs this platonic-universe and has no usable vim-embed" in said.err
+    assert "a run ends with KeyError" in said.err
+    assert "polars 2.0.1: both versions of platonic-universe" in said.err
+    assert run(["attach", str(package), "--check"]) == 1
+    said = capsys.readouterr()
+    assert "knows vim, vim-proxy" in said.out
+    assert "No module named 'vim_embed_client'" in said.out
+    assert run(["attach", str(package), "--check", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["attached"] is True
+    assert len(told["problems"]) == 2
+    monkeypatch.setenv("PYTHONPATH", here)
+    assert run(["attach", str(package), "--python", sys.executable, "--check"]) == 1
+    assert f"imports platonic-universe from {installed()}, not" in capsys.readouterr().out
+
+
+def test_a_python_that_imports_another_host_is_named(tmp_path: Path) -> None:
+    package = environment_with(tmp_path / "env", RELEASE)
+    python, _ = find(package)
+    assert ask(package).pu == str(package)
+    other = checkout(tmp_path / "other", RELEASE)
+    (problem,) = Interpreter(python=python, pu=str(package)).problems(other)
+    assert f"{python} imports platonic-universe from {package}, not {other}: attach" in problem
+    assert Interpreter(python=python, sure=False, pu=str(package)).problems(other) == []
+
+
+def test_a_checkout_s_own_environment_is_asked(tmp_path: Path) -> None:
+    package = checkout(tmp_path, RELEASE)
+    assert find(package)[1] is False
+    environment_with(tmp_path / ".venv", {})
+    assert find(package) == (tmp_path / ".venv" / "bin" / "python", True)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("exit 3", "it failed"), ("echo no JSON", "cannot be asked"), ("exec /nowhere", "nowhere")],
+)
+def test_a_python_that_cannot_be_asked_is_named(tmp_path: Path, script: str, message: str) -> None:
+    package = checkout(tmp_path, RELEASE)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    (problem,) = ask(package, python).problems(package)
+    assert message in problem
+
+
+def test_sizes_that_a_running_service_lacks_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(tmp_path, RELEASE)
+    with serve_fake(FakeService().app()) as url:
+        monkeypatch.setenv("VIM_EMBED_URL", url)
+        told = invoke(tmp_path, "--json")
+    (problem,) = json.loads(told.output)["problems"]
+    assert problem.startswith(f"{url} lacks hustvl/Vim-small-midclstok, hustvl/Vim-base-midclstok")
+    assert "--model vim-remote would stop there" in problem

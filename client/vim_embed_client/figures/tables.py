@@ -1,0 +1,207 @@
+"""Reads columns of catalogues: CSV, Parquet, and by astropy FITS, ECSV and VOTable."""
+
+from __future__ import annotations
+
+import csv
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vim_embed_client.errors import ConfigurationError, InputError
+
+_FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.bz2")
+_VOTABLE = (".vot", ".votable", ".xml", ".vot.gz")
+_TEXT = (".csv", ".tsv")
+_PARQUET = (".parquet", ".pq")
+ENDINGS = (*_TEXT, *_PARQUET, *_FITS, ".ecsv", *_VOTABLE)
+
+_PART = re.compile(r"\[([^\[\]]+)\]$")
+
+
+class TableName(NamedTuple):
+    """FILE[PART]:COLUMN taken apart; part and column are empty where they are not given."""
+
+    path: Path
+    part: str
+    column: str
+
+
+def split_table_name(argument: str) -> TableName | None:
+    """`cat.fits[2]:z` as (cat.fits, 2, z); None where no table is named."""
+    for head, column in ((argument, ""), argument.rpartition(":")[::2]):
+        found = _PART.search(head)
+        path = head[: found.start()] if found else head
+        if path.lower().endswith(ENDINGS):
+            return TableName(Path(path), found[1] if found else "", column)
+    return None
+
+
+class Table:
+    """A table's columns by name, or by a name that differs in case only.
+
+    columns: name -> function that reads its values; what is missing is None or empty.
+    """
+
+    def __init__(self, path: Path, columns: dict[str, Callable[[], list[Any]]]) -> None:
+        self.path, self._columns = path, columns
+
+    def find(self, name: str) -> str | None:
+        """The column's own name, or None if it is not there."""
+        alike = [own for own in self._columns if own.lower() == name.lower()]
+        return name if name in self._columns else alike[0] if len(alike) == 1 else None
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """Its values, one a row. Raises ConfigurationError if it is not there."""
+        own = self.find(name)
+        if own is None:
+            raise ConfigurationError(
+                f"{self.path} has no column {name!r}, but {', '.join(self._columns)}"
+            )
+        return self._columns[own]()
+
+
+def read_table(path: Path, part: str = "", column: str = "") -> Table:
+    """A table of one of ENDINGS. part: name or number of a FITS extension or VOTable table.
+
+    Without it, it is the only one that has `column`. Raises ConfigurationError for what is not
+    there or needs a package, InputError for a file that cannot be read.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"{path} is not there")
+    lower = path.name.lower()
+    if part and not lower.endswith((*_FITS, *_VOTABLE)):
+        raise ConfigurationError(f"{path} is one table: leave out [{part}]")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # astropy's, on units and details of the standards
+            if lower.endswith(_TEXT):
+                return Table(path, _csv(path))
+            if lower.endswith(_PARQUET):
+                return Table(path, _parquet(path))
+            if lower.endswith(".ecsv"):
+                return Table(path, _astropy_columns(_astropy().Table.read(path)))
+            tables = _fits(path) if lower.endswith(_FITS) else _votable(path)
+            return Table(path, _choose(tables, part, column, path))
+    except (ConfigurationError, InputError):
+        raise
+    except Exception as error:  # readers of foreign files raise errors of every kind
+        raise InputError(f"{path} cannot be read as a table: {error}") from None
+
+
+_Columns = dict[str, Callable[[], list[Any]]]
+
+
+def _csv(path: Path) -> _Columns:
+    """Separated by commas, semicolons or tabs; lines with # at the top are remarks."""
+    lines = path.read_text("utf-8-sig").splitlines()
+    while lines and lines[0].startswith("#"):
+        del lines[0]
+    if not lines:
+        raise InputError(f"{path} is empty")
+    separator = max(",;\t", key=lines[0].count)
+    header, *rows = (row for row in csv.reader(lines, delimiter=separator) if row)
+
+    def reader(place: int) -> Callable[[], list[Any]]:
+        return lambda: [row[place].strip() if place < len(row) else "" for row in rows]
+
+    return {name.strip(): reader(place) for place, name in enumerate(header)}
+
+
+def _parquet(path: Path) -> _Columns:
+    try:
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            'reading .parquet needs pyarrow: pip install "vim-embed[parquet]"'
+        ) from None
+    file = parquet.ParquetFile(path)
+
+    def reader(name: str) -> Callable[[], list[Any]]:
+        return lambda: list(file.read([name])[name].to_pylist())
+
+    return {name: reader(name) for name in file.schema_arrow.names}
+
+
+class _Part(NamedTuple):
+    """One table of a file: its number and name there, and its columns."""
+
+    number: int
+    name: str
+    columns: _Columns
+
+
+def _fits(path: Path) -> list[_Part]:
+    """The table extensions; compressed images are none."""
+    table, fits = _astropy().Table, _astropy().fits
+    with fits.open(path, memmap=False) as hdus:
+        return [
+            _Part(number, hdu.name, _astropy_columns(table.read(hdus, hdu=number)))
+            for number, hdu in enumerate(hdus)
+            if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))
+            and not isinstance(hdu, fits.CompImageHDU)
+        ]
+
+
+def _votable(path: Path) -> list[_Part]:
+    _astropy()
+    from astropy.io.votable import parse
+
+    return [
+        _Part(number, table.name or table.ID or "", _astropy_columns(table.to_table(True)))
+        for number, table in enumerate(parse(path).iter_tables())
+    ]
+
+
+class _Astropy(NamedTuple):
+    Table: Any
+    fits: Any
+
+
+def _astropy() -> _Astropy:
+    try:
+        from astropy.io import fits
+        from astropy.table import Table as AstropyTable
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            'catalogues in FITS, ECSV and VOTable need astropy: pip install "vim-embed[astro]"'
+        ) from None
+    return _Astropy(AstropyTable, fits)
+
+
+def _astropy_columns(table: Any) -> _Columns:
+    def reader(name: str) -> Callable[[], list[Any]]:
+        return lambda: _values(table[name], name)
+
+    return {name: reader(name) for name in table.colnames}
+
+
+def _values(column: Any, name: str) -> list[Any]:
+    values = np.ma.asarray(getattr(column, "value", column))
+    if values.ndim != 1:
+        raise InputError(f"the column {name!r} has {values.shape[1:]} values a row: choose another")
+    return [
+        value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else value
+        for value in values.tolist()
+    ]
+
+
+def _choose(parts: Sequence[_Part], part: str, column: str, path: Path) -> _Columns:
+    listed = ", ".join(f"[{each.number}] {each.name}".strip() for each in parts)
+    if not parts:
+        raise ConfigurationError(f"{path} has no table")
+    if part:
+        fits = [p for p in parts if part == str(p.number) or part.lower() == p.name.lower()]
+        if len(fits) != 1:
+            raise ConfigurationError(f"{path} has no table [{part}], but {listed}")
+        return fits[0].columns
+    having = [p for p in parts if Table(path, p.columns).find(column) is not None]
+    if len(having) > 1:
+        raise ConfigurationError(
+            f"{path} has several tables with {column!r} ({listed}): name one, as in "
+            f"{path}[{having[0].number}]:{column}"
+        )
+    return (having or parts)[0].columns
