@@ -28,6 +28,7 @@ from vim_embed_client.errors import (
     NotAcceptableError,
     NotFoundError,
     NotReadyError,
+    OutputError,
     PayloadTooLargeError,
     ProvenanceChangedError,
     QueueFullError,
@@ -49,6 +50,7 @@ from vim_embed_client.errors import (
 )
 from vim_embed_client.local_server import LocalServer
 from vim_embed_client.options import EmbedOptions, ImageOptions
+from vim_embed_client.pixels import PixelValueWarning
 from vim_embed_client.results import Embeddings, LayerEmbeddings, Provenance
 
 __all__ = [
@@ -77,7 +79,9 @@ __all__ = [
     "NotAcceptableError",
     "NotFoundError",
     "NotReadyError",
+    "OutputError",
     "PayloadTooLargeError",
+    "PixelValueWarning",
     "Provenance",
     "ProvenanceChangedError",
     "QueueFullError",

@@ -4,6 +4,7 @@ VimEmbedError
 ├── ConfigurationError            an option, URL or key that cannot work
 │   └── ResumeError               finished parts of another run are in the way
 ├── InputError                    pixels or images refused before anything was sent
+├── OutputError                   a file cannot be written: a full disk, a folder of others
 ├── ServiceNotInstalledError      a local server was asked for without the [service] extra
 ├── LocalServerError              a local server died or did not get ready
 ├── DeadlineExpiredError          the caller's own `deadline` passed
@@ -73,6 +74,10 @@ class ResumeError(ConfigurationError):
 
 class InputError(VimEmbedError, ValueError):
     """Pixels or images refused before anything was sent."""
+
+
+class OutputError(VimEmbedError):
+    """A file cannot be written: the disk is full, or the folder is not ours to write in."""
 
 
 class ServiceNotInstalledError(VimEmbedError):

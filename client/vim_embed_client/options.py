@@ -12,7 +12,7 @@ import httpx
 
 from vim_embed_client.addresses import check_url, proxy_for
 from vim_embed_client.compression import Compression, check_compression
-from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.errors import ConfigurationError, VimEmbedError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Waits a little longer than the service's own limit, so that its 504 arrives and is understood.
@@ -42,7 +42,10 @@ class EmbedOptions(ImageOptions, total=False):
 
 
 class OptionChanges(TypedDict, total=False):
-    """The options that `with_options` takes."""
+    """The options that `with_options` takes.
+
+    give_up_on: errors after which no further attempt is made; the rest as of `Client`.
+    """
 
     api_key: str | None
     timeout: Timeout
@@ -52,6 +55,7 @@ class OptionChanges(TypedDict, total=False):
     in_flight: int
     backoff: float
     compression: Compression | None
+    give_up_on: tuple[type[VimEmbedError], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,7 @@ class Options:
     backoff: float
     ca_file: str | None = None
     compression: Compression | None = None
+    give_up_on: tuple[type[VimEmbedError], ...] = ()
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import mimetypes
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -53,6 +54,34 @@ def as_pixels(values: ArrayLike) -> Array:
     if array.dtype != np.uint8:
         _check_finite(array)
     return array
+
+
+class PixelValueWarning(UserWarning):
+    """Floats look like pixels that nobody normalised; they are embedded as they are."""
+
+
+def about_values(pixels: Array) -> str:
+    """A remark on floats that look like pixels nobody normalised, with the fix; "" for others.
+
+    Normalised pixels lie around 0, within about -3 to 3; none of these floats is negative, and
+    the largest is above 10, or all lie from 0 to 1.
+    """
+    if pixels.dtype.kind != "f" or pixels.size == 0:
+        return ""
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or not (0 < high <= 1 or high > 10):
+        return ""
+    if high <= 1:
+        found, fix = "from 0 to 1", "numpy.rint(255 * pixels).astype('uint8')"
+    elif high <= 255:
+        found, fix = "from 0 to 255", "pixels.astype('uint8')"
+    else:
+        found, fix = "above 255", "255 * (pixels - low) / (high - low) as uint8"
+    return (
+        f"floats {found} were taken as normalised, and do not look it: give {fix}, which the "
+        "service normalises, or subtract the model's mean and divide by its std (`vim-embed "
+        "models --json`)"
+    )
 
 
 def as_array(values: Any) -> Array:
@@ -132,9 +161,12 @@ def image_bytes(image: Any) -> int:
         return len(image)
     if isinstance(image, (str, os.PathLike)):
         try:
-            return os.stat(image).st_size
+            found = os.stat(image)
         except OSError as error:
             raise InputError(f"cannot read {os.fspath(image)}: {error.strerror}") from None
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe waits for whoever writes to it
+            raise InputError(f"{os.fspath(image)} is no file: pass its bytes instead")
+        return found.st_size
     return int(image.width * image.height * 4)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from vim_embed_client.options import ImageOptions, Options
 from vim_embed_client.results import Provenance
 
 MAX_CHUNK_BYTES = 64 << 20
+# Rows of a batch whose values are looked at, to say so where they are not normalised.
+_LOOKED_AT = 8
 ANSWER_DTYPES = ("float32", "float16")
 
 Params = dict[str, str]
@@ -155,6 +158,9 @@ def plan_pixels(
     """Check pixels and cut them into chunks that share their memory. layers: a granularity."""
     params = embed_params(layers=layers, **embed)
     array = pixels.as_pixels(values)
+    remark = pixels.about_values(array[:_LOOKED_AT])
+    if remark:
+        warnings.warn(remark, pixels.PixelValueWarning, stacklevel=3)
     dtype = pixels.wire_dtype(array, wire)
     accept = formats.SAFETENSORS if layers else formats.NPY
     row_bytes = array[0].size * dtype.itemsize

@@ -19,7 +19,9 @@ def retry_delay(error: VimEmbedError, *, attempt: int, options: Options) -> floa
     attempt: how many were already made, less one. A Retry-After is honoured up to
     MAX_RETRY_AFTER_S and lengthened a little, so that refused clients do not return together.
     """
-    if not error.retryable or attempt >= options.max_retries:
+    if not error.retryable or isinstance(error, options.give_up_on):
+        return None
+    if attempt >= options.max_retries:
         return None
     asked = _retry_after(error)
     if asked is not None:

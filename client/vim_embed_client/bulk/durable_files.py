@@ -28,13 +28,18 @@ def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def write_durably(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file whose content is on disk before its name is."""
+    """Write a file whose content is on disk before its name is. Raises OSError, leaving none."""
     new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        with new.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

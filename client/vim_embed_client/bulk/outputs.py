@@ -1,11 +1,18 @@
-"""Writes embeddings to .npy, .parquet or .safetensors as they are read: the whole file or none."""
+"""Writes embeddings to .npy, .parquet or .safetensors as they are read: the whole file or none.
+
+An output may have files beside it: its sidecar (ids and provenance of an .npy) and the list of
+what was skipped. They are put in place in an order in which, wherever a process is killed, no file
+lies beside embeddings that it does not belong to.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -14,13 +21,15 @@ import numpy as np
 
 from vim_embed_client.bulk.durable_files import sync_folder
 from vim_embed_client.bulk.sources.reader import Skipped
-from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, npy_header, safetensors_header
 from vim_embed_client.results import Provenance
 
 # Readers of safetensors refuse headers beyond 100 MB; longer lists of ids go beside the file.
 _MAX_HEADER_IDS = 32 << 20
 _NAMED_SKIPS = 1000
+_DIGEST = "array_sha256"
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +37,7 @@ class Contents:
     """What to write: `rows` embeddings of `dim` numbers each, in blocks with their ids.
 
     blocks and skipped give the same each time that they are called. options: with which rows
-    were read and embedded.
+    were read and embedded. about: what else the metadata says, by name.
     """
 
     rows: int
@@ -38,41 +47,78 @@ class Contents:
     blocks: Callable[[], Iterator[tuple[list[str], Array]]]
     skipped: Callable[[], Iterable[Skipped]] = tuple
     options: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
-    def first_skipped(self) -> list[dict[str, Any]]:
-        """What was left out, as far as it goes into the file itself."""
-        return [asdict(one) for one, _ in zip(self.skipped(), range(_NAMED_SKIPS), strict=False)]
+    def first_skipped(self) -> list[dict[str, str]]:
+        """What was left out at fault, as far as it goes into the file itself."""
+        faults = ({"id": one.id, "reason": one.reason} for one in self.skipped() if one.fault)
+        return [one for one, _ in zip(faults, range(_NAMED_SKIPS), strict=False)]
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the embeddings and their ids."""
+        return {
+            "provenance": asdict(self.provenance),
+            "options": self.options,
+            "skipped": self.first_skipped(),
+            **self.about,
+        }
 
 
 def check_output(path: Path) -> None:
     """Raise ConfigurationError for an output that could not be written at the end."""
     if path.suffix not in _WRITERS:
         raise ConfigurationError(f"{path} does not end in one of {', '.join(_WRITERS)}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigurationError(f"{path} cannot be written: is {path.parent} a writable folder?")
+    parts = path.with_name(path.name + ".parts")
+    for one in (path, sidecar(path), skipped_list(path), parts):
+        _check_replaceable(one, stat.S_ISDIR if one == parts else stat.S_ISREG)
     if path.suffix == ".parquet":
         _import_pyarrow()
+
+
+def _check_replaceable(path: Path, expected: Callable[[int], bool]) -> None:
+    """Refuse links and devices, which a rename would replace instead of writing through them."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:  # such as a name that is too long
+        raise ConfigurationError(f"{path} cannot be written ({error.strerror})") from None
+    if stat.S_ISLNK(mode):
+        raise ConfigurationError(
+            f"{path} is a symbolic link, which would be replaced: give the file that it leads to, "
+            f"{os.path.realpath(path)}, or remove the link"
+        )
+    if not expected(mode):
+        raise ConfigurationError(f"{path} is in the way: it is no plain file of an earlier run")
 
 
 def write_output(path: Path, contents: Contents, *, scratch: Path | None = None) -> None:
     """Write in the format of the path's ending; an older file is replaced at the end.
 
-    .npy: the array, with ids, provenance, options and what was skipped in `<path>.json`.
+    .npy: the array; all else in `<path>.json`, with the sha256 of the .npy.
     .parquet: columns `id` and `embedding`; the rest as JSON in the schema's metadata.
-    .safetensors: the tensor `embedding`; `ids` as JSON and the provenance in the metadata. Ids
-    beyond 32 MB go to `<path>.json`, as with .npy.
-    The metadata names the first 1,000 rows that were skipped; where there are more, they all are
-    in `<path>.skipped.jsonl`. scratch: a folder of the same file system for unfinished files.
+    .safetensors: the tensor `embedding`; the rest as JSON in the metadata. Ids beyond 32 MB go to
+    `<path>.json`, as with .npy.
+    The metadata names the first 1,000 rows that were skipped; where there are more, everything
+    that was left out is in `<path>.skipped.jsonl`. scratch: a folder of the same file system for
+    unfinished files. Raises OSError, and then the older files are as they were.
     """
-    folder = scratch or path.parent
-    listed = path.with_name(path.name + ".skipped.jsonl")
-    if len(contents.first_skipped()) == _NAMED_SKIPS:
-        with _replacing(listed, folder) as file:
-            for one in contents.skipped():
-                file.write(json.dumps(asdict(one)).encode() + b"\n")
-    else:
-        listed.unlink(missing_ok=True)
-    _WRITERS[path.suffix](path, contents, folder)
+    files = _Replacing(path, scratch or path.parent)
+    try:
+        needs_sidecar = _WRITERS[path.suffix](files, contents)
+        if needs_sidecar:
+            digest = file_digest(files.unfinished(path))
+            with files.open(sidecar(path)) as file:
+                _write_sidecar(file, contents, digest)
+        if len(contents.first_skipped()) == _NAMED_SKIPS:
+            with files.open(skipped_list(path)) as file:
+                for one in contents.skipped():
+                    file.write(json.dumps(asdict(one)).encode() + b"\n")
+        files.put_in_place(stale=[skipped_list(path), *_old_sidecar(path)])
+    finally:
+        files.remove_unfinished()
 
 
 def sidecar(path: Path) -> Path:
@@ -80,17 +126,94 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _write_sidecar(path: Path, contents: Contents, folder: Path) -> None:
-    rest = {
-        "provenance": asdict(contents.provenance),
-        "options": contents.options,
-        "skipped": contents.first_skipped(),
-    }
-    with _replacing(sidecar(path), folder) as file:
-        file.write(b'{\n"ids": [')
-        for piece in _ids_json(contents):
-            file.write(piece)
-        file.write(b"],\n" + json.dumps(rest, indent=1).removeprefix("{").encode())
+def skipped_list(path: Path) -> Path:
+    """Where all is named that was left out, if it is too much for the metadata."""
+    return path.with_name(path.name + ".skipped.jsonl")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What is beside an array of embeddings; empty where nothing is.
+
+    Raises InputError where it describes another array, or was lost to a run that was stopped.
+    """
+    beside = sidecar(path)
+    if not beside.exists():
+        if path.with_name(path.name + ".parts").exists():
+            raise InputError(
+                f"{path} is being written, or a run was stopped while it was put in place: give "
+                "the command of that run again to finish it"
+            )
+        return {}
+    about: dict[str, Any] = json.loads(beside.read_text())
+    if _DIGEST in about and about[_DIGEST] != file_digest(path):
+        raise InputError(
+            f"{beside} describes other embeddings than those in {path}, which was written later "
+            "by something else: embed again, or remove it to use the array without ids"
+        )
+    return about
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, as `sha256sum` prints it."""
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _old_sidecar(path: Path) -> list[Path]:
+    """What an earlier run wrote there; beside a .parquet such a file is somebody else's."""
+    return [] if path.suffix == ".parquet" else [sidecar(path)]
+
+
+class _Replacing:
+    """An output and the files beside it, which take the place of older ones together."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path, self._folder = path, folder
+        self._written: list[Path] = []
+
+    def unfinished(self, path: Path) -> Path:
+        """Where a file is until it is put in place."""
+        ending = path.name.removeprefix(self.path.name) or self.path.suffix
+        if self._folder != path.parent:
+            return self._folder / f"joined{ending}"
+        return self._folder / f".{self.path.name}{ending}.{os.getpid()}.tmp"
+
+    def open(self, path: Path) -> IO[bytes]:
+        self._written.append(path)
+        return self.unfinished(path).open("wb")
+
+    def put_in_place(self, stale: Iterable[Path]) -> None:
+        """Make what was opened durable, then replace the older files. stale: of these, and gone.
+
+        What is beside the older array goes before that array does, and what is beside the new one
+        comes after it.
+        """
+        for path in self._written:
+            with self.unfinished(path).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(self._folder)
+        for path in stale:
+            path.unlink(missing_ok=True)
+        sync_folder(self.path.parent)
+        for path in sorted(self._written, key=lambda path: path != self.path):
+            os.replace(self.unfinished(path), path)
+            sync_folder(self.path.parent)
+
+    def remove_unfinished(self) -> None:
+        for path in self._written:
+            with suppress(OSError):
+                self.unfinished(path).unlink(missing_ok=True)
+
+
+def _write_sidecar(file: IO[bytes], contents: Contents, digest: str) -> None:
+    rest = {_DIGEST: digest, **contents.metadata()}
+    file.write(b'{\n"ids": [')
+    for piece in _ids_json(contents):
+        file.write(piece)
+    file.write(b"],\n" + json.dumps(rest, indent=1).removeprefix("{").encode())
 
 
 def _ids_json(contents: Contents) -> Iterator[bytes]:
@@ -101,11 +224,11 @@ def _ids_json(contents: Contents) -> Iterator[bytes]:
         comma = ", "
 
 
-def _write_npy(path: Path, contents: Contents, folder: Path) -> None:
-    _write_sidecar(path, contents, folder)
-    with _replacing(path, folder) as file:
+def _write_npy(files: _Replacing, contents: Contents) -> bool:
+    with files.open(files.path) as file:
         file.write(npy_header((contents.rows, contents.dim), contents.dtype))
         _write_rows(file, contents)
+    return True
 
 
 def _write_rows(file: IO[bytes], contents: Contents) -> None:
@@ -113,22 +236,19 @@ def _write_rows(file: IO[bytes], contents: Contents) -> None:
         file.write(np.ascontiguousarray(block, contents.dtype).tobytes())
 
 
-def _write_parquet(path: Path, contents: Contents, folder: Path) -> None:
+def _write_parquet(files: _Replacing, contents: Contents) -> bool:
     pa, parquet = _import_pyarrow()
-    about = {
-        "vim_embed.provenance": json.dumps(asdict(contents.provenance)),
-        "vim_embed.options": json.dumps(contents.options),
-        "vim_embed.skipped": json.dumps(contents.first_skipped()),
-    }
+    about = {f"vim_embed.{name}": json.dumps(value) for name, value in contents.metadata().items()}
     number = pa.from_numpy_dtype(contents.dtype)
     columns = [("id", pa.string()), ("embedding", pa.list_(number, contents.dim))]
     schema = pa.schema(columns, metadata=about)
-    with _replacing(path, folder) as file, parquet.ParquetWriter(file, schema) as writer:
+    with files.open(files.path) as file, parquet.ParquetWriter(file, schema) as writer:
         for ids, block in contents.blocks():
             flat = pa.array(np.ascontiguousarray(block).reshape(-1))
             lists = pa.FixedSizeListArray.from_arrays(flat, contents.dim)
             arrays = [pa.array(ids, pa.string()), lists]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    return False
 
 
 def _import_pyarrow() -> tuple[Any, Any]:
@@ -142,42 +262,25 @@ def _import_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _write_safetensors(path: Path, contents: Contents, folder: Path) -> None:
-    about = {name: _text(value) for name, value in asdict(contents.provenance).items()}
-    about["options"] = json.dumps(contents.options)
-    about["skipped"] = json.dumps(contents.first_skipped())
+def _write_safetensors(files: _Replacing, contents: Contents) -> bool:
+    metadata = contents.metadata()
+    about = {name: _text(value) for name, value in metadata.pop("provenance").items()}
+    about |= {name: json.dumps(value) for name, value in metadata.items()}
     size = sum(len(piece) for piece in _ids_json(contents))
     if size <= _MAX_HEADER_IDS:
         about["ids"] = "[" + b"".join(_ids_json(contents)).decode() + "]"
-    else:
-        _write_sidecar(path, contents, folder)
     shape = (contents.rows, contents.dim)
-    with _replacing(path, folder) as file:
+    with files.open(files.path) as file:
         file.write(safetensors_header({"embedding": (contents.dtype, shape)}, about))
         _write_rows(file, contents)
+    return size > _MAX_HEADER_IDS
 
 
 def _text(value: str | bool) -> str:
     return value if isinstance(value, str) else str(value).lower()
 
 
-@contextmanager
-def _replacing(path: Path, folder: Path) -> Iterator[IO[bytes]]:
-    """A file in `folder` that takes the place of `path` when the block ends well."""
-    name = f"joined{path.suffix}" if folder != path.parent else f".{path.name}.{os.getpid()}.tmp"
-    temporary = folder / name
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)  # before the parts that it was made of may go
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-_WRITERS: dict[str, Callable[[Path, Contents, Path], None]] = {
+_WRITERS: dict[str, Callable[[_Replacing, Contents], bool]] = {
     ".npy": _write_npy,
     ".parquet": _write_parquet,
     ".safetensors": _write_safetensors,

@@ -11,30 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vim_embed_client.bulk.row_faults import Ready, RowSender, embedded_or_why, made_ready
 from vim_embed_client.bulk.sources.reader import Entry, Item, Reader, Skipped
 from vim_embed_client.concurrency import Scope, run_each
-from vim_embed_client.errors import (
-    InputError,
-    InvalidInputError,
-    MalformedRequestError,
-    PayloadTooLargeError,
-    UnsupportedMediaTypeError,
-)
+from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.requests import MAX_CHUNK_BYTES
-from vim_embed_client.results import Embeddings, Provenance
+from vim_embed_client.results import Provenance
 
 OpenReader = Callable[[str], Reader]
-Send = Callable[[Sequence[Item]], Embeddings]
 
-# What may be the fault of a single row, and then must not hurt the others.
-_ROW_ERRORS = (
-    InputError,
-    InvalidInputError,
-    MalformedRequestError,
-    PayloadTooLargeError,
-    UnsupportedMediaTypeError,
-)
 # Batches between the reader and the writer, for each request in flight.
 _WINDOW = 4
 _POLL_S = 0.1
@@ -51,11 +37,17 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of one entry, and the cursor after it. row: (D,), or why there is none."""
+    """What became of one entry, and the cursor after it.
+
+    row: (D,), or why there is none. fingerprint: of the bytes that were sent, 0 where there were
+    none. note: what a user should know of this row.
+    """
 
     cursor: Cursor
     id: str
     row: Array | Skipped
+    fingerprint: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +140,7 @@ def _batches(
 
 
 def embedded_in_order(
-    send: Send,
+    sender: RowSender,
     entries: Iterable[tuple[Cursor, Entry]],
     *,
     batch_rows: int,
@@ -156,12 +148,11 @@ def embedded_in_order(
 ) -> Iterator[tuple[list[RowResult], list[Provenance]]]:
     """What became of every entry, batch by batch in their order, with the answers' provenance.
 
-    send: embeds alike items; called from several threads. Raises VimEmbedError for faults of the
-    service.
+    Raises VimEmbedError for faults of the service.
     """
 
     def work(batch: _Batch) -> _Outcome:
-        return _embed(send, batch.entries)
+        return _embed(sender, batch.entries)
 
     with Scope(None) as scope:
         window = Window(in_flight * _WINDOW, scope)
@@ -177,24 +168,18 @@ def embedded_in_order(
                 turn += 1
 
 
-def _embed(send: Send, entries: Sequence[tuple[Cursor, Entry]]) -> _Outcome:
-    """Embed a batch; where it is refused, halve it until the rows at fault are found."""
-    items = [entry for _, entry in entries if isinstance(entry, Item)]
-    try:
-        embedded = send(items) if items else None
-    except _ROW_ERRORS as error:
-        if len(items) == 1:
-            fault = Skipped(id=items[0].id, reason=error.message)
-            return _results([(p, fault if e is items[0] else e) for p, e in entries], None)
-        half = len(entries) // 2
-        return _embed(send, entries[:half]) + _embed(send, entries[half:])
-    return _results(entries, embedded)
-
-
-def _results(entries: Sequence[tuple[Cursor, Entry]], embedded: Embeddings | None) -> _Outcome:
-    rows = iter(embedded.embeddings if embedded else ())
-    results = [
-        RowResult(cursor, entry.id, entry if isinstance(entry, Skipped) else next(rows))
-        for cursor, entry in entries
-    ]
-    return _Outcome(results, [embedded.provenance] if embedded else [])
+def _embed(sender: RowSender, entries: Sequence[tuple[Cursor, Entry]]) -> _Outcome:
+    """Embed a batch; rows at fault are left out, the others are embedded."""
+    ready = [made_ready(sender, entry) for _, entry in entries]
+    rows = [one for one in ready if isinstance(one, Ready)]
+    given, provenances = embedded_or_why(sender, rows)
+    embedded = iter(given)
+    results = []
+    for (cursor, entry), one in zip(entries, ready, strict=True):
+        if isinstance(one, Skipped):
+            results.append(RowResult(cursor, entry.id, one))
+            continue
+        found = next(embedded)
+        row = Skipped(id=entry.id, reason=found) if isinstance(found, str) else found
+        results.append(RowResult(cursor, entry.id, row, one.fingerprint, one.note))
+    return _Outcome(results, provenances)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vim_embed_client.bulk.checkpoint import Checkpoint
+from vim_embed_client.bulk.checkpoint import Checkpoint, PartFolder
+from vim_embed_client.bulk.identical import identical_rows
 from vim_embed_client.bulk.outputs import Contents, write_output
-from vim_embed_client.bulk.pipeline import RowResult, digest_of, embedded_in_order, read_from
+from vim_embed_client.bulk.pipeline import RowResult, embedded_in_order, read_from
+from vim_embed_client.bulk.reasons import LeftOut, Reasons
+from vim_embed_client.bulk.resume import check_inputs, check_model, check_options
 from vim_embed_client.bulk.row_counts import Totals
-from vim_embed_client.bulk.sender import Sender
+from vim_embed_client.bulk.sender import BatchSender, HttpService
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.client import Client, ready_model
-from vim_embed_client.errors import InputError, ResumeError
-from vim_embed_client.results import ModelEntry, Provenance
+from vim_embed_client.errors import InputError, OutputError, ResumeError
+from vim_embed_client.pixels import PixelValueWarning
+from vim_embed_client.results import Provenance
 
 OnError = Literal["fail", "skip"]
 # Called with rows done, rows of an earlier attempt among them, and all rows where known.
@@ -28,18 +34,19 @@ OnProgress = Callable[[int, int, int | None], None]
 class Summary:
     """A finished run. resumed: rows that an earlier attempt had embedded.
 
-    skipped: how many were left out; first_skipped names the first thousand. other_sizes: (height,
-    width) of arrays that this attempt embedded as they are, beside the model's own `image_size`.
+    left_out: what became no row. first_skipped: of what was skipped, the first thousand. notes:
+    remarks on rows, grouped. identical: rows whose input was that of another row (see
+    identical.py).
     """
 
     rows: int
     dim: int
     resumed: int
-    skipped: int
-    first_skipped: list[Skipped]
+    left_out: LeftOut
+    first_skipped: list[dict[str, str]]
+    notes: Reasons
+    identical: dict[str, Any]
     provenance: Provenance
-    other_sizes: list[tuple[int, int]]
-    image_size: int
 
 
 class BulkRun:
@@ -47,9 +54,9 @@ class BulkRun:
 
     batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
     out what cannot be read or embedded, `fail` raises InputError naming it. part_rows: after so
-    many they are made safe on disk. restart: throw away what an earlier attempt finished.
-    options: as of Client.embed, but wire. kept: after a failed `run`, the rows that the next
-    attempt need not embed again.
+    many they are made safe on disk. restart: throw away what an earlier attempt finished. found:
+    what was left out where the sources were looked for. options: as of Client.embed, but wire.
+    kept: after a failed `run`, the rows that the next attempt need not embed again.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class BulkRun:
         on_error: OnError = "fail",
         part_rows: int = 4096,
         restart: bool = False,
+        found: LeftOut | None = None,
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> None:
@@ -71,7 +79,7 @@ class BulkRun:
         self._batch_rows, self._in_flight = batch_rows, in_flight
         self._skip = on_error == "skip"
         self._part_rows, self._restart, self._on_progress = part_rows, restart, on_progress
-        self._options = options
+        self._found, self._options = found or LeftOut(), options
         self._read_options = read_options or ReadOptions()
         self.kept = 0
         self._open_reader = partial(open_reader, options=self._read_options)
@@ -79,121 +87,164 @@ class BulkRun:
     def run(self) -> Summary:
         """Embed what is not done yet, then write the output.
 
-        Raises InputError for a bad row, ResumeError where an earlier attempt does not fit, and
-        VimEmbedError for faults of the service; what is finished by then is kept for the next
-        attempt, also at KeyboardInterrupt.
+        Raises InputError for a bad row, ResumeError where an earlier attempt does not fit,
+        OutputError where nothing can be written, and VimEmbedError for faults of the service; what
+        is finished by then is kept for the next attempt, also at KeyboardInterrupt.
         """
-        checkpoint = Checkpoint(
-            self._output, self._identity(), restart=self._restart, part_rows=self._part_rows
-        )
+        with _writing(self._output):
+            checkpoint = Checkpoint(
+                self._output, self._identity(), restart=self._restart, part_rows=self._part_rows
+            )
         try:
             resumed = checkpoint.rows
-            sender = self._embed(checkpoint)
-            summary = self._write(checkpoint, resumed, sender) if checkpoint.rows else None
+            self._embed(checkpoint)
+            with _writing(self._output):
+                summary = self._finished(checkpoint, resumed) if checkpoint.rows else None
         except ResumeError:
             checkpoint.close()
             raise
         except BaseException:
-            checkpoint.commit()
+            with suppress(OSError):  # the disk may be full, and what is on it is safe
+                checkpoint.commit()
             checkpoint.close()
             self.kept = checkpoint.rows
             raise
-        reason = next((f": {one.id}: {one.reason}" for one in checkpoint.all_skipped()), "")
+        left_out = left_out_of(checkpoint, self._found)
         checkpoint.close(remove=True)
         if summary is None:
-            raise InputError(f"none of the files could be embedded{reason}")
+            raise InputError(f"none of the files could be embedded{first_reason(left_out)}")
         return summary
+
+    def _finished(self, checkpoint: Checkpoint, resumed: int) -> Summary:
+        return finished(self._output, checkpoint, self._found, resumed)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         return self._options | self._read_options.identity()
 
-    def _embed(self, checkpoint: Checkpoint) -> Sender:
+    def _embed(self, checkpoint: Checkpoint) -> None:
         entry = ready_model(self._client, self._options.get("model"))
-        self._check(checkpoint, entry)
-        send = Sender(
-            self._client, entry["preprocessing"], self._options, resize=self._read_options.resize
+        sender = BatchSender(
+            HttpService(self._client, self._options),
+            entry["preprocessing"],
+            resize=self._read_options.resize,
+        )
+        check_inputs(checkpoint, self._sources, self._open_reader)
+        check_model(checkpoint, entry)
+        check_options(
+            checkpoint,
+            list(self._read_options.identity()),
+            self._sources,
+            self._open_reader,
+            sender,
         )
         totals = Totals(self._sources, self._open_reader)
-        done = resumed = checkpoint.rows + checkpoint.skipped
+        done = resumed = checkpoint.entries
         totals.advance(checkpoint.cursor, done)
         self._tell(done, resumed, totals)
         entries = read_from(self._sources, self._open_reader, checkpoint.cursor)
-        for results, provenances in embedded_in_order(
-            send, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
-        ):
-            for provenance in provenances:
-                checkpoint.check(provenance)
-            for one in results:
-                self._take(checkpoint, one)
-            done += len(results)
-            totals.advance(results[-1].cursor, done)
-            self._tell(done, resumed, totals)
-        checkpoint.commit()
-        return send
+        with _notes_for_warnings():
+            for results, provenances in embedded_in_order(
+                sender, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
+            ):
+                for provenance in provenances:
+                    checkpoint.check(provenance)
+                for one in results:
+                    self._take(checkpoint, one)
+                done += len(results)
+                totals.advance(results[-1].cursor, done)
+                self._tell(done, resumed, totals)
+        with _writing(self._output):
+            checkpoint.commit()
 
     def _take(self, checkpoint: Checkpoint, result: RowResult) -> None:
-        if isinstance(result.row, Skipped) and result.row.fault and not self._skip:
-            raise InputError(f"{result.row.id}: {result.row.reason}")
-        checkpoint.add(result)
+        if not self._skip:
+            raise_fault(result)
+        with _writing(self._output):
+            checkpoint.add(result)
 
     def _tell(self, done: int, resumed: int, totals: Totals) -> None:
         if self._on_progress:
             self._on_progress(done, resumed, totals.rows())
 
-    def _check(self, checkpoint: Checkpoint, entry: ModelEntry) -> None:
-        """Raise ResumeError where finished parts and what is there now do not belong together."""
-        if not checkpoint.done:
-            return
-        if (
-            digest_of(self._sources, self._open_reader, checkpoint.cursor)
-            != checkpoint.cursor.digest
-        ):
-            raise ResumeError(
-                f"the inputs behind the {checkpoint.rows:,} finished rows in {checkpoint.folder} "
-                "changed: a file was added before the last one read, removed or written again. "
-                "Put them back to go on; --restart throws the finished rows away and begins anew"
-            )
-        before = checkpoint.provenance
-        if before is None:
-            return
-        now = {
-            "model": entry["name"],
-            "weights_digest": entry["weights"]["digest"],
-            "dtype": entry["dtype"],
-        }
-        changed = [
-            f"{name} was {getattr(before, name)}, now {value}"
-            for name, value in now.items()
-            if getattr(before, name) != value
-        ]
-        if changed:
-            raise ResumeError(
-                f"{checkpoint.folder} holds rows from another model ({'; '.join(changed)}): "
-                "serve the former one to go on; --restart throws the finished rows away and begins "
-                "anew"
-            )
 
-    def _write(self, checkpoint: Checkpoint, resumed: int, sender: Sender) -> Summary:
-        _, first = next(checkpoint.blocks())
-        assert checkpoint.provenance is not None
-        contents = Contents(
-            rows=checkpoint.rows,
-            dim=first.shape[1],
-            dtype=first.dtype,
-            provenance=checkpoint.provenance,
-            blocks=checkpoint.blocks,
-            skipped=checkpoint.all_skipped,
-            options=self._identity(),
-        )
-        write_output(self._output, contents, scratch=checkpoint.folder)
-        return Summary(
-            rows=contents.rows,
-            dim=contents.dim,
-            resumed=resumed,
-            skipped=checkpoint.skipped,
-            first_skipped=[Skipped(**one) for one in contents.first_skipped()],
-            provenance=checkpoint.provenance,
-            other_sizes=sorted(sender.other_sizes),
-            image_size=sender.image_size,
-        )
+def raise_fault(result: RowResult) -> None:
+    """Raise InputError, naming the row, for one that is at fault."""
+    if isinstance(result.row, Skipped) and result.row.fault:
+        raise InputError(f"{result.row.id}: {result.row.reason}")
+
+
+def left_out_of(parts: PartFolder, found: LeftOut) -> LeftOut:
+    """What became no row: in finished parts, and where the sources were looked for."""
+    left_out = LeftOut()
+    left_out.add_all(found)
+    for one in parts.all_skipped():
+        left_out.add(one)
+    return left_out
+
+
+def first_reason(left_out: LeftOut) -> str:
+    """`: name: why it was left out`, or nothing."""
+    for group in (*left_out.skipped, *left_out.passed_over):
+        return f": {group.first[0]}: {group.reason}"
+    return ""
+
+
+def finished(output: Path, parts: PartFolder, found: LeftOut, resumed: int) -> Summary:
+    """Join finished parts, of one row at least, into the output. Raises OSError."""
+    assert parts.provenance is not None
+    left_out, notes = left_out_of(parts, found), Reasons()
+    for content in parts.contents():
+        notes.merge(content.notes)
+    identical = identical_rows(parts.contents)
+    _, first = next(parts.blocks())
+    contents = Contents(
+        rows=parts.rows,
+        dim=first.shape[1],
+        dtype=first.dtype,
+        provenance=parts.provenance,
+        blocks=parts.blocks,
+        skipped=parts.all_skipped,
+        options=parts.options,
+        about={
+            "summary": {
+                "rows": parts.rows,
+                "skipped": left_out.skipped.count,
+                "skipped_reasons": left_out.skipped.as_json(),
+                "passed_over": left_out.passed_over.count,
+                "passed_over_reasons": left_out.passed_over.as_json(),
+                "notes": notes.as_json(),
+                "identical": identical,
+            }
+        },
+    )
+    write_output(output, contents, scratch=parts.folder)
+    return Summary(
+        rows=parts.rows,
+        dim=contents.dim,
+        resumed=resumed,
+        left_out=left_out,
+        first_skipped=contents.first_skipped(),
+        notes=notes,
+        identical=identical,
+        provenance=parts.provenance,
+    )
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{output} cannot be written ({reason}): free space there, or choose another folder"
+        ) from error
+
+
+@contextmanager
+def _notes_for_warnings() -> Iterator[None]:
+    """Values that do not look normalised are noted row by row, and told in the summary."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PixelValueWarning)
+        yield

@@ -1,53 +1,124 @@
-"""Sends the items of one batch: images as they are, pixels stacked, fluxes made into pixels."""
+"""Sends rows to the service: images as they are, pixels stacked, fluxes made into pixels."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from vim_embed_client.bulk.row_faults import Ready
 from vim_embed_client.bulk.sources.reader import Item
 from vim_embed_client.client import Client
+from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
+from vim_embed_client.pixels import about_values
 from vim_embed_client.results import Embeddings, PreprocessingEntry
 
 
-class Sender:
-    """Embeds items that are alike.
+class Service(Protocol):
+    """Embeds alike rows, as Client does over HTTP; raises VimEmbedError."""
+
+    def embed(self, pixels: Array) -> Embeddings:
+        """(B, 3, H, W) uint8 or float."""
+        ...
+
+    def embed_images(self, images: Sequence[bytes]) -> Embeddings:
+        """Encoded images."""
+        ...
+
+    def giving_up_on(self, errors: tuple[type[VimEmbedError], ...]) -> Service:
+        """The same, but after one of these errors there is no further attempt."""
+        ...
+
+
+class HttpService:
+    """A service behind a client. options: as of Client.embed, but wire."""
+
+    def __init__(self, client: Client, options: dict[str, Any]) -> None:
+        self._client, self._options = client, options
+
+    def embed(self, pixels: Array) -> Embeddings:
+        return self._client.embed(pixels, **self._options)
+
+    def embed_images(self, images: Sequence[bytes]) -> Embeddings:
+        return self._client.embed_images(images, **self._options)
+
+    def giving_up_on(self, errors: tuple[type[VimEmbedError], ...]) -> HttpService:
+        return HttpService(self._client.with_options(give_up_on=errors), self._options)
+
+
+class BatchSender:
+    """Makes rows ready and embeds them; the RowSender of the pipeline.
 
     spec: the model's, to which fluxes are resized, and with `resize` uint8 arrays too.
-    options: as of Client.embed, but wire. other_sizes: (height, width) of arrays that went as
-    they are though the model is made for another size.
     """
 
-    def __init__(
-        self, client: Client, spec: PreprocessingEntry, options: dict[str, Any], *, resize: bool
-    ) -> None:
-        self._client, self._spec, self._options, self._resize = client, spec, options, resize
-        self.other_sizes: set[tuple[int, int]] = set()
+    def __init__(self, service: Service, spec: PreprocessingEntry, *, resize: bool) -> None:
+        self._service, self._spec, self._resize = service, spec, resize
 
-    @property
-    def image_size(self) -> int:
-        """The side in pixels that the model is made for."""
-        return self._spec["image_size"]
+    def ready(self, item: Item) -> Ready:
+        if item.like is None:
+            data = _encoded(item)
+            return Ready(data=data, fingerprint=fingerprint(data, "encoded"))
+        pixels = self._pixels(item)
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise InputError("it holds NaN or infinite pixels: mask or replace them first")
+        kind = f"{pixels.dtype.str} {pixels.shape}"
+        return Ready(
+            data=pixels,
+            fingerprint=fingerprint(np.ascontiguousarray(pixels).data, kind),
+            note=self._note(pixels),
+        )
 
-    def __call__(self, items: Sequence[Item]) -> Embeddings:
-        if items[0].like is None:
-            images: list[Any] = [item.data for item in items]
-            return self._client.embed_images(images, **self._options)
-        pixels = np.stack([self._pixels(item.data) for item in items])
-        embedded = self._client.embed(pixels, **self._options)
-        height, width = pixels.shape[2:]
-        if (height, width) != (self.image_size, self.image_size):
-            self.other_sizes.add((height, width))
-        return embedded
+    def send(
+        self, rows: Sequence[Ready], *, give_up_on: tuple[type[VimEmbedError], ...] = ()
+    ) -> Embeddings:
+        service = self._service.giving_up_on(give_up_on)
+        images = [row.data for row in rows if isinstance(row.data, bytes)]
+        if images:
+            return service.embed_images(images)
+        return service.embed(np.stack([np.asarray(row.data) for row in rows]))
 
-    def _pixels(self, data: Any) -> Array:
+    def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...]) -> None:
+        side = self._spec["image_size"]
+        ramp = np.linspace(0, 255, side * side).astype(np.uint8).reshape(side, side)
+        self._service.giving_up_on(give_up_on).embed(np.stack([ramp, ramp, ramp])[None])
+
+    def _pixels(self, item: Item) -> Array:
+        data: Any = item.data
         if callable(data):
             return resized(data(), self._spec)
         array: Array = data
         return resized(array, self._spec) if self._resize and array.dtype == np.uint8 else array
+
+    def _note(self, pixels: Array) -> str:
+        side, (height, width) = self._spec["image_size"], pixels.shape[1:]
+        if (height, width) != (side, side):
+            return (
+                f"an array of {height}×{width} pixels was embedded as it is: the model is made for "
+                f"{side}×{side}, and gives other embeddings for images resized to it (--resize "
+                "does that to uint8 arrays)"
+            )
+        return about_values(pixels)
+
+
+def fingerprint(data: bytes | memoryview, kind: str) -> int:
+    """64 bits that differ where the bytes or their kind do; never 0."""
+    hashed = hashlib.blake2b(kind.encode() + b"\0", digest_size=8)
+    hashed.update(data)
+    return int.from_bytes(hashed.digest(), "little") or 1
+
+
+def _encoded(item: Item) -> bytes:
+    if isinstance(item.data, bytes):
+        return item.data
+    try:
+        with open(str(item.data), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from None
 
 
 def resized(pixels: Array, spec: PreprocessingEntry) -> Array:

@@ -16,6 +16,7 @@ from vim_embed_client.options import DEFAULT_URL
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+SOME_LEFT_OUT = 5
 FIGURES = (".png", ".pdf", ".svg")
 RANDOM_WEIGHTS = "[bold red]RANDOM WEIGHTS: not a scientific result.[/]"
 

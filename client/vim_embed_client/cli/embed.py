@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from vim_embed_client.bulk.outputs import check_output
-from vim_embed_client.bulk.run import BulkRun, OnError, Summary
+from vim_embed_client.bulk.reasons import LeftOut, Reasons
+from vim_embed_client.bulk.run import BulkRun, OnError, Summary, first_reason
 from vim_embed_client.bulk.sources.registry import (
     ReadOptions,
     band_remark,
@@ -22,6 +23,7 @@ from vim_embed_client.bulk.sources.registry import (
     without_effect,
 )
 from vim_embed_client.cli.common import (
+    SOME_LEFT_OUT,
     json_option,
     print_json,
     rate,
@@ -35,7 +37,7 @@ from vim_embed_client.client import Client
 from vim_embed_client.compression import CODINGS, Compression
 from vim_embed_client.errors import ConfigurationError, InputError
 
-_SHOWN_SKIPS = 10
+_SHOWN = 10
 
 
 _triple = numbers(float, "0.5,0.5,0.5", count=3)
@@ -111,7 +113,7 @@ def embed(
     quiet: bool,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Embed images and arrays into one file.
 
     There is a row for each image, sorted by path. PATHS are folders (searched with their
@@ -121,10 +123,18 @@ def embed(
     resized only with --resize, and float arrays must be normalised already. Fluxes (FITS, columns
     with `flux`) are stretched to 8-bit RGB and resized.
 
+    The last line says how many rows were written, how many were skipped because they could not be
+    read or embedded, and how many files were passed over because they are no images, with the
+    reasons. The exit code is 0 where every row was written, 5 where some were skipped (--on-error
+    skip), and another one where the run failed or nothing could be embedded.
+
     Finished rows are kept in FILE.parts until all are done: an interrupted run goes on where it
     was when the same command is given again.
     """
-    sources = _sources(paths, output, read_options)
+    found = LeftOut()
+    sources = _sources(paths, output, read_options, found)
+    if found.skipped.count and on_error == "fail":
+        raise InputError(f"nothing was embedded{first_reason(found)}")
     console = stderr()
     if not quiet and (remark := band_remark(sources, read_options)):
         say(console, f"[yellow]{escape(remark)}[/]")
@@ -150,6 +160,7 @@ def embed(
             on_error=on_error,
             part_rows=part_rows,
             restart=restart,
+            found=found,
             on_progress=on_progress,
             **options,
         )
@@ -160,12 +171,13 @@ def embed(
         _report(console, summary, output, seconds)
     if as_json:
         print_json(_as_json(summary, output, seconds))
+    return SOME_LEFT_OUT if summary.left_out.skipped.count else 0
 
 
-def _sources(paths: Sequence[str], output: Path, options: ReadOptions) -> list[str]:
+def _sources(paths: Sequence[str], output: Path, options: ReadOptions, found: LeftOut) -> list[str]:
     try:
         check_output(output)
-        sources = find_sources(paths, options=options, leave_out=output)
+        sources = find_sources(paths, options=options, leave_out=output, pass_over=found.add)
     except (ConfigurationError, InputError) as error:
         raise click.UsageError(error.message) from None
     if idle := without_effect(sources, options):
@@ -191,13 +203,18 @@ def _telling_what_is_kept(run: BulkRun, output: Path, console: Console) -> Itera
 
 
 def _report(console: Console, summary: Summary, output: Path, seconds: float) -> None:
-    for skipped in summary.first_skipped[:_SHOWN_SKIPS]:
-        word = "skipped" if skipped.fault else "passed over"
-        say(console, f"[yellow]{word}[/] {escape(skipped.id)}: {escape(skipped.reason)}")
-    if summary.skipped > _SHOWN_SKIPS:
-        console.print(f"[yellow]skipped[/] {summary.skipped - _SHOWN_SKIPS:,} more")
-    if summary.other_sizes:
-        say(console, f"[yellow]{escape(_about_sizes(summary))}[/]")
+    left_out = summary.left_out
+    for skipped in summary.first_skipped[:_SHOWN]:
+        say(console, f"[yellow]skipped[/] {escape(skipped['id'])}: {escape(skipped['reason'])}")
+    if left_out.skipped.count > _SHOWN:
+        console.print(f"[yellow]skipped[/] {left_out.skipped.count - _SHOWN:,} more")
+    for group in left_out.passed_over:
+        say(console, f"[yellow]passed over[/] {escape(_named(group.first, group.count))}: "
+            f"{escape(group.reason)}")  # fmt: skip
+    for group in summary.notes:
+        say(console, f"[yellow]{escape(_named(group.first, group.count))}: {group.reason}[/]")
+    if summary.identical["rows"]:
+        say(console, f"[yellow]{escape(_about_identical(summary.identical))}[/]")
     if summary.provenance.random_weights:
         console.print("[red]The model has random weights: these numbers mean nothing.[/]")
     rows = summary.rows - summary.resumed
@@ -205,18 +222,36 @@ def _report(console: Console, summary: Summary, output: Path, seconds: float) ->
     say(
         console,
         f"{summary.rows:,} rows × {summary.dim} from {escape(summary.provenance.model)} -> "
-        f"{escape(str(output))} ({seconds:.1f} s, {rate(rows / seconds)}{before})",
+        f"{escape(str(output))} ({seconds:.1f} s, {rate(rows / seconds)}{before}); "
+        f"{_counted('skipped', left_out.skipped)}, "
+        f"{_counted('passed over', left_out.passed_over)}",
     )
 
 
-def _about_sizes(summary: Summary) -> str:
-    sizes = ", ".join(f"{height}×{width}" for height, width in summary.other_sizes[:3])
-    more = ", …" if len(summary.other_sizes) > 3 else ""
-    native = f"{summary.image_size}×{summary.image_size}"
+def _named(first: Sequence[str], count: int) -> str:
+    """`a.png, b.png and 3 more`."""
+    shown = list(first[:3])
+    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return ", ".join(shown) + more
+
+
+def _counted(what: str, reasons: Reasons) -> str:
+    """`3 skipped (2: it is null; 1: it is empty)`."""
+    if not reasons.count:
+        return f"0 {what}"
+    groups = list(reasons)
+    told = "; ".join(f"{group.count:,}: {escape(group.reason)}" for group in groups[:3])
+    more = f"; {sum(group.count for group in groups[3:]):,}: other reasons" if groups[3:] else ""
+    return f"{reasons.count:,} {what} ({told}{more})"
+
+
+def _about_identical(identical: dict[str, Any]) -> str:
+    groups = identical["groups"]
+    some = "; ".join(_named(group["ids"], group["count"]) for group in groups[:3])
+    more = "; …" if len(groups) > 3 else ""
     return (
-        f"Arrays of {sizes}{more} pixels were embedded as they are: {summary.provenance.model} is "
-        f"made for {native}, and their embeddings differ from those of images resized to it "
-        "(--resize does that to uint8 arrays)."
+        f"{identical['rows']:,} rows have the very input of another row, and so agree with it by "
+        f"nature in every score: {some}{more}"
     )
 
 
@@ -228,7 +263,12 @@ def _as_json(summary: Summary, output: Path, seconds: float) -> dict[str, Any]:
         "dim": summary.dim,
         "seconds": round(seconds, 3),
         "rows_per_s": round((summary.rows - summary.resumed) / seconds, 3),
-        "skipped": [asdict(skipped) for skipped in summary.first_skipped],
-        "skipped_count": summary.skipped,
+        "skipped": summary.first_skipped,
+        "skipped_count": summary.left_out.skipped.count,
+        "skipped_reasons": summary.left_out.skipped.as_json(),
+        "passed_over_count": summary.left_out.passed_over.count,
+        "passed_over_reasons": summary.left_out.passed_over.as_json(),
+        "notes": summary.notes.as_json(),
+        "identical": summary.identical,
         "provenance": asdict(summary.provenance),
     }

@@ -26,6 +26,7 @@ EXIT_CODES = {
     2: "wrong usage: an option, a file or a package that is not there",
     3: "the service cannot be reached",
     4: "finished rows of another run are in the way (see embed --restart)",
+    5: "embed wrote its file, and left out rows that it could not read or embed (--on-error skip)",
     130: "interrupted by Ctrl-C or SIGTERM",
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.outputs import sidecar
+from vim_embed_client.bulk.outputs import read_sidecar
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, parse_safetensors
 from vim_embed_client.scoring.ids import complete, id_texts
@@ -140,8 +140,7 @@ def _read_npy(path: Path, name: str | None) -> _Contents:
     if name is not None:
         raise ConfigurationError(f"{path} holds one array: leave out :{name}")
     array = np.load(path, allow_pickle=False)
-    beside = sidecar(path)
-    about = json.loads(beside.read_text()) if beside.exists() else {}
+    about = read_sidecar(path)
     return array, about.get("ids"), about.get("provenance", {})
 
 
@@ -152,14 +151,9 @@ def _read_npz(path: Path, name: str | None) -> _Contents:
     return chosen, ids, {}
 
 
-def _ids_beside(path: Path) -> Any:
-    beside = sidecar(path)
-    return json.loads(beside.read_text()).get("ids") if beside.exists() else None
-
-
 def _read_safetensors(path: Path, name: str | None) -> _Contents:
     tensors, metadata = parse_safetensors(path.read_bytes())
-    ids = json.loads(metadata["ids"]) if "ids" in metadata else _ids_beside(path)
+    ids = json.loads(metadata["ids"]) if "ids" in metadata else read_sidecar(path).get("ids")
     provenance = json.loads(metadata["provenance"]) if "provenance" in metadata else metadata
     return _choose(tensors, name, path), ids, provenance
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
-from vim_embed_client.bulk import checkpoint as parts_module
 from vim_embed_client.bulk.checkpoint import Checkpoint
 from vim_embed_client.bulk.pipeline import Cursor, RowResult
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ResumeError
 from vim_embed_client.results import Provenance
-from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from ..fake_service import SIZE, FakeService, embed_rows, refuse
 
@@ -106,11 +105,9 @@ def test_restart_begins_anew(embed: Embed, service: FakeService, capsys: Any) ->
     [
         (("--pooling", "cls"), 'pooling was "mean", now "cls"'),
         (("--dtype", "float16"), "dtype was"),
-        (("--model", "vim-tiny"), 'model was null, now "vim-tiny"'),
         (("--mean", "0.5,0.5,0.5"), "mean was null, now [0.5, 0.5, 0.5]"),
         (("--flip",), "flip was false, now true"),
-        (("--stack",), "stack was false, now true"),
-        (("--resize",), "resize was false, now true"),
+        (("--exact",), "exact was null, now true"),
     ],
 )
 def test_other_options_are_refused(
@@ -125,8 +122,86 @@ def test_other_options_are_refused(
 
 
 @pytest.mark.usefixtures("stopped")
-def test_options_that_change_no_row_are_free(embed: Embed) -> None:
-    assert embed("--batch-rows", 7, "--in-flight", 3, "--part-rows", 3, "--on-error", "skip") == 0
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--batch-rows", 7, "--in-flight", 3, "--part-rows", 3, "--on-error", "skip"),
+        ("--model", "vim-tiny"),  # which made the finished rows
+        ("--no-exact",),  # as the service does by itself
+        ("--survey", "hsc"),  # there are no fluxes
+        ("--blank", "0"),
+        ("--column", "png"),  # and no tables
+        ("--resize",),  # all have the model's size
+    ],
+)
+def test_options_that_change_no_row_are_free(
+    embed: Embed, folder: Path, out: Path, service: FakeService, args: tuple[Any, ...]
+) -> None:
+    assert embed(*args) == 0
+    assert sum(seen.rows for seen in service.seen) == ROWS - 25
+    np.testing.assert_array_equal(np.load(out), rows_of(folder))
+
+
+def fluxes(path: Path, *, seed: int, blank: bool = False) -> None:
+    """A FITS image of three bands, with a hole where `blank`."""
+    cube = np.random.default_rng(seed).random((3, SIZE, SIZE)).astype("f4")
+    cube[0, 0, 0] = np.nan if blank else cube[0, 0, 0]
+    fits.HDUList([fits.PrimaryHDU(cube)]).writeto(path)
+
+
+@pytest.fixture
+def sky(tmp_path: Path) -> Path:
+    """Three images of fluxes, of which the second has a hole."""
+    folder = tmp_path / "sky"
+    folder.mkdir()
+    for seed in range(3):
+        fluxes(folder / f"{seed}.fits", seed=seed, blank=seed == 1)
+    return folder
+
+
+def test_the_advice_of_a_refusal_can_be_followed(
+    url: str, sky: Path, out: Path, service: FakeService, capsys: Any
+) -> None:
+    """The run stops at a hole; with --blank it goes on, since the finished row has none."""
+    args = ["embed", "--url", url, str(sky), "-o", str(out), "--batch-rows", "1"]
+    assert run([*args, "--in-flight", "1", "--json"]) == 1
+    assert "give --blank" in capsys.readouterr().err
+    service.seen.clear()
+    assert run([*args, "--blank", "0", "--json"]) == 0
+    assert summary(capsys)["resumed"] == 1
+    assert sum(seen.rows for seen in service.seen) == 2
+    assert json.loads(Path(f"{out}.json").read_text())["options"]["stretch"]["blank"] == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "row"),
+    [
+        (("--on-error", "skip"), ("--blank", "0"), "1.fits"),  # it would be a row now
+        (("--blank", "0"), ("--blank", "1"), "1.fits"),  # another one
+        (("--blank", "0"), ("--blank", "0", "--stretch", "linear"), "0.fits"),
+    ],
+)
+def test_options_that_change_a_finished_row_are_refused_by_its_name(
+    url: str,
+    sky: Path,
+    out: Path,
+    service: FakeService,
+    capsys: Any,
+    first: tuple[str, ...],
+    then: tuple[str, ...],
+    row: str,
+) -> None:
+    args = ["embed", "--url", url, str(sky), "-o", str(out), "--batch-rows", "1"]
+    args += ["--in-flight", "1", "--retries", "0"]
+    wanted = 2 if "--blank" in first else 1
+    service.always = _after(wanted, refuse(500, "internal_error"))
+    assert run([*args, *first]) == 1
+    service.seen.clear()
+    assert run([*args, *then]) == 4
+    told = capsys.readouterr().err
+    assert f"which change {sky}/{row}" in told
+    assert "stretch was" in told
+    assert service.seen == []
 
 
 def _add(folder: Path) -> None:
@@ -214,41 +289,6 @@ def test_parts_that_no_manifest_names_are_thrown_away(
     assert embed() == 0
     np.testing.assert_array_equal(np.load(out), rows_of(folder))
     assert not parts.exists()
-
-
-@pytest.mark.parametrize("ending", [".npy", ".parquet", ".safetensors"])
-def test_a_crash_while_parts_are_joined_costs_no_row(
-    url: str,
-    folder: Path,
-    tmp_path: Path,
-    service: FakeService,
-    monkeypatch: pytest.MonkeyPatch,
-    ending: str,
-) -> None:
-    def crash(*args: Any) -> None:
-        raise SystemError("power cut")
-
-    out = tmp_path / f"o{ending}"
-    out.write_text("older")
-    args = ["embed", "--url", url, str(folder), "-o", str(out), "--quiet"]
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", crash)
-        patched.setattr(parts_module, "write_durably", _plain_write)
-        with pytest.raises(SystemError):
-            run(args)
-    assert out.read_text() == "older"
-    assert len(service.seen) > 0
-    service.seen.clear()
-    assert run(args) == 0
-    assert service.seen == []
-    np.testing.assert_array_equal(read_embeddings(str(out)).embeddings, rows_of(folder))
-    beside = {"o.npy.json"} if ending == ".npy" else set()
-    assert set(os.listdir(tmp_path)) == {"in", out.name} | beside
-
-
-def _plain_write(path: Path, write: Callable[[Any], Any]) -> None:
-    with path.open("wb") as file:
-        write(file)
 
 
 @pytest.mark.usefixtures("stopped")

@@ -15,6 +15,7 @@ import pytest
 
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
+from vim_embed_client.cli.common import SOME_LEFT_OUT
 
 from .conftest import Embed
 from .survey import SIZE, WRITERS, Array, expected, pictures, png, write_tar
@@ -136,7 +137,7 @@ def test_broken_sources_are_reported_after_their_sound_rows(
     (tmp_path / "z").mkdir()
     broken = tmp_path / "z" / name
     broken.write_bytes(BROKEN[name](*whole))
-    ids, rows = embed(tmp_path / "sound.tar", broken, "--on-error", "skip")
+    ids, rows = embed(tmp_path / "sound.tar", broken, "--on-error", "skip", code=SOME_LEFT_OUT)
     assert ids[:50] == [f"{tmp_path}/sound.tar/{row:06}.png" for row in range(50)]
     assert all(row_id.startswith(str(broken)) for row_id in ids[50:])
     assert len(ids) < 100
@@ -215,7 +216,7 @@ def test_images_that_a_table_only_names(embed: Embed, tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     values = [{"path": "a.png"}, {"path": "gone.png"}, None, {}, {"bytes": b""}]
     pyarrow.parquet.write_table(pa.table({"x": pa.array(values, kind)}), tmp_path / "t.parquet")
-    ids, rows = embed(tmp_path / "t.parquet", "--on-error", "skip")
+    ids, rows = embed(tmp_path / "t.parquet", "--on-error", "skip", code=SOME_LEFT_OUT)
     assert ids == [f"{tmp_path}/t.parquet#0"]
     np.testing.assert_array_equal(rows, expected(pixels))
     reasons = [
@@ -267,11 +268,11 @@ def test_arrays_of_another_size_are_told(embed: Embed, tmp_path: Path, capsys: A
     np.save(tmp_path / "b.npy", np.zeros((2, 3, 20, 30), np.uint8))
     embed(tmp_path / "a.npy")
     embed(tmp_path / "b.npy", "--resize")
-    assert "as they are" not in capsys.readouterr().err
+    assert "as it is" not in capsys.readouterr().err
     embed(tmp_path / "a.npy", tmp_path / "b.npy")
     told = capsys.readouterr().err
-    assert "Arrays of 20×30 pixels were embedded as they are" in told
-    assert f"arithmetic is made for {SIZE}×{SIZE}" in told
+    assert "an array of 20×30 pixels was embedded as it is" in told
+    assert f"the model is made for {SIZE}×{SIZE}" in told
     embed(tmp_path / "b.npy", "--quiet")
     assert capsys.readouterr().err == ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from vim_embed_client.bulk.pipeline import (
     read_from,
 )
 from vim_embed_client.bulk.row_counts import Totals
+from vim_embed_client.bulk.row_faults import Ready
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.flux import Stretch
 from vim_embed_client.bulk.sources.reader import Item, Skipped
@@ -96,13 +97,22 @@ def test_the_reader_never_runs_far_ahead_of_the_writer() -> None:
             drawn += 1
             yield Cursor(0, row + 1), Item(id=f"{row}", data=b"x", size=1)
 
-    def send(items: Any) -> Embeddings:
-        rows = np.array([[float(item.id)] for item in items], np.float32)
-        return Embeddings(embeddings=rows, provenance=provenance)
+    class Numbering:
+        """A row's embedding is the number in its bytes."""
+
+        def ready(self, item: Item) -> Ready:
+            return Ready(data=item.id.encode(), fingerprint=1)
+
+        def send(self, rows: Sequence[Ready], *, give_up_on: Any = ()) -> Embeddings:
+            numbers = np.array([[float(bytes(row.data))] for row in rows], np.float32)
+            return Embeddings(embeddings=numbers, provenance=provenance)
+
+        def probe(self, *, give_up_on: Any) -> None:
+            raise AssertionError("nothing fails here")
 
     most = 0
     taken: list[RowResult] = []
-    for batch, _ in embedded_in_order(send, entries(), batch_rows=5, in_flight=3):
+    for batch, _ in embedded_in_order(Numbering(), entries(), batch_rows=5, in_flight=3):
         taken += batch
         most = max(most, drawn - len(taken))
     assert [one.id for one in taken] == [f"{row}" for row in range(10_000)]

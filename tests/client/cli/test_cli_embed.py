@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from client.fake_service import DIM, SIZE, FakeService, decode, embed_rows, refuse, wait_for
+from vim_embed_client.cli.common import SOME_LEFT_OUT
 from vim_embed_client.cli.main import run
 
 Run = Callable[..., int]
@@ -162,7 +163,7 @@ def test_skip_leaves_out_what_cannot_be_embedded(
 ) -> None:
     bad = _damage(folder)
     out = tmp_path / "out.npy"
-    assert embed(folder, "-o", out, "--on-error", "skip") == 0
+    assert embed(folder, "-o", out, "--on-error", "skip") == SOME_LEFT_OUT
     about = json.loads((tmp_path / "out.npy.json").read_text())
     assert sorted(skipped["id"] for skipped in about["skipped"]) == bad
     ids, rows = expected(folder)
@@ -187,7 +188,7 @@ def test_fail_names_the_file_and_keeps_what_is_finished(
     assert "finished rows are kept" in told
     assert out.read_text() == "older"
     again = (folder / "z.png", folder / "M.TIF", only, "-o", out, "--on-error", "skip", "--json")
-    assert embed(*again) == 0
+    assert embed(*again) == SOME_LEFT_OUT
     summary = json.loads(capsys.readouterr().out)
     assert [one["id"] for one in summary["skipped"]] == [bad[index]]
     assert summary["resumed"] == (4 if "#" in bad[index] else 1)

@@ -1,0 +1,90 @@
+"""What was left out or remarked on, counted by its reason."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vim_embed_client.bulk.sources.reader import Skipped
+
+_NAMED = 10
+_GROUPS = 100
+_OTHER = "other reasons"
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+@dataclass
+class Group:
+    """Rows or files with one reason in common. reason: as the first of them has it."""
+
+    reason: str
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+
+class Reasons:
+    """Groups by reason; two reasons that differ only in their numbers or names are one.
+
+    The first ten of each group are named, and there are at most a hundred groups, so that memory
+    stays flat whatever is added.
+    """
+
+    def __init__(self, groups: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._groups: dict[str, Group] = {}
+        self.merge(groups)
+
+    def add(self, row_id: str, reason: str, *, count: int = 1) -> None:
+        key = _NUMBER.sub("#", _without_name(reason, row_id))
+        group = self._group(key, reason)
+        group.count += count
+        if len(group.first) < _NAMED:
+            group.first.append(row_id)
+
+    def merge(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what `as_json` gave."""
+        for other in groups:
+            first = other["first"]
+            key = _NUMBER.sub("#", _without_name(other["reason"], first[0] if first else ""))
+            group = self._group(key, other["reason"])
+            group.count += other["count"]
+            group.first += first[: _NAMED - len(group.first)]
+
+    def _group(self, key: str, reason: str) -> Group:
+        if key not in self._groups and len(self._groups) >= _GROUPS:
+            key = reason = _OTHER
+        return self._groups.setdefault(key, Group(reason))
+
+    @property
+    def count(self) -> int:
+        return sum(group.count for group in self._groups.values())
+
+    def __iter__(self) -> Iterator[Group]:
+        """The groups, the largest first."""
+        return iter(sorted(self._groups.values(), key=lambda group: -group.count))
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [asdict(group) for group in self]
+
+
+class LeftOut:
+    """What became no row: skipped (at fault) and passed over (no row in the first place)."""
+
+    def __init__(self) -> None:
+        self.skipped, self.passed_over = Reasons(), Reasons()
+
+    def add(self, one: Skipped) -> None:
+        (self.skipped if one.fault else self.passed_over).add(one.id, one.reason)
+
+    def add_all(self, others: LeftOut) -> None:
+        self.skipped.merge(others.skipped.as_json())
+        self.passed_over.merge(others.passed_over.as_json())
+
+
+def _without_name(reason: str, row_id: str) -> str:
+    for name in (row_id, os.path.basename(row_id)):
+        if name:
+            reason = reason.replace(name, "it")
+    return reason

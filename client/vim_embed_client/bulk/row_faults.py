@@ -1,0 +1,133 @@
+"""Embeds rows of which some may be at fault: these are found, and the others are embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
+from vim_embed_client.errors import (
+    ConnectionLostError,
+    DeadlineExceededError,
+    InputError,
+    InternalServerError,
+    InvalidInputError,
+    MalformedRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+    VimEmbedError,
+    WorkerFailedError,
+)
+from vim_embed_client.formats import Array
+from vim_embed_client.results import Embeddings, Provenance
+
+Given: TypeAlias = tuple[list[Array | str], list[Provenance]]
+
+# Refusals of a row, which must not hurt the others.
+_ROW_ERRORS = (
+    InputError,
+    InvalidInputError,
+    MalformedRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+# Failures that a row may be to blame for, or the service: a row whose numbers overflow the model,
+# that takes too long, or that brings a worker down.
+_SUSPECT: tuple[type[VimEmbedError], ...] = (
+    InternalServerError,
+    DeadlineExceededError,
+    WorkerFailedError,
+    ConnectionLostError,
+)
+# Of these, what is not worth waiting for before the row at fault is looked for.
+_AT_ONCE: tuple[type[VimEmbedError], ...] = (InternalServerError,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A row as it is sent: encoded bytes, or a (3, H, W) array.
+
+    fingerprint: of these bytes, never 0. note: what a user should know of the row.
+    """
+
+    data: bytes | Array
+    fingerprint: int
+    note: str = ""
+
+
+class RowSender(Protocol):
+    """Embeds rows; its methods are called from several threads."""
+
+    def ready(self, item: Item) -> Ready:
+        """The row as it is sent. Raises InputError."""
+        ...
+
+    def send(
+        self, rows: Sequence[Ready], *, give_up_on: tuple[type[VimEmbedError], ...] = ()
+    ) -> Embeddings:
+        """Embed rows that are alike. Raises VimEmbedError; those of `give_up_on` at once."""
+        ...
+
+    def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...]) -> None:
+        """Embed a row that nothing is wrong with. Raises as `send`."""
+        ...
+
+
+def made_ready(sender: RowSender, entry: Entry) -> Ready | Skipped:
+    """The entry as it is sent, or why it is left out."""
+    if isinstance(entry, Skipped):
+        return entry
+    try:
+        return sender.ready(entry)
+    except InputError as error:
+        return Skipped(id=entry.id, reason=error.message)
+
+
+def embedded_or_why(sender: RowSender, rows: Sequence[Ready]) -> Given:
+    """An embedding for each row, or why it has none; with the provenance of the answers.
+
+    Raises VimEmbedError for faults of the service.
+    """
+    return _sent(sender, rows, give_up_on=_AT_ONCE)
+
+
+def _sent(
+    sender: RowSender, rows: Sequence[Ready], *, give_up_on: tuple[type[VimEmbedError], ...]
+) -> Given:
+    """Where rows are refused, halves are sent until those at fault are found."""
+    if not rows:
+        return [], []
+    try:
+        embedded = sender.send(rows, give_up_on=give_up_on)
+        return list(embedded.embeddings), [embedded.provenance]
+    except _ROW_ERRORS as error:
+        if len(rows) == 1:
+            return [error.message], []
+    except _SUSPECT as error:
+        if len(rows) == 1:
+            return _judged(sender, rows, error)
+    half = len(rows) // 2
+    left, before = _sent(sender, rows[:half], give_up_on=_SUSPECT)
+    right, after = _sent(sender, rows[half:], give_up_on=_SUSPECT)
+    return left + right, before + after
+
+
+def _judged(sender: RowSender, row: Sequence[Ready], error: VimEmbedError) -> Given:
+    """Whether the row or the service is at fault, after `error`.
+
+    The row, if it fails a second time though a row that is sound was embedded in between. Raises
+    VimEmbedError for the service.
+    """
+    try:
+        sender.probe(give_up_on=_SUSPECT)
+    except _SUSPECT:
+        embedded = sender.send(row)
+        return list(embedded.embeddings), [embedded.provenance]
+    try:
+        embedded = sender.send(row, give_up_on=_SUSPECT)
+        return list(embedded.embeddings), [embedded.provenance]
+    except _ROW_ERRORS as again:
+        return [again.message], []
+    except _SUSPECT:
+        return [f"the service fails on this row, and not on others ({error.message})"], []
