@@ -69,7 +69,7 @@ def about_values(pixels: Array) -> str:
     if pixels.dtype.kind != "f" or pixels.size == 0:
         return ""
     low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or not (0 < high <= 1 or high > 10):
+    if low < 0 or low == high or not (high <= 1 or high > 10):
         return ""
     if high <= 1:
         found, fix = "from 0 to 1", "numpy.rint(255 * pixels).astype('uint8')"

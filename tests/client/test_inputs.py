@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from vim_embed_client import Client, InputError
 from vim_embed_client.formats import CHUNK_BYTES, NpyBody
 from vim_embed_client.options import Options
-from vim_embed_client.pixels import as_pixels
+from vim_embed_client.pixels import PixelValueWarning, as_pixels
 from vim_embed_client.requests import MAX_CHUNK_BYTES, cut, plan_pixels
 
 from .fake_service import SIZE, FakeService, embed_rows
@@ -165,3 +166,26 @@ def test_a_memory_map_is_read_as_it_is_sent(client: Any, tmp_path: Path) -> None
     np.save(tmp_path / "rows.npy", pixels)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     np.testing.assert_array_equal(client.embed(mapped), embed_rows(pixels.astype("f4")))
+
+
+NORMALISED = np.random.default_rng(3).standard_normal((2, 3, 4, 4)).astype("f4")
+
+
+@pytest.mark.parametrize(
+    ("values", "fix"),
+    [
+        (np.random.default_rng(0).random((2, 3, 4, 4)), "numpy.rint(255 * pixels)"),
+        (np.random.default_rng(1).integers(0, 256, (2, 3, 4, 4)).astype("f4"), "astype('uint8')"),
+        (np.random.default_rng(2).random((2, 3, 4, 4)) * 4000, "as uint8"),
+        (NORMALISED, None),
+        (NORMALISED - NORMALISED.min(), None),  # none is negative, and none is far from 0
+        (np.zeros((2, 3, 4, 4), "f4"), None),
+        (np.zeros((2, 3, 4, 4), np.uint8), None),
+    ],
+)
+def test_floats_that_do_not_look_normalised_are_remarked_on(values: Any, fix: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan_pixels(values, _options(64), layers=None)
+    assert [type(one.message) for one in caught] == ([PixelValueWarning] if fix else [])
+    assert not fix or fix in str(caught[0].message)

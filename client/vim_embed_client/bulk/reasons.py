@@ -13,7 +13,7 @@ from vim_embed_client.bulk.sources.reader import Skipped
 _NAMED = 10
 _GROUPS = 100
 _OTHER = "other reasons"
-_NUMBER = re.compile(r"\d+(\.\d+)?")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
 
 
 @dataclass
