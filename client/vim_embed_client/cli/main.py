@@ -46,7 +46,7 @@ COMMANDS = {
     "embed": Lazy("embed:embed", "Embed images and arrays into one file."),
     "models": Lazy("info:models", "List the models that the service has."),
     "health": Lazy("info:health", "Ask whether the service takes requests."),
-    "score": Lazy("score:score", "Score how far two embeddings agree (MKNN)."),
+    "score": Lazy("score:score", "Score how far two embeddings agree (MKNN and others)."),
     "neighbours": Lazy(
         "neighbours:neighbours", "Draw sources beside those that a model finds alike."
     ),

@@ -23,6 +23,7 @@ from vim_embed_client.cli.common import (
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.metrics import METRICS, MetricScore, measure
 from vim_embed_client.scoring.mknn import (
     LEAST_SOURCES,
     PLATONIC_K,
@@ -53,6 +54,15 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[
     return tuple(ks)
 
 
+def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    names = value.split(",") if value else []
+    if names == ["all"]:
+        return list(METRICS)
+    if unknown := [name for name in names if name not in METRICS]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(METRICS)}, or all")
+    return names
+
+
 @click.command()
 @click.argument("first", type=click.Path())
 @click.argument("second", type=click.Path())
@@ -68,6 +78,10 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the permutations.")
 @click.option(
+    "--metric", "metrics", callback=_metrics, metavar="NAME,...",
+    help=f"Also measure by {', '.join(METRICS)}, or by all.",
+)  # fmt: skip
+@click.option(
     "--figure", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
     callback=figure_path, help="Also draw MKNN against k: .png, .pdf or .svg.",
 )  # fmt: skip
@@ -82,10 +96,11 @@ def score(
     float64: bool,
     permutations: int,
     seed: int,
+    metrics: list[str],
     figure: Path | None,
     as_json: bool,
 ) -> None:
-    """Score how far two embeddings of the same sources agree (MKNN).
+    """Score how far two embeddings of the same sources agree (MKNN, and other metrics).
 
     FIRST and SECOND are .npy, .npz, .safetensors or .parquet files, as `vim-embed embed` and
     `vim-embed demo` write them; FILE:NAME takes one array, layer or column. Rows are paired by
@@ -98,14 +113,51 @@ def score(
         files = tuple(replace(f, embeddings=f.embeddings.astype(np.float64)) for f in files)
     options = {"permutations": permutations, "seed": seed}
     scores, curve = _scores(files, ks, drawn=bool(figure), **options)
+    measured = _measured(files, metrics, k=_headline(scores).k, **options)
     distinct = without_repeats(files)
     repeats = Repeated(files, distinct, ks, options) if distinct is not files else None
     if figure is not None:
         _draw(files, scores, curve, figure)
     if as_json:
-        print_json(_report(files, scores, repeats, how) | {"figure": figure and str(figure)})
+        report = _report(files, scores, repeats, how)
+        report["metrics"] = [score.as_dict() for score in measured]
+        print_json(report | {"figure": figure and str(figure)})
     else:
         _print(files, scores, repeats, how)
+        if measured:
+            _print_measured(measured)
+
+
+def _measured(
+    files: Sequence[EmbeddingFile], names: Sequence[str], **options: Any
+) -> list[MetricScore]:
+    first, second = (file.embeddings for file in files)
+    try:
+        return measure(first, second, names, **options) if names else []
+    except ValueError as error:
+        labels = " and ".join(file.label for file in files)
+        raise InputError(f"{labels} cannot be measured: {error}") from None
+
+
+def _print_measured(scores: Sequence[MetricScore]) -> None:
+    table = Table("metric", "k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
+    for score in scores:
+        table.add_row(
+            score.metric,
+            "" if score.k is None else str(score.k),
+            f"{score.value:.4f}",
+            _range(score.low, score.high) if score.has_interval else "none",
+            _range(score.permuted_low, score.permuted_high),
+            f"{score.calibrated:.4f}",
+            f"{score.p_value:.4f}",
+        )
+    console = stdout()
+    console.print(table)
+    say(
+        console,
+        "Interval: jackknife over twentieths of the sources. Calibrated: 0 where 5 % of random "
+        "pairings score higher, 1 for perfect agreement (arXiv 2602.14486).",
+    )
 
 
 class Repeated:
