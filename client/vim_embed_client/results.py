@@ -130,6 +130,8 @@ class PreprocessingEntry(TypedDict):
     mean: list[float]
     std: list[float]
     channels: str
+    resize_to: NotRequired[int]
+    keep_aspect: NotRequired[bool]
     digest: str
 
 

@@ -41,7 +41,8 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("vim-tiny",),
         description="models to load: NAME, NAME=PATH or NAME=org/repo[@revision][:file]; "
-        "NAME=FAMILY:PATH where the file does not tell its family, see docs/models.md "
+        "NAME=FAMILY:PATH where the file does not tell its family, NAME=hf:org/repo for encoders "
+        "of transformers: see docs/models.md "
         "(commas in the environment; the flag is --model and repeats)",
     )
     device: str = Field(

@@ -130,4 +130,11 @@ def resized(pixels: Array, spec: PreprocessingEntry) -> Array:
         return pixels
     method = Image.Resampling[spec["interpolation"].upper()]
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    return np.asarray(image.resize((side, side), resample=method)).transpose(2, 0, 1)
+    width = height = spec.get("resize_to") or side
+    if spec.get("keep_aspect"):
+        first, shorter = width, min(image.size)
+        width, height = (max(first, int(first * edge / shorter)) for edge in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + side) * across, (top + side) * down)
+    return np.asarray(image.resize((side, side), resample=method, box=box)).transpose(2, 0, 1)

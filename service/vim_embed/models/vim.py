@@ -250,10 +250,8 @@ class Vim(nn.Module):
         native = self.config.native_grid
         if (rows, columns) == native:
             return self.pos_embed
-        places = set(self.places(native[0] * native[1]))
-        kept = [index for index in range(self.pos_embed.shape[1]) if index not in places]
-        patches = resample(self.pos_embed[:, kept], native, (rows, columns))
-        special = self.pos_embed[:, sorted(places)]
+        patches, special = separate(self.pos_embed, self.places(native[0] * native[1]))
+        patches = resample(patches, native, (rows, columns))
         return interleave(patches, special, self.places(rows * columns))
 
     def layout(self, height: int, width: int) -> TokenLayout:
@@ -312,6 +310,19 @@ def interleave(patches: Tensor, special: Tensor, places: Sequence[int]) -> Tenso
         parts += [patches[:, taken : place - number], special[:, number : number + 1]]
         taken = place - number
     return torch.cat([*parts, patches[:, taken:]], dim=1)
+
+
+def separate(tokens: Tensor, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The inverse of `interleave`: patches (B, M, D) and special tokens (B, n, D).
+
+    By slices: an index list would be sent to the device, which no captured graph may do.
+    """
+    patches, special, start = [], [tokens[:, :0]], 0
+    for place in places:
+        patches.append(tokens[:, start:place])
+        special.append(tokens[:, place : place + 1])
+        start = place + 1
+    return torch.cat([*patches, tokens[:, start:]], dim=1), torch.cat(special, dim=1)
 
 
 def resample(rows: Tensor, native: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

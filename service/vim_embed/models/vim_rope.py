@@ -35,6 +35,7 @@ class RopeVim(Vim):
     def __init__(self, config: VimConfig, ops: MixerOps | None = None) -> None:
         super().__init__(config, ops)
         self.rope = Rope(config)
+        self._other_grids: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to the final tokens (B, L, D)."""
@@ -52,8 +53,10 @@ class RopeVim(Vim):
     def _tables(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
         if grid == self.config.native_grid:
             return self.rope.freqs_cos.float(), self.rope.freqs_sin.float()
-        cos, sin = rope_tables(self.config.dim, grid)
-        return cos.to(device), sin.to(device)
+        if grid not in self._other_grids:  # a captured graph finds what its warm-up left here
+            cos, sin = rope_tables(self.config.dim, grid)
+            self._other_grids[grid] = cos.to(device), sin.to(device)
+        return self._other_grids[grid]
 
 
 def rope_tables(dim: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

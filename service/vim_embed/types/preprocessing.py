@@ -37,18 +37,27 @@ NORMALISED = Scaling((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Resize to `image_size` pixels squared, scale to [0, 1], subtract mean, divide by std."""
+    """Resize to `image_size` pixels squared, scale to [0, 1], subtract mean, divide by std.
+
+    resize_to: first resize to this many pixels squared, then cut `image_size` out of the centre;
+    0: without a cut. keep_aspect: resize the shorter side to that, and the longer in proportion.
+    """
 
     image_size: int
     interpolation: str
     mean: Triple
     std: Triple
     channels: str = "RGB"
+    resize_to: int = 0
+    keep_aspect: bool = False
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the spec as sorted JSON: equal digests mean equal preprocessing."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        spec = asdict(self)
+        if not self.resize_to:  # specs without a cut keep the digest that they always had
+            del spec["resize_to"], spec["keep_aspect"]
+        text = json.dumps(spec, sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def normalised_with(self, mean: Triple | None, std: Triple | None) -> Preprocessing:

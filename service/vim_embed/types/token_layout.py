@@ -12,11 +12,13 @@ class TokenLayout:
 
     grid: rows and columns of patches (or of a feature map), which keep their row-major order.
     cls: index of the class token among all tokens, or None. registers: indices of the registers.
+    others: of further tokens that are no patches, such as DeiT's for distillation.
     """
 
     grid: tuple[int, int]
     cls: int | None = None
     registers: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -27,7 +29,7 @@ class TokenLayout:
     def special(self) -> tuple[int, ...]:
         """Indices of the tokens that are no patches, ascending."""
         own = () if self.cls is None else (self.cls,)
-        return tuple(sorted((*own, *self.registers)))
+        return tuple(sorted((*own, *self.registers, *self.others)))
 
     @cached_property
     def patches(self) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 A user's own checkpoint is one more entry: `NAME=PATH` or `NAME=org/repo[@revision][:file]`, with
 words in front where the file does not tell them: `NAME=FAMILY:PATH`, `NAME=ema:PATH`,
-`NAME=FAMILY+plain:org/repo`. A name that ends in -float16 or -bfloat16 is the same model computed
+`NAME=FAMILY+plain:org/repo`; encoders of transformers are `NAME=hf:org/repo[@revision]` or
+`NAME=hf:FOLDER`. A name that ends in -float16 or -bfloat16 is the same model computed
 in that dtype.
 """
 
@@ -158,13 +159,17 @@ def _with_source(entry: CatalogueEntry, source: str) -> CatalogueEntry:
 def _with_words(entry: CatalogueEntry, words: str) -> CatalogueEntry:
     """The entry with what stands before the colon: a family, `ema` or `plain`, or both."""
     for word in words.split("+"):
+        if word == "hf":
+            entry = replace(entry, kind="vit", architecture=None)
+            continue
         if word in get_args(Copy):
             entry = replace(entry, copy=cast(Copy, word))
         elif word in FAMILIES:
             entry = replace(entry, family=word)
         else:
             raise ModelArgumentError(
-                f"{word!r} before the colon is no family: use one of {', '.join(FAMILIES)}, and "
-                f"ema or plain for averaged or plain weights (FAMILY+ema:PATH)"
+                f"{word!r} before the colon is no family: use one of {', '.join(FAMILIES)}; hf for "
+                f"an encoder of transformers; ema or plain for averaged or plain weights "
+                f"(FAMILY+ema:PATH)"
             )
     return entry

@@ -15,7 +15,7 @@ from vim_embed.weights.catalogue import CatalogueEntry
 from vim_embed.weights.download_progress import Tell, telling_bars
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_VIT_CONFIG = ["config.json", "preprocessor_config.json"]
+_VIT_CONFIG = ["config.json", "preprocessor_config.json", "processor_config.json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,9 @@ def _patterns(entry: CatalogueEntry) -> list[str]:
 def _located(entry: CatalogueEntry, path: Path, source: str, revision: str | None) -> Located:
     if path.is_file():
         if entry.kind == "vit":
-            raise WeightsError(f"{path} is a file: a ViT proxy is a folder with a config.json")
+            raise WeightsError(
+                f"{path} is a file: an encoder of transformers is a folder with a config.json"
+            )
         return Located(kind="vim", path=path, source=source, revision=revision)
     if entry.kind != "vim" and (path / "config.json").exists():
         if not vit_weight_files(path):

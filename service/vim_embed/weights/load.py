@@ -27,7 +27,7 @@ from vim_embed.weights.file_limits import check_file, check_finite
 from vim_embed.weights.hub import Located, digest_files, locate
 
 if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not need
-    from vim_embed.models.vit import Vit
+    from vim_embed.models.encoder import Encoder
 
 _LOG = logging.getLogger(__name__)
 _OF_NAME = "the model's name"
@@ -36,7 +36,7 @@ BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless s
 
 @dataclass(frozen=True)
 class _Built:
-    module: Vim | Vit
+    module: Vim | Encoder
     weights: Weights
     preprocessing: Preprocessing
     family: str
@@ -108,7 +108,7 @@ def load_entry(
         dtype, ieee = resolve_dtype(entry.dtype), is_ieee(entry.dtype)
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
     check_finite(built.module.state_dict(), Path(built.weights.source), dtype)
-    compute = _Compute("sdpa", "ViT proxies run on torch's scaled dot-product attention")
+    compute = _Compute("sdpa", "transformers' modules on torch's scaled dot-product attention")
     if isinstance(built.module, Vim):
         compute = _choose(built.module, backend, device, dtype, ieee=ieee)
     module = built.module.to(device=device, dtype=dtype)
@@ -116,7 +116,7 @@ def load_entry(
     info = ModelInfo(
         name=entry.name,
         aliases=entry.aliases,
-        kind="vim" if isinstance(module, Vim) else "vit",
+        kind="vim" if isinstance(module, Vim) else "vit" if built.family == "vit" else "encoder",
         family=built.family,
         family_reason=built.reason,
         dim=module.dim,
@@ -198,13 +198,20 @@ def _read(entry: CatalogueEntry, found: Located) -> _Built:
         digest=digest_files(found.files),
     )
     if found.kind == "vit":
-        from vim_embed.models.vit import load_vit, read_preprocessing
+        from vim_embed.weights.encoder_files import load_encoder, read_preprocessing
 
         if entry.family or entry.copy:
-            raise WeightsError(f"{found.path} is a folder of a ViT: name no family before it")
-        vit = load_vit(found.path)
-        spec = read_preprocessing(found.path, vit.image_size)
-        return _Built(vit, weights, spec, "vit", "its config.json", "cls", any_size=False)
+            raise WeightsError(f"{found.path} is an encoder of transformers, which has no families")
+        encoder = load_encoder(found.path)
+        return _Built(
+            encoder,
+            weights,
+            read_preprocessing(found.path, encoder),
+            encoder.family.model_type,
+            "its config.json",
+            encoder.family.classifier,
+            any_size=encoder.family.any_size,
+        )
     built = build_vim(read_checkpoint(found.path, entry.copy), found.path, _words(entry, found))
     config = built.module.config
     _check_architecture(entry, config, found.path)
@@ -269,7 +276,7 @@ def _random(entry: CatalogueEntry, seed: int) -> _Built:
     )
 
 
-def _random_weights(module: Vim | Vit, seed: int) -> Weights:
+def _random_weights(module: Vim | Encoder, seed: int) -> Weights:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

@@ -10,8 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTConfig, ViTModel
 
-from support.fixtures_vim import load_fixture
+from support.fixtures_vim import DATA, RELATIVES, load_fixture
 from vim_embed import load_model
+from vim_embed.models.attention import ATTENTION
 from vim_embed.models.vit import random_vit
 from vim_embed.types.model_info import EmbedOptions
 
@@ -48,6 +49,20 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("size", [64, 96])
+def test_relatives(name: str, size: int) -> None:
+    """Every pooling, at the native size and at one whose positions are resampled."""
+    path = f"{RELATIVES[name]}:{DATA / name}.pth"
+    model = load_model("mine", path, device="cpu", backend="torch")
+    pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    for pooling in model.info.poolings:
+        options = EmbedOptions(pooling=pooling)
+        model.compute(pixels, options)
+        with torch.inference_mode(), OnDevice([]):
+            model.compute(pixels, options)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "patch-mean"])
 @pytest.mark.parametrize("kind", ["vim", "vit"])
@@ -73,4 +88,4 @@ def test_the_check_sees_faults(fault: Any) -> None:
 
 
 def test_random_proxies_take_fused_attention() -> None:
-    assert random_vit("vim-tiny-proxy", seed=0).model.config._attn_implementation == "sdpa"
+    assert random_vit("vim-tiny-proxy", seed=0).model.config._attn_implementation == ATTENTION

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vim_embed.errors import ServiceError
-from vim_embed.http.formats.images import Large, decode_planes
+from vim_embed.http.formats.images import Fit, Large, decode_planes
 
 _MIB = 1024 * 1024
 _EVERYDAY = 64 * _MIB  # of memory that an image may take, whatever its size,
@@ -40,6 +40,8 @@ class Order:
     size: int
     side: int
     interpolation: str
+    resize_to: int
+    keep_aspect: bool
     max_pixels: int
     large: int
     seconds: float
@@ -60,8 +62,7 @@ class Decoder:
         try:
             decoded = decode_planes(
                 data,
-                order.side,
-                order.interpolation,
+                Fit(order.side, order.interpolation, order.resize_to, order.keep_aspect),
                 max_pixels=order.max_pixels,
                 place=order.place,
                 large=order.large,

@@ -324,6 +324,8 @@ class _Job:
             size=len(data),
             side=side,
             interpolation=self._spec.interpolation,
+            resize_to=self._spec.resize_to,
+            keep_aspect=self._spec.keep_aspect,
             max_pixels=self._max_pixels,
             large=large,
             seconds=_cpu_seconds(len(data)),

@@ -62,6 +62,19 @@ class Decoded(NamedTuple):
     pixels: int
 
 
+class Fit(NamedTuple):
+    """How an image comes to a model's size; see `Preprocessing`."""
+
+    side: int
+    interpolation: str
+    resize_to: int = 0
+    keep_aspect: bool = False
+
+    @classmethod
+    def of(cls, spec: Preprocessing) -> Fit:
+        return cls(spec.image_size, spec.interpolation, spec.resize_to, spec.keep_aspect)
+
+
 def decode_image(
     data: bytes | memoryview, spec: Preprocessing, *, max_pixels: int, place: str = "the image"
 ) -> NDArray[np.uint8]:
@@ -73,20 +86,19 @@ def decode_image(
     import numpy as np
 
     size = spec.image_size
-    decoded = decode_planes(data, size, spec.interpolation, max_pixels=max_pixels, place=place)
+    decoded = decode_planes(data, Fit.of(spec), max_pixels=max_pixels, place=place)
     return np.frombuffer(bytearray(decoded.planes), np.uint8).reshape(3, size, size)
 
 
 def decode_planes(
     data: bytes | memoryview,
-    side: int,
-    interpolation: str,
+    wanted: Fit,
     *,
     max_pixels: int,
     place: str = "the image",
     large: int | None = None,
 ) -> Decoded:
-    """One image, at `side * side` pixels.
+    """One image, at the model's size.
 
     large: raise Large for an image of more pixels, before it is decoded. Else as `decode_image`.
     """
@@ -109,9 +121,21 @@ def decode_planes(
         except Exception as error:  # Pillow's readers raise whatever damaged files lead them to
             reason = str(error) or type(error).__name__
             raise MalformedRequest(f"{place} is damaged or cut short ({reason})") from error
-    resized = rgb.resize((side, side), resample=Image.Resampling[interpolation.upper()])
-    planes = b"".join(band.tobytes() for band in resized.split())
+    planes = b"".join(band.tobytes() for band in fit(rgb, wanted).split())
     return Decoded(planes, rgb.width * rgb.height)
+
+
+def fit(image: Image.Image, wanted: Fit) -> Image.Image:
+    """The image at `wanted.side` squared: the resized image's centre, without the rest of it."""
+    width = height = wanted.resize_to or wanted.side
+    if wanted.keep_aspect:
+        first, shorter = width, min(image.size)
+        width, height = (max(first, int(first * edge / shorter)) for edge in image.size)
+    left, top = (width - wanted.side) // 2, (height - wanted.side) // 2
+    across, down = image.width / width, image.height / height  # pixels of the image for each
+    box = (left * across, top * down, (left + wanted.side) * across, (top + wanted.side) * down)
+    method = Image.Resampling[wanted.interpolation.upper()]
+    return image.resize((wanted.side, wanted.side), resample=method, box=box)
 
 
 def _decode(

@@ -59,6 +59,8 @@ MODEL: Described = {
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "channels": "RGB",
+        "resize_to": 0,
+        "keep_aspect": False,
         "digest": _DIGEST,
     },
     "min_size": 16,

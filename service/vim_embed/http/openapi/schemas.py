@@ -101,6 +101,8 @@ class PreprocessingEntry(_Answer):
     mean: Triple
     std: Triple
     channels: str
+    resize_to: int
+    keep_aspect: bool
     digest: str
 
 
