@@ -27,7 +27,7 @@ from vim_embed.http.error_answers import (
     on_service_error,
 )
 from vim_embed.http.formats.image_pool import DecoderPool
-from vim_embed.http.middleware import EmbedDirectly, RequestContext, RequireKey
+from vim_embed.http.middleware import RequestContext, RequireKey
 from vim_embed.http.routes import control, embed, page, v2, v2_state
 from vim_embed.http.routes import models as state
 from vim_embed.serving.service import Service, build_service
@@ -74,7 +74,7 @@ def create_app(
     service.trimming.rarely = arena.trim
     decoders = app.state.decoders = DecoderPool()
     service.on_drain = decoders.stop
-    app.include_router(embed.router, tags=["Embedding"])
+    embed.add_route(app.router)
     app.include_router(control.router(settings, faults), tags=[_STATE])
     app.include_router(state.router, tags=[_STATE])
     app.include_router(v2.router)
@@ -83,7 +83,6 @@ def create_app(
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid_parameters)
     app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_middleware(EmbedDirectly)
     keys = app.state.keys = accepted_keys(settings)
     if keys:
         app.add_middleware(RequireKey, keys=keys)

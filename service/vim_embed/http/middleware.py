@@ -1,34 +1,24 @@
-"""What every request passes: request id, log line, metrics, API keys; the short way to `/embed`."""
+"""What every request passes: request id, log line, metrics, API keys."""
 
 from __future__ import annotations
 
 import logging
 import re
+import secrets
 import time
-import uuid
 
 import structlog
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vim_embed.errors import (
     InternalError,
-    ServiceError,
     Unauthorized,
 )
 from vim_embed.http.auth import Keys, bearer
 from vim_embed.http.body.reading import RELEASES
-from vim_embed.http.error_answers import (
-    error_response,
-    on_invalid_parameters,
-    on_service_error,
-)
+from vim_embed.http.error_answers import error_response
 from vim_embed.http.paths import ANONYMOUS, EMBEDDING_ROUTES, HEALTH, OPEN, QUIET, V2_HEALTH
-from vim_embed.http.routes import embed
 from vim_embed.observability.redaction import without_secrets
 from vim_embed.observability.tracing import NoTraces, RequestSpan
 from vim_embed.serving.service import Service
@@ -37,32 +27,6 @@ _LOG = logging.getLogger(__name__)
 
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-class EmbedDirectly:
-    """Answers `POST /embed` past FastAPI's routing, a tenth of the Python of a small request.
-
-    The route is FastAPI's all the same, for its document and for every other method.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self._route = next(each for each in embed.router.routes if isinstance(each, Route))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wanted = (scope["type"], scope.get("path"), scope.get("method"))
-        if wanted != ("http", self._route.path, "POST"):
-            await self.app(scope, receive, send)
-            return
-        scope["route"] = self._route
-        request = Request(scope, receive, send)
-        try:
-            response: Response = await embed.embed(request)
-        except ServiceError as error:
-            response = await on_service_error(request, error)
-        except RequestValidationError as error:
-            response = await on_invalid_parameters(request, error)
-        await response(scope, receive, send)
 
 
 class RequireKey:
@@ -153,7 +117,7 @@ class RequestContext:
         level = logging.DEBUG if scope["path"] in QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
-            "path": without_secrets(scope["path"], self.keys.allow),
+            "path": self._path(scope, route),
             "status": status,
             "ms": round(1000 * seconds, 1),
         }
@@ -162,6 +126,11 @@ class RequestContext:
         if code == Unauthorized.code and scope.get("client"):
             fields["client"] = scope["client"][0]
         _LOG.log(level, "request", extra=fields)
+
+    def _path(self, scope: Scope, route: str) -> str:
+        """The path for the log. One that is a route's own, letter by letter, holds no key."""
+        path: str = scope["path"]
+        return path if path == route else without_secrets(path, self.keys.allow)
 
     def _remember(self, scope: Scope, status: int, code: str) -> None:
         state = scope["state"]
@@ -178,4 +147,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _PLAIN_ID.fullmatch(value.decode("latin-1")):
             return str(value.decode("latin-1"))
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

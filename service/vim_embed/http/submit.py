@@ -26,6 +26,7 @@ from vim_embed.types.pixels import (
 
 _INLINE_BYTES = 1024 * 1024
 _SOON = 0.02  # seconds in which a client that leaves is not worth a task that watches it
+_AS_THEY_ARE = frozenset(np.dtype(name) for name in WIRE_DTYPES)
 GONE = 499  # nobody reads this answer; the status is for the log
 
 
@@ -106,8 +107,7 @@ async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray
 
 def _copied_bytes(pixels: PixelArray) -> int:
     """What checking them adds, at most: those of other layouts and dtypes are copied."""
-    as_they_are = pixels.dtype.isnative and pixels.flags.c_contiguous
-    return 0 if as_they_are and pixels.dtype.name in WIRE_DTYPES else pixels.nbytes
+    return 0 if pixels.dtype in _AS_THEY_ARE and pixels.flags.c_contiguous else pixels.nbytes
 
 
 def _only_looked_over(pixels: PixelArray) -> bool:
