@@ -170,8 +170,7 @@ async def test_what_an_image_takes_is_counted(pool: DecoderPool) -> None:
 
 
 async def test_large_images_wait_for_their_turn(pool: DecoderPool) -> None:
-    endless = DecodeBudget(0, 60)
-    with pool.turn(endless), pool.turn(endless):
+    async with pool._large, pool._large:
         with pytest.raises(DeadlineExceeded, match=r"longer than 1 s"):
             await pooled(pool, LARGE, seconds=1)
         assert (await pooled(pool, SMALL[0])).shape == (1, 3, 8, 8)

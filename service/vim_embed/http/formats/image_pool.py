@@ -1,15 +1,14 @@
 """Decoding of encoded images in processes that can be ended.
 
-A thread of the pool drives one process: it sends the images of a request and takes their pixels
-from shared memory. A request's timeout, too much CPU time, or the end of the service ends the
-process, not the wait for it; the next image gets a new one. Processes start with the first images
-and stay; each sees one request at a time.
+The event loop sends a process the images of a request and takes their pixels from shared memory. A
+request's timeout, too much CPU time, or the end of the service ends the process, not the wait for
+it; the next image gets a new one. Processes start with the first images and stay; each sees one
+request at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
 import logging
 import mmap
@@ -20,9 +19,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,6 +49,7 @@ _PIXEL_BYTES = 20  # of memory that a pixel takes while it is decoded
 _SECONDS, _SECONDS_A_MIB = 1.5, 0.5  # of CPU time that an image may take: at all, of its file
 _LIFETIME = 10_000  # images that a process decodes, before another takes its place
 _MIB = 1024 * 1024
+_TOGETHER = 64 * 1024  # bytes of a file that go with the order, in one call
 # For the C library of a decoder process, which else gives the memory of each image back to the
 # system and asks for it again: 2.5 ms a JPEG of 256 pixels then, and 1.5 with these.
 _KEEP_MEMORY = {
@@ -87,13 +87,13 @@ class DecodeBudget:
 
 
 class DecoderPool:
-    """The decoder processes of a service."""
+    """The decoder processes of a service, for one event loop."""
 
     def __init__(self, processes: int = _PROCESSES) -> None:
         self.processes = processes
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decode")
-        self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
-        self._lock = threading.Lock()
+        self._free = asyncio.Semaphore(processes)
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._lock = threading.Lock()  # `stop` comes from another thread
         self._idle: list[DecoderProcess] = []
         self._busy: set[DecoderProcess] = set()
         self._stopping = False
@@ -108,15 +108,33 @@ class DecoderPool:
         max_pixels: int,
     ) -> PixelArray:
         """The images as one batch (n, 3, S, S) of the spec's size. Raises ServiceError."""
-        if self._stopping:
-            raise _draining()
-        job = _Job(self, files, spec, budget, workspace, max_pixels)
-        running = self._threads.submit(contextvars.copy_context().run, job.run)
-        answer = asyncio.wrap_future(running)
-        await asyncio.wait({answer}, timeout=budget.seconds_left)
-        if not answer.done() and running.cancel():
-            raise DeadlineExceeded(f"no process was free to decode within {budget.seconds:g} s")
-        return await answer
+        side, count = spec.image_size, len(files)
+        whole = np.frombuffer(workspace.allocate(count * 3 * side * side), np.uint8)
+        rows = whole.reshape(count, 3, side, side)
+        async with self._process(budget) as process:
+            job = _Job(process, files, spec, budget, max_pixels, rows)
+            try:
+                async with asyncio.timeout(budget.seconds_left):
+                    await self._run(job, workspace)
+            except TimeoutError as error:
+                raise budget.late() from error
+            except ProcessEnded as error:
+                raise await asyncio.to_thread(self._why, process, *error.args) from error
+            except ServiceError:
+                await process.finish(budget.seconds_left)
+                raise
+        return rows
+
+    async def _run(self, job: _Job, workspace: Workspace) -> None:
+        """First what is small, then by turns what is large, with its memory counted."""
+        with workspace.working(_AHEAD * max(len(data) for _, data in job.files)):
+            large = await job.decode(range(len(job.files)), _LARGE_PIXELS)
+        job.budget.take(sum(large.values()))
+        for number, pixels in large.items():
+            counted = _PIXEL_BYTES * pixels + len(job.files[number][1])
+            async with self._large:
+                with workspace.working(counted):
+                    await job.decode([number], pixels)
 
     def stop(self) -> None:
         """End the processes; what they decode fails with Draining. Once is enough."""
@@ -127,39 +145,51 @@ class DecoderPool:
                 process.kill()
         for process in idle:
             process.close()
-        self._threads.shutdown(wait=False)
 
-    @contextmanager
-    def process(self) -> Iterator[DecoderProcess]:
-        """One of the processes, for one request. Raises Draining."""
+    @asynccontextmanager
+    async def _process(self, budget: DecodeBudget) -> AsyncIterator[DecoderProcess]:
+        """One of the processes, for one request. Raises DeadlineExceeded or Draining."""
+        try:
+            async with asyncio.timeout(budget.seconds_left):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"no process was free to decode within {budget.seconds:g} s"
+            ) from error
+        try:
+            process = await self._taken()
+            try:
+                yield process
+            finally:
+                if not self._kept(process):
+                    await asyncio.to_thread(process.close)
+        finally:
+            self._free.release()
+
+    async def _taken(self) -> DecoderProcess:
         with self._lock:
-            if self._stopping:
-                raise _draining()
-            process = self._idle.pop() if self._idle else DecoderProcess()
-            self._busy.add(process)
-        try:
-            yield process
-        finally:
-            with self._lock:
-                self._busy.discard(process)
-                kept = not self._stopping and process.fit
-                if kept:
-                    self._idle.append(process)
-            if not kept:
-                process.close()
+            idle = self._idle.pop() if self._idle else None
+        process = await asyncio.to_thread(DecoderProcess) if idle is None else idle
+        with self._lock:
+            stopping = self._stopping
+            if not stopping:
+                self._busy.add(process)
+        if stopping:
+            await asyncio.to_thread(process.close)
+            raise _draining()
+        return process
 
-    @contextmanager
-    def turn(self, budget: DecodeBudget) -> Iterator[None]:
-        """One of the few large images that are decoded at once. Raises DeadlineExceeded."""
-        if not self._large.acquire(timeout=budget.seconds_left):
-            raise budget.late()
-        try:
-            yield
-        finally:
-            self._large.release()
+    def _kept(self, process: DecoderProcess) -> bool:
+        """Whether the process waits for the next request now."""
+        with self._lock:
+            self._busy.discard(process)
+            kept = not self._stopping and process.fit
+            if kept:
+                self._idle.append(process)
+        return kept
 
-    def ended(self, process: DecoderProcess, place: str, size: int) -> ServiceError:
-        """Why a process ended in the midst of an image."""
+    def _why(self, process: DecoderProcess, place: str, size: int) -> ServiceError:
+        """Why a process ended in the midst of an image of so many bytes."""
         code = process.close()
         if self._stopping:
             return _draining()
@@ -175,6 +205,10 @@ class DecoderPool:
         return InternalError(f"the process that decoded {place} failed: retry")
 
 
+class ProcessEnded(Exception):
+    """A decoder process ended before its reply: (what the image is called, its bytes)."""
+
+
 class DecoderProcess:
     """One process, its connection and the memory that it writes pixels to."""
 
@@ -183,6 +217,7 @@ class DecoderProcess:
         self._shared: mmap.mmap | None = None
         self._left = _LIFETIME
         self._sent = 0  # images without a reply
+        self._received = bytearray()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -193,8 +228,8 @@ class DecoderProcess:
                 env={**os.environ, **_KEEP_MEMORY},
                 start_new_session=True,  # Ctrl-C is the service's to handle
             )
+        ours.setblocking(False)
         self._connection = ours
-        self._replies = ours.makefile("rb")
 
     @property
     def fit(self) -> bool:
@@ -208,32 +243,41 @@ class DecoderProcess:
             self._shared = mmap.mmap(self._fd, size)
         return len(self._shared)
 
-    def send(self, order: Order, data: memoryview, seconds: float) -> None:
-        """Raises TimeoutError or another OSError."""
+    async def send(self, order: Order, data: memoryview) -> None:
+        """If the process ended, the reply does not come."""
         self._left -= 1
         self._sent += 1
-        self._connection.settimeout(max(0.001, seconds))
-        self._connection.sendall(json.dumps(vars(order)).encode() + b"\n")
-        self._connection.sendall(data)
+        loop = asyncio.get_running_loop()
+        line = json.dumps(vars(order)).encode() + b"\n"
+        with suppress(ConnectionError):
+            if len(data) < _TOGETHER:
+                await loop.sock_sendall(self._connection, line + data)
+            else:
+                await loop.sock_sendall(self._connection, line)
+                await loop.sock_sendall(self._connection, data)
 
-    def reply(self, seconds: float) -> dict[str, object] | None:
-        """To the oldest order; None if the process ended. Raises TimeoutError."""
-        self._connection.settimeout(max(0.001, seconds))
-        try:
-            line = self._replies.readline()
-        except ConnectionError:
-            return None
-        if not line.endswith(b"\n"):
-            return None
+    async def reply(self) -> dict[str, object] | None:
+        """To the oldest order; None if the process ended."""
+        loop = asyncio.get_running_loop()
+        while (end := self._received.find(b"\n")) < 0:
+            try:
+                received = await loop.sock_recv(self._connection, _TOGETHER)
+            except ConnectionError:
+                return None
+            if not received:
+                return None
+            self._received += received
+        reply: dict[str, object] = json.loads(self._received[:end])
+        del self._received[: end + 1]
         self._sent -= 1
-        reply: dict[str, object] = json.loads(line)
         return reply
 
-    def finish(self, seconds: float) -> None:
+    async def finish(self, seconds: float) -> None:
         """Wait for what it was sent, if it does not take longer."""
-        with suppress(OSError):
-            while self._sent and self.reply(seconds) is not None:
-                pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._sent and await self.reply() is not None:
+                    pass
 
     def pixels(self, slot: int, side: int) -> PixelArray:
         """What was written to a slot, as a view."""
@@ -255,7 +299,6 @@ class DecoderProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        self._replies.close()
         self._connection.close()
         if self._fd >= 0:
             os.close(self._fd)
@@ -263,101 +306,61 @@ class DecoderProcess:
         return code
 
 
+@dataclass(frozen=True)
 class _Job:
-    """The images of one request."""
+    """The images of one request, and the rows that they become."""
 
-    def __init__(
-        self,
-        pool: DecoderPool,
-        files: Sequence[File],
-        spec: Preprocessing,
-        budget: DecodeBudget,
-        workspace: Workspace,
-        max_pixels: int,
-    ) -> None:
-        self._pool = pool
-        self._files = files
-        self._spec = spec
-        self._budget = budget
-        self._workspace = workspace
-        self._max_pixels = max_pixels
+    process: DecoderProcess
+    files: Sequence[File]
+    spec: Preprocessing
+    budget: DecodeBudget
+    max_pixels: int
+    rows: PixelArray
 
-    def run(self) -> PixelArray:
-        """In a thread of the pool."""
-        side, count = self._spec.image_size, len(self._files)
-        whole = np.frombuffer(self._workspace.allocate(count * 3 * side * side), np.uint8)
-        rows = whole.reshape(count, 3, side, side)
-        copies = _AHEAD * max(len(data) for _, data in self._files)
-        with self._pool.process() as process:
-            with self._workspace.working(copies):
-                large = self._decode(process, rows, range(count), _LARGE_PIXELS)
-            self._budget.take(sum(large.values()))
-            for number, pixels in large.items():
-                counted = _PIXEL_BYTES * pixels + len(self._files[number][1])
-                with self._pool.turn(self._budget), self._workspace.working(counted):
-                    self._decode(process, rows, [number], pixels)
-        return rows
-
-    def _decode(
-        self, process: DecoderProcess, rows: PixelArray, numbers: Sequence[int], large: int
-    ) -> dict[int, int]:
-        """Decode these images, but for those that are larger: their pixels, by number."""
+    async def decode(self, numbers: Sequence[int], large: int) -> dict[int, int]:
+        """Decode these images, but for those of more than `large` pixels: theirs, by number."""
         left: dict[int, int] = {}
-        try:
-            for place in range(len(numbers) + _AHEAD - 1):
-                if place < len(numbers):
-                    self._send(process, numbers[place], large)
-                if place >= _AHEAD - 1:
-                    number = numbers[place - _AHEAD + 1]
-                    pixels = self._receive(process, rows, number, large)
-                    if pixels is not None:
-                        left[number] = pixels
-        except ServiceError:
-            process.finish(self._budget.seconds_left)
-            raise
+        for place in range(len(numbers) + _AHEAD - 1):
+            if place < len(numbers):
+                await self._send(numbers[place], large)
+            if place >= _AHEAD - 1:
+                number = numbers[place - _AHEAD + 1]
+                pixels = await self._receive(number, large)
+                if pixels is not None:
+                    left[number] = pixels
         return left
 
-    def _send(self, process: DecoderProcess, number: int, large: int) -> None:
-        place, data = self._files[number]
-        side = self._spec.image_size
+    async def _send(self, number: int, large: int) -> None:
+        place, data = self.files[number]
+        side = self.spec.image_size
         order = Order(
             size=len(data),
             side=side,
-            interpolation=self._spec.interpolation,
-            resize_to=self._spec.resize_to,
-            keep_aspect=self._spec.keep_aspect,
-            max_pixels=self._max_pixels,
+            interpolation=self.spec.interpolation,
+            resize_to=self.spec.resize_to,
+            keep_aspect=self.spec.keep_aspect,
+            max_pixels=self.max_pixels,
             large=large,
             seconds=_cpu_seconds(len(data)),
             place=place,
             slot=number % _AHEAD,
-            shared=process.shared(_AHEAD * 3 * side * side),
+            shared=self.process.shared(_AHEAD * 3 * side * side),
         )
-        try:
-            process.send(order, data, self._budget.seconds_left)
-        except TimeoutError as error:
-            raise self._budget.late() from error
-        except OSError:
-            pass  # it ended: the reply that does not come tells at which image
+        await self.process.send(order, data)
 
-    def _receive(
-        self, process: DecoderProcess, rows: PixelArray, number: int, large: int
-    ) -> int | None:
-        """Take over an image's pixels; how many it has, if it needs leave."""
-        place, data = self._files[number]
-        try:
-            reply = process.reply(self._budget.seconds_left)
-        except TimeoutError as error:
-            raise self._budget.late() from error
+    async def _receive(self, number: int, large: int) -> int | None:
+        """Take over an image's pixels; how many it has in its file, if it needs leave."""
+        reply = await self.process.reply()
         if reply is None:
-            raise self._pool.ended(process, place, len(data))
+            place, data = self.files[number]
+            raise ProcessEnded(place, len(data))
         if "code" in reply:
             raise _BY_CODE.get(str(reply["code"]), InternalError)(str(reply["message"]))
         if "large" in reply:
             return int(str(reply["large"]))
         if large == _LARGE_PIXELS:  # the others are taken off already
-            self._budget.take(int(str(reply["pixels"])))
-        rows[number] = process.pixels(number % _AHEAD, self._spec.image_size)
+            self.budget.take(int(str(reply["pixels"])))
+        self.rows[number] = self.process.pixels(number % _AHEAD, self.spec.image_size)
         return None
 
 
