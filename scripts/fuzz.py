@@ -2,7 +2,8 @@
 
 `python scripts/fuzz.py --inputs 100000` sends mutations of valid requests to a real server
 and fails on an answer that is neither in the error shape nor a right 200, a 5xx that is not
-documented, a crash, or growing memory. Input number N of a seed is always the same, so
+documented, a crash, growing memory, or an input that takes too much: of CPU time (the decoder
+processes' included), or of memory for its size. Input number N of a seed is always the same, so
 `--seed S --first N --inputs 1` repeats a finding.
 """
 
@@ -20,9 +21,11 @@ from pathlib import Path
 
 from security.oracle import check_answer
 from security.processes import MIB, ServerProcess, server_process
-from security.requests import MAX_BODY, Request, make
+from security.requests import MAX_BODY, Request, decompressed_bytes, make
 
 GROWTH = 24 * MIB  # that the server may gain between a tenth of the inputs and all of them
+MULTIPLE, SLACK = 32, 24 * MIB  # of memory for an input: so many times its bytes, and this
+CPU_SECONDS = 2.0  # for an input of a MiB or less, and for each MiB of a larger one
 FLAGS = (
     "--max-body-bytes", str(MAX_BODY), "--max-rows", "64", "--max-image-pixels", "1000000",
     "--max-image-size", "64", "--body-timeout", "5", "--log-level", "error",
@@ -39,6 +42,8 @@ class Report:
     kinds: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     rss: dict[str, int] = field(default_factory=dict)
+    most_cpu: tuple[float, str] = (0.0, "")
+    most_memory: tuple[float, str] = (0.0, "")
 
     @property
     def growth(self) -> int:
@@ -52,6 +57,8 @@ class Report:
             "statuses": dict(sorted(self.statuses.items())),
             "kinds": dict(sorted(self.kinds.items())),
             "rss_mib": {at: round(size / MIB, 1) for at, size in self.rss.items()},
+            "most_cpu_seconds": self.most_cpu,
+            "most_memory_mib": self.most_memory,
             "faults": self.faults,
         }
 
@@ -64,9 +71,13 @@ def fuzz(server: ServerProcess, *, inputs: int, seed: int = 0, first: int = 0) -
     for number in range(first, first + inputs):
         request = make(seed, number)
         report.kinds[request.kind] += 1
+        server.forget_peak()
+        memory, cpu = server.rss, server.cpu
         problem = _send(connection, request, report)
+        name = f"input {number} of seed {seed} ({request.kind})"
+        problem = problem or _cost(report, name, request, server.cpu - cpu, server.peak - memory)
         if problem:
-            report.faults.append(f"input {number} of seed {seed} ({request.kind}): {problem}")
+            report.faults.append(f"{name}: {problem}")
             connection.close()
             if not server.alive or len(report.faults) >= 20:
                 break
@@ -89,6 +100,18 @@ def _send(connection: http.client.HTTPConnection, request: Request, report: Repo
         return f"no answer: {type(error).__name__}: {error}"
     report.statuses[str(answer.status)] += 1
     return check_answer(request, answer.status, answer.headers, body)
+
+
+def _cost(report: Report, name: str, request: Request, seconds: float, memory: int) -> str | None:
+    """What is too much of what an input took, or None."""
+    size = max(len(request.content), decompressed_bytes(request))
+    report.most_cpu = max(report.most_cpu, (round(seconds, 2), name))
+    report.most_memory = max(report.most_memory, (round(memory / MIB, 1), name))
+    if seconds > CPU_SECONDS * max(1, size / MIB):
+        return f"{seconds:.1f} s of CPU time for {size} bytes"
+    if memory > MULTIPLE * size + SLACK:
+        return f"{memory / MIB:.0f} MiB of memory for {size} bytes"
+    return None
 
 
 def main() -> None:

@@ -285,3 +285,74 @@ _FORM_LINES = (
     b"\0\xff",
     b"Content-Transfer-Encoding: base64",
 )
+
+
+_JSON_PIECES = (
+    b"0,", b"-9,", b"1.5,", b"1e3,", b"1e400,", b"123456789012345678901,", b'"",', b'"x",', b"{},",
+    b"[],", b"[[]],", b"[0],", b"null,", b"true,", b"NaN,", b'{"a":0},', b'"\\ud83d\\ude00",',
+    b'"\xc3\xa9",', b'"\xff",', b"  ", b",", b":", b"[", b"{", b'"', b"]", b"}",
+)  # fmt: skip
+
+
+def json_of_any_shape(random: Random, most: int) -> bytes:
+    """Up to `most` bytes of JSON, or nearly: few or many of the same pieces, flat or nested."""
+    size = random.choice((20, 2_000, 100_000, most))
+    depth = random.choice((0, 0, 1, 2, 4, 40, 2_000))
+    pieces = [random.choice(_JSON_PIECES) for _ in range(random.choice((1, 1, 2, 5)))]
+    run = b"".join(pieces)
+    inner = run * max(1, (size - 2 * depth) // len(run))
+    if random.random() < 0.3:
+        inner += b'"' + b"x" * random.choice((0, size // 2)) + b'",'
+    if random.random() < 0.8:
+        inner += random.choice((b"0", b"[]", b"{}", b'""'))
+    nested = b"[" * depth + inner + b"]" * depth
+    return random.choice(_JSON_FRAMES) % nested
+
+
+_JSON_FRAMES = (
+    b'{"inputs": [%b]}', b'{"inputs": [%b], "dtype": "uint8"}', b"%b", b"[%b]", b'{"a": [%b]}',
+    b'{"inputs": {"base64": [%b], "shape": [1], "dtype": "uint8"}}',
+    b'{"inputs": {"base64": "AAAA", "shape": [%b], "dtype": "uint8"}}',
+    b'{"inputs": [{"name": "pixel_values", "shape": [1, 3, 8, 8], "datatype": "FP32",'
+    b' "data": [%b]}]}',
+    b'{"inputs": [], "outputs": [%b]}', b'{"inputs": [%b], "inputs": []}',
+)  # fmt: skip
+
+
+def heavy_image(random: Random, sound: bytes, most: int) -> bytes:
+    """A small picture with up to `most` bytes of what its reader must go through."""
+    size = random.choice((1_000, 100_000, most))
+    head, rest = sound[:-20], sound[-20:]
+    if sound[:4] == b"\x89PNG":
+        kind = random.choice((*_PNG_KINDS, b"tEXt", b"IDAT", b"abCd"))
+        content = random.choice(
+            (b"", b"a\0b", b"a\0\0" + zlib.compress(bytes(10**6)), bytes(5_000))
+        )
+        more = _png_chunk(kind, content)
+        place = random.choice((8, 33, len(sound) - 12))
+        return sound[:place] + more * (size // len(more)) + sound[place:]
+    if sound[:2] == b"\xff\xd8":
+        marker = random.choice((0xE0, 0xE1, 0xE2, 0xEE, 0xFE, 0xDB, 0xC4, 0xDD, 0xFF, 0xD0))
+        more = random.choice((bytes((0xFF, marker, 0, 2)), bytes((0xFF, marker)), b"\xff", b"\0"))
+        return sound[:2] + more * (size // len(more)) + sound[2:]
+    if sound[:3] == b"GIF":
+        more = random.choice(
+            (b"!\xfe\1x\0", b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0", b"!\xf9\4\0\0\0\0\0")
+        )
+        return head + more * (size // len(more)) + rest
+    if sound[:1] == b"P":
+        kind = random.choice((b"P1", b"P2", b"P3", b"P5", b"P6", b"Pf", b"P7"))
+        more = random.choice((b"#x\n", b" ", b"1 ", b"255 ", b"#"))
+        return kind + b"\n" + more * (size // len(more)) + b"9 9 255\n" + rest
+    if sound[:2] == b"BM":
+        runs = random.choice((b"\1\1", b"\0\0", b"\0\2\1\1", b"\xff\0"))
+        out = bytearray(sound[:54].ljust(54, b"\0") + bytes(1024) + runs * (size // len(runs)))
+        struct.pack_into("<HI", out, 28, 8, random.choice((1, 2, 0, 3)))
+        return bytes(out)
+    return mutate_bytes(random, sound) + random.choice((bytes(size), random.randbytes(size)))
+
+
+def many_members(random: Random, coded: bytes, empty: bytes) -> bytes:
+    """A compressed body with a crowd of empty members before, behind or in its midst."""
+    crowd = empty * random.choice((1, 60, 1_000, 30_000))
+    return random.choice((crowd + coded, coded + crowd, crowd))

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import load
 
 from vim_embed.engines.arithmetic import ArithmeticEngine
@@ -205,6 +205,8 @@ def _parts(body: bytes) -> list[bytes]:
 def _image(data: bytes) -> _Array:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        picture = Image.open(io.BytesIO(data))
+        picture: Image.Image = Image.open(io.BytesIO(data))
+        if picture.getexif().get(0x0112, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
         rgb = picture.convert("RGB").resize((8, 8), Image.Resampling.BICUBIC)
     return np.asarray(rgb, np.uint8).transpose(2, 0, 1)

@@ -33,10 +33,25 @@ class ServerProcess:
         return int(self.process.memory_info().rss)
 
     @property
+    def peak(self) -> int:
+        """Bytes of memory that it held at most since `forget_peak`."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    @property
     def cpu(self) -> float:
-        """Seconds of CPU time that it has used."""
+        """Seconds of CPU time that it and its children, living or dead, have used."""
         times = self.process.cpu_times()
-        return float(times.user + times.system)
+        used = times.user + times.system + times.children_user + times.children_system
+        for child in self.process.children():
+            with suppress(psutil.NoSuchProcess):
+                own = child.cpu_times()
+                used += own.user + own.system
+        return float(used)
 
     @property
     def alive(self) -> bool:

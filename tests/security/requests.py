@@ -156,6 +156,11 @@ def coded(coding: str, content: bytes) -> bytes:
     )
 
 
+def decompressed_bytes(request: Request) -> int:
+    """That a compressed body becomes, as far as it is read: the limit, at most."""
+    return MAX_BODY if "Content-Encoding" in request.headers else 0
+
+
 def safetensors_request(random: Random) -> Request:
     content = _maybe(
         random, bytes(save({"pixel_values": pixels(random)})), mutate.mutate_safetensors
@@ -248,6 +253,29 @@ def bomb_request(random: Random) -> Request:
     return Request("bomb", "POST", "/v2/models/arithmetic/infer", headers, content)
 
 
+def heavy_request(random: Random) -> Request:
+    """A body of up to a MiB that is work or memory, not content: JSON of any shape, images with
+    crowds of parts, crowds of empty members.
+    """
+    kind = random.choice(("json", "v2", "image", "image", "members"))
+    if kind == "image":
+        form = random.choice(("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM"))
+        content = mutate.heavy_image(random, image(random, form), MIB)
+        return Request(f"heavy {form}", "POST", "/embed", {"Content-Type": "image/png"}, content)
+    if kind == "members":
+        coding = random.choice(("zstd", "gzip"))
+        empty = coded(coding, b"")
+        if coding == "zstd" and random.random() < 0.5:
+            empty = bytes.fromhex("502a4d1800000000")  # a skippable frame
+        content = mutate.many_members(random, coded(coding, npy(pixels(random))), empty)
+        headers = {"Content-Type": _TYPES[0], "Content-Encoding": coding}
+        return Request("heavy members", "POST", "/embed", headers, content)
+    content = mutate.json_of_any_shape(random, MIB)
+    if kind == "json":
+        return Request("heavy json", "POST", "/embed", {"Content-Type": _TYPES[1]}, content)
+    return Request("heavy v2", "POST", "/v2/models/arithmetic/infer", {}, content)
+
+
 def route_request(random: Random) -> Request:
     """Other routes, with names that are none."""
     path = random.choice(
@@ -297,7 +325,11 @@ _MAKERS: tuple[Callable[[Random], Request], ...] = (
 def make(seed: int, number: int) -> Request:
     """Input `number` of a seed: a request, its query and its headers, valid or not."""
     random = Random(f"{seed}:{number}")
-    request = bomb_request(random) if random.random() < 0.002 else random.choice(_MAKERS)(random)
+    dice = random.random()
+    if dice < 0.002:
+        request = bomb_request(random)
+    else:
+        request = heavy_request(random) if dice < 0.1 else random.choice(_MAKERS)(random)
     if random.random() < 0.3:
         names = [random.choice(_PARAMETERS) for _ in range(random.choice((1, 1, 2, 3)))]
         pairs = [(name, random.choice(_WORDS).encode("utf-8", "surrogatepass")) for name in names]
