@@ -47,6 +47,7 @@ COMMANDS = {
     "models": Lazy("info:models", "List the models that the service has."),
     "health": Lazy("info:health", "Ask whether the service takes requests."),
     "score": Lazy("score:score", "Score how far two embeddings agree (MKNN and others)."),
+    "compare": Lazy("compare:compare_command", "Compare models on the same sources."),
     "neighbours": Lazy(
         "neighbours:neighbours", "Draw sources beside those that a model finds alike."
     ),

@@ -20,7 +20,7 @@ from vim_embed_client.scoring.neighbours import Array, Indices, checked, neighbo
 GROUPS = 20
 LEVEL = 0.05
 
-_T_95 = 2.093  # Student's t of GROUPS - 1 degrees of freedom
+T_95 = 2.093  # Student's t of GROUPS - 1 degrees of freedom
 _SPARE = 12  # further neighbours, that move up where a group of sources is left out
 
 
@@ -238,8 +238,8 @@ def _score(name: str, statistic: Statistic, n: int, *, permutations: int, seed: 
         k=statistic.k,
         n=n,
         std_error=error,
-        low=value - _T_95 * error,
-        high=float(np.minimum(1.0, value + _T_95 * error)),
+        low=value - T_95 * error,
+        high=float(np.minimum(1.0, value + T_95 * error)),
         permuted_mean=float(permuted.mean()),
         permuted_std=float(permuted.std()),
         permuted_low=float(low),

@@ -60,6 +60,19 @@ def pair(
     return Pairing(first.take(shared), second.take([places[mine[row]] for row in shared]), how)
 
 
+def pair_all(
+    files: Sequence[EmbeddingFile], *, by_row: bool = False, common: bool = False
+) -> list[EmbeddingFile]:
+    """Any number of files with the same sources in the order of the first; see `pair`."""
+    paired = [files[0]]
+    for file in files[1:]:
+        first, other, _ = pair(paired[0], file, by_row=by_row, common=common)
+        kept = np.isin(paired[0].numbers, first.numbers)
+        paired = [one if kept.all() else one.take(kept) for one in paired]
+        paired.append(other)
+    return paired
+
+
 def _names(first: list[str], second: list[str]) -> tuple[str, list[str], list[str]]:
     """How the ids are compared, and what of each counts: the first way that finds a common one."""
     ways: tuple[tuple[str, Callable[[list[str]], list[str]]], ...] = (

@@ -226,5 +226,5 @@ def test_an_interrupt_is_exit_code_130(
 
 
 def test_the_documented_codes_are_those_in_use() -> None:
-    assert set(client_cli.EXIT_CODES) == {0, 1, 2, 3, 4, 130}
+    assert set(client_cli.EXIT_CODES) == {0, 1, 2, 3, 4, 5, 130}
     assert set(server_cli.EXIT_CODES) == {0, 1, 2, 130}

@@ -1,0 +1,195 @@
+"""`vim-embed compare`: models on the same sources, with paired intervals and a test."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from vim_embed_client.cli.common import (
+    RANDOM_WEIGHTS,
+    json_option,
+    pairing_options,
+    print_json,
+    say,
+    stdout,
+)
+from vim_embed_client.errors import InputError
+from vim_embed_client.scoring.comparison import Difference, compare
+from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.metrics import METRICS
+from vim_embed_client.scoring.mknn import PLATONIC_K
+from vim_embed_client.scoring.pairing import pair_all, usable_rows
+
+_TABLES = (".csv", ".tex")
+
+
+def _models(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> list[tuple[str, str, str]]:
+    models = []
+    for argument in value:
+        name, _, files = argument.partition("=")
+        first, comma, second = files.partition(",")
+        if not (name and comma and first and second) or "," in second:
+            raise click.BadParameter(f"{argument!r} is not of the form NAME=FIRST,SECOND")
+        models.append((name, first, second))
+    if len(models) < 2:
+        raise click.BadParameter("give two models or more")
+    names = [name for name, *_ in models]
+    if again := next((name for name in names if names.count(name) > 1), None):
+        raise click.BadParameter(f"the name {again!r} stands for several models")
+    return models
+
+
+def _output(ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]) -> Any:
+    for path in value:
+        if path.suffix not in _TABLES:
+            raise click.BadParameter(f"{path} does not end in one of {', '.join(_TABLES)}")
+        if not path.absolute().parent.is_dir():
+            raise click.BadParameter(f"there is no folder {path.absolute().parent}: make it first")
+    return value
+
+
+@click.command("compare")
+@click.argument("models", nargs=-1, callback=_models, metavar="NAME=FIRST,SECOND ...")
+@click.option(
+    "--metric", default="mutual-knn", show_default=True, type=click.Choice(METRICS),
+    help="What is compared; mutual-knn is MKNN.",
+)  # fmt: skip
+@click.option(
+    "-k", "--k", default=PLATONIC_K, show_default=True, type=click.IntRange(1),
+    help="Number of neighbours, for metrics of neighbour lists.",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the jackknife's groups.")
+@click.option(
+    "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=_output,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the table: .csv or .tex; may be repeated.",
+)  # fmt: skip
+@pairing_options
+@json_option
+def compare_command(
+    models: list[tuple[str, str, str]],
+    metric: str,
+    k: int,
+    seed: int,
+    outputs: tuple[Path, ...],
+    by_row: bool,
+    common: bool,
+    drop_invalid: bool,
+    as_json: bool,
+) -> None:
+    """Compare models on the same sources: is one's agreement higher?
+
+    Each model has a name and two files of embeddings, as `vim-embed score` takes them; all files
+    hold the same sources. The first model is the one that the others are compared with.
+    """
+    read = [read_embeddings(path, by_row=by_row) for _, *two in models for path in two]
+    files = usable_rows(*pair_all(read, by_row=by_row, common=common), drop=drop_invalid)
+    named = [
+        (name, files[2 * place].embeddings, files[2 * place + 1].embeddings)
+        for place, (name, *_) in enumerate(models)
+    ]
+    try:
+        found = compare(named, metric, k=k, seed=seed)
+    except ValueError as error:
+        raise InputError(f"the models cannot be compared: {error}") from None
+    for path in outputs:
+        (_write_csv if path.suffix == ".csv" else _write_latex)(path, found, files)
+    if as_json:
+        print_json(_report(found, files, outputs))
+    else:
+        _print(found, files, outputs)
+
+
+def _report(
+    found: Sequence[Difference], files: Sequence[EmbeddingFile], outputs: Sequence[Path]
+) -> dict[str, Any]:
+    return {
+        "models": [each.as_dict() for each in found],
+        "files": [{"file": f.label, "provenance": dict(f.provenance)} for f in files],
+        "random_weights": any(file.random_weights for file in files),
+        "outputs": [str(path) for path in outputs],
+    }
+
+
+def _print(
+    found: Sequence[Difference], files: Sequence[EmbeddingFile], outputs: Sequence[Path]
+) -> None:
+    console = stdout()
+    if any(file.random_weights for file in files):
+        console.print(RANDOM_WEIGHTS)
+    first = found[0]
+    at = "" if first.k is None else f" at k = {first.k}"
+    say(console, f"{first.metric}{at}, {first.n:,} sources")
+    table = Table("model", "value", "95 % interval", f"less {escape(first.model)}", "95 %", "p")
+    for each in found:
+        table.add_row(*_cells(each))
+    console.print(table)
+    say(
+        console,
+        "Jackknife over twentieths of the sources, the same for all models; p of a paired t test, "
+        "not corrected for the number of models.",
+    )
+    for path in outputs:
+        say(console, f"Written: {escape(str(path))}")
+
+
+def _cells(each: Difference) -> list[str]:
+    def number(value: float, form: str = ".4f") -> str:
+        return "" if value != value else format(value, form)
+
+    def between(low: float, high: float, form: str = ".4f") -> str:
+        return "" if low != low else f"{low:{form}} to {high:{form}}"
+
+    return [
+        each.model,
+        number(each.value),
+        between(each.value_low, each.value_high),
+        number(each.difference, "+.4f"),
+        between(each.low, each.high, "+.4f"),
+        number(each.p_value),
+    ]
+
+
+def _write_csv(path: Path, found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> None:
+    rows = [each.as_dict() for each in found]
+    with path.open("w", newline="", encoding="utf-8") as lines:
+        lines.writelines(f"# {line}\n" for line in _origins(files))
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_latex(path: Path, found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> None:
+    head = ["model", found[0].metric, r"95\,\%", f"less {found[0].model}", r"95\,\%", "$p$"]
+    body = [[_latex(cell) for cell in _cells(each)] for each in found]
+    lines = [
+        *(f"% {line}" for line in _origins(files)),
+        r"\begin{tabular}{lrrrrr}",
+        r"\hline",
+        " & ".join(_latex(cell) if "$" not in cell and "\\" not in cell else cell for cell in head)
+        + r" \\",
+        r"\hline",
+        *(" & ".join(row) + r" \\" for row in body),
+        r"\hline",
+        r"\end{tabular}",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _latex(text: str) -> str:
+    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
+
+
+def _origins(files: Sequence[EmbeddingFile]) -> list[str]:
+    return [
+        f"{file.label}: {file.origin}" + (", RANDOM WEIGHTS" if file.random_weights else "")
+        for file in files
+    ]

@@ -1,0 +1,131 @@
+"""Models on the same sources: the difference of a metric, with a paired interval and a test.
+
+A model is scored by a pair of embeddings, of two surveys for instance. The same twentieth of the
+sources is left out for all models at a time, so that what sources have in common (some are easy
+and some hard for every model) cancels in the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vim_embed_client.scoring.metrics import GROUPS, T_95, jackknife_spread, left_out, statistics
+from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
+
+_STEPS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A metric of one model, and by how much it exceeds that of the first model.
+
+    value_low, value_high: the value's own 95 % interval. difference, low, high: value less the
+    first model's, and its paired 95 % interval, over the draw of sources. p_value: of Student's t
+    test (19 degrees of freedom) that there is no difference; it is not corrected for the number
+    of models. NaN for the first model, and intervals for fewer than mknn.LEAST_SOURCES.
+    """
+
+    model: str
+    metric: str
+    k: int | None
+    n: int
+    value: float
+    value_low: float
+    value_high: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+    def as_dict(self) -> dict[str, str | float | int | None]:
+        """The fields under their names, for JSON; what there is none of is None."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """A model's value, and its values without each group of sources; NaN for few sources."""
+
+    model: str
+    k: int | None
+    value: float
+    without: NDArray[np.float64]
+
+    def minus(self, other: _Measured | None) -> tuple[float, float]:
+        """The difference to another model and its standard error."""
+        if other is None:
+            return math.nan, math.nan
+        return self.value - other.value, jackknife_spread(self.without - other.without)
+
+
+def compare(
+    models: Sequence[tuple[str, ArrayLike, ArrayLike]],
+    metric: str = "mutual-knn",
+    *,
+    k: int = PLATONIC_K,
+    seed: int = 0,
+) -> list[Difference]:
+    """Each model's metric, and its difference to the first model's.
+
+    models: (name, z1, z2), all with the same sources in the same rows. Raises ValueError as
+    metrics.statistics does, and where the models have different numbers of sources.
+    """
+    lengths = sorted({len(np.asarray(z)) for _, *pair in models for z in pair})
+    if len(lengths) != 1:
+        raise ValueError(f"the models have {' and '.join(map(str, lengths)) or 'no'} sources")
+    (n,) = lengths
+    measured = [_measured(*model, metric, k=k, seed=seed) for model in models]
+    found = []
+    for place, one in enumerate(measured):
+        error = jackknife_spread(one.without)
+        gap, spread = one.minus(measured[0] if place else None)
+        found.append(
+            Difference(
+                model=one.model,
+                metric=metric,
+                k=one.k,
+                n=n,
+                value=one.value,
+                value_low=one.value - T_95 * error,
+                value_high=float(np.minimum(1.0, one.value + T_95 * error)),
+                difference=gap,
+                low=gap - T_95 * spread,
+                high=gap + T_95 * spread,
+                p_value=student_p(gap, spread),
+            )
+        )
+    return found
+
+
+def _measured(
+    name: str, z1: ArrayLike, z2: ArrayLike, metric: str, *, k: int, seed: int
+) -> _Measured:
+    (statistic,) = statistics(z1, z2, [metric], k=k).values()
+    n = len(np.asarray(z1))
+    few = n < LEAST_SOURCES
+    without = np.array([math.nan]) if few else left_out(statistic.without, n, seed=seed)
+    return _Measured(model=name, k=statistic.k, value=statistic.paired(None), without=without)
+
+
+def student_p(difference: float, std_error: float, freedom: int = GROUPS - 1) -> float:
+    """Probability of Student's t beyond difference / std_error, on both sides.
+
+    By summing the density over the angle whose tangent is t / sqrt(freedom), where it is the
+    cosine to the power of freedom - 1: to about 1e-4 of the value.
+    """
+    if math.isnan(difference) or math.isnan(std_error):
+        return math.nan
+    if std_error == 0:
+        return 1.0 if difference == 0 else 0.0
+    angle = math.atan(abs(difference) / std_error / math.sqrt(freedom))
+    return _tail(angle, freedom) / _tail(0.0, freedom)
+
+
+def _tail(angle: float, freedom: int) -> float:
+    middles = angle + (math.pi / 2 - angle) * (np.arange(_STEPS) + 0.5) / _STEPS
+    return float(np.mean(np.cos(middles) ** (freedom - 1)) * (math.pi / 2 - angle))
