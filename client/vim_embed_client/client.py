@@ -123,8 +123,9 @@ class Client(BaseClient):
         pixel_values: uint8 is resized RGB, which the service normalises; floats are taken as
             already normalised. Views and memory maps are sent without being copied whole.
         model: a served model's name or Hub id; None is the service's default.
-        pooling: `mean` (all final tokens), `cls`, `patch-mean`, `registers`, `max` or `features`
-        (what the model's own classifier reads), of those in the model's `poolings`.
+        pooling: `mean` (all final tokens), `cls`, `patch-mean`, `registers`, `max`, `features`
+        (what the model's own classifier reads) or `tokens` (all of them, B × L × D), of those in
+        the model's `poolings`.
         dtype: of the returned array: `float32`, or `float16` for half the bytes.
         exact: True for the same bytes whatever shares the batch; None is the service's setting.
         mean, std: three numbers that replace the model's normalisation of uint8 pixels.

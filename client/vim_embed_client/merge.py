@@ -43,7 +43,7 @@ class Merge:
     def _allocate(self, answer: Answer) -> None:
         self._first = answer
         for name, array in answer.arrays.items():
-            self._arrays[name] = np.empty((self._plan.rows, array.shape[1]), self._plan.dtype)
+            self._arrays[name] = np.empty((self._plan.rows, *array.shape[1:]), self._plan.dtype)
 
     def _check_like_first(self, answer: Answer) -> None:
         changed = self._first.provenance.differences(answer.provenance)
@@ -86,13 +86,14 @@ class Merge:
         )
 
 
-def _widths(answer: Answer) -> dict[str, int]:
-    return {name: array.shape[1] for name, array in answer.arrays.items()}
+def _widths(answer: Answer) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in answer.arrays.items()}
 
 
 def _check_shapes(answer: Answer, rows: int) -> None:
     for name, array in answer.arrays.items():
-        if array.ndim != 2 or len(array) != rows:
+        dimensions = 3 if answer.provenance.pooling == "tokens" else 2
+        if array.ndim != dimensions or len(array) != rows:
             raise BadAnswerError(
                 f"{rows} rows were sent, but {name} came back with shape {array.shape}",
                 request_id=answer.request_id,

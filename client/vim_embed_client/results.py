@@ -23,6 +23,7 @@ class Provenance:
     some have the same tensors. preprocessing_digest: of size, interpolation, mean and
     std. dtype: of the computation, not of the answer. random_weights: the numbers mean nothing.
     exact_rows: rows of every batch at the native size, in exact mode. version: the service's.
+    grid: with the pooling `tokens`, rows and columns of the patches, as "14,14".
     """
 
     model: str
@@ -38,6 +39,7 @@ class Provenance:
     exact_rows: str = ""
     random_weights: bool = False
     version: str = ""
+    grid: str = ""
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Self:
@@ -71,7 +73,8 @@ class Provenance:
 class Embeddings:
     """One embedding per row, in the order of the rows; usable wherever an array is.
 
-    embeddings: (B, D), of the dtype asked for, not L2-normalised. request_ids, server_timing:
+    embeddings: (B, D), with the pooling `tokens` (B, L, D), of the dtype asked for, not
+    L2-normalised. request_ids, server_timing:
     one per request that the batch took; the timing in milliseconds (queue, forward, total).
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import Request
 
 from vim_embed.batching.request import Embedded, EmbedRequest
-from vim_embed.errors import DeadlineExceeded, InvalidInput, ServiceError
+from vim_embed.errors import DeadlineExceeded, InvalidInput, PayloadTooLarge, ServiceError
 from vim_embed.http.auth import bearer
 from vim_embed.http.formats.parsing import reading_memory
 from vim_embed.serving.service import Service
@@ -53,7 +53,7 @@ async def compute(
     """
     service: Service = request.app.state.service
     try:
-        _check_fit(options, info)
+        _check_fit(options, info, pixels, service.settings.max_body_bytes)
         with reading_memory(request) as workspace:
             if copied := _copied_bytes(pixels):
                 workspace.count(copied)
@@ -89,11 +89,22 @@ def _deadline(service: Service, timeout: float | None, begin: float) -> float:
     return deadline
 
 
-def _check_fit(options: EmbedOptions, info: ModelInfo) -> None:
+def _check_fit(options: EmbedOptions, info: ModelInfo, pixels: PixelArray, most: int) -> None:
+    """Raise InvalidInput for options that the model has not, PayloadTooLarge for tokens of more
+    than `most` bytes, float32.
+    """
     try:
         check_options(options, info)
     except PixelError as error:
         raise InvalidInput(str(error)) from error
+    if options.pooling == "tokens" and info.tokens is not None:
+        rows, columns = info.grid(*pixels.shape[-2:])
+        each = 4 * info.dim * (rows * columns + len(info.tokens.special))
+        if pixels.ndim == 4 and len(pixels) * each > most:
+            raise PayloadTooLarge(
+                f"the tokens of {len(pixels)} images take {len(pixels) * each} bytes, over the "
+                f"limit of {most}: send {max(1, most // each)} at once"
+            )
 
 
 async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray:

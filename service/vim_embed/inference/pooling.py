@@ -9,12 +9,14 @@ from vim_embed.types.token_layout import TokenLayout
 
 
 def pool(tokens: Tensor, pooling: str, layout: TokenLayout) -> Tensor:
-    """(B, L, D) in any dtype to (B, D) float32.
+    """(B, L, D) in any dtype to (B, D) float32; `tokens` keeps them, (B, L, D).
 
     mean, max: over all tokens. cls: the class token. registers: the mean over the registers.
     patch-mean: over the patches alone. Raises ValueError for a token that the layout has not.
     """
     tokens = tokens.float()
+    if pooling == "tokens":
+        return tokens.clone()
     if pooling == "mean":
         return tokens.mean(dim=1)
     if pooling == "max":

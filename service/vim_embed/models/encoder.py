@@ -99,6 +99,12 @@ class Encoder(nn.Module):
         return size[0] if isinstance(size, list | tuple) else size
 
     @property
+    def patch(self) -> tuple[int, int]:
+        """Side of a patch (or place of the feature map), and pixels from one to the next."""
+        step = self.family.stride(self.model.config)
+        return step, step
+
+    @property
     def channels(self) -> int:
         count: int = getattr(self.model.config, "num_channels", 3)
         return count

@@ -274,6 +274,11 @@ class Vim(nn.Module):
         return self.config.dim
 
     @property
+    def patch(self) -> tuple[int, int]:
+        """Side of a patch, and pixels from one to the next."""
+        return self.config.patch_size, self.config.stride
+
+    @property
     def min_size(self) -> int:
         """Shortest side of an image that has a patch, in pixels."""
         return self.config.patch_size

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from vim_embed.types.preprocessing import Preprocessing, Triple
+from vim_embed.types.token_layout import TokenLayout
 
 EMBEDDING = "embedding"  # the output that is no layer
-POOLINGS = ("mean", "cls", "patch-mean", "registers", "max", "features")
+POOLINGS = ("mean", "cls", "patch-mean", "registers", "max", "features", "tokens")
 GRANULARITIES = ("blocks", "residual", "leaves", "all")
 
 
@@ -35,6 +36,7 @@ class ModelInfo:
     kind: "vim" or "vit". family: a row of docs/models.md, and why it is of that. dim: width of an
     embedding; features_dim: of one by the pooling `features`. classifier: what the model's own
     classifier reads, as a pooling. dtype: of the computation.
+    tokens: the final tokens of an image of the native size; patch_size, patch_stride: in pixels.
     any_size: whether images of other sizes than the native one are taken. exact_rows: rows of
     every batch in exact mode at the native size, fewer of larger images; exact_reason: why.
     """
@@ -58,7 +60,15 @@ class ModelInfo:
     exact_reason: str = "row by row"
     aliases: tuple[str, ...] = ()
     poolings: tuple[str, ...] = ("mean", "cls", "patch-mean")
+    tokens: TokenLayout | None = None
+    patch_size: int = 0
+    patch_stride: int = 0
     granularities: tuple[str, ...] = GRANULARITIES
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of that many pixels."""
+        patch, stride = self.patch_size, self.patch_stride
+        return (height - patch) // stride + 1, (width - patch) // stride + 1
 
 
 def joined(infos: Iterable[ModelInfo]) -> ModelInfo | None:

@@ -53,8 +53,8 @@ def check_options(options: EmbedOptions, info: ModelInfo | None = None) -> Embed
             f"unknown pooling {options.pooling!r} for {info.name}: use one of "
             f"{', '.join(info.poolings)}"
         )
-    if options.layers is not None and options.pooling == "features":
-        raise PixelError("features are read from the final tokens alone: leave layers out")
+    if options.layers is not None and options.pooling in ("features", "tokens"):
+        raise PixelError(f"{options.pooling} are of the final layer alone: leave layers out")
     if options.layers is not None and options.layers not in GRANULARITIES:
         raise PixelError(
             f"unknown layers {options.layers!r}: use one of {', '.join(GRANULARITIES)}"

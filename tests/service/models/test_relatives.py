@@ -40,6 +40,7 @@ def test_tokens_poolings_and_blocks(name: str, backend: str) -> None:
         "cls": expected.get("cls"),
         "registers": expected["registers"].mean(axis=1) if "registers" in expected else None,
         "features": expected.get("features"),
+        "tokens": expected["tokens"],
     }
     for pooling, right in poolings.items():
         assert (pooling in model.info.poolings) is (right is not None)

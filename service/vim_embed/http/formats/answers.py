@@ -18,6 +18,7 @@ from vim_embed.errors import InvalidInput, NotAcceptable
 from vim_embed.http.formats.arrays import json_array, npy_bytes, safetensors_bytes
 from vim_embed.http.formats.parsing import JSON, NPY, SAFETENSORS
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
+from vim_embed.types.pixels import PixelArray
 
 _FORMATS = (NPY, JSON, SAFETENSORS)
 _HEADER_PREFIX = "X-Vim-Embed-"
@@ -39,6 +40,16 @@ def choose_format(accept: str | None, body_type: str, *, layers: bool) -> str:
         f"Accept {accept!r} admits none of {', '.join(sorted(set(possible)))}"
         + ("; layers are several arrays, which npy cannot hold" if layers else "")
     )
+
+
+def with_grid(
+    origin: Mapping[str, str], info: ModelInfo, options: EmbedOptions, pixels: PixelArray
+) -> Mapping[str, str]:
+    """The provenance of tokens says how the patches among them lie: `grid` is rows,columns."""
+    if options.pooling != "tokens":
+        return origin
+    rows, columns = info.grid(*pixels.shape[-2:])
+    return {**origin, "grid": f"{rows},{columns}"}
 
 
 @lru_cache(_KNOWN)

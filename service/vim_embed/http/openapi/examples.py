@@ -65,7 +65,10 @@ MODEL: Described = {
     },
     "min_size": 16,
     "any_size": True,
-    "poolings": ["mean", "cls", "patch-mean", "max", "features"],
+    "poolings": ["mean", "cls", "patch-mean", "max", "features", "tokens"],
+    "tokens": {"grid": [14, 14], "cls": 98, "registers": [], "others": []},
+    "patch_size": 16,
+    "patch_stride": 16,
     "granularities": ["blocks", "residual", "leaves", "all"],
     "limits": {"max_rows": 1024, "max_body_bytes": 536870912, "batch_rows": 8},
 }

@@ -66,9 +66,10 @@ class Provenance(_Answer):
     exact_rows: str
     random_weights: Literal["true", "false"]
     version: str
+    grid: str | None = None
 
 
-Numbers = list[list[float]] | Base64Array
+Numbers = list[list[float]] | list[list[list[float]]] | Base64Array
 
 
 class EmbedAnswer(_Answer):
@@ -112,6 +113,13 @@ class LimitsEntry(_Answer):
     batch_rows: int
 
 
+class TokensEntry(_Answer):
+    grid: list[int]
+    cls: int | None
+    registers: list[int]
+    others: list[int]
+
+
 class ModelEntry(_Answer):
     """A configured model; what follows `reason` is there once it is ready."""
 
@@ -138,6 +146,9 @@ class ModelEntry(_Answer):
     exact_rows: int | None = None
     exact_reason: str | None = None
     poolings: list[str] | None = None
+    tokens: TokensEntry | None = None
+    patch_size: int | None = None
+    patch_stride: int | None = None
     granularities: list[str] | None = None
     limits: LimitsEntry | None = None
 

@@ -26,7 +26,7 @@ from vim_embed.errors import (
 )
 from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.deadline import begun, seconds_left
-from vim_embed.http.formats.answers import choose_format, provenance, render
+from vim_embed.http.formats.answers import choose_format, provenance, render, with_grid
 from vim_embed.http.formats.parsing import media_type, parse_pixels
 from vim_embed.http.openapi import examples
 from vim_embed.http.openapi.schemas import (
@@ -172,7 +172,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     return render(
         done.outputs,
         answer_kind,
-        origin=provenance(done.info or info, options),
+        origin=with_grid(provenance(done.info or info, options), info, options, pixels),
         dtype=query.dtype,
         encoding=query.encoding,
         layers=options.layers is not None,
