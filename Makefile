@@ -151,7 +151,7 @@ site: $(VENV)/.installed
 score-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/client/scoring/test_score.py
 
-# docs/sizing.md, from docs/gpu.md and benchmarks/sizing.toml.
+# docs/sizing.md, from docs/measurements/h100.md and benchmarks/sizing.toml.
 .PHONY: sizing
 sizing: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/sizing.py --write docs/sizing.md

@@ -1,4 +1,4 @@
-"""Figures of docs/gpu.md: parity first, then throughput, memory and a breakdown by kernel.
+"""Figures of docs/measurements/: parity first, then throughput, memory and a breakdown by kernel.
 
     PYTHONPATH=service python benchmarks/gpu_bench.py parity
     PYTHONPATH=service python benchmarks/gpu_bench.py table --models tiny,small --batches 128,256

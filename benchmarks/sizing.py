@@ -3,9 +3,9 @@
     python benchmarks/sizing.py --price 3 --nic 25          # prints the page
     python benchmarks/sizing.py --write docs/sizing.md
 
-Rows/s of a GPU are read from docs/gpu.md, all other figures from sizing.toml. `simulate` plays
-requests through the same stages one by one, with measured service times, to check the formula
-(tests/benchmarks/test_sizing.py).
+Rows/s of a GPU are read from docs/measurements/h100.md, all other figures from sizing.toml.
+`simulate` plays requests through the same stages one by one, with measured service times, to check
+the formula (tests/benchmarks/test_sizing.py).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _http(processes: int) -> float:
 
 
 def measured(text: str) -> dict[str, dict[int, float]]:
-    """By model and batch size, images/s of the 224×224 float16 table of docs/gpu.md."""
+    """By model and batch size, images/s of the 224×224 float16 table of measurements/h100.md."""
     table = text[text.index("| 224×224, float16 |") :].split("\n\n")[0]
     found: dict[str, dict[int, float]] = {name: {} for name in DIMS}
     for name, batch, rate in re.findall(r"\| (\w+) \| (\d+) \| (\d+)", table):
@@ -249,7 +249,7 @@ _WAYS = {"over_http": "over HTTP", "through_ray": "through Ray", "local": "besid
 
 def page(machine: Machine, shared: Shared) -> str:
     """docs/sizing.md, for a machine whose gpu_rows are those of each model in turn."""
-    rates = measured((ROOT / "docs" / "gpu.md").read_text())
+    rates = measured((ROOT / "docs" / "measurements" / "h100.md").read_text())
     ways = {
         "over_http": machine,
         "through_ray": replace(machine, http_processes=0, ingresses=INGRESSES * machine.gpus),

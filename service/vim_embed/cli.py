@@ -204,6 +204,7 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--batches", default="1,32,128,256", show_default=True, help="On CUDA: batch sizes.")
 @click.option("--sizes", default="224", show_default=True, help="On CUDA: pixels of a side.")
+@click.option("--dtypes", help="On CUDA: several, with commas between. [default: that of --dtype]")
 @click.option("--output", type=_FILE, help="On CUDA: write the table there (Markdown).")
 def bench(
     bare: bool,
@@ -213,6 +214,7 @@ def bench(
     as_json: bool,
     batches: str,
     sizes: str,
+    dtypes: str | None,
     output: Path | None,
     **flags: Any,
 ) -> None:
@@ -234,7 +236,7 @@ def bench(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if device.type == "cuda" and not (bare or as_json):
-        _bench_gpu(settings, batches, sizes, output)
+        _bench_gpu(settings, dtypes or settings.dtype, batches, sizes, output)
     elif not (bare or as_json):
         _print_kernels(settings, rows)
     for argument in settings.models:
@@ -269,7 +271,9 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "vim-embed-server", "_VIM_EMBED_SERVER_COMPLETE").source())
 
 
-def _bench_gpu(settings: Settings, batches: str, sizes: str, output: Path | None) -> None:
+def _bench_gpu(
+    settings: Settings, dtypes: str, batches: str, sizes: str, output: Path | None
+) -> None:
     """Print the table of the configured Vims; ends the process if one fails its comparison."""
     from vim_embed.bench import gpu as gpu_bench
     from vim_embed.models.vim import VIM_CONFIGS
@@ -278,7 +282,7 @@ def _bench_gpu(settings: Settings, batches: str, sizes: str, output: Path | None
     try:
         cases = gpu_bench.cases_of(
             [name for name in names if name in VIM_CONFIGS],
-            [settings.dtype],
+            dtypes.split(","),
             gpu_bench.numbers(batches),
             gpu_bench.numbers(sizes),
         )

@@ -23,7 +23,7 @@ def _load() -> Any:
 
 
 sizing = _load()
-RATES = sizing.measured((ROOT / "docs" / "gpu.md").read_text())
+RATES = sizing.measured((ROOT / "docs" / "measurements" / "h100.md").read_text())
 TINY, BASE = (sizing.best_rate(RATES[name]) for name in ("tiny", "base"))
 
 
@@ -33,7 +33,7 @@ def test_the_page_is_what_the_script_writes() -> None:
 
 
 def test_rates_are_read_from_the_measurements() -> None:
-    table = (ROOT / "docs" / "gpu.md").read_text()
+    table = (ROOT / "docs" / "measurements" / "h100.md").read_text()
     assert f"| tiny | 256 | {RATES['tiny'][256]:.0f} |" in table
     for rates in RATES.values():
         assert {32, 128, 256} <= set(rates)

@@ -186,6 +186,11 @@ def test_the_servers_command(
     found = CliRunner().invoke(main, [*command, "--output", str(tmp_path / "t.md")])
     assert found.exit_code == 1, found.output
     assert "| vim-tiny | float16 | 2 | 32² | error" in (tmp_path / "t.md").read_text()
+    several = ["--dtypes", "float32,float32-ieee", "--output", str(tmp_path / "t.md")]
+    found = CliRunner().invoke(main, [*command, *several])
+    assert [
+        name for name in ("float16", "float32", "float32-ieee") if f"| {name} |" in found.output
+    ] == ["float32", "float32-ieee"]
     found = CliRunner().invoke(main, [*command[:-1], "x"])
     assert found.exit_code == 2
 

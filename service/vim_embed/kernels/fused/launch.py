@@ -93,19 +93,24 @@ class Program:
     capability: tuple[int, int]
 
     @property
-    def bulk(self) -> bool:
+    def bulk_xproj(self) -> bool:
         """Whether `xproj` copies by the copy engine (xproj.cu), or as portable_xproj.cu does."""
         return self.shape.half and self.capability >= (9, 0)
 
     @property
+    def wgmma(self) -> bool:
+        """Whether there are kernels that take Hopper's wgmma."""
+        return self.capability[0] == 9 and (self.shape.fuses_out or self.shape.split)
+
+    @property
     def fuses_out(self) -> bool:
-        """Whether there is `out_norm`, which takes Hopper's wgmma."""
-        return self.shape.fuses_out and self.capability[0] == 9
+        """Whether there is `out_norm`."""
+        return self.wgmma and self.shape.half
 
     @property
     def architecture(self) -> str:
         major, minor = self.capability
-        return f"sm_{major}{minor}" + "a" * self.fuses_out
+        return f"sm_{major}{minor}" + "a" * self.wgmma
 
     @property
     def macros(self) -> dict[str, int]:
@@ -116,8 +121,8 @@ class Program:
             "INNER": shape.inner,
             "RP": shape.padded_rank,
             "SPLIT_PRODUCTS": int(shape.split),
-            "BULK": int(self.bulk),
-            "OUT_NORM": int(self.fuses_out),
+            "BULK": int(self.capability >= (9, 0)),
+            "WGMMA": int(self.wgmma),
         }
 
     def xproj_memory(self, tiles: int, halves: int, splits: int) -> int:
@@ -128,7 +133,7 @@ class Program:
         chunk = 64 * shape.row * terms + 160 * wide
         sums = splits * 2 * rows * (shape.row + 2) * 4
         ranks = 2 * rows * (16 * shape.rank_tiles + 8)
-        if self.bulk:
+        if self.bulk_xproj:
             box = _whole(_whole((rows + 6) * 128, 1024) + 4 * chunk, 1024)
             staged = 2 * ((splits + 1) // 2 * box + 8)
             return max(staged, sums + 2 * ranks if splits > 1 else 0)
@@ -160,7 +165,9 @@ SCANS = {32: 8, 16: 8, 8: 16}
 class MmTile:
     """A variant of the split product: what a block computes, and how many a multiprocessor holds.
 
-    speed: of its multiplying, against the first's. Mirrors SPLIT_MM_KERNEL in split_mm.cu.
+    speed, adding: of its multiplying against the first's, as measured; adding to c is slower where
+    a multiprocessor has nothing else to do meanwhile. Mirrors SPLIT_MM_KERNEL in split_mm.cu, and
+    hopper_split_mm.cu.
     """
 
     rows: int
@@ -169,32 +176,45 @@ class MmTile:
     stages: int
     blocks: int
     speed: float
+    adding: float
+    wgmma: bool = False
 
     @property
     def memory(self) -> int:
-        return self.stages * (self.rows + self.columns) * 128
+        return self.stages * ((self.rows + self.columns) * 128 + 16 * self.wgmma)
+
+    def suits(self, rows: int, columns: int, limits: Limits) -> bool:
+        """Whether it can compute such a product on such a device, and has enough to do."""
+        if self.memory > limits.shared_memory:
+            return False
+        if not self.wgmma:
+            return True
+        possible = limits.capability[0] == 9 and columns % self.columns == 0
+        return possible and 3 * self.count(rows, columns) >= limits.multiprocessors
 
     def count(self, rows: int, columns: int) -> int:
         return -(-rows // self.rows) * -(-columns // self.columns)
 
-    def cost(self, rows: int, columns: int, limits: Limits) -> float:
+    def cost(self, rows: int, columns: int, limits: Limits, *, add: bool) -> float:
         """Time of a product, in arbitrary units: full rounds of blocks times a block's work."""
         rounds = -(-self.count(rows, columns) // (limits.multiprocessors * self.blocks))
-        return rounds * self.rows * self.columns * self.blocks / self.speed
+        work = self.rows * self.columns * self.blocks
+        return rounds * work / (self.adding if add else self.speed)
 
 
 SPLIT_MM = (
-    MmTile(128, 192, 256, 2, 1, 1.0),
-    MmTile(128, 96, 128, 3, 2, 0.95),
-    MmTile(64, 64, 128, 4, 3, 0.7),
-    MmTile(32, 32, 128, 6, 4, 0.4),
+    MmTile(128, 192, 256, 2, 1, 1.0, 0.65),
+    MmTile(64, 128, 256, 4, 2, 0.95, 0.95),
+    MmTile(64, 64, 128, 4, 3, 0.9, 0.9),
+    MmTile(32, 32, 128, 6, 4, 0.55, 0.55),
+    MmTile(128, 192, 256, 5, 1, 2.1, 2.0, wgmma=True),
 )
 
 
-def split_mm_tile(rows: int, columns: int, limits: Limits) -> MmTile:
+def split_mm_tile(rows: int, columns: int, limits: Limits, *, add: bool = False) -> MmTile:
     """The variant that should be fastest for a product (rows, columns)."""
-    fitting = [tile for tile in SPLIT_MM if tile.memory <= limits.shared_memory]
-    return min(fitting, key=lambda tile: tile.cost(rows, columns, limits))
+    fitting = [tile for tile in SPLIT_MM if tile.suits(rows, columns, limits)]
+    return min(fitting, key=lambda tile: tile.cost(rows, columns, limits, add=add))
 
 
 def _whole(value: int, unit: int) -> int:
@@ -310,12 +330,17 @@ class Kernels:
         lie apart.
         """
         rows, columns = c.shape
-        tile = split_mm_tile(rows, columns, self.limits)
-        sizes = [rows, columns, b.shape[1] // 64, a.stride(0), c.stride(0)]
-        arguments = [a, b, c, *sizes, ctypes.c_float(scale), int(add)]
-        grid = (tile.count(rows, columns), 1)
-        name = f"split_mm_{tile.rows}_{tile.columns}"
-        self._launch(name, grid, tile.threads, tile.memory, arguments)
+        tile = split_mm_tile(rows, columns, self.limits, add=add)
+        blocks, groups = tile.count(rows, columns), b.shape[1] // 64
+        ending = [ctypes.c_float(scale), int(add)]
+        if tile.wgmma:
+            maps = [self._map(a, tile.rows), self._map(b, tile.columns)]
+            arguments = [*maps, c, rows, columns, groups, c.stride(0), *ending]
+            name, blocks = "split_mm_wgmma", min(blocks, self.limits.multiprocessors)
+        else:
+            arguments = [a, b, c, rows, columns, groups, a.stride(0), c.stride(0), *ending]
+            name = f"split_mm_{tile.rows}_{tile.columns}"
+        self._launch(name, (blocks, 1), tile.threads, tile.memory, arguments)
 
     def xproj(
         self,
@@ -340,9 +365,9 @@ class Kernels:
         tiles, halves, splits = variant
         grid = (-(-rows // (16 * tiles * halves)), 1)
         name = "xproj_" + "".join(map(str, variant))
-        x = self._map(xz, 16 * tiles * halves + 6) if program.bulk else xz
+        x = self._map(xz, 16 * tiles * halves + 6) if program.bulk_xproj else xz
         arguments = [x, x_proj, dt_proj, bc, steps, length, rows, only]
-        if not program.bulk:
+        if not program.bulk_xproj:
             arguments += [ctypes.c_float(x_scale), ctypes.c_float(dt_scale)]
         memory = program.xproj_memory(*variant)
         self._launch(name, grid, 64 * halves * splits, memory, arguments)

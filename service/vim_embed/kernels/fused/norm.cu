@@ -68,7 +68,7 @@ DEVICE void add_norm_body(const T* hidden, float* __restrict__ residual,
         add_norm_body<PERMUTED, SPLIT>(hidden, residual, weight, out, rows, eps);                 \
     }
 ADD_NORM_KERNEL(add_norm, false, false)
-#if OUT_NORM
+#if WGMMA && DTYPE != 0
 ADD_NORM_KERNEL(add_permuted_norm, true, false)
 #endif
 #if DTYPE == 0

@@ -95,16 +95,18 @@ DEVICE void split_mm_body(const u16* __restrict__ a, const u16* __restrict__ b, 
             const int row = m0 + own_m + 16 * m + 8 * h + lane / 4;
             if (row >= rows) continue;
             float* const to = c + (size_t)row * c_stride + n0 + own_n + lane % 4 * 2;
+            float2 before[NI];  // all on their way at once
 #pragma unroll
             for (int n = 0; n < NI; n++) {
-                if (n0 + own_n + 8 * n >= columns) continue;
-                float2 v = make_float2(acc[m][n][2 * h] * scale, acc[m][n][2 * h + 1] * scale);
-                if (add) {
-                    const float2 before = *(const float2*)(to + 8 * n);
-                    v.x += before.x, v.y += before.y;
-                }
-                *(float2*)(to + 8 * n) = v;
+                before[n] = make_float2(0.0f, 0.0f);
+                if (add && n0 + own_n + 8 * n < columns) before[n] = *(const float2*)(to + 8 * n);
             }
+#pragma unroll
+            for (int n = 0; n < NI; n++)
+                if (n0 + own_n + 8 * n < columns)
+                    *(float2*)(to + 8 * n) =
+                        make_float2(fmaf(acc[m][n][2 * h], scale, before[n].x),
+                                    fmaf(acc[m][n][2 * h + 1], scale, before[n].y));
         }
 }
 
@@ -117,6 +119,6 @@ DEVICE void split_mm_body(const u16* __restrict__ a, const u16* __restrict__ b, 
     }
 // Mirrored by SPLIT_MM in launch.py.
 SPLIT_MM_KERNEL(split_mm_128_192, 2, 4, 4, 6, 2, 1)
-SPLIT_MM_KERNEL(split_mm_128_96, 2, 2, 4, 6, 3, 2)
+SPLIT_MM_KERNEL(split_mm_64_128, 2, 4, 2, 4, 4, 2)
 SPLIT_MM_KERNEL(split_mm_64_64, 2, 2, 2, 4, 4, 3)
 SPLIT_MM_KERNEL(split_mm_32_32, 2, 2, 1, 2, 6, 4)

@@ -2,8 +2,9 @@
 //   DTYPE 0 float32, 1 float16, 2 bfloat16     DIM  model width D
 //   INNER inner width E                        RP   step-size rank, rounded up to 8
 //   SPLIT_PRODUCTS 1: float32 with split products on tensor cores (split.cuh); 0: with plain ones
-//   BULK 1: half precision with bulk copies (compute capability 9.0 and above)
-//   OUT_NORM 1: with `out_norm` (sm_90a, a width of 192 to 1536 in steps of 192, half precision)
+//   BULK 1: with bulk copies (compute capability 9.0 and above)
+//   WGMMA 1: with what takes Hopper's wgmma (sm_90a): `out_norm` in half precision, for a width of 192
+//   to 1536 in steps of 192, and split products
 // All activations are channels-last.
 //
 // Names: B images, L tokens, E channels, N = 16 states. A projected row ("dbc") is
@@ -16,10 +17,10 @@
 #if DTYPE == 0 && !SPLIT_PRODUCTS
 #include "plain.cu"
 #else
-#if OUT_NORM
+#if WGMMA && DTYPE != 0
 #include "out_norm.cu"
 #endif
-#if BULK
+#if BULK && DTYPE != 0
 #include "xproj.cu"
 #else
 #include "portable_xproj.cu"
@@ -27,5 +28,8 @@
 #include "scan.cu"
 #if SPLIT_PRODUCTS
 #include "split_mm.cu"
+#if WGMMA
+#include "hopper_split_mm.cu"
+#endif
 #endif
 #endif

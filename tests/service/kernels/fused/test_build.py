@@ -85,6 +85,18 @@ def test_shared_memory_fits(dim: int, dtype: torch.dtype, limits: Limits) -> Non
     assert all(size % 16 == 0 for size in sizes)
 
 
+def test_split_products_take_the_tile_that_suits() -> None:
+    """wgmma for many rows on Hopper alone; small tiles where few rows would leave it idle."""
+    hopper, ada = DEVICES[9, 0], DEVICES[8, 9]
+    assert split_mm_tile(25216, 3072, hopper).wgmma
+    assert split_mm_tile(25216, 768, hopper, add=True).wgmma
+    assert not split_mm_tile(25216, 3072, ada).wgmma
+    assert not split_mm_tile(25216, 3000, hopper).wgmma  # no multiple of its columns
+    one_image = split_mm_tile(197, 768, hopper)
+    assert not one_image.wgmma
+    assert one_image.count(197, 768) >= hopper.multiprocessors
+
+
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Replaces the compiler; the list grows by one a compilation."""
