@@ -323,7 +323,7 @@ def test_statistics_count(micro_url: str) -> None:
         for _ in range(3):
             client.infer("a", [given])
         with pytest.raises(InferenceServerException, match="unknown pooling"):
-            client.infer("a", [given], parameters={"pooling": "max"})
+            client.infer("a", [given], parameters={"pooling": "median"})
         bad = triton.InferInput("pixel_values", [1, 3, 8, 8], "FP32")
         bad.set_data_from_numpy(np.full((1, 3, 8, 8), np.nan, np.float32))
         with pytest.raises(InferenceServerException, match="NaN"):
