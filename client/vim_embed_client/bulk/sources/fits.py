@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.faults import described
 from vim_embed_client.bulk.sources.flux import Stretch, select_places
 from vim_embed_client.bulk.sources.layout import Layout, bands_chosen, flux_item, layout_of
 from vim_embed_client.bulk.sources.names import BLUE_TO_RED, is_auxiliary, is_science
@@ -76,8 +77,9 @@ class FitsReader(FileReader):
 
     def describe(self) -> Description:
         with self._open() as file:
-            listed = _listed(file)
-            chosen = self._chosen(file, listed) if listed else []
+            hdus, _ = _sound(file)
+            listed = _listed(hdus)
+            chosen = self._chosen(hdus, listed) if listed else []
             effective = frozenset({"--hdu", "--flip"}).union(*map(self._effective, chosen))
             return Description(
                 images=tuple(_described(one, self._note(one, chosen)) for one in listed),
@@ -112,24 +114,29 @@ class FitsReader(FileReader):
         return self._all or len(self._options.hdus or ()) < 2
 
     def _parts(self, file: Any) -> list[_Part]:
-        listed = _listed(file)
-        if not listed and (tables := [hdu.name or "a table" for hdu in file if _is_table(hdu)]):
-            return [self._passed("", f"it holds no image but tables ({', '.join(tables)})")]
-        chosen = self._chosen(file, listed)
-        if self._apart:
-            parts = [self._part(one) for one in chosen]
-        else:
-            parts = [_Part(1, lambda start: iter([self._of_bands(chosen)]))]
+        hdus, damage = _sound(file)
+        listed = _listed(hdus)
+        tables = [hdu.name or "a table" for hdu in hdus if _is_table(hdu)]
+        parts = [self._passed(damage, fault=True)] if damage else []
+        if not listed and tables:
+            return [self._passed(f"it holds no image but tables ({', '.join(tables)})"), *parts]
+        if not listed and damage:
+            return parts
+        chosen = self._chosen(hdus, listed)
+        rows = [self._part(one) for one in chosen] if self._apart else [self._joined(chosen)]
         notes = [(one, self._note(one, chosen)) for one in listed]
-        return parts + [self._passed(f"[{one.label}]", note) for one, note in notes if note]
+        return rows + [self._passed(note, f"[{one.label}]") for one, note in notes if note] + parts
 
-    def _passed(self, label: str, note: str) -> _Part:
-        entry = Skipped(id=f"{readable(self.name)}{label}", reason=note, fault=False)
+    def _joined(self, chosen: Sequence[_Hdu]) -> _Part:
+        return _Part(1, lambda start: iter([self._of_bands(chosen)]))
+
+    def _passed(self, note: str, label: str = "", *, fault: bool = False) -> _Part:
+        entry = Skipped(id=f"{readable(self.name)}{label}", reason=note, fault=fault)
         return _Part(1, lambda start: iter([entry]))
 
-    def _chosen(self, file: Any, listed: Sequence[_Hdu]) -> list[_Hdu]:
+    def _chosen(self, hdus: Sequence[Any], listed: Sequence[_Hdu]) -> list[_Hdu]:
         if self._options.hdus is not None and not self._all:
-            return [_named(file, listed, name) for name in self._options.hdus]
+            return [_named(hdus, listed, name) for name in self._options.hdus]
         candidates = [one for one in listed if one.drawable and not one.auxiliary]
         if not candidates:
             why = f": it has {_told(listed)}; --hdu takes one of them" if listed else ""
@@ -203,31 +210,61 @@ class FitsReader(FileReader):
         return flux_item(row_id, flux, stretch, flip=_upwards(hdu) != self._options.flip)
 
 
-def _listed(file: Any) -> list[_Hdu]:
-    """The HDUs that hold an image of any shape, named so that no two have one name."""
-    images = [(number, hdu) for number, hdu in enumerate(file) if hdu.is_image and hdu.shape]
+def _sound(file: Any) -> tuple[list[Any], str]:
+    """The HDUs up to the first that is damaged, and what is wrong with that one, or nothing.
+
+    astropy goes round in circles where an HDU claims a negative size, so that each must begin
+    behind the one before it.
+    """
+    found: list[Any] = []
+    try:
+        for hdu in file:
+            end = found[-1]._data_offset if found else -1
+            if hdu._data_offset is not None and hdu._data_offset <= end:
+                return found, f"its HDU {len(found)} lies before the one before it"
+            found.append(hdu)
+    except Exception as error:  # astropy raises errors of every kind
+        if not found:
+            raise
+        return found, f"its HDU {len(found)} cannot be read ({described(error)})"
+    return found, ""
+
+
+def _listed(hdus: Sequence[Any]) -> list[_Hdu]:
+    """Those that hold an image of any shape, named so that no two have one name."""
+    images = [(number, hdu) for number, hdu in enumerate(hdus) if hdu.is_image and hdu.shape]
     times = Counter(hdu.name for _, hdu in images)
-    listed: list[_Hdu] = []
+    labels: set[str] = set()
+    listed = []
     for number, hdu in images:
         label = hdu.name if times[hdu.name] == 1 else f"{hdu.name},{hdu.ver}"
-        unnamed = not hdu.name or label in [one.label for one in listed]
-        listed.append(_Hdu(hdu, str(number) if unnamed else label))
+        label = str(number) if not hdu.name or label in labels else label
+        labels.add(label)
+        listed.append(_Hdu(hdu, label))
     return listed
 
 
-def _named(file: Any, listed: Sequence[_Hdu], name: HduName) -> _Hdu:
+def _named(hdus: Sequence[Any], listed: Sequence[_Hdu], name: HduName) -> _Hdu:
     """The HDU of a name (`SCI`, `SCI:2` with its EXTVER) or number. Raises InputError."""
-    base, _, version = str(name).partition(":")
-    key = (base, int(version)) if version.isdigit() else name
-    try:
-        hdu = file[key]
-    except (KeyError, IndexError):
-        names = [f"{number} {hdu.name}".strip() for number, hdu in enumerate(file)]
-        raise InputError(f"it has no HDU {name}: it has {', '.join(names)}") from None
+    found = _at(hdus, name) if isinstance(name, int) else _called(hdus, name)
+    if found is None:
+        names = [f"{number} {hdu.name}".strip() for number, hdu in enumerate(hdus)]
+        raise InputError(f"it has no HDU {name}: it has {', '.join(names)}")
     for one in listed:
-        if one.hdu is hdu and one.drawable:
+        if one.hdu is found and one.drawable:
             return one
     raise InputError(f"its HDU {name} holds no image: it has {_told(listed) or 'none'}")
+
+
+def _at(hdus: Sequence[Any], number: int) -> Any:
+    return hdus[number] if -len(hdus) <= number < len(hdus) else None
+
+
+def _called(hdus: Sequence[Any], name: str) -> Any:
+    base, _, version = name.upper().partition(":")
+    return next(
+        (hdu for hdu in hdus if hdu.name.upper() == base and version in ("", str(hdu.ver))), None
+    )
 
 
 def _told(hdus: Sequence[_Hdu]) -> str:
