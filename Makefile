@@ -23,6 +23,7 @@ help:
 	@echo "make container-size  what IMAGE=$(IMAGE) is made of"
 	@echo "make chaos           faults under load for SECONDS=900"
 	@echo "make fuzz            INPUTS=100000 mutated requests, and the whole OpenAPI document"
+	@echo "make fuzz-readers    20,000 damaged files of every format through vim-embed embed"
 	@echo "make identity        50,000 requests of 64 clients: is every row the one asked for?"
 	@echo "make soak            MINUTES=30 at saturation: is memory flat?"
 	@echo "make memory-soak     200 requests of 77 MB at once into 2 GB"
@@ -185,3 +186,9 @@ identity: $(VENV)/.installed-dev
 .PHONY: audit
 audit: $(VENV)/.installed-dev
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+# INPUTS=20000 damaged files of every format through `vim-embed embed --on-error skip`.
+.PHONY: fuzz-readers
+fuzz-readers: INPUTS = 20000
+fuzz-readers: $(VENV)/.installed-dev
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/fuzz_readers.py --inputs $(INPUTS)

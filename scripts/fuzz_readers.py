@@ -34,6 +34,7 @@ import pyarrow.parquet
 from astropy.io import fits
 from PIL import Image
 
+from vim_embed_client.bulk.outputs import sidecar
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.cli.main import run
@@ -128,31 +129,31 @@ def mutated(number: int, seed: int, sound: dict[str, bytes]) -> tuple[str, bytes
     name = dice.choice(sorted(sound))
     data = bytearray(sound[name])
     for _ in range(dice.choice((1, 1, 2, 4))):
-        data = bytearray(dice.choice(_MUTATIONS)(data, dice))
+        data = dice.choice(_MUTATIONS)(data, dice)
     return f"{number:06}-{name}", bytes(data)
 
 
-def _flip(data: bytearray, dice: random.Random) -> bytes:
+def _flip(data: bytearray, dice: random.Random) -> bytearray:
     for _ in range(dice.choice((1, 3, 30)) if data else 0):
         data[dice.randrange(len(data))] = dice.randrange(256)
     return data
 
 
-def _cut(data: bytearray, dice: random.Random) -> bytes:
+def _cut(data: bytearray, dice: random.Random) -> bytearray:
     return data[: dice.randrange(len(data) + 1)]
 
 
-def _repeat(data: bytearray, dice: random.Random) -> bytes:
+def _repeat(data: bytearray, dice: random.Random) -> bytearray:
     at, length = dice.randrange(len(data) + 1), dice.choice((1, 512, 2880))
     return data[:at] + data[at : at + length] * 2 + data[at + length :]
 
 
-def _remove(data: bytearray, dice: random.Random) -> bytes:
+def _remove(data: bytearray, dice: random.Random) -> bytearray:
     at = dice.randrange(len(data) + 1)
     return data[:at] + data[at + dice.choice((1, 8, 512)) :]
 
 
-def _digits(data: bytearray, dice: random.Random) -> bytes:
+def _digits(data: bytearray, dice: random.Random) -> bytearray:
     """Sizes that lie: a digit of a text header becomes another, or many."""
     places = [place for place, byte in enumerate(data[:6000]) if 0x30 <= byte <= 0x39]
     if places:
@@ -162,7 +163,7 @@ def _digits(data: bytearray, dice: random.Random) -> bytes:
     return data
 
 
-def _numbers(data: bytearray, dice: random.Random) -> bytes:
+def _numbers(data: bytearray, dice: random.Random) -> bytearray:
     """Sizes that lie: four or eight bytes become an extreme number."""
     length = dice.choice((2, 4, 8))
     if len(data) > length:
@@ -173,7 +174,7 @@ def _numbers(data: bytearray, dice: random.Random) -> bytes:
     return data
 
 
-def _words(data: bytearray, dice: random.Random) -> bytes:
+def _words(data: bytearray, dice: random.Random) -> bytearray:
     """Keywords and names that are others, or no text."""
     start = dice.randrange(len(data) + 1)
     data[start : start + 8] = dice.choice(
@@ -247,7 +248,7 @@ def _embed(url: str, files: dict[str, bytes], report: Report) -> None:
 
 def account(folder: Path, files: dict[str, bytes], output: Path, report: Report) -> None:
     """Count what became of each file; one of which nothing is told is a fault."""
-    about = json.loads(output.with_name("out.npy.json").read_bytes())
+    about = json.loads(sidecar(output).read_bytes())
     report.rows += len(about["ids"])
     rows = {_file(row_id, folder) for row_id in about["ids"]}
     skipped = {_file(one["id"], folder) for one in about["skipped"]}
