@@ -15,12 +15,10 @@ from PIL import Image
 
 from support.cluster_parts import arithmetic, arithmetic_embeddings, wary
 from support.fixtures_vim import DATA
-from support.serving import running
-from vim_embed.engines.arithmetic import ArithmeticEngine
-from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
-from vim_embed_client.cli.main import run as client_cli
+from vim_embed_client.bulk.sources.registry import ReadOptions
+from vim_embed_client.errors import InputError, ResumeError
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = [
@@ -38,21 +36,20 @@ def survey(tmp_path: Path) -> Path:
     folder = tmp_path / "survey"
     folder.mkdir()
     np.save(folder / "a.npy", PIXELS[:21])
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(PIXELS[21:30].reshape(-1)), 3 * 8 * 8)
-    pq.write_table(pa.table({"image": flat}), folder / "b.parquet", row_group_size=4)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS[21:30])
+    pq.write_table(pa.table({"image": tensors}), folder / "b.parquet", row_group_size=4)
     np.save(folder / "c.npy", PIXELS[30:])
     return folder
 
 
 def embed(sources: Path, output: Path, **others: Any) -> Any:
     from vim_embed.cluster.bulk import Job, embed_sources
-    from vim_embed.cluster.bulk_sources import Reading
     from vim_embed.cluster.settings import ClusterSettings
 
     job = Job(
         settings=SETTINGS,
         options=EmbedOptions(),
-        reading=Reading(shape=(3, 8, 8)),
+        read_options=others.pop("read_options", ReadOptions()),
         on_error=others.pop("on_error", "fail"),
     )
     cluster = ClusterSettings(cpus=1, max_replicas=2, min_replicas=2)
@@ -75,50 +72,24 @@ def test_every_row_once_and_in_order(survey: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     summary = embed(survey, out)
     table = pq.read_table(out)
-    assert (summary.rows, summary.skipped, summary.resumed) == (40, 0, 0)
+    assert (summary.rows, summary.left_out.skipped.count, summary.resumed) == (40, 0, 0)
     np.testing.assert_array_equal(column(table), arithmetic_embeddings(PIXELS))
     files = [("a.npy", 21), ("b.parquet", 9), ("c.npy", 10)]
     assert table["id"].to_pylist() == [f"{survey / f}#{i}" for f, n in files for i in range(n)]
     assert not out.with_name("out.parquet.parts").exists()
 
 
-def test_the_table_is_that_of_the_client(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", PIXELS)
-    source, ours, theirs = (tmp_path / name for name in ("a.npy", "o.parquet", "t.parquet"))
-    embed(source, ours)
-    with running(create_app(SETTINGS, ArithmeticEngine())) as url:
-        assert client_cli(["embed", str(source), "-o", str(theirs), "--url", url]) == 0
-    one, other = pq.read_table(ours), pq.read_table(theirs)
-    assert one.equals(other)
-    assert one.schema.equals(other.schema)
-    assert one.schema.metadata.keys() >= other.schema.metadata.keys()
-    for key in (b"vim_embed.provenance", b"vim_embed.skipped"):
-        assert json.loads(one.schema.metadata[key]) == json.loads(other.schema.metadata[key])
-    assert json.loads(one.schema.metadata[b"vim_embed.options"])["pooling"] == "mean"
-
-
-def test_a_folder_keeps_the_parts(survey: Path, tmp_path: Path) -> None:
-    out = tmp_path / "folder"
-    embed(survey, out)
-    names = sorted(path.name for path in out.iterdir())
-    assert names == ["_manifest.jsonl", *(f"part-{i:06d}.parquet" for i in range(7))]
-    np.testing.assert_array_equal(column(pq.read_table(out)), arithmetic_embeddings(PIXELS))
-
-
 def test_it_goes_on_where_it_was_interrupted(survey: Path, tmp_path: Path) -> None:
-    from vim_embed.cluster.bulk import RowError
-    from vim_embed.cluster.bulk_output import ResumeError
-
     out, refused = tmp_path / "out.parquet", PIXELS[33]
     np.save(tmp_path / "refused.npy", refused)
-    with pytest.raises(RowError, match=r"c\.npy#3"):
+    with pytest.raises(InputError, match=r"c\.npy#3"):
         embed(survey, out, make_engines=wary(str(tmp_path / "refused.npy")))
     parts = out.with_name("out.parquet.parts")
-    finished = (parts / "_manifest.jsonl").read_text().splitlines()[1:]
+    manifest = parts / "manifest.jsonl"
+    finished = manifest.read_text().splitlines()[1:]
     assert finished
-    manifest = parts / "_manifest.jsonl"
     manifest.write_text(manifest.read_text() + '{"number": 5, "ro')  # as power was lost
-    torn = parts / f"part-{json.loads(finished[0])['number']:06d}.parquet"
+    torn = parts / f"{json.loads(finished[0])['number']:06d}.npy"
     torn.write_bytes(torn.read_bytes()[:-1])
     with pytest.raises(ResumeError, match="--restart"):
         embed(survey, out, on_error="skip")
@@ -126,11 +97,10 @@ def test_it_goes_on_where_it_was_interrupted(survey: Path, tmp_path: Path) -> No
     whole = sum(json.loads(line)["rows"] for line in finished[1:])
     assert (summary.rows, summary.resumed) == (40, whole)
     np.testing.assert_array_equal(column(pq.read_table(out)), arithmetic_embeddings(PIXELS))
+    assert not parts.exists()
 
 
 def test_what_cannot_be_embedded_is_named_or_left_out(tmp_path: Path) -> None:
-    from vim_embed.cluster.bulk import RowError
-
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(5):
@@ -138,10 +108,10 @@ def test_what_cannot_be_embedded_is_named_or_left_out(tmp_path: Path) -> None:
         Image.fromarray(PIXELS[i].transpose(1, 2, 0)).save(file, "PNG")
         data = b"no image" if i == 3 else file.getvalue()
         (folder / f"{i}.png").write_bytes(data)
-    with pytest.raises(RowError, match=r"3\.png"):
+    with pytest.raises(InputError, match=r"3\.png"):
         embed(folder, tmp_path / "fails.parquet")
     summary = embed(folder, tmp_path / "out.parquet", on_error="skip")
-    assert (summary.rows, summary.skipped) == (4, 1)
+    assert (summary.rows, summary.left_out.skipped.count) == (4, 1)
     table = pq.read_table(tmp_path / "out.parquet")
     np.testing.assert_array_equal(column(table), arithmetic_embeddings(PIXELS[[0, 1, 2, 4]]))
     (left_out,) = json.loads(table.schema.metadata[b"vim_embed.skipped"])
@@ -151,20 +121,22 @@ def test_what_cannot_be_embedded_is_named_or_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda f: (f / "x.npy").write_bytes(b"no array"), "x.npy cannot be read"),
-        (lambda f: np.save(f / "x.npy", np.zeros((2, 8, 8))), "expected"),
-        (lambda f: pq.write_table(pa.table({"n": [1]}), f / "x.parquet"), "0 columns"),
-        (lambda f: None, "no .npy"),
+        (lambda f: (f / "x.npy").write_bytes(b"no array"), "x.npy: "),
+        (lambda f: pq.write_table(pa.table({"n": [1]}), f / "x.parquet"), "no column seems to"),
+        (lambda f: None, "no images, arrays or shards"),
     ],
 )
-def test_bad_sources_say_so_at_once(make: Any, says: str, tmp_path: Path) -> None:
-    from vim_embed.cluster.bulk_sources import SourceError
-
+def test_bad_sources_say_so(make: Any, says: str, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     make(folder)
-    with pytest.raises(SourceError, match=says):
+    with pytest.raises(InputError, match=says):
         embed(folder, tmp_path / "out.parquet")
+
+
+def test_options_without_effect_are_refused(survey: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--hdu would have no effect"):
+        embed(survey, tmp_path / "out.parquet", read_options=ReadOptions(hdus=("SCI",)))
 
 
 @pytest.mark.soak
@@ -180,7 +152,7 @@ def test_the_command_embeds_with_a_real_vim(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "a.npy"), "-o", str(out), "--model", f"micro={weights}"]
     done = CliRunner().invoke(main, [*arguments, "--part-rows", "4"])
     assert done.exit_code == 0, done.output
-    assert "9 rows, 0 of an earlier run, 0 left out" in done.output
+    assert "9 rows, 0 of an earlier run; 0 skipped, 0 passed over" in done.output
     model = load_model("micro", weights, device="cpu")
     table = pq.read_table(out)
     np.testing.assert_allclose(column(table), model.embed(pixels), rtol=1e-5, atol=1e-6)

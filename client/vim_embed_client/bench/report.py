@@ -19,7 +19,6 @@ from rich.table import Table
 
 from vim_embed_client.bench.load_generator import Sample
 from vim_embed_client.bench.server_metrics import Scrape
-from vim_embed_client.cli.common import say
 from vim_embed_client.results import ModelEntry
 
 PERCENTILES = (50, 90, 99, 99.9)
@@ -167,12 +166,13 @@ def setting(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print a report: rounds of one case, or medians of several."""
-    say(console, setting(report))
+    folds = console.is_terminal  # elsewhere a program reads the lines, in one piece each
+    console.print(setting(report), soft_wrap=not folds)
     cases = cases_of(report)
     table = _of_rounds(cases[0]) if len(cases) == 1 else _of_cases(cases)
     console.print(table, width=max(console.width, _WIDEST), crop=False)  # better wide than cut
     for line in _remarks(cases):
-        say(console, line)
+        console.print(line, soft_wrap=not folds)
 
 
 def _of_rounds(case: dict[str, Any]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -24,6 +25,7 @@ from vim_embed_client.results import Embeddings, Provenance
 
 Given: TypeAlias = tuple[list[Array | str], list[Provenance]]
 
+_PLACE = re.compile(r"^image 0( \(.*?\))?")
 # Refusals of a row, which must not hurt the others.
 _ROW_ERRORS = (
     InputError,
@@ -103,7 +105,7 @@ def _sent(
         return list(embedded.embeddings), [embedded.provenance]
     except _ROW_ERRORS as error:
         if len(rows) == 1:
-            return [error.message], []
+            return [_of_one(error)], []
     except _SUSPECT as error:
         if len(rows) == 1:
             return _judged(sender, rows, error)
@@ -128,6 +130,11 @@ def _judged(sender: RowSender, row: Sequence[Ready], error: VimEmbedError) -> Gi
         embedded = sender.send(row, give_up_on=_SUSPECT)
         return list(embedded.embeddings), [embedded.provenance]
     except _ROW_ERRORS as again:
-        return [again.message], []
+        return [_of_one(again)], []
     except _SUSPECT:
         return [f"the service fails on this row, and not on others ({error.message})"], []
+
+
+def _of_one(error: VimEmbedError) -> str:
+    """The reason without the row's place in a request of its own, which says nothing."""
+    return _PLACE.sub("it", error.message)

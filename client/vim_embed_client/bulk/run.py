@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -91,14 +91,14 @@ class BulkRun:
         OutputError where nothing can be written, and VimEmbedError for faults of the service; what
         is finished by then is kept for the next attempt, also at KeyboardInterrupt.
         """
-        with _writing(self._output):
+        with writing(self._output):
             checkpoint = Checkpoint(
                 self._output, self._identity(), restart=self._restart, part_rows=self._part_rows
             )
         try:
             resumed = checkpoint.rows
             self._embed(checkpoint)
-            with _writing(self._output):
+            with writing(self._output):
                 summary = self._finished(checkpoint, resumed) if checkpoint.rows else None
         except ResumeError:
             checkpoint.close()
@@ -116,7 +116,7 @@ class BulkRun:
         return summary
 
     def _finished(self, checkpoint: Checkpoint, resumed: int) -> Summary:
-        return finished(self._output, checkpoint, self._found, resumed)
+        return finished(self._output, checkpoint, self._found, resumed, options=self._identity())
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -154,13 +154,13 @@ class BulkRun:
                 done += len(results)
                 totals.advance(results[-1].cursor, done)
                 self._tell(done, resumed, totals)
-        with _writing(self._output):
+        with writing(self._output):
             checkpoint.commit()
 
     def _take(self, checkpoint: Checkpoint, result: RowResult) -> None:
         if not self._skip:
             raise_fault(result)
-        with _writing(self._output):
+        with writing(self._output):
             checkpoint.add(result)
 
     def _tell(self, done: int, resumed: int, totals: Totals) -> None:
@@ -190,8 +190,13 @@ def first_reason(left_out: LeftOut) -> str:
     return ""
 
 
-def finished(output: Path, parts: PartFolder, found: LeftOut, resumed: int) -> Summary:
-    """Join finished parts, of one row at least, into the output. Raises OSError."""
+def finished(
+    output: Path, parts: PartFolder, found: LeftOut, resumed: int, *, options: Mapping[str, Any]
+) -> Summary:
+    """Join finished parts, of one row at least, into the output. Raises OSError.
+
+    options: with which rows were read and embedded, for the metadata.
+    """
     assert parts.provenance is not None
     left_out, notes = left_out_of(parts, found), Reasons()
     for content in parts.contents():
@@ -205,7 +210,7 @@ def finished(output: Path, parts: PartFolder, found: LeftOut, resumed: int) -> S
         provenance=parts.provenance,
         blocks=parts.blocks,
         skipped=parts.all_skipped,
-        options=parts.options,
+        options=options,
         about={
             "summary": {
                 "rows": parts.rows,
@@ -232,7 +237,8 @@ def finished(output: Path, parts: PartFolder, found: LeftOut, resumed: int) -> S
 
 
 @contextmanager
-def _writing(output: Path) -> Iterator[None]:
+def writing(output: Path) -> Iterator[None]:
+    """Raise OutputError for an OSError within."""
     try:
         yield
     except OSError as error:

@@ -3,16 +3,15 @@
     python -m vim_embed.cluster.bulk survey/*.parquet -o embeddings.parquet --model vim-tiny
 
 Ray Data hands parts of the data to a pool of engines, which read, embed and write them where they
-are; pixels never cross the network. Paths must lead to the same files on every node.
+are; pixels never cross the network. Paths must lead to the same files on every node. Reading, row
+faults, parts and the output are the client's own (vim_embed_client.bulk).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,45 +19,46 @@ from typing import Any, Literal
 import click
 import numpy as np
 import ray.data
-from numpy.typing import NDArray
 from ray.exceptions import RayError
 
-from vim_embed.batching.request import EmbedRequest
-from vim_embed.cluster.bulk_output import Done, Manifest, Skipped, write_part
-from vim_embed.cluster.bulk_sources import Part, Reading, SourceError, cut, find_sources, read
+from vim_embed.cluster.bulk_engine import EngineService
+from vim_embed.cluster.bulk_plan import (
+    PlannedPart,
+    Span,
+    digest,
+    entries_of,
+    plan,
+    without_rest,
+)
 from vim_embed.cluster.replica import MakeEngines, share_cores
 from vim_embed.cluster.settings import ClusterSettings
-from vim_embed.errors import (
-    InternalError,
-    InvalidInput,
-    MalformedRequest,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-)
-from vim_embed.http.formats.answers import provenance
-from vim_embed.http.formats.images import decode_image
-from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
-from vim_embed.types.model_info import EMBEDDING, EmbedOptions
-from vim_embed.types.pixels import PixelArray, PixelError, check_options, check_pixels
+from vim_embed.types.model_info import EmbedOptions
+from vim_embed.types.pixels import check_options
+from vim_embed_client.bulk.checkpoint import PartFolder
+from vim_embed_client.bulk.outputs import check_output
+from vim_embed_client.bulk.part_files import Part, write_part
+from vim_embed_client.bulk.pipeline import Cursor, RowResult, embedded_in_order
+from vim_embed_client.bulk.reasons import LeftOut
+from vim_embed_client.bulk.run import (
+    Summary,
+    finished,
+    first_reason,
+    left_out_of,
+    raise_fault,
+    writing,
+)
+from vim_embed_client.bulk.sender import BatchSender
+from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, without_effect
+from vim_embed_client.cli.common import SOME_LEFT_OUT
+from vim_embed_client.cli.reading_options import reading_options
+from vim_embed_client.errors import InputError, VimEmbedError
+from vim_embed_client.results import Provenance
 
 OnError = Literal["fail", "skip"]
 _AT_ONCE = 2  # parts of one engine: one is read and written while the other is computed
+_BATCH_ROWS, _IN_FLIGHT = 64, 4
 _BLOCKS = 10_000
-_NO_BOUND = 2**62  # the queue holds the parts at once, and no others
-# What may be the fault of a single row; the rest ends the run, which can go on later.
-_ROW_ERRORS = (
-    InternalError,
-    InvalidInput,
-    MalformedRequest,
-    PayloadTooLarge,
-    PixelError,
-    UnsupportedMediaType,
-)
-
-
-class RowError(ValueError):
-    """A row that cannot be embedded; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +67,12 @@ class Job:
 
     settings: Settings
     options: EmbedOptions
-    reading: Reading = field(default_factory=Reading)
+    read_options: ReadOptions = field(default_factory=ReadOptions)
     on_error: OnError = "fail"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """rows: in the output. resumed: of these, rows that an earlier run had finished."""
-
-    rows: int
-    skipped: int
-    resumed: int
-
-
 def embed_sources(
-    sources: Sequence[str],
+    paths: Sequence[str],
     output: Path,
     job: Job,
     cluster: ClusterSettings,
@@ -93,38 +84,72 @@ def embed_sources(
 ) -> Summary:
     """Embed every row of the sources on the cluster that Ray is connected to.
 
-    output: a `.parquet` file, or a folder that keeps the parts. part_rows: rows of a part, which
-    is what is lost at worst. on_progress: called with the rows that are finished.
-    Raises SourceError, ResumeError, RowError, or ValueError for options that cannot work.
+    output: a file as of `vim-embed embed`. part_rows: rows of a part, which is what is lost at
+    worst. on_progress: called with the rows that are finished.
+    Raises InputError for a bad row or source, ResumeError for finished parts of another run,
+    OutputError, and ValueError for options that cannot work.
     """
     check_options(job.options)
     if job.options.layers is not None:
         raise ValueError("layers are several arrays a row: bulk runs give the embedding alone")
-    parts = cut(find_sources(sources), part_rows, job.reading)
-    if not parts:
-        raise SourceError("the sources hold no rows")
-    manifest = Manifest(output.absolute(), _identity(parts, job, part_rows), restart=restart)
-    resumed = sum(done.rows for done in manifest.done.values())
-    left = [part for part in parts if part.number not in manifest.done]
-    for done in _run(left, manifest.folder, job, cluster, make_engines):
-        manifest.add(done)
-        on_progress(sum(one.rows for one in manifest.done.values()))
-    every = list(manifest.done.values())
-    manifest.finish(len(parts))
-    return Summary(
-        rows=sum(done.rows for done in every),
-        skipped=sum(len(done.skipped) for done in every),
-        resumed=resumed,
-    )
+    check_output(output)
+    found = LeftOut()
+    sources = find_sources(paths, options=job.read_options, leave_out=output, pass_over=found.add)
+    if found.skipped.count and job.on_error == "fail":
+        raise InputError(f"nothing was embedded{first_reason(found)}")
+    if idle := without_effect(sources, job.read_options):
+        raise ValueError(f"{', '.join(idle)} would have no effect on any of these sources")
+    planned = plan(sources, part_rows, job.read_options)
+    with writing(output):
+        parts = PartFolder(output.absolute(), _identity(sources, job, part_rows), restart=restart)
+    try:
+        summary = _embed(parts, planned, output, job, cluster, make_engines, found, on_progress)
+    except BaseException:
+        parts.close()
+        raise
+    left_out = left_out_of(parts, found)
+    parts.close(remove=True)
+    if summary is None:
+        raise InputError(f"none of the files could be embedded{first_reason(left_out)}")
+    return summary
+
+
+def _embed(
+    parts: PartFolder,
+    planned: list[PlannedPart],
+    output: Path,
+    job: Job,
+    cluster: ClusterSettings,
+    make_engines: MakeEngines | None,
+    found: LeftOut,
+    on_progress: Callable[[int], None],
+) -> Summary | None:
+    """Make the parts that are not there yet, and join them; None where no row is left."""
+    if changed := parts.changed_options():
+        raise parts.refuse_options(changed)
+    parts.drop_damaged()
+    resumed = parts.rows
+    left = [part for part in planned if part.number not in parts.parts]
+    for part, provenance in _run(left, parts.folder, job, cluster, make_engines):
+        if provenance is not None:
+            parts.check(provenance)
+        with writing(output):
+            parts.append(part)
+        on_progress(parts.rows)
+    parts.parts = without_rest(planned, parts.parts)
+    with writing(output):
+        if not parts.rows:
+            return None
+        return finished(output, parts, found, resumed, options=_options(job))
 
 
 def _run(
-    parts: list[Part],
+    parts: list[PlannedPart],
     folder: Path,
     job: Job,
     cluster: ClusterSettings,
     make_engines: MakeEngines | None,
-) -> Iterator[Done]:
+) -> Iterator[tuple[Part, Provenance | None]]:
     """Finished parts, in whatever order."""
     if not parts:
         return
@@ -134,7 +159,7 @@ def _run(
         max_size=min(cluster.max_replicas, len(parts)),
     )
     data = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS)).map_batches(
-        Embedder,
+        PartEmbedder,
         fn_constructor_args=(job, cluster.gpus, str(folder), make_engines),
         batch_size=1,
         compute=pool,
@@ -143,29 +168,43 @@ def _run(
         max_concurrency=_AT_ONCE,
     )
     for row in data.iter_rows():
-        told = json.loads(row["told"])
-        if "problem" in told:
-            raise RowError(told["problem"])
-        yield Done(**told)
+        report = json.loads(row["report"])
+        if "problem" in report:
+            raise InputError(report["problem"])
+        part, origin = report["part"], report["provenance"]
+        yield (
+            Part(**part | {"cursor": Cursor(**part["cursor"])}),
+            Provenance(**origin) if origin else None,
+        )
 
 
-def _identity(parts: Sequence[Part], job: Job, part_rows: int) -> dict[str, Any]:
-    """What must be the same for finished parts to be of use."""
-    files = sorted({path for part in parts for path in part.paths})
-    stats = [(path, os.stat(path)) for path in files]
-    listed = json.dumps([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
+def _options(job: Job) -> dict[str, Any]:
+    """What changes rows, under the names that `vim-embed embed` gives it in the metadata."""
+    asked = job.options
     return {
-        "part_rows": part_rows,
-        "files": hashlib.sha256(listed.encode()).hexdigest(),
-        "models": list(job.settings.models),
-        "dtype": job.settings.dtype,
-        "options": asdict(job.options),
-        "reading": asdict(job.reading),
-        "on_error": job.on_error,
+        "model": job.settings.models[0].partition("=")[0],
+        "pooling": asked.pooling,
+        "dtype": "float32",
+        "exact": asked.exact,
+        "mean": asked.mean,
+        "std": asked.std,
+        **job.read_options.identity(),
     }
 
 
-class Embedder:
+def _identity(sources: Sequence[str], job: Job, part_rows: int) -> dict[str, Any]:
+    """What must be the same for finished parts to be of use."""
+    return {
+        "part_rows": part_rows,
+        "files": digest(sources, job.read_options),
+        "weights": list(job.settings.models),
+        "computation": job.settings.dtype,
+        "on_error": job.on_error,
+        **_options(job),
+    }
+
+
+class PartEmbedder:
     """One engine of the pool; Ray Data calls it with parts, several at a time."""
 
     def __init__(
@@ -176,116 +215,83 @@ class Embedder:
             from vim_embed.engines.build import build_engines
 
             make_engines = build_engines
-        changes: dict[str, Any] = {"queue_rows": _NO_BOUND, "queue_bytes": _NO_BOUND}
-        if not gpus:
-            changes["device"] = "cpu"
-        settings = job.settings.model_copy(update=changes)
-        self._job = job
-        self._folder = Path(folder)
-        self._service = build_service(settings, make_engines(settings))
-        self._service.start()
-        self._service.wait_loaded()
-        self._info = self._service.ready_model(None)
-        self._decoders = ThreadPoolExecutor(max(1, os.cpu_count() or 1))
+        changes: dict[str, Any] = {} if gpus else {"device": "cpu"}
+        service = EngineService(job.settings.model_copy(update=changes), job.options, make_engines)
+        self._job, self._folder = job, Path(folder)
+        self._sender = BatchSender(service, service.spec, resize=job.read_options.resize)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{"part": [json]} to {"told": [json]}: of what was written to disk, or of a row at fault
+        """{"part": [json]} to {"report": [json]}: of what was written to disk, or of a row at fault
         (as a value, since Ray wraps what is raised beyond recognition).
         """
-        told = [self._told(json.loads(text)) for text in batch["part"]]
-        return {"told": np.array([json.dumps(one) for one in told], dtype=object)}
+        reports = [self._report(json.loads(text)) for text in batch["part"]]
+        return {"report": np.array([json.dumps(one) for one in reports], dtype=object)}
 
-    def _told(self, part: dict[str, Any]) -> dict[str, Any]:
+    def _report(self, part: dict[str, Any]) -> dict[str, Any]:
+        spans = tuple(Span(**span) for span in part["spans"])
         try:
-            return asdict(self._one(part))
-        except (RowError, SourceError) as error:
-            return {"problem": str(error)}
+            return self._embed(PlannedPart(part["number"], spans))
+        except VimEmbedError as error:
+            return {"problem": error.message}
 
-    def _one(self, part: dict[str, Any]) -> Done:
-        which = Part(**{**part, "paths": tuple(part["paths"])})
-        rows = read(which, self._job.reading)
-        skipped: list[Skipped] = []
-        kept = self._embed(rows.ids, rows.images, skipped)
-        ids = [row_id for row_id, _ in kept]
-        found = np.stack([row for _, row in kept]) if kept else self._none()
-        asked = {**asdict(self._job.options), **asdict(self._job.reading)}
-        return write_part(
-            self._folder, which.number, ids, found, self._provenance(), skipped, asked
-        )
-
-    def _embed(
-        self, ids: list[str], images: PixelArray | list[bytes], skipped: list[Skipped]
-    ) -> list[tuple[str, NDArray[np.float32]]]:
-        """Rows with their ids; where they are refused, halves until those at fault are found."""
-        try:
-            return list(zip(ids, self._answer(images), strict=True))
-        except _ROW_ERRORS as error:
-            if len(ids) == 1:
-                if self._job.on_error == "fail":
-                    raise RowError(f"{ids[0]}: {error}") from error
-                skipped.append(Skipped(ids[0], str(error)))
-                return []
-        half = len(ids) // 2
-        left = self._embed(ids[:half], images[:half], skipped)
-        return left + self._embed(ids[half:], images[half:], skipped)
-
-    def _answer(self, images: PixelArray | list[bytes]) -> NDArray[np.float32]:
-        pixels = self._decoded(images) if isinstance(images, list) else images
-        checked = check_pixels(pixels, self._info, max_size=self._job.settings.max_image_size)
-        queued = EmbedRequest(self._info.name, checked, self._job.options)
-        return self._service.queue.submit(queued).future.result().outputs[EMBEDDING]
-
-    def _decoded(self, images: list[bytes]) -> PixelArray:
-        spec, limit = self._info.preprocessing, self._job.settings.max_image_pixels
-        decode = self._decoders.map(lambda data: decode_image(data, spec, max_pixels=limit), images)
-        return np.stack(list(decode))
-
-    def _provenance(self) -> dict[str, Any]:
-        """As the client has it: with flags, not texts."""
-        texts = provenance(self._info, self._job.options)
-        flags = {name: texts[name] == "true" for name in ("exact", "random_weights")}
-        return {**texts, **flags}
-
-    def _none(self) -> NDArray[np.float32]:
-        return np.zeros((0, self._info.dim), np.float32)
+    def _embed(self, part: PlannedPart) -> dict[str, Any]:
+        results: list[RowResult] = []
+        origins: list[Provenance] = []
+        for some, provenances in embedded_in_order(
+            self._sender,
+            entries_of(part, self._job.read_options),
+            batch_rows=_BATCH_ROWS,
+            in_flight=_IN_FLIGHT,
+        ):
+            if self._job.on_error == "fail":
+                for one in some:
+                    raise_fault(one)
+            results += some
+            origins = provenances or origins
+        cursor = results[-1].cursor if results else Cursor()
+        with writing(self._folder):
+            written = write_part(self._folder, part.number, results, cursor)
+        return {
+            "part": asdict(written),
+            "provenance": asdict(origins[0]) if origins else None,
+        }
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=Path, help="FILE.parquet, or a folder of parts")
-@click.option("--model", help="as of `vim-embed-server serve`; else the first of VIM_EMBED_MODELS")
+@click.option(
+    "-o", "--output", required=True, type=Path, metavar="FILE",
+    help="FILE.parquet, .npy or .safetensors, as of `vim-embed embed`.",
+)  # fmt: skip
+@click.option("--model", help="As of `vim-embed-server serve`; else the first of VIM_EMBED_MODELS.")
 @click.option("--pooling", default="mean", show_default=True)
-@click.option("--column", help="of images in tables")
-@click.option("--id-column", help="of ids in tables")
-@click.option("--shape", help="of images that are flat lists in tables, such as 3,224,224")
-@click.option("--part-rows", default=4096, show_default=True, help="rows that are written at once")
+@reading_options
+@click.option("--part-rows", default=4096, show_default=True, help="Rows that are written at once.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
-@click.option("--restart", is_flag=True, help="throw finished parts away and begin anew")
+@click.option("--restart", is_flag=True, help="Throw finished parts away and begin anew.")
 def main(
     sources: tuple[str, ...],
     output: Path,
     model: str | None,
     pooling: str,
-    column: str | None,
-    id_column: str | None,
-    shape: str | None,
+    read_options: ReadOptions,
     part_rows: int,
     on_error: OnError,
     restart: bool,
 ) -> None:
-    """Embed .npy arrays, Parquet tables and images on the cluster of RAY_ADDRESS, or here.
+    """Embed whatever `vim-embed embed` reads on the cluster of RAY_ADDRESS, or here.
 
     Settings are those of the service and VIM_EMBED_RAY_*, of which min_replicas and max_replicas
-    bound the pool of engines. Started again, it goes on where it was.
+    bound the pool of engines. Started again, it goes on where it was. The exit code is 0 where
+    every row was written, 5 where some were skipped.
     """
     try:
         settings = Settings()
         settings = settings.model_copy(update={"models": (model or settings.models[0],)})
-        side = tuple(int(number) for number in shape.split(",")) if shape else None
         job = Job(
             settings=settings,
             options=EmbedOptions(pooling=pooling, exact=settings.exact),
-            reading=Reading(column, id_column, side),
+            read_options=read_options,
             on_error=on_error,
         )
         summary = embed_sources(
@@ -299,12 +305,17 @@ def main(
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    except VimEmbedError as error:
+        raise click.ClickException(error.message) from error
     except RayError as error:  # an engine that could not be made: the last line says why
         raise click.ClickException(str(error).strip().splitlines()[-1]) from error
+    left_out = summary.left_out
     click.echo(
-        f"{output}: {summary.rows} rows, {summary.resumed} of an earlier run, "
-        f"{summary.skipped} left out"
+        f"{output}: {summary.rows} rows, {summary.resumed} of an earlier run; "
+        f"{left_out.skipped.count} skipped, {left_out.passed_over.count} passed over"
     )
+    if left_out.skipped.count:
+        sys.exit(SOME_LEFT_OUT)
 
 
 if __name__ == "__main__":
