@@ -84,6 +84,12 @@ def client(port: int, request: bytes, end: Event, results: Any) -> None:
     results.put(spans)
 
 
+def ask(http: httpx.Client, path: str) -> None:
+    answer = http.post(path)
+    if answer.status_code != 200:
+        raise SystemExit(f"{path}: {answer.text}")
+
+
 def load_and_unload(url: str, given: argparse.Namespace) -> Spans:
     """Each model in turn, with pauses; when it was loading."""
     spans = []
@@ -92,10 +98,10 @@ def load_and_unload(url: str, given: argparse.Namespace) -> Spans:
             for name in given.loads.split(","):
                 time.sleep(given.pause)
                 begin = time.monotonic()
-                http.post(f"/models/{name}/load").raise_for_status()
+                ask(http, f"/models/{name}/load")
                 spans.append((begin, time.monotonic()))
                 time.sleep(given.pause)
-                http.post(f"/models/{name}/unload").raise_for_status()
+                ask(http, f"/models/{name}/unload")
     return np.array(spans)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,35 @@ def test_forwards_that_are_launched_one_behind_the_other_keep_their_rows() -> No
         for request, right in zip(requests, expected, strict=True):
             np.testing.assert_array_equal(request.future.result(60).outputs[EMBEDDING], right)
     queue.drain(20)
+
+
+def test_models_load_again_and_again_while_another_serves() -> None:
+    """More captures than torch deals out streams: none is the one that batches are copied on."""
+    made = engine(MICRO, torch.float16)
+    pixels = images(300, 64)  # more than a few bytes, so that they go by the copy stream
+    queue = BatchQueue(made, queue_rows=100_000, queue_bytes=10**10)
+    queue.start()
+    right = queue.submit(EmbedRequest("micro", pixels, MEAN)).future.result(60).outputs[EMBEDDING]
+    done = threading.Event()
+    answers: list[NDArray[np.float32]] = []
+
+    def ask() -> None:
+        while not done.is_set():
+            request = queue.submit(EmbedRequest("micro", pixels, MEAN))
+            answers.append(request.future.result(60).outputs[EMBEDDING])
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    made._entries["other"] = CatalogueEntry(name="other", kind="vim", path=MICRO.path)
+    for _ in range(5):  # eight graphs each
+        made.load_model("other")
+        assert made.status()["other"].state == "ready", made.status()["other"].reason
+        made.unload("other")
+    done.set()
+    asking.join(60)
+    assert queue.problems == {}
+    assert all(relative_l2(found, right) < 2e-3 for found in answers)
+    assert queue.drain(30)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

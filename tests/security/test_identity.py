@@ -1,13 +1,15 @@
 """Every row of an answer is the row that was asked for, whatever else is under way.
 
 A row carries its number in its pixels, and the engine's answer gives the number back. By default
-1,000 requests of 16 clients; `make identity` sends 50,000 of 64.
+1,000 requests of 16 clients; `make identity` sends 50,000 of 64, with one and with
+four HTTP processes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -81,12 +83,14 @@ def test_no_row_is_swapped(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_no_row_of_50_000_requests_is_swapped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("http_processes", ["1", "4"])
+def test_no_row_of_50_000_requests_is_swapped(tmp_path: Path, http_processes: str) -> None:
+    requests = int(os.environ.get("VIM_EMBED_IDENTITY_REQUESTS", "50000"))
     begin = time.monotonic()
-    with server_process(tmp_path, *FLAGS) as started:
+    with server_process(tmp_path, *FLAGS, "--http-processes", http_processes) as started:
         before = started.rss
-        counts = asyncio.run(ask_all(started.url, 50_000, 64))
+        counts = asyncio.run(ask_all(started.url, requests, 64))
         memory = {"MiB before": before // MIB, "MiB after": started.rss // MIB}
     print(json.dumps(counts | memory | {"seconds": round(time.monotonic() - begin, 1)}))
-    assert counts["requests"] == 50_000
+    assert counts["requests"] == requests
     assert (counts["wrong rows"], counts["missing or repeated rows"]) == (0, 0)

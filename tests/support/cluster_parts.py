@@ -26,6 +26,7 @@ from vim_embed.types.pixels import PixelArray
 OBJECT_STORE = 200_000_000
 QUICK_METRICS = {"metrics_report_interval_ms": 500}
 DEADLY = 251  # a row of these pixels ends the engine
+HELD = 252  # a row of these pixels stays in it
 
 
 class SlowEngine(ArithmeticEngine):
@@ -45,6 +46,24 @@ class VerySlowEngine(SlowEngine):
     """Leaves time to change one's mind."""
 
     SECONDS = 0.8
+
+
+class HoldingEngine(SlowEngine):
+    """Keeps a batch that has a row of HELD pixels until a file `released` is in its folder, and
+    leaves a file named as its node there meanwhile: so that it is known what is under way where.
+    """
+
+    def __init__(self, names: list[str], folder: Path, node: str) -> None:
+        super().__init__(names, device=f"cpu:{node}")
+        self.folder = folder
+        self.node = node
+
+    def run(self, staged: Staged) -> Outputs:
+        outputs = super().run(staged)
+        if (outputs["embedding"][:, :3] == HELD).all(axis=1).any():
+            (self.folder / self.node).touch()
+            until((self.folder / "released").exists, 120)
+        return outputs
 
 
 class MortalEngine(ArithmeticEngine):
@@ -86,10 +105,11 @@ def names(settings: Settings) -> list[str]:
 
 
 def placed(settings: Settings) -> Engine:
-    """The slow one, whose device names the node that it is on."""
+    """The one that holds rows, whose device names the node that it is on."""
     import ray
 
-    return SlowEngine(names(settings), device=f"cpu:{ray.get_runtime_context().get_node_id()}")
+    folder = Path(settings.models[0].partition("=")[2])
+    return HoldingEngine(names(settings), folder, ray.get_runtime_context().get_node_id())
 
 
 def arithmetic(settings: Settings) -> Engine:

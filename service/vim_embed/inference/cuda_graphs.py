@@ -150,20 +150,24 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Compute, pixels: Tensor, options: EmbedOptions) -> Captured:
-        with torch.cuda.device(pixels.device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.device(pixels.device), CAPTURE_TURNS.of(str(pixels.device)):
+            # Of a priority that nothing else asks for. torch deals 32 streams of each priority out
+            # in turns, so that another would sooner or later be the one that batches are copied on;
+            # these would be captured, and the forward that waits for them fail.
+            side = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):
                     compute(pixels, options)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Other threads stage batches meanwhile, which a global capture would forbid. torch's
-            # own stream for captures belongs to whichever device captured first.
-            mode = "thread_local"
-            with (
-                CAPTURE_TURNS.of(str(pixels.device)),
-                torch.cuda.graph(graph, self._pool, stream=side, capture_error_mode=mode),
-            ):
-                outputs = compute(pixels, options)
+            # Not with torch.cuda.graph: that waits until the device is idle and gives all cached
+            # memory back before each capture, which other models' batches would feel. Other threads
+            # stage and launch batches meanwhile, which a global capture would forbid.
+            with torch.cuda.stream(side):
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
+                    outputs = compute(pixels, options)
+                finally:
+                    graph.capture_end()
         return Captured(graph.replay, pixels, outputs)
