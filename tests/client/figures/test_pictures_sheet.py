@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -19,7 +21,10 @@ from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
+from vim_embed_client.bulk.sources.flux import to_rgb
+from vim_embed_client.bulk.sources.surveys import survey_stretch
 from vim_embed_client.cli.main import run
+from vim_embed_client.cli.neighbours import _labels
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes
 from vim_embed_client.errors import InputError
 from vim_embed_client.figures.images import Images, as_picture
@@ -281,3 +286,52 @@ def test_no_word_leaves_the_sheet_or_covers_another(survey: Path) -> None:
         if one.overlaps(two)
     ]
     assert not clashes
+
+
+def _as_seen(folder: Path) -> dict[str, Pixels]:
+    """Files of fluxes in every kind of source, and what the model sees of each row, by its id."""
+    rng = np.random.default_rng(7)
+    cubes = rng.normal(size=(6, 5, SIZE, SIZE)).astype(np.float32) + np.arange(SIZE)[:, None] / 4
+    how = survey_stretch("hsc", percentiles=(1.0, 99.0))
+    shown = [to_rgb(cube, how).transpose(1, 2, 0) for cube in cubes]
+    masked = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(cubes[0, 0] * 0 + 1, name="DQ")])
+    masked.append(fits.ImageHDU(cubes[0], name="SCI"))
+    masked.writeto(folder / "a.fits")
+    compressed = fits.CompImageHDU(cubes[1], compression_type="GZIP_2", quantize_level=0)
+    fits.HDUList([fits.PrimaryHDU(), compressed]).writeto(folder / "b.fits.fz")
+    fits.PrimaryHDU(cubes[2:4]).writeto(folder / "c.fits.gz")
+    np.save(folder / "d.npy", cubes[4:5])
+    with tarfile.open(folder / "e.tar", "w") as archive:
+        fits.PrimaryHDU(cubes[5]).writeto(folder / "member")
+        archive.add(folder / "member", "x/f.fits")
+    (folder / "member").unlink()
+    upright = [picture[::-1] for picture in shown]
+    return {
+        "a.fits": upright[0], "b.fits.fz": upright[1], "c.fits.gz#0": upright[2],
+        "c.fits.gz#1": upright[3], "d.npy#0": shown[4], "e.tar/x/f.fits": upright[5],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet", ".safetensors"])
+def test_rows_are_drawn_as_the_model_saw_them(tmp_path: Path, capsys: Any, ending: str) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    seen = _as_seen(source)
+    output = tmp_path / f"z{ending}"
+    options = ["--survey", "hsc", "--percentiles", "1,99", "--quiet"]
+    with running(create_app(Settings(), ArithmeticEngine(image_size=SIZE))) as url:
+        assert run(["embed", str(source), "-o", str(output), "--url", url, *options]) == 0
+    file = read_embeddings(str(output))
+    assert file.ids == [f"{source}/{name}" for name in seen]
+    for images in (Images(file, None), Images(file, source)):
+        for row, picture in enumerate(seen.values()):
+            np.testing.assert_array_equal(images[row], picture)
+        assert not images.stretched
+    np.testing.assert_array_equal(Images(file, source / "c.fits.gz")[3], seen["c.fits.gz#1"])
+    sheet(capsys, output, "-o", tmp_path / "sheet.png", "-k", "2", "--queries", "2")
+
+
+def test_rows_of_one_file_keep_its_name(tmp_path: Path) -> None:
+    ids = [f"{tmp_path}/stack.fits#{row}" for row in range(3)]
+    assert _labels(ids) == [f"stack.fits#{row}" for row in range(3)]
+    assert _labels([f"{tmp_path}/a/1.png", f"{tmp_path}/b/1.png"]) == ["a/1.png", "b/1.png"]
