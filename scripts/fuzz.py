@@ -16,8 +16,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from security.oracle import check_answer
 from security.processes import MIB, ServerProcess, server_process
@@ -26,6 +29,7 @@ from security.requests import MAX_BODY, Request, decompressed_bytes, make
 GROWTH = 24 * MIB  # that the server may gain between a tenth of the inputs and all of them
 MULTIPLE, SLACK = 32, 24 * MIB  # of memory for an input: so many times its bytes, and this
 CPU_SECONDS = 2.0  # for an input of a MiB or less, and for each MiB of a larger one
+_TOGETHER, _SMALL = 100, 64 * 1024  # inputs; bytes of one
 FLAGS = (
     "--max-body-bytes", str(MAX_BODY), "--max-rows", "64", "--max-image-pixels", "1000000",
     "--max-image-size", "64", "--body-timeout", "5", "--log-level", "error",
@@ -63,19 +67,69 @@ class Report:
         }
 
 
+class Meter:
+    """What an input takes. Asking costs more than most inputs do, so that the memory of small ones
+    is read for a hundred together, and which decoder processes there are only as often.
+    """
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self._inputs = 0
+        self._decoders: list[psutil.Process] = []
+        self._cpu = 0.0
+        self._memory = 0
+
+    def begin(self, request: Request) -> None:
+        if self._inputs % _TOGETHER == 0:
+            self._decoders = self._server.process.children()
+        if self._inputs % _TOGETHER == 0 or _size(request) > _SMALL:
+            self._server.forget_peak()
+            self._memory = self._server.rss
+        self._inputs += 1
+        self._cpu = self._seconds()
+
+    def end(self, name: str, request: Request, report: Report) -> str | None:
+        """What is too much of what it took, or None."""
+        size, seconds = _size(request), self._seconds() - self._cpu
+        report.most_cpu = max(report.most_cpu, (round(seconds, 2), name))
+        if seconds > CPU_SECONDS * max(1, size / MIB):
+            return f"{seconds:.1f} s of CPU time for {size} bytes"
+        if self._inputs % _TOGETHER and size <= _SMALL:
+            return None
+        memory = self._server.peak - self._memory
+        report.most_memory = max(report.most_memory, (round(memory / MIB, 1), name))
+        if memory > MULTIPLE * size + SLACK:
+            return f"{memory / MIB:.0f} MiB of memory for {size} bytes"
+        return None
+
+    def _seconds(self) -> float:
+        """Of CPU time that the server and its decoders have used, the ended ones included."""
+        times = self._server.process.cpu_times()
+        used = times.user + times.system + times.children_user + times.children_system
+        for decoder in self._decoders:
+            with suppress(psutil.NoSuchProcess):
+                own = decoder.cpu_times()
+                used += own.user + own.system
+        return float(used)
+
+
+def _size(request: Request) -> int:
+    return max(len(request.content), decompressed_bytes(request))
+
+
 def fuzz(server: ServerProcess, *, inputs: int, seed: int = 0, first: int = 0) -> Report:
     """Send so many inputs, one after the other over kept connections, and check each answer."""
     report = Report()
     begin = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    meter = Meter(server)
     for number in range(first, first + inputs):
         request = make(seed, number)
         report.kinds[request.kind] += 1
-        server.forget_peak()
-        memory, cpu = server.rss, server.cpu
-        problem = _send(connection, request, report)
         name = f"input {number} of seed {seed} ({request.kind})"
-        problem = problem or _cost(report, name, request, server.cpu - cpu, server.peak - memory)
+        meter.begin(request)
+        problem = _send(connection, request, report)
+        problem = problem or meter.end(name, request, report)
         if problem:
             report.faults.append(f"{name}: {problem}")
             connection.close()
@@ -100,18 +154,6 @@ def _send(connection: http.client.HTTPConnection, request: Request, report: Repo
         return f"no answer: {type(error).__name__}: {error}"
     report.statuses[str(answer.status)] += 1
     return check_answer(request, answer.status, answer.headers, body)
-
-
-def _cost(report: Report, name: str, request: Request, seconds: float, memory: int) -> str | None:
-    """What is too much of what an input took, or None."""
-    size = max(len(request.content), decompressed_bytes(request))
-    report.most_cpu = max(report.most_cpu, (round(seconds, 2), name))
-    report.most_memory = max(report.most_memory, (round(memory / MIB, 1), name))
-    if seconds > CPU_SECONDS * max(1, size / MIB):
-        return f"{seconds:.1f} s of CPU time for {size} bytes"
-    if memory > MULTIPLE * size + SLACK:
-        return f"{memory / MIB:.0f} MiB of memory for {size} bytes"
-    return None
 
 
 def main() -> None:

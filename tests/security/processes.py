@@ -44,14 +44,9 @@ class ServerProcess:
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU time that it and its children, living or dead, have used."""
+        """Seconds of CPU time that it has used."""
         times = self.process.cpu_times()
-        used = times.user + times.system + times.children_user + times.children_system
-        for child in self.process.children():
-            with suppress(psutil.NoSuchProcess):
-                own = child.cpu_times()
-                used += own.user + own.system
-        return float(used)
+        return float(times.user + times.system)
 
     @property
     def alive(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import resource
 import signal
 import socket
@@ -103,6 +104,8 @@ def _unlimited() -> None:
 def main() -> None:
     """Decode until standard input ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open(os.devnull, "wb") as nowhere:  # C libraries print what files make them say
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     decoder = Decoder(int(sys.argv[1]))
     connection = socket.socket(fileno=sys.stdin.fileno())
     with connection.makefile("rb") as orders:
