@@ -11,7 +11,13 @@ import numpy as np
 from fastapi import Request
 
 from vim_embed.batching.request import Embedded, EmbedRequest
-from vim_embed.errors import DeadlineExceeded, InvalidInput, PayloadTooLarge, ServiceError
+from vim_embed.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MalformedRequest,
+    PayloadTooLarge,
+    ServiceError,
+)
 from vim_embed.http.auth import bearer
 from vim_embed.http.formats.parsing import reading_memory
 from vim_embed.serving.service import Service
@@ -20,6 +26,7 @@ from vim_embed.types.pixels import (
     WIRE_DTYPES,
     PixelArray,
     PixelError,
+    check_bytes,
     check_options,
     check_pixels,
 )
@@ -90,11 +97,18 @@ def _deadline(service: Service, timeout: float | None, begin: float) -> float:
 
 
 def _check_fit(options: EmbedOptions, info: ModelInfo, pixels: PixelArray, most: int) -> None:
-    """Raise InvalidInput for options that the model has not, PayloadTooLarge for tokens of more
-    than `most` bytes, float32.
+    """Raise MalformedRequest or InvalidInput for options that the model has not, PayloadTooLarge
+    for tokens of more than `most` bytes, float32.
     """
+    numbers = {1: "one number", 3: "three numbers"}.get(info.channels, f"{info.channels} numbers")
+    for name, values in (("mean", options.mean), ("std", options.std)):
+        if values is not None and len(values) != info.channels:
+            raise MalformedRequest(
+                f"{name} must be {numbers} for {info.name}, with commas between; got {len(values)}"
+            )
     try:
         check_options(options, info)
+        check_bytes(pixels, options, info)
     except PixelError as error:
         raise InvalidInput(str(error)) from error
     if options.pooling == "tokens" and info.tokens is not None:

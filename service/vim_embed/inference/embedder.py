@@ -35,8 +35,8 @@ from vim_embed.types.model_info import (
     EmbedOptions,
     ModelInfo,
 )
-from vim_embed.types.pixels import PixelArray, check_layout, check_options
-from vim_embed.types.preprocessing import NORMALISED, Scaling, Triple
+from vim_embed.types.pixels import PixelArray, check_bytes, check_layout, check_options
+from vim_embed.types.preprocessing import NORMALISED, PerChannel, Scaling
 from vim_embed.types.token_layout import TokenLayout
 
 _CHUNK_ROWS = 32
@@ -107,7 +107,7 @@ class Embedder:
         self._chunk_rows = _CHUNK_ROWS
         self._staging = HostStaging(device)
         self._independent: dict[tuple[object, ...], bool] = {}
-        self._constants: dict[Triple, Tensor] = {}
+        self._constants: dict[PerChannel, Tensor] = {}
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
 
     def embed(
@@ -306,7 +306,8 @@ class Embedder:
         """The seeded image (1, 3, S, S) uint8 of the self-check, on the host."""
         size = self.info.preprocessing.image_size
         generator = torch.Generator().manual_seed(seed)
-        return torch.randint(0, 256, (1, 3, size, size), generator=generator, dtype=torch.uint8)
+        shape = (1, self.info.channels, size, size)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
     def _in_chunks(
         self, pixel_values: ArrayLike | Tensor, options: EmbedOptions
@@ -315,6 +316,7 @@ class Embedder:
         if isinstance(pixel_values, Tensor):
             pixel_values = pixel_values.detach().cpu().numpy()
         pixels = check_layout(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
+        check_bytes(pixels, options, self.info)
         rows = self.rows_at_once(self._chunk_rows, *pixels.shape[-2:])
         parts = [part.wait() for part in self._overlapped(pixels, rows, options)]
         return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
@@ -342,7 +344,8 @@ class Embedder:
 
     def _blank(self, rows: int) -> Tensor:
         size = self.info.preprocessing.image_size
-        return torch.zeros(rows, 3, size, size, dtype=torch.uint8, device=self.device)
+        shape = (rows, self.info.channels, size, size)
+        return torch.zeros(shape, dtype=torch.uint8, device=self.device)
 
     def _scaling(self, pixel_values: Tensor, options: EmbedOptions) -> Scaling:
         if pixel_values.dtype != torch.uint8:
@@ -357,9 +360,9 @@ class Embedder:
         mean, std = self._per_channel(spec.mean), self._per_channel(spec.std)
         return (pixel_values.float() * (1 / 255) - mean) / std
 
-    def _per_channel(self, values: Triple) -> Tensor:
+    def _per_channel(self, values: PerChannel) -> Tensor:
         if values not in self._constants:
-            self._constants[values] = torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            self._constants[values] = torch.tensor(values, device=self.device).view(1, -1, 1, 1)
         return self._constants[values]
 
     def _layout(self, pixel_values: Tensor) -> TokenLayout:

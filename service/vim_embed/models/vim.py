@@ -274,6 +274,10 @@ class Vim(nn.Module):
         return self.config.dim
 
     @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
     def patch(self) -> tuple[int, int]:
         """Side of a patch, and pixels from one to the next."""
         return self.config.patch_size, self.config.stride

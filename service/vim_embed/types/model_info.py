@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from vim_embed.types.preprocessing import Preprocessing, Triple
+from vim_embed.types.preprocessing import PerChannel, Preprocessing
 from vim_embed.types.token_layout import TokenLayout
 
 EMBEDDING = "embedding"  # the output that is no layer
@@ -36,7 +36,8 @@ class ModelInfo:
     kind: "vim" or "vit". family: a row of docs/models.md, and why it is of that. dim: width of an
     embedding; features_dim: of one by the pooling `features`. classifier: what the model's own
     classifier reads, as a pooling. dtype: of the computation.
-    tokens: the final tokens of an image of the native size; patch_size, patch_stride: in pixels.
+    channels: of its images. tokens: the final tokens of an image of the native size; patch_size,
+    patch_stride: in pixels.
     any_size: whether images of other sizes than the native one are taken. exact_rows: rows of
     every batch in exact mode at the native size, fewer of larger images; exact_reason: why.
     """
@@ -60,6 +61,7 @@ class ModelInfo:
     exact_reason: str = "row by row"
     aliases: tuple[str, ...] = ()
     poolings: tuple[str, ...] = ("mean", "cls", "patch-mean")
+    channels: int = 3
     tokens: TokenLayout | None = None
     patch_size: int = 0
     patch_stride: int = 0
@@ -113,6 +115,6 @@ class EmbedOptions:
 
     pooling: str = "mean"
     layers: str | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
     exact: bool = False

@@ -32,9 +32,12 @@ def check_layout(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelA
     """`check_pixels` without a look at the values."""
     array = _as_batch(array)
     rows, channels, height, width = array.shape
-    if channels != 3:
-        hint = "; the channels are last: transpose(0, 3, 1, 2)" if width == 3 else ""
-        raise PixelError(f"expected 3 channels in (B, 3, H, W), got shape {array.shape}{hint}")
+    wanted = info.channels
+    if channels != wanted:
+        hint = "; the channels are last: transpose(0, 3, 1, 2)" if width == wanted else ""
+        raise PixelError(
+            f"expected {wanted} channels in (B, {wanted}, H, W), got shape {array.shape}{hint}"
+        )
     if rows == 0:
         raise PixelError("the batch is empty: send at least one row")
     _check_size(height, width, info, max_size)
@@ -60,8 +63,10 @@ def check_options(options: EmbedOptions, info: ModelInfo | None = None) -> Embed
             f"unknown layers {options.layers!r}: use one of {', '.join(GRANULARITIES)}"
         )
     for name, values in (("mean", options.mean), ("std", options.std)):
+        if values is not None and info is not None and len(values) != info.channels:
+            raise PixelError(f"{name} must be {info.channels} numbers for {info.name}: {values}")
         if values is not None and not np.isfinite(values).all():
-            raise PixelError(f"{name} must be three finite numbers, got {values}")
+            raise PixelError(f"{name} must be finite numbers, got {values}")
         if values is not None and np.abs(values).max() > _MAX_NORMALISATION:
             raise PixelError(
                 f"{name} must be three numbers of at most {_MAX_NORMALISATION:g}, got {values}: "
@@ -70,6 +75,16 @@ def check_options(options: EmbedOptions, info: ModelInfo | None = None) -> Embed
     if options.std is not None and min(options.std) < _MAX_STD_INVERSE:
         raise PixelError(f"std must be positive, got {options.std}")
     return options
+
+
+def check_bytes(array: PixelArray, options: EmbedOptions, info: ModelInfo) -> None:
+    """Raise PixelError for bytes that nobody knows how to normalise: of other bands than RGB."""
+    known = info.channels == 3 or (options.mean is not None and options.std is not None)
+    if array.dtype == np.uint8 and not known:
+        raise PixelError(
+            f"{info.name} takes {info.channels} bands, whose mean and deviation are not known: "
+            f"send normalised float pixels, or mean and std with the request"
+        )
 
 
 def _as_batch(array: PixelArray) -> PixelArray:

@@ -11,25 +11,25 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
-Triple = tuple[float, float, float]
+PerChannel = tuple[float, ...]  # one number for each channel
 
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-HALF: Triple = (0.5, 0.5, 0.5)
+IMAGENET_MEAN: PerChannel = (0.485, 0.456, 0.406)
+IMAGENET_STD: PerChannel = (0.229, 0.224, 0.225)
+HALF: PerChannel = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class Scaling:
     """What makes a pixel a normalised one: `pixel * scale[c] + offset[c]` in channel c."""
 
-    scale: Triple
-    offset: Triple
+    scale: PerChannel
+    offset: PerChannel
 
     @classmethod
-    def of_bytes(cls, mean: Triple, std: Triple) -> Scaling:
+    def of_bytes(cls, mean: PerChannel, std: PerChannel) -> Scaling:
         """Of pixels from 0 to 255: brought to [0, 1], less the mean, over the std."""
-        (a, b, c), (u, v, w) = mean, std
-        return cls((1 / (255 * u), 1 / (255 * v), 1 / (255 * w)), (-a / u, -b / v, -c / w))
+        scale = tuple(1 / (255 * deviation) for deviation in std)
+        return cls(scale, tuple(-m / deviation for m, deviation in zip(mean, std, strict=True)))
 
 
 NORMALISED = Scaling((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
@@ -45,8 +45,8 @@ class Preprocessing:
 
     image_size: int
     interpolation: str
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
     channels: str = "RGB"
     resize_to: int = 0
     keep_aspect: bool = False
@@ -60,9 +60,20 @@ class Preprocessing:
         text = json.dumps(spec, sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
-    def normalised_with(self, mean: Triple | None, std: Triple | None) -> Preprocessing:
+    def normalised_with(self, mean: PerChannel | None, std: PerChannel | None) -> Preprocessing:
         """The same spec with another mean or std, where given."""
         return replace(self, mean=mean or self.mean, std=std or self.std)
+
+
+def of_bands(image_size: int, interpolation: str, channels: int) -> Preprocessing:
+    """Of a model of other channels than RGB, whose mean and deviations nobody published."""
+    return Preprocessing(
+        image_size=image_size,
+        interpolation=interpolation,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        channels=f"{channels} bands",
+    )
 
 
 VIM_PREPROCESSING = Preprocessing(

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from vim_embed.errors import WeightsError
 from vim_embed.models.attention import ATTENTION
 from vim_embed.models.encoder import ENCODERS, Encoder, EncoderFamily
-from vim_embed.types.preprocessing import HALF, Preprocessing
+from vim_embed.types.preprocessing import HALF, PerChannel, Preprocessing
 
 _MAX_CONFIG_BYTES = 4 * 1024**2
 # Pillow's resampling codes as processors store them
@@ -83,11 +83,14 @@ def read_preprocessing(folder: Path, encoder: Encoder) -> Preprocessing:
             f"{folder}: its processor scales pixels by {_rescale(stored)}, not 1/255"
         )
     normalised = stored.get("do_normalize", True)
+    plain = (0.0,) * encoder.channels, (1.0,) * encoder.channels
+    usual = (HALF, HALF) if encoder.channels == 3 else plain
     return Preprocessing(
         image_size=size,
         interpolation=_INTERPOLATIONS.get(stored.get("resample", 2), "bilinear"),
-        mean=_triple(stored.get("image_mean"), HALF) if normalised else (0.0, 0.0, 0.0),
-        std=_triple(stored.get("image_std"), HALF) if normalised else (1.0, 1.0, 1.0),
+        mean=_per_channel(stored.get("image_mean"), usual[0]) if normalised else plain[0],
+        std=_per_channel(stored.get("image_std"), usual[1]) if normalised else plain[1],
+        channels="RGB" if encoder.channels == 3 else f"{encoder.channels} bands",
         resize_to=resize if aspect or resize != size else 0,
         keep_aspect=aspect,
     )
@@ -162,8 +165,7 @@ def _rescale(stored: Mapping[str, Any]) -> float:
     return float(stored.get("rescale_factor", 1 / 255))
 
 
-def _triple(values: object, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    if not isinstance(values, list) or len(values) != 3:
+def _per_channel(values: object, default: PerChannel) -> PerChannel:
+    if not isinstance(values, list) or len(values) != len(default):
         return default
-    r, g, b = (float(v) for v in values)
-    return r, g, b
+    return tuple(float(value) for value in values)

@@ -17,7 +17,12 @@ from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, supports
 from vim_embed.types.devices import is_ieee, resolve_device, resolve_dtype
 from vim_embed.types.model_info import POOLINGS, ModelInfo, Weights
-from vim_embed.types.preprocessing import VIM_PREPROCESSING, VIT_PREPROCESSING, Preprocessing
+from vim_embed.types.preprocessing import (
+    VIM_PREPROCESSING,
+    VIT_PREPROCESSING,
+    Preprocessing,
+    of_bands,
+)
 from vim_embed.types.token_layout import TokenLayout
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 from vim_embed.weights.checkpoint import build_vim, read_checkpoint
@@ -123,6 +128,7 @@ def load_entry(
         features_dim=module.features_dim if built.classifier else 0,
         classifier=built.classifier,
         poolings=_poolings(module.layout(size, size), built.classifier),
+        channels=module.channels,
         tokens=module.layout(size, size),
         patch_size=module.patch[0],
         patch_stride=module.patch[1],
@@ -221,12 +227,18 @@ def _read(entry: CatalogueEntry, found: Located) -> _Built:
     return _Built(
         built.module,
         replace(weights, tensors=built.read),
-        replace(VIM_PREPROCESSING, image_size=config.image_size),
+        _vim_preprocessing(config),
         built.family.name,
         built.reason,
         built.family.classifier,
         any_size=True,
     )
+
+
+def _vim_preprocessing(config: VimConfig) -> Preprocessing:
+    if config.channels != 3:
+        return of_bands(config.image_size, VIM_PREPROCESSING.interpolation, config.channels)
+    return replace(VIM_PREPROCESSING, image_size=config.image_size)
 
 
 def _words(entry: CatalogueEntry, found: Located) -> list[Word]:

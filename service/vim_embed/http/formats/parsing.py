@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from starlette.requests import Request
 
 from vim_embed.errors import (
+    InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
     QueueFull,
@@ -71,6 +72,11 @@ async def parse_pixels(
                 array = await asyncio.to_thread(parse, body, workspace)
             check_rows(array, limits)
             return array
+        if model.channels != 3:
+            raise InvalidInput(
+                f"{model.name} takes {model.channels} bands, which no encoded image holds: send an "
+                f"array (B, {model.channels}, H, W)"
+            )
         most = limits.decode_seconds if seconds is None else min(limits.decode_seconds, seconds)
         budget = DecodeBudget(limits.request_pixels, max(0.0, most))
         files = [("the image", body)]

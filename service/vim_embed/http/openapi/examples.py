@@ -66,6 +66,7 @@ MODEL: Described = {
     "min_size": 16,
     "any_size": True,
     "poolings": ["mean", "cls", "patch-mean", "max", "features", "tokens"],
+    "channels": 3,
     "tokens": {"grid": [14, 14], "cls": 98, "registers": [], "others": []},
     "patch_size": 16,
     "patch_stride": 16,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vim_embed.engines.interface import State
 from vim_embed.errors import ERRORS, InternalError, ServiceError, Unauthorized
-from vim_embed.types.preprocessing import Triple
+from vim_embed.types.preprocessing import PerChannel
 
 EXAMPLE_ID = "0f8b2c1d9e7a4c53b6a1d2e3f4a5b6c7"
 Described = dict[str, Any]
@@ -99,8 +99,8 @@ class WeightsEntry(_Answer):
 class PreprocessingEntry(_Answer):
     image_size: int
     interpolation: str
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
     channels: str
     resize_to: int
     keep_aspect: bool
@@ -146,6 +146,7 @@ class ModelEntry(_Answer):
     exact_rows: int | None = None
     exact_reason: str | None = None
     poolings: list[str] | None = None
+    channels: int | None = None
     tokens: TokensEntry | None = None
     patch_size: int | None = None
     patch_stride: int | None = None

@@ -44,7 +44,7 @@ from vim_embed.http.submit import (
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed.types.pixels import PixelError, check_options
-from vim_embed.types.preprocessing import Triple
+from vim_embed.types.preprocessing import PerChannel
 
 _KNOWN_QUERIES = 256
 
@@ -209,13 +209,13 @@ def add_route(router: APIRouter) -> None:
     )
 
 
-def _triple(name: str, text: str | None) -> Triple | None:
+def _triple(name: str, text: str | None) -> PerChannel | None:
     if text is None:
         return None
     try:
-        first, second, third = (float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise MalformedRequest(
-            f"{name} must be three numbers with commas between, as 0.5,0.5,0.5; got {text!r}"
+            f"{name} must be three numbers (one a channel) with commas between, as 0.5,0.5,0.5; "
+            f"got {text!r}"
         ) from error
-    return first, second, third

@@ -71,7 +71,7 @@ async def config(request: Request, model: str, version: str = VERSION) -> dict[s
         "platform": "vim-embed",
         "backend": info.backend,
         "max_batch_size": service_of(request).settings.max_rows,
-        "input": [{"name": INPUT, "data_type": "TYPE_FP32", "dims": [3, side, side]}],
+        "input": [{"name": INPUT, "data_type": "TYPE_FP32", "dims": [info.channels, side, side]}],
         "output": [
             {"name": name, "data_type": "TYPE_FP32", "dims": [info.dim]}
             for name in _outputs(request, info)
@@ -103,7 +103,7 @@ async def model_metadata(request: Request, model: str, version: str = VERSION) -
         "name": info.name,
         "versions": [VERSION],
         "platform": "vim-embed",
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, 3, side, side]}],
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, info.channels, side, side]}],
         "outputs": [
             {"name": name, "datatype": "FP32", "shape": [-1, info.dim]}
             for name in _outputs(request, info)
