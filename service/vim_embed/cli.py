@@ -136,7 +136,8 @@ def models(as_json: bool) -> None:
         return
     for row in rows:
         source = f"{row['repo']}:{row['file']}" if row["file"] else row["repo"]
-        click.echo(f"{row['name']:<15}  {row['kind']}  {source}")
+        source = source or f"your own file: {row['name']}=PATH"
+        click.echo(f"{row['name']:<21}  {row['kind']}  {source}")
 
 
 @main.command(short_help="Load the models and say what would answer.")
@@ -319,6 +320,7 @@ def _summary(status: Any) -> str:
     revision = f" at {info.weights.revision}" if info.weights.revision else ""
     return (
         f"\n  weights  {info.weights.source}{revision}\n           {info.weights.digest}"
+        f"\n  family   {info.family}, says {info.family_reason}"
         f"\n  backend  {info.backend} on {info.device} in {info.dtype}: {info.backend_reason}"
         f"\n  gives    {info.dim} numbers an image of {info.preprocessing.image_size} pixels"
     )
