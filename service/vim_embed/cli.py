@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,15 +15,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from vim_embed import __version__
+from vim_embed.serving.process_tuning import keep_freed_memory, spin_briefly
 from vim_embed.settings import Settings
 
 _FLAGS = {"models": "--model"}
 _FILE = click.Path(dir_okay=False, path_type=Path)
-
-# OpenMP's threads spin while they wait, which starves them wherever a core is shared (with a client
-# on the same machine, say): spin briefly. Read when torch is imported, so it has to be set before.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 EXIT_CODES = {
@@ -54,6 +49,7 @@ class Server(click.Group):
 @click.version_option(__version__, prog_name="vim-embed-server")
 def main() -> None:
     """Native Vision Mamba and ViT proxies behind a batched HTTP API."""
+    spin_briefly()  # torch is not imported yet
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -236,6 +232,8 @@ def bench(
         device = resolve_devices(settings.device)[0]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if device.type == "cpu":
+        keep_freed_memory()  # as the server does
     if device.type == "cuda" and not (bare or as_json):
         _bench_gpu(settings, dtypes or settings.dtype, batches, sizes, output)
     elif not (bare or as_json):

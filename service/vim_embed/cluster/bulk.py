@@ -30,8 +30,9 @@ from vim_embed.cluster.bulk_plan import (
     plan,
     without_rest,
 )
-from vim_embed.cluster.replica import MakeEngines, share_cores
+from vim_embed.cluster.replica import MakeEngines
 from vim_embed.cluster.settings import ClusterSettings
+from vim_embed.serving.process_tuning import spin_briefly, tune_memory
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed.types.pixels import check_options
@@ -210,13 +211,15 @@ class PartEmbedder:
     def __init__(
         self, job: Job, gpus: float, folder: str, make_engines: MakeEngines | None
     ) -> None:
-        share_cores()
+        spin_briefly()
         if make_engines is None:
             from vim_embed.engines.build import build_engines
 
             make_engines = build_engines
         changes: dict[str, Any] = {} if gpus else {"device": "cpu"}
-        service = EngineService(job.settings.model_copy(update=changes), job.options, make_engines)
+        settings = job.settings.model_copy(update=changes)
+        tune_memory(settings.device)
+        service = EngineService(settings, job.options, make_engines)
         self._job, self._folder = job, Path(folder)
         self._sender = BatchSender(service, service.spec, resize=job.read_options.resize)
 

@@ -7,7 +7,6 @@ failures are returned as values: raised, Ray would log and wrap each of them.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from vim_embed.cluster.metrics import RayMetrics
 from vim_embed.engines.interface import Engine
 from vim_embed.errors import ServiceError
 from vim_embed.observability.logs import configure_logging
+from vim_embed.serving.process_tuning import spin_briefly, tune_memory
 from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import CheckReport
@@ -33,7 +33,8 @@ class Replica:
 
     def __init__(self, settings: Settings, make_engines: MakeEngines) -> None:
         """Blocks until the model is loaded. Raises RuntimeError with the reason if it cannot be."""
-        share_cores()
+        spin_briefly()
+        tune_memory(settings.device)
         configure_logging(settings.log_level, settings.log_format)
         self._service = build_service(settings, make_engines(settings))
         self._metrics: RayMetrics | None = None
@@ -103,12 +104,3 @@ class Replica:
         if not getattr(self, "_stopped", True):
             self._stopped = True
             self._service.stop()
-
-
-def share_cores() -> None:
-    """Let OpenMP's threads sleep soon where they wait; before torch is imported.
-
-    Ray's cores are a promise, not a partition: beside other processes, threads that spin for one
-    that has no core take twice the processor time of the forward itself.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from vim_embed.engines.interface import ModelRegistry
 from vim_embed.errors import Conflict, NotReady, UnknownModel
-from vim_embed.serving.malloc_trim import trim
+from vim_embed.serving.process_tuning import trim
 
 _POLL = 0.02  # seconds between two looks whether a model's rows are done
 

@@ -19,8 +19,8 @@ from vim_embed.engines.interface import Engine, ModelRegistry, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.observability.metrics import Metrics
 from vim_embed.observability.tracing import traces_of_environment
-from vim_embed.serving.malloc_trim import Trimming
 from vim_embed.serving.model_control import ModelControl
+from vim_embed.serving.process_tuning import Trimming
 from vim_embed.serving.self_checks import IdleChecks
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import CheckReport, ModelInfo
@@ -61,7 +61,7 @@ class Service:
             if on_loaded is not None:
                 on_loaded(any(m.state == "ready" for m in self.models.status().values()))
 
-        self.trimming.start()  # first, for all threads' memory
+        self.trimming.start()
         self.queue.start()
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()

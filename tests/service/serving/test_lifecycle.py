@@ -19,7 +19,7 @@ from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.errors import QueueFull
 from vim_embed.http.app import create_app
-from vim_embed.server.body_header import HEADER, HandedOver, error_header
+from vim_embed.server.body_header import HEADER, BodyHandoff, Handoff, failure
 from vim_embed.settings import Settings
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
@@ -72,7 +72,7 @@ def send_and_leave(url: str) -> socket.socket:
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=10)
     body = npy(PIXELS)
-    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return connection
 
@@ -162,9 +162,9 @@ def test_full_bodies_are_refused_until_rows_are_done(monkeypatch: pytest.MonkeyP
         assert held.result().status_code == 200
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "17")
     app = create_app(Settings(), ArithmeticEngine())
-    app.add_middleware(HandedOver, arenas=[])
+    app.add_middleware(BodyHandoff, arenas=[])
     with running(app) as url:
-        handed = {HEADER: error_header(time.monotonic(), QueueFull("no room"))}
+        handed = {HEADER: Handoff(time.monotonic(), failed=failure(QueueFull("no room"))).encode()}
         refused = httpx.post(f"{url}/embed", headers=NPY | handed)
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "17")
 

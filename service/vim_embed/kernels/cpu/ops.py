@@ -7,8 +7,6 @@ Computes in float32; other dtypes are converted on the way in and out. Threads: 
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -27,7 +25,6 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 SELF_TEST_TOLERANCE = 1e-5
 _OPEN_GATE = 1.278464542761074  # silu(x) = 1
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -141,22 +138,7 @@ def _library() -> native.Loaded:
     with suppress(OSError, AttributeError):  # without it the library starts threads of its own
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         loaded.library.vim_set_fork_join(torch_cpu.GOMP_parallel)
-    _keep_freed_memory()
     return loaded
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc's malloc keep what is freed, unless the environment tunes malloc itself.
-
-    A forward frees and allocates the same few large tensors again and again; returning them to
-    the system means clearing every page anew, a fifth of the forward's time. Process-wide.
-    """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _rows(tensor: Tensor) -> Tensor:

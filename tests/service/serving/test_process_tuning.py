@@ -1,8 +1,11 @@
-"""Freed memory goes back to the system while a service works."""
+"""Freed memory goes back to the system while a service works; only servers tune their process."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +18,8 @@ from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.http.body.arena import Arena
-from vim_embed.serving import malloc_trim as trimming
-from vim_embed.serving.malloc_trim import Trimming
+from vim_embed.serving import process_tuning
+from vim_embed.serving.process_tuning import Trimming
 from vim_embed.settings import Settings
 
 SIZE = 100_000  # small enough for the C library to keep
@@ -51,7 +54,7 @@ def test_what_is_free_between_what_is_not_goes_back() -> None:
 
 def test_nothing_is_trimmed_where_nothing_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     looks, trims = itertools.count(), []
-    monkeypatch.setattr(trimming, "trim", lambda: trims.append(1))
+    monkeypatch.setattr(process_tuning, "trim", lambda: trims.append(1))
 
     def worked() -> float:
         next(looks)
@@ -97,3 +100,47 @@ def test_a_service_trims_from_its_start_to_its_end() -> None:
     with running(create_app(Settings(), ArithmeticEngine())):
         assert at_work() - others
     until(lambda: not at_work() - others)
+
+
+TUNINGS = """
+import ctypes, os
+calls = []
+class Libc:
+    def __init__(self, name): pass
+    def mallopt(self, name, value): calls.append((name, value)); return 1
+    def malloc_trim(self, pad): calls.append("trim"); return 1
+real = ctypes.CDLL
+ctypes.CDLL = lambda name=None, *a, **k: Libc(name) if name is None else real(name, *a, **k)
+"""
+
+
+def _run(code: str, **environment: str) -> list[str]:
+    """The lines that a fresh process prints after `code`, with its calls of mallopt noted."""
+    done = subprocess.run(
+        [sys.executable, "-c", TUNINGS + code], capture_output=True, text=True, check=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_a_library_s_user_keeps_the_process_as_it_was() -> None:
+    assert _run(
+        "before = dict(os.environ)\n"
+        "import numpy as np\n"
+        "from vim_embed import load_model\n"
+        "model = load_model('vim-tiny', random_weights=True, device='cpu')\n"
+        "model.embed(np.zeros((1, 3, 224, 224), np.uint8))\n"
+        "ours = {k for k in os.environ if k.startswith(('GOMP', 'OMP', 'MALLOC'))} - set(before)\n"
+        "print(calls, ours)\n"
+    ) == ["[] set()"]
+
+
+def test_a_process_of_the_service_is_tuned_once() -> None:
+    code = (
+        "from vim_embed.serving.process_tuning import spin_briefly, tune_memory\n"
+        "spin_briefly(); tune_memory('cpu')\n"
+        "print(sorted(calls), os.environ.get('GOMP_SPINCOUNT'))\n"
+    )
+    arena, mmap, trim = (-8, 1), (-3, 1 << 30), (-1, (1 << 31) - 1)
+    assert _run(code) == [f"{[arena, mmap, trim]} 1000"]
+    assert _run(code, MALLOC_ARENA_MAX="4", OMP_WAIT_POLICY="active") == [f"{[arena]} None"]
