@@ -73,7 +73,8 @@ def request_of(name: str, rows: int, wire: str) -> bytes:
 
 def request_with(name: str, body: bytes) -> bytes:
     """A request whose body is a .npy file."""
-    head = f"POST /embed?model={name} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    head = f"POST /embed?model={name} HTTP/1.1\r\nHost: localhost\r\n"
+    head += "Content-Type: application/x-npy\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -146,7 +147,7 @@ def wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
 def get(port: int, path: str) -> bytes:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
             return b"".join(iter(lambda: connection.recv(65536), b""))
     except OSError:
         return b""

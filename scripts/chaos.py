@@ -184,7 +184,7 @@ def patient_clients(url: str, pool: Pool, report: Report, stop: threading.Event)
 def rude_clients(port: int, pool: Pool, report: Report, stop: threading.Event) -> None:
     """Clients that leave in the middle of their body, or of the answer."""
     body = npy(pool.pixels[:8])
-    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
     start = f"{head}Content-Length: {len(body)}\r\n\r\n".encode()
     while not stop.is_set():
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as out:

@@ -15,7 +15,24 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     published_host: str = Field(
-        "", description="address under which others reach it, if not `host` (a container's)"
+        "",
+        description="address or name under which others reach it, if not `host` (a container's, a "
+        "proxy's); several with commas",
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="further names that Host may have, with commas (`*.example.org`; `*`: any); "
+        "without keys the others are refused",
+    )
+    cors_origins: str = Field(
+        "",
+        description="origins of web pages that may use the service from a browser, with commas "
+        "(`https://name:port`; `*`: any)",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="proxies whose X-Forwarded-For counts: addresses or networks with commas, "
+        "`unix` for the Unix socket",
     )
     api_keys: SecretStr = Field(
         SecretStr(""),

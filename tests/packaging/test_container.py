@@ -18,6 +18,8 @@ import pytest
 
 from vim_embed import __version__
 from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.http.auth import Keys, require_keys
+from vim_embed.server.server import reachable_as
 from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
 
@@ -87,6 +89,21 @@ def test_the_service_is_closed_by_default(extra: list[str]) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     opened = resolve(*extra, VIM_EMBED_PUBLISH="0.0.0.0")["services"]["vim-embed"]
     assert opened["environment"]["VIM_EMBED_PUBLISHED_HOST"] == "0.0.0.0"
+
+
+def test_a_proxy_s_name_is_published_beside_the_address() -> None:
+    """Neither hides the other: with any of them beyond this machine the service wants keys."""
+    name = {"VIM_EMBED_PUBLISHED_HOST": "gpu-box.example.org"}
+    for publish in ("127.0.0.1", "0.0.0.0"):
+        service = resolve(VIM_EMBED_PUBLISH=publish, **name)["services"]["vim-embed"]
+        published = service["environment"]["VIM_EMBED_PUBLISHED_HOST"]
+        assert published == f"{publish},gpu-box.example.org"
+        with pytest.raises(ValueError, match="API key"):
+            require_keys(Keys([], None), *reachable_as(Settings(published_host=published)))
+    hidden = resolve(VIM_EMBED_PUBLISH="0.0.0.0", VIM_EMBED_PUBLISHED_HOST="127.0.0.1")
+    published = hidden["services"]["vim-embed"]["environment"]["VIM_EMBED_PUBLISHED_HOST"]
+    with pytest.raises(ValueError, match=r"0\.0\.0\.0"):
+        require_keys(Keys([], None), *reachable_as(Settings(published_host=published)))
 
 
 def test_gpu_and_cpu_differ_in_the_target_and_the_reservation() -> None:

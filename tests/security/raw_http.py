@@ -17,7 +17,10 @@ def connect(url: str, timeout: float = 20) -> socket.socket:
 
 def head(method: str = "POST", path: str = "/embed", **headers: str) -> bytes:
     """A request's head; `_` in the names of headers stands for `-`."""
-    named = {"Host": "x", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    named = {
+        "Host": "localhost",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
     return "\r\n".join([*lines, "", ""]).encode()
 

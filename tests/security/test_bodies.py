@@ -82,7 +82,7 @@ class Answer:
 
 
 def head(*more: str, length: int | None = None, path: str = "/embed") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/x-npy", *more]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/x-npy", *more]
     if length is not None:
         lines.append(f"Content-Length: {length}")
     return "\r\n".join([*lines, "", ""]).encode()
@@ -327,7 +327,7 @@ def test_chunk_extensions_without_end(server: ServerProcess) -> None:
 
 
 def test_a_body_where_none_is_wanted(server: ServerProcess) -> None:
-    start = b"GET /models HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (2048 * MIB)
+    start = b"GET /models HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (2048 * MIB)
     with watching(server) as watch:
         answer = send(server, start, zeros(2048 * MIB))
     assert answer.status == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import logging
@@ -18,6 +19,7 @@ from support.serving import NPY, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.http.auth import Keys
+from vim_embed.observability.redaction import without_secrets
 from vim_embed.settings import Settings
 from vim_embed_client import Client, ConfigurationError, UnauthorizedError
 
@@ -38,7 +40,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 def _asked(started: ServerProcess, *lines: bytes) -> bytes:
     with connect(started.url) as connection:
-        top = [b"GET /models HTTP/1.1", b"Host: x", b"Connection: close", *lines]
+        top = [b"GET /models HTTP/1.1", b"Host: localhost", b"Connection: close", *lines]
         connection.sendall(b"\r\n".join([*top, b"", b""]))
         return until_closed(connection)
 
@@ -164,6 +166,43 @@ def test_a_broken_file_of_keys_is_complained_of_once(
         file.write_text("new key of another length\n")
         assert keys.allow("new key of another length")
         assert not keys.allow("old")
+
+
+INNER = ["a.{}", "x{}x", "{}{}", "id-{}-id", "{}.png", "%2F{}", "~{}~"]
+
+
+@pytest.mark.parametrize("given", ["plain", "hashed and used", "hashed and never used"])
+def test_keys_within_longer_words_are_hidden(given: str) -> None:
+    hashed = f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"
+    keys = Keys([KEY if given == "plain" else hashed], None)
+    if given == "hashed and used":
+        assert keys.allow(KEY)
+    for form in INNER:
+        word = form.replace("{}", KEY)
+        shown = keys.hide(f"no route /{word}: see /docs", "[hidden]")
+        if given != "hashed and never used" or form in ("a.{}", "{}.png", "~{}~"):
+            assert KEY not in shown, form
+            assert "[hidden]" in shown
+    assert keys.hide("GET /embed and other words", "[hidden]") == "GET /embed and other words"
+    cut = without_secrets("x" * 380 + KEY, keys)
+    assert KEY[:8] not in cut or given == "hashed and never used"
+
+
+def test_a_short_key_is_hidden_where_it_is_a_word() -> None:
+    keys = Keys(["abc"], None)
+    assert keys.hide("abc of abcdef", "[hidden]") == "[hidden] of abcdef"
+
+
+@pytest.mark.parametrize("form", ["{}", "x{}x", "a.{}"])
+def test_a_request_id_that_holds_a_key_is_replaced(started: ServerProcess, form: str) -> None:
+    mine = form.replace("{}", KEY)
+    for key in (KEY, "no key"):
+        headers = {"X-Request-ID": mine, "Authorization": f"Bearer {key}"}
+        answer = httpx.get(f"{started.url}/models/{mine}", headers=headers)
+        assert KEY not in answer.headers["x-request-id"]
+    assert KEY not in started.log.read_text()
+    status = httpx.get(f"{started.url}/status", headers={"Authorization": f"Bearer {KEY}"})
+    assert KEY not in status.text
 
 
 def test_the_client_does_not_show_its_key() -> None:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from vim_embed import __version__
 from vim_embed.engines import build
@@ -27,9 +28,12 @@ from vim_embed.http.error_answers import (
     on_service_error,
 )
 from vim_embed.http.formats.image_pool import DecoderPool
+from vim_embed.http.forwarded import ForwardedAddresses
+from vim_embed.http.methods import HeadAndOptions
 from vim_embed.http.middleware import RequestContext, RequireKey
 from vim_embed.http.routes import control, embed, page, v2, v2_state
 from vim_embed.http.routes import models as state
+from vim_embed.http.web_pages import OnlyOwnPages, WebPages, listed, origins
 from vim_embed.serving.service import Service, build_service
 from vim_embed.settings import Settings
 
@@ -68,6 +72,7 @@ def create_app(
         version=__version__,
         description="Native Vision Mamba and ViT proxies: images in, embeddings out.",
         lifespan=lifespan,
+        redirect_slashes=False,  # to the name that the caller gave for this host
     )
     app.state.service = service
     arena = app.state.arena = Arena.private(settings.inflight_bytes)
@@ -84,7 +89,20 @@ def create_app(
     app.add_exception_handler(RequestValidationError, on_invalid_parameters)
     app.add_exception_handler(HTTPException, on_http_exception)
     keys = app.state.keys = accepted_keys(settings)
+    # The last that is added is the first that a request meets.
+    app.add_middleware(HeadAndOptions)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins(settings),
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*", "Server-Timing", "X-Request-ID", "Retry-After"],
+        )
+    app.add_middleware(OnlyOwnPages, pages=WebPages(settings, keys))
+    if settings.trusted_proxies:
+        app.add_middleware(ForwardedAddresses, proxies=listed(settings.trusted_proxies))
     app.add_middleware(RequestContext, service=service, keys=keys)
     return app

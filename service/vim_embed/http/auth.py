@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import logging
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,10 @@ from vim_embed.settings import Settings
 _LOG = logging.getLogger(__name__)
 _HASHED = "sha256:"
 _HASH_LENGTH = 64
+# Characters that a key has at least, to be looked for within words.
+_HIDEABLE = 8
+_WORD = re.compile(r"[^\s'\"`,;:/?&=()<>]+")
+_RUNS = (re.compile(r"[A-Za-z0-9_-]+"), re.compile(r"[A-Za-z0-9]+"))
 
 
 class Keys:
@@ -29,13 +34,16 @@ class Keys:
 
     def __init__(self, given: Iterable[str], file: Path | None) -> None:
         """Raises ValueError if the file cannot be read, is empty, or holds a malformed digest."""
-        self._given = [_digest(key) for key in given]
+        plain = list(given)
+        self._given = [_digest(key) for key in plain]
         self._file = file
         self._stamp: tuple[int, int] | None = None
         self._read: list[bytes] = []
         self._complaint = ""
+        # Lengths of keys that are known: of plain ones, and of others once they were used.
+        self._lengths = _lengths(plain)
         if file is not None:
-            self._stamp, self._read = _read_file(file)
+            self._take_over_file(file)
 
     def __bool__(self) -> bool:
         return bool(self._given) or self._file is not None
@@ -43,9 +51,32 @@ class Keys:
     def allow(self, key: str) -> bool:
         """Whether `key` is one of them; compared in constant time."""
         self._refresh()
-        digest = hashlib.sha256(key.encode(errors="replace")).digest()
+        digest = _sha256(key)
         matches = [hmac.compare_digest(digest, known) for known in self._given + self._read]
-        return any(matches)
+        if any(matches):
+            self._lengths.add(len(key))
+            return True
+        return False
+
+    def hide(self, text: str, sign: str) -> str:
+        """`text` with `sign` in the place of each key, also of one within a longer word.
+
+        A key that was given as a digest and never used has no known length: it is found where it
+        is a word or a run of letters, digits, `_` and `-`.
+        """
+        known = {*self._given, *self._read}
+        if not known:
+            return text
+
+        def hidden(word: re.Match[str]) -> str:
+            return sign if _sha256(word[0]) in known else word[0]
+
+        for length in sorted(self._lengths, reverse=True):
+            if _HIDEABLE <= length <= len(text):
+                text = _without(text, length, known, sign)
+        for words in (_WORD, *_RUNS):
+            text = words.sub(hidden, text)
+        return text
 
     def reload(self) -> None:
         """Read the file again, changed or not."""
@@ -59,13 +90,18 @@ class Keys:
         complaint = ""
         try:
             if _stamp(self._file) != self._stamp:
-                self._stamp, self._read = _read_file(self._file)
+                self._take_over_file(self._file)
                 _LOG.info("API keys read again", extra={"keys": len(self._read)})
         except (OSError, ValueError) as error:
             complaint = str(error)
         if complaint and complaint != self._complaint:
             _LOG.error("old API keys stay in force", extra={"reason": complaint})
         self._complaint = complaint
+
+    def _take_over_file(self, file: Path) -> None:
+        self._stamp, keys = _read_file(file)
+        self._read = [_digest(key) for key in keys]
+        self._lengths |= _lengths(keys)
 
 
 def bearer(header: str) -> str:
@@ -79,12 +115,13 @@ def listed(keys: SecretStr) -> list[str]:
     return [key.strip() for key in keys.get_secret_value().split(",") if key.strip()]
 
 
-def require_keys(keys: Keys, reachable: str) -> None:
+def require_keys(keys: Keys, *reachable: str) -> None:
     """Refuse to open an address beyond this machine to everybody. Raises ValueError."""
-    if keys or is_loopback(reachable):
+    beyond = [each for each in reachable if not is_loopback(each)]
+    if keys or not beyond:
         return
     raise ValueError(
-        f"{reachable} can be reached from other machines, so an API key is needed: set "
+        f"{beyond[0]} can be reached from other machines, so an API key is needed: set "
         "VIM_EMBED_API_KEYS or VIM_EMBED_API_KEYS_FILE, or listen on 127.0.0.1 and use a tunnel"
     )
 
@@ -98,7 +135,7 @@ def is_loopback(host: str) -> bool:
     return False
 
 
-def _read_file(path: Path) -> tuple[tuple[int, int], list[bytes]]:
+def _read_file(path: Path) -> tuple[tuple[int, int], list[str]]:
     try:
         stamp, lines = _stamp(path), path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -106,12 +143,35 @@ def _read_file(path: Path) -> tuple[tuple[int, int], list[bytes]]:
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys:
         raise ValueError(f"the file of API keys {path} holds none: write one a line")
-    return stamp, [_digest(key) for key in keys]
+    for key in keys:
+        _digest(key)  # whether it can be one
+    return stamp, keys
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_mtime_ns, status.st_ino
+
+
+def _sha256(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="replace")).digest()
+
+
+def _lengths(keys: Iterable[str]) -> set[int]:
+    return {len(key) for key in keys if not key.startswith(_HASHED)}
+
+
+def _without(text: str, length: int, keys: set[bytes], sign: str) -> str:
+    """`text` with `sign` in the place of each piece of so many characters that is a key."""
+    kept, start = [], 0
+    while start <= len(text) - length:
+        if _sha256(text[start : start + length]) in keys:
+            kept.append(sign)
+            start += length
+        else:
+            kept.append(text[start])
+            start += 1
+    return "".join(kept) + text[start:]
 
 
 def _digest(key: str) -> bytes:

@@ -19,6 +19,7 @@ from vim_embed.errors import (
     ServiceError,
 )
 from vim_embed.http.error_shape import error_body, error_headers
+from vim_embed.http.methods import allow
 from vim_embed.http.paths import ANONYMOUS
 from vim_embed.observability.redaction import without_secrets
 
@@ -33,6 +34,8 @@ def error_response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"], state["error_message"] = error.code, error.message
     headers = error_headers(error)
+    if error.status == MethodNotAllowed.status:
+        headers["Allow"] = allow(scope)
     if error.status >= 500:
         error = _for_outsiders(error, anonymous=ANONYMOUS in state)
     body = error_body(error, scope["path"], state["request_id"])
@@ -43,7 +46,7 @@ def _for_outsiders(error: ServiceError, *, anonymous: bool) -> ServiceError:
     """A failure without tokens; without reasons where whoever asks showed no key."""
     if anonymous:
         return type(error)(f"{error.code.replace('_', ' ')}: send an API key to read why")
-    text = without_secrets(error.message, lambda word: False, length=len(error.message))
+    text = without_secrets(error.message, length=len(error.message))
     return type(error)(text, detail=error.detail)
 
 
@@ -64,7 +67,12 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
     kind = _BY_STATUS.get(error.status_code, InternalError)
     method, path = request.method, request.url.path
     message = {
-        NotFound: f"no route {path}: see /docs",
+        NotFound: f"no route {path}: {_instead(path)}",
         MethodNotAllowed: f"{path} does not take {method}: see /docs",
     }.get(kind, str(error.detail))
     return error_response(kind(message), request.scope)
+
+
+def _instead(path: str) -> str:
+    """No route ends with a slash; a redirect would lead to the host that the caller named."""
+    return f"did you mean {path.rstrip('/')}?" if path.endswith("/") else "see /docs"

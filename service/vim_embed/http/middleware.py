@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import re
-import secrets
 import time
 
 import structlog
@@ -12,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vim_embed.errors import (
+    Draining,
     InternalError,
     Unauthorized,
 )
@@ -19,6 +19,7 @@ from vim_embed.http.auth import Keys, bearer
 from vim_embed.http.body.reading import RELEASES
 from vim_embed.http.error_answers import error_response
 from vim_embed.http.paths import ANONYMOUS, EMBEDDING_ROUTES, HEALTH, OPEN, QUIET, V2_HEALTH
+from vim_embed.http.request_id import request_id_of
 from vim_embed.observability.redaction import without_secrets
 from vim_embed.observability.tracing import NoTraces, RequestSpan
 from vim_embed.serving.service import Service
@@ -26,7 +27,13 @@ from vim_embed.serving.service import Service
 _LOG = logging.getLogger(__name__)
 
 
-_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Paths that hold no key, whatever the keys are.
+_PLAIN_PATHS = frozenset((*QUIET, *EMBEDDING_ROUTES, "/models", "/v2"))
+
+
+def _shown(path: str, keys: Keys) -> str:
+    """A path for the log, the status page and traces."""
+    return path if path in _PLAIN_PATHS else without_secrets(path, keys)
 
 
 class RequireKey:
@@ -76,7 +83,7 @@ class RequestContext:
                 release()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope, self.keys)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -93,31 +100,39 @@ class RequestContext:
             await send(message)
 
         traces = NoTraces() if scope["path"] in QUIET else self.service.traces
-        with traces.request(scope, request_id) as span:
+        path = _shown(scope["path"], self.keys)
+        with traces.request(scope, request_id, path) as span:
             try:
                 await self.app(scope, receive, send_with_id)
+            except asyncio.CancelledError:  # the end of the service: see `Server.drain`
+                if status or not self.service.draining:
+                    raise
+                error = Draining("the service is stopping: retry against another, or later")
+                await error_response(error, scope)(scope, receive, send_with_id)
             except Exception:
                 _LOG.exception("unexpected fault")
                 if status == 0:
-                    error = InternalError(
+                    fault = InternalError(
                         "the service failed on this request: retry, then report it"
                     )
-                    await error_response(error, scope)(scope, receive, send_with_id)
-            self._record(scope, span, status, time.monotonic() - begin)
+                    await error_response(fault, scope)(scope, receive, send_with_id)
+            self._record(scope, path, span, status, time.monotonic() - begin)
 
-    def _record(self, scope: Scope, span: RequestSpan, status: int, seconds: float) -> None:
+    def _record(
+        self, scope: Scope, path: str, span: RequestSpan, status: int, seconds: float
+    ) -> None:
         route = getattr(scope.get("route"), "path", "other")
         code = scope["state"].get("error_code", "")
         self.service.metrics.answered(route, status, code, seconds)
         span.answered(route, status, code)
         if code and scope["path"] not in (*HEALTH, *V2_HEALTH):
-            self._remember(scope, status, code)
+            self._remember(scope, path, status, code)
         elif route in EMBEDDING_ROUTES and status == 200:
             self.service.metrics.activity.answered(seconds)
         level = logging.DEBUG if scope["path"] in QUIET else logging.INFO
         fields: dict[str, object] = {
             "method": scope["method"],
-            "path": self._path(scope, route),
+            "path": path,
             "status": status,
             "ms": round(1000 * seconds, 1),
         }
@@ -127,24 +142,12 @@ class RequestContext:
             fields["client"] = scope["client"][0]
         _LOG.log(level, "request", extra=fields)
 
-    def _path(self, scope: Scope, route: str) -> str:
-        """The path for the log. One that is a route's own, letter by letter, holds no key."""
-        path: str = scope["path"]
-        return path if path == route else without_secrets(path, self.keys.allow)
-
-    def _remember(self, scope: Scope, status: int, code: str) -> None:
+    def _remember(self, scope: Scope, path: str, status: int, code: str) -> None:
         state = scope["state"]
         self.service.metrics.activity.failed(
             code,
             status,
-            without_secrets(state["error_message"], self.keys.allow),
-            without_secrets(f"{scope['method']} {scope['path']}", self.keys.allow),
+            without_secrets(state["error_message"], self.keys),
+            f"{scope['method']} {path}",
             state["request_id"],
         )
-
-
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value.decode("latin-1")):
-            return str(value.decode("latin-1"))
-    return secrets.token_hex(16)

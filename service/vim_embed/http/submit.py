@@ -20,6 +20,7 @@ from vim_embed.errors import (
 )
 from vim_embed.http.auth import bearer
 from vim_embed.http.formats.parsing import reading_memory
+from vim_embed.http.forwarded import share_of
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import (
@@ -38,11 +39,14 @@ GONE = 499  # nobody reads this answer; the status is for the log
 
 
 def client_of(request: Request) -> str:
-    """Whose share of the queue a request takes: its key's (as a digest), else its address's."""
-    key = bearer(request.headers.get("authorization", ""))
-    if key:
+    """Whose share of the queue a request takes: its key's (as a digest), else its address's.
+
+    Where no keys are set, a key is nobody's: callers could invent one for each request.
+    """
+    if request.app.state.keys:
+        key = bearer(request.headers.get("authorization", ""))
         return hashlib.sha256(key.encode()).hexdigest()
-    return request.client.host if request.client is not None else ""
+    return share_of(request.client.host) if request.client is not None else ""
 
 
 async def compute(

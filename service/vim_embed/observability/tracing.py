@@ -28,8 +28,10 @@ class RequestSpan(Protocol):
 class Traces(Protocol):
     """Where spans go."""
 
-    def request(self, scope: Scope, request_id: str) -> AbstractContextManager[RequestSpan]:
-        """The span around a request, below the caller's `traceparent`."""
+    def request(
+        self, scope: Scope, request_id: str, path: str
+    ) -> AbstractContextManager[RequestSpan]:
+        """The span around a request, below the caller's `traceparent`. path: without secrets."""
         ...
 
     def embedded(
@@ -50,7 +52,7 @@ class NoTraces:
     """Forgets everything."""
 
     @contextmanager
-    def request(self, scope: Scope, request_id: str) -> Iterator[RequestSpan]:
+    def request(self, scope: Scope, request_id: str, path: str) -> Iterator[RequestSpan]:
         yield _Unseen()
 
     def embedded(

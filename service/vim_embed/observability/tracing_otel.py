@@ -51,7 +51,7 @@ class OtelTraces:
         self._tracer = self._provider.get_tracer("vim_embed", __version__)
 
     @contextmanager
-    def request(self, scope: Scope, request_id: str) -> Iterator[OtelSpan]:
+    def request(self, scope: Scope, request_id: str, path: str) -> Iterator[OtelSpan]:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         with self._tracer.start_as_current_span(
             scope["method"],
@@ -59,7 +59,7 @@ class OtelTraces:
             kind=SpanKind.SERVER,
             attributes={
                 "http.request.method": scope["method"],
-                "url.path": scope["path"],
+                "url.path": path,
                 "url.scheme": scope["scheme"],
                 "vim_embed.request_id": request_id,
             },

@@ -172,6 +172,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._state, self._loose_bytes = State.BODY, 0
+        self._take_over_target()
         super().on_headers_complete()
         self._offer_receive_into()
         self._keep_alive = self.cycle.keep_alive
@@ -179,6 +180,20 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) > _AHEAD:
             self.guard.refused("requests_ahead")
             self._wire.abort()
+
+    def _take_over_target(self) -> None:
+        """A target that is more or less than a path. `OPTIONS *` asks for the server as a whole; a
+        host in the target counts instead of the header (RFC 9112, 3.2.2 and 3.2.4).
+        """
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
+            self.url = b"/"
+        if not self.url.startswith(b"/"):
+            parsed = httptools.parse_url(self.url)  # raises what ends in 400
+            if not parsed.host:
+                raise ValueError("a target without a path")
+            port = b":%d" % parsed.port if parsed.port else b""
+            self.headers[:] = [each for each in self.headers if each[0] != b"host"]
+            self.headers.append((b"host", parsed.host + port))
 
     def on_body(self, body: bytes) -> None:
         self._loose_bytes = 0

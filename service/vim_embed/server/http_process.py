@@ -1,52 +1,66 @@
 """An HTTP process of several: reads bodies into shared memory and relays requests.
 
 Everything else (keys, checks, errors, metrics, answers) is the model process's own application,
-reached over a Unix socket, so that both modes behave alike. Knows nothing of models or formats.
-Started by `http_pool.py` with its settings on standard input, which stays open as long as
-the model process lives.
+reached over a Unix socket, so that both modes behave alike. Knows nothing of models or formats, and
+imports no application: numpy, torch and the decoders are the model process's alone.
+Started by `http_pool.py` with its settings on standard input, which stays open as long as the model
+process lives.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import httpx
-import uvicorn
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from vim_embed.errors import Draining, ServiceError
+from vim_embed.errors import DeadlineExceeded, Draining, MalformedRequest, ServiceError
 from vim_embed.http.auth import accepted_keys, bearer
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.buffer import BodyBuffer
 from vim_embed.http.body.reading import Limits, receive_body
+from vim_embed.http.error_shape import error_body, error_headers
+from vim_embed.http.request_id import request_id_of
+from vim_embed.http.web_pages import WebPages
 from vim_embed.observability.logs import configure_logging
-from vim_embed.server.body_header import HEADER, error_header, place_header
+from vim_embed.server.body_header import HEADER, Handoff, failure
 from vim_embed.server.sockets import reload_certificate, uvicorn_config
-from vim_embed.serving.malloc_trim import Trimming
+from vim_embed.server.uvicorn_server import UvicornServer
+from vim_embed.serving.process_tuning import Trimming, share_one_arena
 from vim_embed.settings import Settings
 
+# Headers of one connection, and those whose meaning the relayed body no longer has.
 _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect",
-    b"transfer-encoding", b"content-length", b"content-encoding", b"x-forwarded-for",
-    HEADER.encode(),
+    b"transfer-encoding", b"content-length", b"content-encoding", HEADER.encode(),
 }  # fmt: skip
-_SMALL_BODY = 1024 * 1024  # bytes of bodies that are no pixels,
-_SMALL_ROOM = 64 * 1024 * 1024  # and of what it may take to grow and decompress one
+# Bytes of a body that is no pixels, and of what it may take to grow and decompress one.
+_SMALL_BODY = 1024 * 1024
+_SMALL_ROOM = 64 * 1024 * 1024
+# Seconds between two signs of life for the model process.
+_BEAT = 2.0
+# Seconds that the model process may take beyond the request timeout, before it counts as stopped.
+_MODEL_PROCESS = 10.0
+# Seconds that requests get once the model process ends; they cannot be answered any more.
+_LAST_REQUESTS = 1.0
+# Seconds after which a client may ask again, when the model process is gone.
+_RETRY_AFTER = 2
 
 
 @dataclass(frozen=True)
-class Front:
+class Assignment:
     """What one process was given: its number, arena and listening sockets' descriptors."""
 
     number: int
@@ -57,79 +71,93 @@ class Front:
     settings: dict[str, object]
 
 
-class FrontApp:
+class Relay:
     """The ASGI application of an HTTP process."""
 
     def __init__(self, settings: Settings, arena: Arena, number: int, upstream: str) -> None:
         self._limits = Limits.of(settings)
         self._keys = accepted_keys(settings)
+        self._pages = WebPages(settings, self._keys)
         self._arena = arena
         self._number = number
+        self._answer_seconds = settings.request_timeout + _MODEL_PROCESS
         limits = httpx.Limits(max_connections=None, keepalive_expiry=600)
-        transport = httpx.AsyncHTTPTransport(uds=upstream, limits=limits)
+        # No TLS on the way: an empty context saves the 8 MB of everybody's certificates.
+        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        transport = httpx.AsyncHTTPTransport(uds=upstream, limits=limits, verify=no_tls)
         self._upstream = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        room = BodyBuffer(self._arena)
+        buffer = BodyBuffer(self._arena)
         try:
-            handed, body = await self._body(Request(scope, receive), room)
-            answer = await self._relayed(scope, receive, handed, body)
+            answer = await self._answer(scope, receive, buffer)
             if answer is not None:
                 await answer(scope, receive, send)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:  # this process ends: see `UvicornServer.end_requests`
+            await self._stopping(scope)(scope, receive, send)
         finally:
-            room.release()
+            buffer.release()
 
     def reload_keys(self) -> None:
         self._keys.reload()
 
-    async def _body(self, request: Request, room: BodyBuffer) -> tuple[str | None, bytes]:
-        """The internal header of a body of pixels, or another body itself."""
-        begun = time.monotonic()
-        if not self._allowed(request):
-            return None, b""  # the model process refuses it, as every request without a key
-        try:
-            if not _has_pixels(request):
-                small = replace(self._limits, body_bytes=_SMALL_BODY)
-                own = BodyBuffer(Arena.private(_SMALL_ROOM))  # for these there is always room
-                return None, bytes(await receive_body(request, small, own))
-            await receive_body(request, self._limits, room)
-        except ServiceError as error:
-            return error_header(begun, error), b""
-        return place_header(begun, self._number, *room.place), b""
+    async def _answer(self, scope: Scope, receive: Receive, buffer: BodyBuffer) -> Response | None:
+        """The model process's answer; None if the client left before it came."""
+        handoff = Handoff(time.monotonic(), scope.get("client"), scope.get("server"))
+        request, body, seconds = Request(scope, receive), b"", None
+        refusal = self._pages.refusal(scope)
+        if isinstance(refusal, MalformedRequest):  # without one Host, it could not be relayed
+            return self._own(scope, refusal)
+        handoff = replace(handoff, admitted=refusal is None)
+        if refusal is None and self._has_key(request):  # else the model process refuses it, unread
+            try:
+                if _has_pixels(request):
+                    await receive_body(request, self._limits, buffer)
+                    handoff = replace(handoff, body=(self._number, *buffer.place))
+                    seconds = self._answer_seconds
+                elif _has_body(request):
+                    small = replace(self._limits, body_bytes=_SMALL_BODY)
+                    own = BodyBuffer(Arena.private(_SMALL_ROOM))  # there is always room for these
+                    body = bytes(await receive_body(request, small, own))
+            except ServiceError as error:
+                handoff = replace(handoff, failed=failure(error))
+        return await self._relayed(scope, receive, handoff, body, seconds)
 
-    def _allowed(self, request: Request) -> bool:
+    def _has_key(self, request: Request) -> bool:
         key = bearer(request.headers.get("authorization", ""))
         return not self._keys or self._keys.allow(key)
 
     async def _relayed(
-        self, scope: Scope, receive: Receive, handed: str | None, body: bytes
+        self, scope: Scope, receive: Receive, handoff: Handoff, body: bytes, seconds: float | None
     ) -> Response | None:
-        """The model process's answer; None if the client left before it came."""
-        asked = asyncio.ensure_future(self._ask(scope, handed, body))
+        asked = asyncio.ensure_future(self._ask(scope, handoff, body))
         left = asyncio.ensure_future(_disconnected(receive))
-        await asyncio.wait({asked, left}, return_when=asyncio.FIRST_COMPLETED)
-        left.cancel()
-        if not asked.done():
-            asked.cancel()
-            with suppress(asyncio.CancelledError):
-                await asked
-            return None
         try:
-            return asked.result()
-        except httpx.TransportError:
-            error = Draining("the service is stopping: retry against another, or later")
-            return JSONResponse(error.body(uuid.uuid4().hex), status_code=error.status)
+            await asyncio.wait({asked, left}, timeout=seconds, return_when="FIRST_COMPLETED")
+        finally:
+            for each in (asked, left):
+                if not each.done():
+                    each.cancel()
+        if asked.done():
+            try:
+                return asked.result()
+            except httpx.TransportError:
+                return self._stopping(scope)
+            except httpx.InvalidURL:
+                return self._own(scope, MalformedRequest("the request's address is none"))
+        with suppress(asyncio.CancelledError):
+            await asked
+        if left.done() and not left.cancelled():
+            return None
+        return self._own(scope, DeadlineExceeded("the model process does not answer"))
 
-    async def _ask(self, scope: Scope, handed: str | None, body: bytes) -> Response:
+    async def _ask(self, scope: Scope, handoff: Handoff, body: bytes) -> Response:
         headers = [(k, v) for k, v in scope["headers"] if k not in _HOP_BY_HOP]
-        if scope.get("client"):
-            headers.append((b"x-forwarded-for", scope["client"][0].encode()))
-        if handed is not None:
-            headers.append((HEADER.encode(), handed.encode()))
+        headers.append((HEADER.encode(), handoff.encode().encode()))
         query = scope["query_string"]
         path = scope["raw_path"] + (b"?" + query if query else b"")
         url = httpx.URL(scheme="http", host="model", raw_path=path)
@@ -140,11 +168,24 @@ class FrontApp:
         finally:
             await response.aclose()
         answer = Response(content, status_code=response.status_code)
-        kept = [
+        answer.raw_headers = [
             (k.lower(), v) for k, v in response.headers.raw if k.lower() != b"transfer-encoding"
         ]
-        answer.raw_headers = kept
         return answer
+
+    def _stopping(self, scope: Scope) -> Response:
+        text = "the service is stopping: retry against another, or later"
+        return self._own(scope, Draining(text, retry_after=_RETRY_AFTER))
+
+    def _own(self, scope: Scope, error: ServiceError) -> Response:
+        """An error that the model process cannot give, in the shape that it would have there."""
+        request_id = request_id_of(scope, self._keys)
+        return Response(
+            json.dumps(error_body(error, scope["path"], request_id)),
+            status_code=error.status,
+            headers={**error_headers(error), "X-Request-ID": request_id, "Connection": "close"},
+            media_type="application/json",
+        )
 
 
 def _has_pixels(request: Request) -> bool:
@@ -152,41 +193,75 @@ def _has_pixels(request: Request) -> bool:
     return bool(path == "/embed" or path.endswith("/infer"))
 
 
+def _has_body(request: Request) -> bool:
+    return "content-length" in request.headers or "transfer-encoding" in request.headers
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _tell_parent(reason: str) -> None:
-    """Of a refused connection, for the metrics of the model process."""
-    with suppress(OSError):  # it is gone, and this process will be soon
-        print(reason, flush=True)
+def _tell_parent(line: str) -> None:
+    """A refused connection's reason, for the metrics of the model process; or a sign of life.
+
+    Never waits: what the model process does not read, because it is stopped or gone, is dropped.
+    """
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
+
+
+async def _serve(server: UvicornServer, listening: list[socket.socket]) -> None:
+    """Serve until standard input ends, and show meanwhile that the event loop turns."""
+    loop = asyncio.get_running_loop()
+    parent_gone = asyncio.Event()
+
+    def watch_parent() -> None:
+        sys.stdin.read()
+        loop.call_soon_threadsafe(parent_gone.set)
+
+    async def beat() -> None:
+        while True:
+            _tell_parent("")
+            await asyncio.sleep(_BEAT)
+
+    async def end() -> None:
+        await parent_gone.wait()
+        await server.end_requests(_LAST_REQUESTS)
+        server.should_exit = True
+
+    threading.Thread(target=watch_parent, daemon=True).start()
+    tasks = [asyncio.create_task(beat()), asyncio.create_task(end())]
+    await server.serve(sockets=listening)
+    for task in tasks:
+        task.cancel()
 
 
 def main() -> None:
     """Serve until standard input ends."""
-    front = Front(**json.loads(sys.stdin.readline()))
-    settings = Settings(**front.settings)  # type: ignore[arg-type]
+    given = Assignment(**json.loads(sys.stdin.readline()))
+    settings = Settings(**given.settings)  # type: ignore[arg-type]
     configure_logging(settings.log_level, settings.log_format)
-    arena = Arena(front.arena_fd, front.arena_size)
+    os.set_blocking(sys.stdout.fileno(), False)
+    share_one_arena()
+    # httpcore imports trio wherever it is installed, 4 MB that nobody here uses.
+    sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
+    arena = Arena(given.arena_fd, given.arena_size)
     Trimming(lambda: 0.0, arena.trim).start()  # nothing large is elsewhere here
-    app = FrontApp(settings, arena, front.number, front.upstream)
-    config = uvicorn_config(app, settings, lifespan="off", on_refused=_tell_parent)
-    server = uvicorn.Server(config)
-
-    def stop_with_parent() -> None:
-        sys.stdin.read()
-        server.should_exit = True
+    relay = Relay(settings, arena, given.number, given.upstream)
+    config = uvicorn_config(relay, settings, lifespan="off", on_refused=_tell_parent)
+    server = UvicornServer(config, lambda: None)
 
     def reload(*_: object) -> None:
-        app.reload_keys()
+        relay.reload_keys()
         reload_certificate(server.config, settings)
 
     config.load()  # now, so that there is a certificate to replace
     signal.signal(signal.SIGHUP, reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since it was started
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-    server.run(sockets=[socket.socket(fileno=fd) for fd in front.listening])
+    listening = [socket.socket(fileno=fd) for fd in given.listening]
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(server, listening))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Runs the application under uvicorn and drains it on SIGTERM or SIGINT.
+"""Runs the service: its processes and sockets, from the settings to the exit code.
 
-The first signal makes the service refuse new work (503) while what is in flight finishes; then the
-process ends with code 0. A second signal ends it at once.
+The first SIGTERM or SIGINT makes the service refuse new work (503) while what is in flight
+finishes; then the process ends with code 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -11,119 +11,151 @@ import logging
 import os
 import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from vim_embed.http.app import create_app
-from vim_embed.http.auth import Keys, accepted_keys, require_keys
-from vim_embed.server.body_header import HandedOver
+from vim_embed.http.auth import accepted_keys, require_keys
+from vim_embed.server.body_header import BodyHandoff
 from vim_embed.server.connection_limits import ConnectionLimits, allow_open_files
-from vim_embed.server.http_pool import FrontProcesses
-from vim_embed.server.sockets import reload_certificate, tcp_sockets, unix_socket, uvicorn_config
+from vim_embed.server.http_pool import HttpPool
+from vim_embed.server.sockets import UnixSocket, reload_certificate, tcp_sockets, uvicorn_config
+from vim_embed.server.uvicorn_server import UvicornServer
+from vim_embed.serving.process_tuning import tune_memory
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 FAILED = 1
-_FRONTS_PATIENCE = 10.0  # seconds that HTTP processes get for their last answers
+# Seconds that HTTP processes get for their last answers.
+_HTTP_PROCESSES_END = 10.0
+# Seconds that threads get to end, once nobody waits for what they do.
+_THREADS_END = 1.0
+# Seconds that the model process keeps an idle connection of an HTTP process.
+_INTERNAL_KEEP_ALIVE = 3600
 
 
-class DrainingServer(uvicorn.Server):
-    """uvicorn that keeps listening while the service drains."""
+class Server:
+    """One service: the application, its sockets, and HTTP processes where the settings want some.
 
-    def __init__(self, config: uvicorn.Config, begin_drain: threading.Event) -> None:
-        super().__init__(config)
-        self._begin_drain = begin_drain
+    Starting binds everything, `run` serves until a signal, `drain` ends it.
+    """
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._begin_drain.is_set():
-            super().handle_exit(sig, frame)
-        self._begin_drain.set()
+    def __init__(self, settings: Settings) -> None:
+        """Raises ValueError if the settings contradict each other, open the service to everybody,
+        or name an address that is taken.
+        """
+        require_keys(accepted_keys(settings), *reachable_as(settings))
+        allow_open_files(ConnectionLimits.of(settings))
+        tune_memory(settings.device)
+        self._settings = settings
+        self._failed = False
+        self._stopping = asyncio.Event()
+        self._app = create_app(settings, on_loaded=self._on_loaded, on_lost=self._on_lost)
+        self._service = self._app.state.service
+        on_refused = self._service.metrics.connection_refused
+        self._config = uvicorn_config(self._app, settings, on_refused=on_refused)
+        tcp = tcp_sockets(settings, settings.http_processes)
+        self._unix = UnixSocket(Path(settings.unix_socket)) if settings.unix_socket else None
+        unix = [] if self._unix is None else [self._unix.socket]
+        self._sockets = [*tcp, *unix]
+        self._pool: HttpPool | None = None
+        if settings.http_processes > 1:
+            self._pool = HttpPool(settings, [[each, *unix] for each in tcp], on_refused)
+            self._config = internal_config(BodyHandoff(self._app, self._pool.arenas))
+            self._sockets = [UnixSocket(Path(self._pool.upstream)).socket]
+        self._uvicorn = UvicornServer(self._config, self._stop)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self) -> int:
+        """Serve until a signal; the process's exit code: 1 if no model could be loaded."""
+        runner = asyncio.Runner(loop_factory=self._config.get_loop_factory())  # uvloop, if there
+        threads = ThreadPoolExecutor(thread_name_prefix="vim-embed-pool")
+        try:
+            runner.get_loop().set_default_executor(threads)
+            runner.run(self._serve())
+        except SystemExit:  # uvicorn could not start, and has logged why
+            self._failed = True
+        code = FAILED if self._failed else 0
+        if self._unix is not None:
+            self._unix.remove()
+        threads.shutdown(wait=False, cancel_futures=True)
+        if _still_working():
+            # Native code cannot be interrupted, and aborts if Python ends under it.
+            logging.shutdown()
+            os._exit(code)
+        runner.close()
+        return code
+
+    async def _serve(self) -> None:
+        await self.start()
+        draining = asyncio.create_task(self._drain_when_told())
+        await self._uvicorn.serve(sockets=self._sockets)
+        draining.cancel()
+
+    async def start(self) -> None:
+        """Start what runs beside uvicorn, within its loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if self._pool is not None:
+            self._pool.start()
+
+    async def drain(self) -> None:
+        """Refuse new work, finish what is in flight within the drain timeout, then end.
+
+        What is still at work after it (an image that is decoded, a body that comes slowly) is
+        answered with 503.
+        """
+        end = time.monotonic() + self._settings.drain_timeout
+        _LOG.info("draining", extra={"waiting_rows": self._service.queue.waiting_rows})
+        await asyncio.to_thread(self._service.stop)
+        await self._uvicorn.end_requests(end - time.monotonic())
+        if self._pool is not None:
+            await asyncio.to_thread(self._pool.stop, _HTTP_PROCESSES_END)
+        self._uvicorn.should_exit = True
+
+    async def _drain_when_told(self) -> None:
+        await self._stopping.wait()
+        await self.drain()
+
+    def _stop(self) -> None:
+        """Begin to drain; called from any thread, and from the handler of a signal."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+
+    def _on_loaded(self, any_ready: bool) -> None:
+        if not any_ready:
+            self._fail("no model could be loaded: stopping")
+
+    def _on_lost(self) -> None:
+        self._fail("no worker is left: stopping")
+
+    def _fail(self, reason: str) -> None:
+        _LOG.error(reason)
+        self._failed = True
+        self._stop()
+
+    def _reload(self) -> None:
+        """Read the API keys and the certificate again, at SIGHUP."""
+        self._app.state.keys.reload()
+        if self._pool is not None:
+            self._pool.reload()
+        else:
+            reload_certificate(self._config, self._settings)
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; the process's exit code: 1 if it could not start or load a model.
-
-    Raises ValueError if the settings contradict each other or open the service to everybody.
-    """
-    require_keys(accepted_keys(settings), settings.published_host or settings.host)
-    allow_open_files(ConnectionLimits.of(settings))
-    stopping, failed = threading.Event(), threading.Event()
-
-    def on_loaded(any_ready: bool) -> None:
-        if not any_ready:
-            _LOG.error("no model could be loaded: stopping")
-            failed.set()
-            stopping.set()
-
-    def on_lost() -> None:
-        _LOG.error("no worker is left: stopping")
-        failed.set()
-        stopping.set()
-
-    app = create_app(settings, on_loaded=on_loaded, on_lost=on_lost)
-    service = app.state.service
-    on_refused, fronts = service.metrics.connection_refused, None
-    config = uvicorn_config(app, settings, on_refused=on_refused)
-    sockets = tcp_sockets(settings, settings.http_processes)
-    unix = [unix_socket(Path(settings.unix_socket))] if settings.unix_socket else []
-    if settings.http_processes > 1:
-        fronts = FrontProcesses(settings, [[each, *unix] for each in sockets], on_refused)
-        config = internal_config(HandedOver(app, fronts.arenas))
-    internal = [] if fronts is None else [unix_socket(Path(fronts.upstream))]
-    server = DrainingServer(config, stopping)
-
-    async def drain() -> None:
-        while not stopping.is_set():
-            await asyncio.sleep(0.05)
-        _LOG.info("draining", extra={"waiting_rows": service.queue.waiting_rows})
-        await asyncio.to_thread(service.stop)
-        if fronts is not None:
-            await asyncio.to_thread(fronts.stop, _FRONTS_PATIENCE)
-        server.should_exit = True
-
-    async def run() -> None:
-        on_hangup(config, settings, app.state.keys, fronts)
-        draining = asyncio.create_task(drain())
-        if fronts is not None:
-            fronts.start()
-        await server.serve(sockets=internal or [*sockets, *unix])
-        draining.cancel()
-
-    try:
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, if there
-            runner.run(run())
-    except SystemExit:  # uvicorn could not start, and has logged why
-        failed.set()
-    code = FAILED if failed.is_set() else 0
-    if settings.unix_socket:
-        Path(settings.unix_socket).unlink(missing_ok=True)
-    if _still_working():
-        logging.shutdown()  # native code cannot be interrupted, and aborts if Python ends under it
-        os._exit(code)
-    return code
+    """Serve until a signal; the process's exit code. Raises ValueError as `Server` does."""
+    return Server(settings).run()
 
 
-def _still_working() -> bool:
-    """Whether a thread of the service outlived its stop, such as a worker whose forward hangs."""
-    return any(thread.name.startswith("vim-embed-") for thread in threading.enumerate())
-
-
-def on_hangup(
-    config: uvicorn.Config, settings: Settings, keys: Keys, fronts: FrontProcesses | None
-) -> None:
-    """From now on SIGHUP reads the API keys and the certificate again."""
-
-    def reload() -> None:
-        keys.reload()
-        if fronts is not None:
-            fronts.hang_up()
-        else:
-            reload_certificate(config, settings)
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+def reachable_as(settings: Settings) -> list[str]:
+    """Every address and name under which the settings say that the service is reached."""
+    published = [each.strip() for each in settings.published_host.split(",")]
+    return [each for each in published if each] or [settings.host]
 
 
 def internal_config(app: ASGIApp) -> uvicorn.Config:
@@ -134,7 +166,21 @@ def internal_config(app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         date_header=False,
-        proxy_headers=True,
-        forwarded_allow_ips="*",
-        timeout_keep_alive=3600,
+        proxy_headers=False,
+        timeout_keep_alive=_INTERNAL_KEEP_ALIVE,
+        timeout_graceful_shutdown=2,
     )
+
+
+def _still_working() -> bool:
+    """Whether a thread outlives its service, such as a worker whose forward hangs."""
+    end = time.monotonic() + _THREADS_END
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread()
+        and (not thread.daemon or thread.name.startswith("vim-embed-"))
+    ]
+    for thread in others:
+        thread.join(max(0.0, end - time.monotonic()))
+    return any(thread.is_alive() for thread in others)

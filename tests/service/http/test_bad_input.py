@@ -338,7 +338,7 @@ def test_body_that_stops_arriving(url: str) -> None:
 
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+        head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
         connection.sendall(f"{head}Content-Length: 1000\r\n\r\nabc".encode())
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408")

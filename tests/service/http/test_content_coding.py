@@ -253,7 +253,7 @@ def test_a_client_that_asks_before_it_sends(served: Served, right: dict[bytes, b
     host, port = served.url.removeprefix("http://").split(":")
     body = zstd.compress(LARGE)
     head = (
-        "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+        "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
         f"Content-Encoding: zstd\r\nContent-Length: {len(body)}\r\n"
         "Connection: close\r\nExpect: 100-continue\r\n\r\n"
     )

@@ -88,7 +88,7 @@ def test_time_runs_from_the_first_byte(micro_url: str) -> None:
     body = npy(np.zeros((1, 3, 64, 64), np.uint8))
     for path in ("/embed", "/v2/models/micro/infer"):
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
             f"Timeout: 0.3\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         if path != "/embed":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,15 +25,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
+from starlette.responses import Response
 
 from support.fixtures_vim import DATA
 from support.server_process import Started, server_process
 from support.serving import NPY, from_npy, npy
 from vim_embed.http.body.arena import Arena
-from vim_embed.http.body.buffer import BodyBuffer
-from vim_embed.server.http_pool import FrontProcesses
-from vim_embed.server.http_process import FrontApp
-from vim_embed.server.sockets import tcp_sockets, unix_socket
+from vim_embed.server.http_pool import HttpPool
+from vim_embed.server.http_process import Relay
+from vim_embed.server.sockets import UnixSocket, tcp_sockets
 from vim_embed.settings import Settings
 
 MICRO = ("--model", f"micro={DATA / 'vim_micro.pth'}")
@@ -115,7 +119,7 @@ def test_the_processes_end_with_a_model_process_that_was_killed(several: Started
 def test_a_client_that_leaves_is_noticed_behind_the_processes(several: Started) -> None:
     host, port = several.url.removeprefix("http://").split(":")
     body = npy(PIXELS)
-    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
     for _ in range(6):
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -147,14 +151,19 @@ def test_a_unix_socket_beside_the_port(tmp_path: Path, processes: str) -> None:
 def test_a_unix_socket_s_path_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(ValueError, match="no socket"):
-        unix_socket(tmp_path / "file")
+        UnixSocket(tmp_path / "file")
     with pytest.raises(ValueError, match="cannot listen"):
-        unix_socket(tmp_path / "no" / "folder")
-    first = unix_socket(tmp_path / "sock")
+        UnixSocket(tmp_path / "no" / "folder")
+    first = UnixSocket(tmp_path / "sock")
     with pytest.raises(ValueError, match="another process"):
-        unix_socket(tmp_path / "sock")
-    first.close()
-    unix_socket(tmp_path / "sock").close()  # left behind by a process that was killed
+        UnixSocket(tmp_path / "sock")
+    first.socket.close()
+    second = UnixSocket(tmp_path / "sock")  # the first was left behind, as by a kill
+    first.remove()
+    assert (tmp_path / "sock").exists(), "it is the second's by now"
+    second.socket.close()
+    second.remove()
+    assert not (tmp_path / "sock").exists()
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -235,23 +244,97 @@ async def test_bodies_that_are_no_pixels_need_no_room_beside_them() -> None:
     assert arena.take(4096) == 0
     body = b'{"inputs": "' + b"x" * 300_000 + b'"}'
     pieces = [body[i : i + 50_000] for i in range(0, len(body), 50_000)]
-    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages: list[Any] = [
+        {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
+    ]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
 
-    async def receive() -> dict[str, object]:
-        return messages.pop(0)
+    seen: list[bytes] = []
 
-    scope = {"type": "http", "method": "POST", "path": "/models/micro/load", "headers": []}
-    front = FrontApp(Settings(), arena, 0, "/nowhere")
-    assert await front._body(Request(scope, receive), BodyBuffer(arena)) == (None, body)
+    async def model_process(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(await Request(scope, receive).body())
+        await Response(status_code=204)(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    relay = Relay(Settings(), arena, 0, "/nowhere")
+    relay._upstream = httpx.AsyncClient(transport=httpx.ASGITransport(model_process))
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/models/micro/load",
+        "raw_path": b"/models/micro/load", "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"transfer-encoding", b"chunked")],
+    }  # fmt: skip
+
+    async def stream() -> Any:
+        return messages.pop(0) if messages else await asyncio.Event().wait()
+
+    await relay(scope, stream, send)
+    assert seen == [body]
+    assert sent[0]["status"] == 204
+
+
+# What an HTTP process has no use for: other people's memory.
+NOT_IMPORTED = {"torch", "numpy", "PIL", "fastapi", "safetensors", "transformers"}
+
+
+def test_http_processes_import_no_application(several: Started) -> None:
+    """Each is small before its first body; what it imports is asked of a process like it."""
+    for process in fronts(several):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        kilobytes = int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0])
+        assert kilobytes < 60_000, kilobytes
+    code = "import sys, vim_embed.server.http_process; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    imported = {name.partition(".")[0] for name in modules.decode().split()}
+    assert not imported & NOT_IMPORTED
+    ours = {name for name in modules.decode().split() if name.startswith("vim_embed.http.")}
+    assert not {name for name in ours if "app" in name or "routes" in name or "formats" in name}
+
+
+@pytest.mark.parametrize("path", ["/embed", "/models", "/v2/models/micro/infer", "/v2"])
+def test_the_answer_of_a_process_whose_model_process_is_gone(tmp_path: Path, path: str) -> None:
+    answer = asyncio.run(_relayed(tmp_path / "nobody.sock", path))
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["x-request-id"] == "mine"
+    failed = answer.json()["error"]
+    if path.startswith("/v2"):
+        assert "stopping" in failed
+    else:
+        assert failed["code"] == "draining"
+        assert failed["request_id"] == "mine"
+
+
+async def _relayed(upstream: Path, path: str) -> httpx.Response:
+    relay = Relay(Settings(), Arena.private(4096), 0, str(upstream))
+    transport = httpx.ASGITransport(relay)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        return await http.post(path, content=b"x", headers={**NPY, "X-Request-ID": "mine"})
+
+
+def test_a_process_that_stands_still_is_replaced() -> None:
+    settings = Settings(models=["micro"], port=0, http_processes=2)
+    sockets = [[each] for each in tcp_sockets(settings, 2)]
+    pool = HttpPool(settings, sockets, lambda reason: None, silence=5.0)
+    pool.start()
+    try:
+        until(lambda: all(member.heard is not None for member in pool._members))
+        victim, other = pool.pids
+        os.kill(victim, signal.SIGSTOP)
+        until(lambda: len(pool.pids) == 2 and victim not in pool.pids)
+        assert other in pool.pids
+    finally:
+        pool.stop(10)
 
 
 def test_a_hangup_before_they_listen_does_not_end_them() -> None:
     settings = Settings(models=["micro"], port=0, http_processes=2)
-    fronts = FrontProcesses(settings, [[each] for each in tcp_sockets(settings, 2)], print)
-    fronts.start()
-    started = [process.pid for process in fronts._processes]
-    fronts.hang_up()
+    pool = HttpPool(settings, [[each] for each in tcp_sockets(settings, 2)], print)
+    pool.start()
+    started = pool.pids
+    pool.reload()
     time.sleep(2)  # several times what they need to end of it
-    assert [process.pid for process in fronts._processes if process.poll() is None] == started
-    fronts.stop(10)
+    assert pool.pids == started
+    pool.stop(10)

@@ -18,7 +18,7 @@ from vim_embed.settings import Settings
 PIXELS = np.random.default_rng(3).integers(0, 256, (500, 3, 32, 32), dtype=np.uint8)
 BODY = npy(PIXELS)  # 1.5 MB
 HEAD = (
-    "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
     f"Content-Length: {len(BODY)}\r\n"
 )
 
@@ -72,7 +72,7 @@ def test_whatever_the_pieces(url: str, right: bytes, pieces: list[int]) -> None:
 
 def test_requests_that_do_not_wait_for_their_answers(url: str, right: bytes) -> None:
     request = f"{HEAD}\r\n".encode() + BODY
-    small = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    small = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(url) as connection:
         connection.sendall(request + small + request + small)
         assert answer(connection) == (200, right)
