@@ -198,12 +198,19 @@ def rude_clients(port: int, pool: Pool, report: Report, stop: threading.Event) -
         time.sleep(0.2)
 
 
-def cause_faults(keeper: Keeper, pool: Pool, report: Report, end: float) -> None:
-    """One fault after the other, each with the time until a request succeeds again."""
+def cause_faults(keeper: Keeper, pool: Pool, report: Report, end: float, least: int) -> None:
+    """One fault after the other, each with the time until a request succeeds again.
+
+    least: kinds that are caused in any case, however slow the machine is.
+    """
     kinds = [*FAULTS, *PROCESS_FAULTS]
-    while time.monotonic() < end:
+
+    def enough() -> bool:
+        return time.monotonic() >= end and len(report.faults) >= least
+
+    while not enough():
         for kind in random.sample(kinds, len(kinds)):
-            if time.monotonic() >= end:
+            if enough():
                 return
             if _cause(kind, keeper):
                 report.faults[kind] += 1
@@ -256,8 +263,10 @@ def _name(answer: httpx.Response) -> str:
     return f"{answer.status_code} {answer.json()['error']['code']}"
 
 
-def run(seconds: float) -> tuple[Report, Keeper]:
-    """The report of so many seconds, and the keeper, who knows how the server ended."""
+def run(seconds: float, least_faults: int = 0) -> tuple[Report, Keeper]:
+    """The report of so many seconds and at least so many kinds of faults, and the keeper, who knows
+    how the server ended.
+    """
     pool, report, stop = Pool(), Report(), threading.Event()
     keeper = Keeper()
     try:
@@ -271,7 +280,7 @@ def run(seconds: float) -> tuple[Report, Keeper]:
         )
         for thread in threads:
             thread.start()
-        cause_faults(keeper, pool, report, time.monotonic() + seconds)
+        cause_faults(keeper, pool, report, time.monotonic() + seconds, least_faults)
         stop.set()
         for thread in threads:
             thread.join(90)

@@ -39,7 +39,7 @@ async def test_every_row_equals_the_row_computed_alone(micro_url: str) -> None:
             assert (error <= 1e-5 * np.linalg.norm(expected[rows], axis=1)).all()
             answered += len(rows)
 
-    clients = [AsyncClient(micro_url) for _ in range(CLIENTS)]
+    clients = [AsyncClient(micro_url, timeout=200, deadline=250) for _ in range(CLIENTS)]
     try:
         await asyncio.gather(*(work(client) for client in clients))
     finally:

@@ -23,18 +23,17 @@ PIXELS = np.zeros((2, 3, 8, 8), np.uint8)
 
 
 class SlowEngine(ArithmeticEngine):
-    """Takes its time, and counts the rows that it is given."""
-
-    seconds = 0.5
+    """Keeps its rows until it is let go, and counts those that it is given."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows = 0
+        self.gate = threading.Event()
 
     def run(self, staged: Staged) -> Outputs:
         outputs = super().run(staged)
         self.rows += len(outputs["embedding"])
-        time.sleep(self.seconds)
+        assert self.gate.wait(120)
         return outputs
 
 
@@ -43,12 +42,22 @@ def slow() -> Iterator[tuple[str, SlowEngine]]:
     engine = SlowEngine()
     with running(create_app(Settings(), engine)) as url:
         yield url, engine
+        engine.gate.set()
 
 
 def embed(url: str, params: dict[str, Any] | None = None, **headers: str) -> httpx.Response:
     return httpx.post(
-        f"{url}/embed", content=npy(PIXELS), headers=NPY | headers, params=params, timeout=30
+        f"{url}/embed", content=npy(PIXELS), headers=NPY | headers, params=params, timeout=120
     )
+
+
+def occupied(url: str, engine: SlowEngine) -> threading.Thread:
+    """Somebody else's rows are in the engine now, and stay there."""
+    other = threading.Thread(target=embed, args=(url,))
+    other.start()
+    while not engine.rows:
+        time.sleep(0.01)
+    return other
 
 
 @pytest.mark.parametrize(
@@ -58,13 +67,11 @@ def test_late_rows_never_reach_the_model(
     slow: tuple[str, SlowEngine], header: str, parameter: float | None
 ) -> None:
     url, engine = slow
-    other = threading.Thread(target=embed, args=(url,))
-    other.start()
-    while not engine.rows:
-        time.sleep(0.01)
+    other = occupied(url, engine)
     late = embed(url, {} if parameter is None else {"timeout": parameter}, Timeout=header)
     assert late.status_code == 504
     assert late.json()["error"]["code"] == "deadline_exceeded"
+    engine.gate.set()
     other.join()
     assert embed(url, Timeout="60").status_code == 200
     assert engine.rows == 4  # of the first and the last
@@ -106,13 +113,14 @@ def test_time_runs_from_the_first_byte(micro_url: str) -> None:
 
 async def test_clients_send_what_is_left(slow: tuple[str, SlowEngine]) -> None:
     url, engine = slow
-    engine.seconds = 1.0
+    other = occupied(url, engine)
     with Client(url, deadline=0.3) as client, pytest.raises(DeadlineExpiredError):
         client.embed(PIXELS)
-    assert engine.rows == 2  # it had begun
     async with AsyncClient(url, deadline=0.3) as aio:
         with pytest.raises(DeadlineExpiredError):
             await aio.embed(PIXELS)
+    engine.gate.set()
+    other.join()
     with Client(url) as client:
         client.embed(PIXELS)
     assert engine.rows == 4  # of the first and the last
