@@ -74,9 +74,10 @@ inline void store(Vec v, float* p, int64_t lanes) {
   full ? v.store(p) : v.store(p, static_cast<int>(lanes));
 }
 
-// 2^t for several vectors; underflows to (about) zero and passes NaN on. Written stage by stage over
-// the whole group: independent chains keep the floating-point units busy. The polynomials are
-// minimax with p(0) = 1, so that decays close to 1 keep their accuracy over many steps.
+// 2^t, t <= 0, for several vectors; underflows to (about) zero. What the callers compute from NaN is
+// NaN. Written stage by stage over the whole group: independent chains keep the floating-point units
+// busy. The polynomials are minimax with p(0) = 1, so that decays close to 1 keep their accuracy over
+// many steps.
 template <int kGroup>
 inline void exp2_group(Vec (&t)[kGroup]) {
 #if defined(CPU_CAPABILITY_AVX512)
@@ -104,20 +105,22 @@ inline void exp2_group(Vec (&t)[kGroup]) {
 #else
   constexpr float kCoefficients[] = {9.671512641905034e-3f, 5.5507337433581674e-2f,
                                      2.402224208532593e-1f, 6.931469775990905e-1f, 1.0f};
+  // t <= 0 = whole + r, |r| <= 1/2. Adding 1.5 · 2^23 rounds to whole, which then stands in the low bits
+  // and is added to the exponent of 2^r as it is. Below 2^-125 the result would not be a normal number.
+  const Vec magic(12582912.0f);
   Vec whole[kGroup], p[kGroup];
   for (int i = 0; i < kGroup; ++i) {
-    t[i] = at::vec::clamp(t[i], Vec(-126.0f), Vec(127.0f));
-    whole[i] = t[i].round();
+    t[i] = at::vec::clamp_min(t[i], Vec(-125.0f));
+    whole[i] = t[i] + magic;
   }
-  for (int i = 0; i < kGroup; ++i) t[i] = t[i] - whole[i];
+  for (int i = 0; i < kGroup; ++i) t[i] = t[i] - (whole[i] - magic);
   for (int i = 0; i < kGroup; ++i) p[i] = Vec(1.3264727165355572e-3f);
   for (const float coefficient : kCoefficients) {
     for (int i = 0; i < kGroup; ++i) p[i] = madd(p[i], t[i], Vec(coefficient));
   }
   for (int i = 0; i < kGroup; ++i) {
-    const auto exponent = at::vec::convert_to_int_of_same_size(whole[i] + Vec(127.0f));
-    const auto bits = exponent << at::vec::Vectorized<int32_t>(23);
-    t[i] = p[i] * at::vec::cast<float>(bits);
+    const auto exponent = at::vec::cast<int32_t>(whole[i]) << at::vec::Vectorized<int32_t>(23);
+    t[i] = at::vec::cast<float>(at::vec::cast<int32_t>(p[i]) + exponent);
   }
 #endif
 }
