@@ -110,6 +110,8 @@ def _read_npy_header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtyp
 def parse_safetensors(content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     """The tensors (read-only views of `content`, in file order) and metadata of a file.
 
+    bfloat16 becomes float32, which holds it exactly.
+
     Raises BadAnswerError where the header or a tensor's place in the file is not sound.
     """
     try:
@@ -128,6 +130,9 @@ def _tensor(data: memoryview, entry: Mapping[str, Any]) -> Array:
     start, stop = entry["data_offsets"]
     if not 0 <= start <= stop <= len(data):
         raise ValueError("a tensor lies outside the file")
+    if entry["dtype"] == "BF16":  # the upper half of a float32, for which numpy has no name
+        upper = np.frombuffer(data[start:stop], "<u2").astype(np.uint32)
+        return (upper << 16).view(np.float32).reshape(entry["shape"])
     return np.frombuffer(data[start:stop], _SAFETENSORS_DTYPES[entry["dtype"]]).reshape(
         entry["shape"]
     )

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load, save
+from safetensors.torch import save as save_torch
 
 from vim_embed_client import BadAnswerError
 from vim_embed_client.formats import NpyBody, parse_npy, parse_safetensors, safetensors_chunks
+from vim_embed_client.pixels import as_pixels
 
 TENSORS: dict[str, NDArray[Any]] = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -104,3 +107,18 @@ def test_damaged_files_are_read_or_refused_never_worse(place: int, junk: bytes) 
         damaged = content[:place] + junk + content[place + len(junk) :]
         with contextlib.suppress(BadAnswerError):
             parse(damaged)
+
+
+def test_bfloat16_beside_other_tensors() -> None:
+    values = torch.tensor([[1.5, -2.0, 3e38]], dtype=torch.bfloat16)
+    tensors, _ = parse_safetensors(save_torch({"half": values, "embedding": torch.ones(1, 2)}))
+    np.testing.assert_array_equal(tensors["half"], values.float().numpy())
+    np.testing.assert_array_equal(tensors["embedding"], np.ones((1, 2), np.float32))
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">f2"])
+def test_big_endian_pixels_are_what_they_are(dtype: str) -> None:
+    pixels = np.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
+    taken = as_pixels(pixels.astype(dtype))
+    assert taken.dtype.isnative
+    np.testing.assert_array_equal(taken, pixels.astype(dtype))
