@@ -188,11 +188,11 @@ def breakdown(arguments: argparse.Namespace) -> None:
 def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
     captured: list[Any] = []
     buffers = fused._buffers
-    fused._buffers = lambda n: captured.append(buffers(n)) or captured[-1]  # type: ignore
+    fused._buffers = lambda n, **more: captured.append(buffers(n, **more)) or captured[-1]  # type: ignore
     rows = fused._rows_at_once(batch, fused.token_count(size, size))
     fused(images(rows, size))
     kept, length, layers = captured[-1], fused.token_count(size, size), fused._layers
-    kernels, float32 = fused.kernels, fused.dtype == torch.float32
+    kernels, plain = fused.kernels, not (fused.shape.half or fused.shape.split)
 
     def over_layers(call: Callable[[int], object]) -> float:
         replay = graph_of(lambda: [call(i) for i in range(len(layers))]).replay
@@ -200,17 +200,17 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
 
     tokens = rows * length
     results = {
-        "in_proj": lambda i: torch.mm(kept.hidden, layers[i].w_in, out=kept.xz),
+        "in_proj": lambda i: fused._project(kept.hidden, layers[i], kept.xz, length, -1),
         "out_proj, add, norm": lambda i: fused._add(
-            kept.mixed, layers[i].w_out, kept.residual, layers[i].norm, kept.hidden
+            kept.mixed, layers[i], kept.residual, layers[i], kept.hidden
         ),
         "mix": lambda i: (
             fused._mix_plain(i, kept, length, tokens)
-            if float32
+            if plain
             else fused._mix(i, kept, length, tokens, -1)
         ),
     }
-    if not float32:
+    if not plain:
         own = kept
 
         def xproj(i: int) -> None:
@@ -221,6 +221,8 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
                 bc=own.bc,
                 steps=own.steps,
                 length=length,
+                x_scale=layers[i].x_scale,
+                dt_scale=layers[i].dt_scale,
             )
 
         def scan(channels: int, i: int) -> None:
@@ -233,10 +235,11 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
                 taps=layers[i].taps,
                 vectors=layers[i].vectors,
                 length=length,
+                mixed=own.mixed if fused.shape.split else None,
             )
 
         results["xproj"] = xproj
-        for channels in SCANS:
+        for channels in SCANS if not own.in_place else (32,):
             results[f"scan{channels}"] = partial(scan, channels)
     times = {key: over_layers(call) for key, call in results.items()}
     shown = "  ".join(f"{key} {value:.1f}" for key, value in times.items())
