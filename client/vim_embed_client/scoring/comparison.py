@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vim_embed_client.scoring.metrics import GROUPS, T_95, jackknife_spread, left_out, statistics
+from vim_embed_client.scoring.metrics import GROUPS, T_95, jackknife_spread, left_out, statistic
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
 
 _STEPS = 20_000
@@ -105,11 +105,11 @@ def compare(
 def _measured(
     name: str, z1: ArrayLike, z2: ArrayLike, metric: str, *, k: int, seed: int
 ) -> _Measured:
-    (statistic,) = statistics(z1, z2, [metric], k=k).values()
+    found = statistic(z1, z2, metric, k=k)
     n = len(np.asarray(z1))
     few = n < LEAST_SOURCES
-    without = np.array([math.nan]) if few else left_out(statistic.without, n, seed=seed)
-    return _Measured(model=name, k=statistic.k, value=statistic.paired(None), without=without)
+    without = np.array([math.nan]) if few else left_out(found.without, n, seed=seed)
+    return _Measured(model=name, k=found.k, value=found.paired(None), without=without)
 
 
 def student_p(difference: float, std_error: float, freedom: int = GROUPS - 1) -> float:

@@ -143,7 +143,7 @@ def linear_r2(x: Array, y: Array) -> Paired:
     if n < 2 * _FOLDS:
         raise ValueError(f"{_FOLDS} folds need at least {2 * _FOLDS} sources, got {n}")
     folds = [np.arange(n) % _FOLDS == fold for fold in range(_FOLDS)]
-    fits = [_Ridge(a[~test], a[test]) for test in folds]
+    fits = [_Ridge(a, test) for test in folds]
     spread = b.std(axis=0) > 1e-12 * max(1.0, float(np.abs(b).max()))
     if not spread.any():
         raise ValueError("one embedding has no variance: all its rows are alike")
@@ -151,31 +151,32 @@ def linear_r2(x: Array, y: Array) -> Paired:
 
     def paired(order: Order) -> float:
         target = b if order is None else b[order]
-        return float(
-            np.mean(
-                [fit.r2(target[~test], target[test]) for fit, test in zip(fits, folds, strict=True)]
-            )
-        )
+        return float(np.mean([fit.r2(target) for fit in fits]))
 
     return paired
 
 
 class _Ridge:
-    """Ridge regression on `train` (m, d), to be judged on `test`; solved once for all targets."""
+    """Ridge regression on the rows of x (n, d) outside of `test`, judged on those in it.
 
-    def __init__(self, train: Matrix, test: Matrix) -> None:
+    Solved once for all targets; x is not copied.
+    """
+
+    def __init__(self, x: Matrix, test: NDArray[np.bool_]) -> None:
+        self._x, self._test = x, test
+        train = x[~test]
         self._mean = train.mean(axis=0)
-        self._train, self._test = train - self._mean, test - self._mean
-        penalised = self._train.T @ self._train + _RIDGE * np.eye(train.shape[1])
-        self._inverse = np.linalg.inv(penalised)
+        train = train - self._mean
+        self._inverse = np.linalg.inv(train.T @ train + _RIDGE * np.eye(x.shape[1]))
 
-    def r2(self, train: Matrix, test: Matrix) -> float:
+    def r2(self, y: Matrix) -> float:
+        train, test = y[~self._test], y[self._test]
         mean = train.mean(axis=0)
-        weights = self._inverse @ (self._train.T @ (train - mean))
-        residual = np.square(test - mean - self._test @ weights).sum(axis=0)
+        weights = self._inverse @ ((self._x[~self._test] - self._mean).T @ (train - mean))
+        residual = test - mean - (self._x[self._test] - self._mean) @ weights
         total = np.square(test - test.mean(axis=0)).sum(axis=0)
         known = total > 0
-        return float(np.mean(1 - residual[known] / total[known]))
+        return float(np.mean(1 - np.square(residual).sum(axis=0)[known] / total[known]))
 
 
 def _cross(a: Matrix, b: Matrix, order: Order) -> Matrix:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -184,11 +184,12 @@ METRICS = (*LIST_METRICS, *LINEAR_METRICS)
 
 def statistics(
     z1: ArrayLike, z2: ArrayLike, names: Sequence[str], *, k: int = PLATONIC_K
-) -> dict[str, Statistic]:
-    """The metrics of these names for two embeddings, whose row i is the same source.
+) -> Iterator[tuple[str, Statistic]]:
+    """The metrics of these names, one after the other, for two embeddings of the same sources.
 
-    Neighbours are found once for all of them. Raises ValueError as mknn.mknn does, for a name
-    that is none of METRICS, and for an embedding without variance.
+    Neighbours are found once for all of them; what a metric prepares goes with it, so that the
+    memory is that of the largest. Raises ValueError as mknn.mknn does, for a name that is none of
+    METRICS, and for an embedding without variance.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
@@ -199,12 +200,17 @@ def statistics(
     lists: list[Lists] = []
     if any(name in LIST_METRICS for name in names):
         lists = [Lists.of(z, k) for z in (first, second)]
-    return {
-        name: ListStatistic(LIST_METRICS[name], *lists)
-        if name in LIST_METRICS
-        else LinearStatistic(LINEAR_METRICS[name], first, second)
-        for name in names
-    }
+    for name in names:
+        if name in LIST_METRICS:
+            yield name, ListStatistic(LIST_METRICS[name], *lists)
+        else:
+            yield name, LinearStatistic(LINEAR_METRICS[name], first, second)
+
+
+def statistic(z1: ArrayLike, z2: ArrayLike, name: str, *, k: int = PLATONIC_K) -> Statistic:
+    """One metric; errors as `statistics`."""
+    ((_, found),) = statistics(z1, z2, [name], k=k)
+    return found
 
 
 def measure(
@@ -217,11 +223,10 @@ def measure(
     seed: int = 0,
 ) -> list[MetricScore]:
     """Each metric with its interval, null and calibrated value; errors as `statistics`."""
-    found = statistics(z1, z2, names, k=k)
     n = len(np.asarray(z1))
     return [
-        _score(name, statistic, n, permutations=permutations, seed=seed)
-        for name, statistic in found.items()
+        _score(name, found, n, permutations=permutations, seed=seed)
+        for name, found in statistics(z1, z2, names, k=k)
     ]
 
 

@@ -25,6 +25,7 @@ from vim_embed_client.scoring.metrics import (
     group_jackknife,
     measure,
     null_threshold,
+    statistic,
     statistics,
 )
 from vim_embed_client.scoring.mknn import mknn, score
@@ -206,13 +207,13 @@ CASES = [*((related, seed) for seed in range(5)), (with_constant_columns, 5)]
 @pytest.mark.parametrize(("make", "seed"), [*CASES, (with_long_and_short_rows, 6)])
 def test_a_metric_is_its_definition(name: str, make: Any, seed: int) -> None:
     z1, z2 = make(seed)
-    (found,) = statistics(z1, z2, [name], k=K).values()
+    found = statistic(z1, z2, name, k=K)
     assert found.paired(None) == pytest.approx(SLOW[name](z1, z2), abs=1e-6)
 
 
 def test_edit_distance_is_its_definition() -> None:
     z1, z2 = related(0, 12)
-    (found,) = statistics(z1, z2, ["edit-knn"], k=K).values()
+    found = statistic(z1, z2, "edit-knn", k=K)
     assert found.paired(None) == pytest.approx(slow_edit(z1, z2), abs=1e-12)
 
 
@@ -233,8 +234,8 @@ def test_mutual_knn_is_mknn() -> None:
 def test_a_pairing_is_that_of_permuted_rows(name: str) -> None:
     z1, z2 = related(2)
     order = np.random.default_rng(0).permutation(40)
-    (found,) = statistics(z1, z2, [name], k=K).values()
-    (permuted,) = statistics(z1, z2[order], [name], k=K).values()
+    found = statistic(z1, z2, name, k=K)
+    permuted = statistic(z1, z2[order], name, k=K)
     assert found.paired(order) == pytest.approx(permuted.paired(None), abs=1e-9)
 
 
@@ -243,8 +244,8 @@ def test_leaving_sources_out_is_scoring_the_others(name: str) -> None:
     z1, z2 = related(3, 60)
     out = np.zeros(60, bool)
     out[[4, 17, 59]] = True
-    (found,) = statistics(z1, z2, [name], k=K).values()
-    (others,) = statistics(z1[~out], z2[~out], [name], k=K).values()
+    found = statistic(z1, z2, name, k=K)
+    others = statistic(z1[~out], z2[~out], name, k=K)
     assert found.without(out) == pytest.approx(others.paired(None), abs=1e-9)
 
 
@@ -331,14 +332,14 @@ def test_what_cannot_be_measured_is_refused(
     z1: Array, z2: Array, names: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        statistics(z1, z2, names, k=12)
+        list(statistics(z1, z2, names, k=12))
 
 
 @pytest.mark.parametrize("scale", [1e150, 1e-150])
 @pytest.mark.parametrize("name", ["cka", "unbiased-cka", "rsa", "procrustes", "svcca", "pwcca"])
 def test_the_scale_of_an_embedding_does_not_matter(name: str, scale: float) -> None:
     z1, z2 = related(10)
-    plain, scaled = (statistics(z, z2, [name])[name].paired(None) for z in (z1, z1 * scale))
+    plain, scaled = (statistic(z, z2, name).paired(None) for z in (z1, z1 * scale))
     assert scaled == pytest.approx(plain, abs=1e-9)
 
 
