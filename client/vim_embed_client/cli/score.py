@@ -82,6 +82,14 @@ def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     help=f"Also measure by {', '.join(METRICS)}, or by all.",
 )  # fmt: skip
 @click.option(
+    "--property", "properties", multiple=True, metavar="TABLE:COLUMN",
+    help="Also measure whether neighbours agree in this column, as of `map --colour`; may be "
+    "repeated.",
+)  # fmt: skip
+@click.option(
+    "--id-column", default="id", show_default=True, metavar="NAME", help="Of the table's ids."
+)
+@click.option(
     "--figure", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
     callback=figure_path, help="Also draw MKNN against k: .png, .pdf or .svg.",
 )  # fmt: skip
@@ -97,6 +105,8 @@ def score(
     permutations: int,
     seed: int,
     metrics: list[str],
+    properties: tuple[str, ...],
+    id_column: str,
     figure: Path | None,
     as_json: bool,
 ) -> None:
@@ -114,6 +124,8 @@ def score(
     options = {"permutations": permutations, "seed": seed}
     scores, curve = _scores(files, ks, drawn=bool(figure), **options)
     measured = _measured(files, metrics, k=_headline(scores).k, **options)
+    for argument in properties:
+        measured += _agreements(files, argument, id_column, k=_headline(scores).k, **options)
     distinct = without_repeats(files)
     repeats = Repeated(files, distinct, ks, options) if distinct is not files else None
     if figure is not None:
@@ -139,11 +151,30 @@ def _measured(
         raise InputError(f"{labels} cannot be measured: {error}") from None
 
 
+def _agreements(
+    files: Sequence[EmbeddingFile], argument: str, id_column: str, **options: Any
+) -> list[MetricScore]:
+    """Of each file, in a column of a catalogue that goes by the first file's ids."""
+    from vim_embed_client.figures.columns import read_column
+    from vim_embed_client.scoring.catalogue_property import property_agreement
+
+    column = read_column(argument, files[0], id_column=id_column)
+    try:
+        return [
+            property_agreement(
+                file.embeddings, column.values, name=f"{column.name}: {file.label}", **options
+            )
+            for file in files
+        ]
+    except ValueError as error:
+        raise InputError(f"{argument} cannot be measured: {error}") from None
+
+
 def _print_measured(scores: Sequence[MetricScore]) -> None:
     table = Table("metric", "k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
     for score in scores:
         table.add_row(
-            score.metric,
+            escape(score.metric),
             "" if score.k is None else str(score.k),
             f"{score.value:.4f}",
             _range(score.low, score.high) if score.has_interval else "none",

@@ -225,12 +225,15 @@ def measure(
     """Each metric with its interval, null and calibrated value; errors as `statistics`."""
     n = len(np.asarray(z1))
     return [
-        _score(name, found, n, permutations=permutations, seed=seed)
+        score_statistic(name, found, n, permutations=permutations, seed=seed)
         for name, found in statistics(z1, z2, names, k=k)
     ]
 
 
-def _score(name: str, statistic: Statistic, n: int, *, permutations: int, seed: int) -> MetricScore:
+def score_statistic(
+    name: str, statistic: Statistic, n: int, *, permutations: int, seed: int
+) -> MetricScore:
+    """A statistic of n sources with its interval, null and calibrated value."""
     value = statistic.paired(None)
     rng = np.random.default_rng(seed)
     permuted = np.array([statistic.paired(rng.permutation(n)) for _ in range(permutations)])

@@ -1,0 +1,104 @@
+"""Neighbours' agreement in a property: against slow formulas, its null, and the command."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
+
+from vim_embed_client.cli.main import run
+from vim_embed_client.scoring.catalogue_property import (
+    mean_difference,
+    property_agreement,
+    same_class,
+)
+
+Array = NDArray[Any]
+
+
+def sky(n: int = 80) -> tuple[Array, Array]:
+    """Embeddings whose first axis follows a redshift."""
+    rng = np.random.default_rng(0)
+    z = rng.gamma(2, size=n)
+    return np.stack([z, *rng.normal(size=(2, n)), np.ones(n)], axis=1), z
+
+
+def lists(embeddings: Array, k: int) -> Array:
+    found = NearestNeighbors(n_neighbors=k, metric="cosine").fit(embeddings)
+    indices: Array = found.kneighbors(return_distance=False)
+    return indices
+
+
+def test_the_means_of_all_pairs() -> None:
+    _, z = sky(30)
+    pairs = list(combinations(range(30), 2))
+    assert mean_difference(z) == pytest.approx(np.mean([abs(z[i] - z[j]) for i, j in pairs]))
+    classes = np.array(["a", "b", "c", "a", "a", "b"])
+    alike = [classes[i] == classes[j] for i, j in combinations(range(6), 2)]
+    assert same_class(classes) == pytest.approx(np.mean(alike))
+
+
+def test_numbers_and_classes_by_their_definitions() -> None:
+    embeddings, z = sky()
+    near = lists(embeddings, 5)
+    found = property_agreement(embeddings, z, k=5)
+    expected = 1 - np.abs(z[near] - z[:, None]).mean() / mean_difference(z)
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert found.p_value == pytest.approx(1 / 201)
+    assert found.low < found.value < found.high
+    kinds = np.where(z > 2, "far", "near")
+    share = (kinds[near] == kinds[:, None]).mean()
+    kappa = (share - same_class(kinds)) / (1 - same_class(kinds))
+    assert property_agreement(embeddings, kinds, k=5).value == pytest.approx(kappa, abs=1e-12)
+
+
+def test_an_unrelated_property_is_at_chance() -> None:
+    rng = np.random.default_rng(1)
+    found = [
+        property_agreement(rng.normal(size=(60, 4)), rng.normal(size=60), permutations=39, k=5)
+        for _ in range(60)
+    ]
+    assert np.mean([each.value for each in found]) == pytest.approx(0, abs=0.02)
+    assert np.mean([each.p_value <= 0.05 for each in found]) <= 0.13
+
+
+def test_sources_without_a_value_are_left_out() -> None:
+    embeddings, z = sky()
+    gaps = z.copy()
+    gaps[::3] = np.nan
+    kept = ~np.isnan(gaps)
+    found = property_agreement(embeddings, gaps)
+    assert found.n == kept.sum()
+    assert found.value == property_agreement(embeddings[kept], z[kept]).value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(np.ones(80), "fewer than two different values"), (np.ones(79), "80 rows and 79 values")],
+)
+def test_what_cannot_be_measured_is_refused(values: Array, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        property_agreement(sky()[0], values)
+
+
+def test_the_command_reads_a_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embeddings, z = sky()
+    ids = [f"s{row}" for row in range(80)]
+    path = tmp_path / "a.npz"
+    np.savez(path, embedding=embeddings, ids=np.array(ids))
+    Table({"id": ids[::-1], "z": z[::-1]}).write(tmp_path / "c.fits")
+    arguments = ["score", str(path), str(path), "-k", "5", "--property", f"{tmp_path}/c.fits:z"]
+    assert run([*arguments, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["metrics"]
+    assert first == property_agreement(embeddings, z, k=5, name=f"z: {path}").as_dict()
+    assert second["value"] == first["value"]
+    (tmp_path / "c.csv").write_text("id,z\ns1,2\n")
+    assert run([*arguments[:-1], f"{tmp_path}/c.csv:z"]) == 1
+    assert "fewer than two different values" in capsys.readouterr().err
