@@ -305,7 +305,10 @@ def _remarks(scores: Sequence[Score]) -> Iterator[str]:
             "hundreds for a result."
         )
     elif not scores[-1].has_interval:
-        yield f"At k = {scores[-1].k} all other sources are neighbours: MKNN is 1 for any files."
+        yield (
+            f"At k = {scores[-1].k}, all but one of {n} sources or all are neighbours, whatever the "
+            "files: there is no interval."
+        )
     if worst := max(score.tied for score in scores):
         yield (
             f"Ties: up to {worst:.1%} of the neighbour lists end amid equal distances, so that "

@@ -41,8 +41,8 @@ class Score:
     """MKNN of `n` sources at `k`, beside what chance would give.
 
     std_error: of mknn over the draw of sources, by `jackknife_error`. low, high: mknn ± 1.96 of
-    it, a 95 % interval; all three NaN for fewer than LEAST_SOURCES, and where k is n - 1, so that
-    MKNN is 1 whatever the embeddings. chance: k / (n - 1). permuted_*: mean, standard deviation
+    it, a 95 % interval; all three NaN for fewer than LEAST_SOURCES, and where k is n - 2 or
+    more, so that MKNN is 1 whatever the embeddings once a source is left out. chance: k / (n - 1). permuted_*: mean, standard deviation
     and central 95 % of MKNN over randomly permuted pairings. p_value: share of those, with the
     true one counted among them, that score at least as high. tied: share of the 2 n neighbour
     lists that end amid equal distances, so that the order of the rows decided who is in them.
@@ -199,7 +199,7 @@ def score_curve(
         lists = found[0][k].indices, found[1][k].indices
         permuted = permutation_baseline(*lists, permutations=permutations, seed=seed)
         error = math.nan
-        if wider and n >= LEAST_SOURCES:
+        if wider and n >= LEAST_SOURCES and k < n - 2:
             error = jackknife_error(*lists, wider[0].indices, wider[1].indices)
         tied = float(np.mean([ends_amid_ties(w) for w in wider])) if wider else 0.0
         scores.append(_score(mean_overlap(*lists), error, permuted, tied, n, k))
