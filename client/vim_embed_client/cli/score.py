@@ -306,7 +306,7 @@ def _remarks(scores: Sequence[Score]) -> Iterator[str]:
         )
     elif not scores[-1].has_interval:
         yield (
-            f"At k = {scores[-1].k}, all but one of {n} sources or all are neighbours, whatever the "
+            f"At k = {scores[-1].k}, (nearly) all of {n} sources are neighbours, whatever the "
             "files: there is no interval."
         )
     if worst := max(score.tied for score in scores):

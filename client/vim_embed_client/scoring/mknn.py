@@ -41,11 +41,12 @@ class Score:
     """MKNN of `n` sources at `k`, beside what chance would give.
 
     std_error: of mknn over the draw of sources, by `jackknife_error`. low, high: mknn ± 1.96 of
-    it, a 95 % interval; all three NaN for fewer than LEAST_SOURCES, and where k is n - 2 or
-    more, so that MKNN is 1 whatever the embeddings once a source is left out. chance: k / (n - 1). permuted_*: mean, standard deviation
-    and central 95 % of MKNN over randomly permuted pairings. p_value: share of those, with the
-    true one counted among them, that score at least as high. tied: share of the 2 n neighbour
-    lists that end amid equal distances, so that the order of the rows decided who is in them.
+    it, a 95 % interval; all three NaN for fewer than LEAST_SOURCES, and where k is n - 2 or more:
+    once a source is left out, MKNN is 1 whatever the embeddings. chance: k / (n - 1). permuted_*:
+    mean, standard deviation and central 95 % of MKNN over randomly permuted pairings. p_value:
+    share of those, with the true one counted among them, that score at least as high. tied: share
+    of the 2 n neighbour lists that end amid equal distances, so that the order of the rows decided
+    who is in them.
     """
 
     mknn: float
