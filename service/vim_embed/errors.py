@@ -23,7 +23,7 @@ ServiceError
 ├── Draining              503  retry
 └── DeadlineExceeded      504
 
-Raised by any layer from the queue up; turned into an answer in one place (app.py),
+Raised by any layer from the queue up; turned into an answer in one place (http/error_answers.py),
 and in server/connection.py where no request got that far.
 """
 

@@ -35,7 +35,7 @@ NOT_RUN = {
         "clones and installs; tests/client/demo runs the demo"
     ),
     ("README.md", "make test"): "this is part of it",
-    ("README.md", 'pip install -c constraints.txt "vim-embed[service]"'): (
+    ("README.md", "python3 -m venv ~/vim-embed-env && . ~/vim-embed-env/bin/activate"): (
         "installs from the package index"
     ),
     ("README.md", "cp .env.example .env          # every line is optional"): (
