@@ -61,7 +61,7 @@ class Client(BaseClient):
     backoff: seconds before the first retry; doubled for each further one, with jitter, unless the
         service says how long to wait (Retry-After).
     compression: of arrays on their way: `zstd` (extra `zstd`) or `gzip`, for networks slower than
-        about 100 MB/s; docs/data-path.md has figures.
+        about 100 MB/s; docs/measurements/cpu.md has figures.
     transport: an httpx transport to use in place of the network.
     """
 
