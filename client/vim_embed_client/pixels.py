@@ -43,8 +43,6 @@ def as_pixels(values: ArrayLike) -> Array:
             f"pixels of dtype {array.dtype} are not taken: send uint8 for resized RGB, "
             "or float32 for normalised pixels"
         )
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
     if array.ndim == 3:
         array = array[None]
     if array.ndim != 4:

@@ -22,7 +22,7 @@ def test_memory_of_one_batch(wire: str, size: int) -> None:
     with serve(FakeService().app()) as url:
         run = subprocess.run(
             [sys.executable, script, wire],
-            env=os.environ | {"VIM_EMBED_URL": url},
+            env=os.environ | {"VIM_EMBED_URL": url, "VIM_EMBED_ALLOW": "missing-sizes"},
             capture_output=True,
             text=True,
             check=True,

@@ -49,6 +49,9 @@ NOT_RUN = {
         "docs/containers.md",
         "docker compose run --rm vim-embed fetch vim-tiny vim-tiny-proxy  # with a network",
     ): "needs Docker; docker/verify/offline.sh runs the same with a small checkpoint",
+    ("docs/models.md", "vim-embed-server serve --model dinov2=hf:facebook/dinov2-base"): (
+        "downloads weights; tests/service/models/test_encoders.py serves small ones"
+    ),
     ("docs/v2.md", 'pip install "tritonclient[http]"'): "installs from the package index",
     ("docs/v2.md", "import numpy as np"): "tests/service/http/test_v2_docs.py runs it",
     ("docs/ray.md", 'pip install -c constraints.txt "vim-embed[service,ray]"'): (

@@ -56,7 +56,7 @@ def check_answer(request: Request, status: int, headers: Message, body: bytes) -
 
 
 def _check_error(request: Request, status: int, headers: Message, body: bytes) -> str | None:
-    if request.method == "HEAD" or (status == 307 and not body):
+    if request.method == "HEAD" or (status in (204, 307) and not body):
         return None
     try:
         content = json.loads(body)

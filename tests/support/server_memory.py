@@ -25,9 +25,10 @@ class Watched:
 
 
 def processes(pid: int) -> list[psutil.Process]:
-    """A server's model process, then its HTTP processes."""
+    """A server's model process, then its HTTP processes; those that decode come and go."""
     root = psutil.Process(pid)
-    return [root, *sorted(root.children(), key=lambda each: each.pid)]
+    http = [each for each in root.children() if "vim_embed.server.http_process" in each.cmdline()]
+    return [root, *sorted(http, key=lambda each: each.pid)]
 
 
 @contextmanager

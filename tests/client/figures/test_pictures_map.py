@@ -190,9 +190,10 @@ def test_wrong_usage(survey: Path, capsys: Any, args: list[str], code: int, mess
 
 def test_rows_that_are_not_finite_can_be_left_out(survey: Path, z: Array, capsys: Any) -> None:
     z[2, 3] = np.nan
-    np.save("hst.npy", z)
+    ids = [f"hst/g{row:02}.png" for row in range(N)]
+    write_embeddings(Path("hst.npy"), z, ids, Provenance(model="vim-tiny"))
     assert run(["map", "hst.npy", "--json"]) == 1
-    assert "hst/g02.png (not finite)" in capsys.readouterr().err
+    assert "hst/g02.png (null or not finite)" in capsys.readouterr().err
     assert run(["map", "hst.npy", "--json", "--drop-invalid", "--colour", "cat.csv:kind"]) == 0
     points = json.loads(capsys.readouterr().out)["points"]
     assert [p["row"] for p in points] == [0, 1, *range(3, N)]

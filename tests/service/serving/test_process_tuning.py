@@ -114,11 +114,17 @@ ctypes.CDLL = lambda name=None, *a, **k: Libc(name) if name is None else real(na
 """
 
 
+def _untuned() -> dict[str, str]:
+    """This process's environment without what another test may have tuned in it."""
+    tuned = ("GOMP", "OMP", "MALLOC")
+    return {name: value for name, value in os.environ.items() if not name.startswith(tuned)}
+
+
 def _run(code: str, **environment: str) -> list[str]:
     """The lines that a fresh process prints after `code`, with its calls of mallopt noted."""
     done = subprocess.run(
         [sys.executable, "-c", TUNINGS + code], capture_output=True, text=True, check=True,
-        env={**os.environ, **environment},
+        env={**_untuned(), **environment},
     )  # fmt: skip
     return done.stdout.splitlines()
 
