@@ -20,7 +20,7 @@ from safetensors.torch import save as save_torch
 
 from vim_embed_client import BadAnswerError
 from vim_embed_client.formats import NpyBody, parse_npy, parse_safetensors, safetensors_chunks
-from vim_embed_client.pixels import as_pixels
+from vim_embed_client.pixels import as_pixels, wire_dtype
 
 TENSORS: dict[str, NDArray[Any]] = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -120,5 +120,7 @@ def test_bfloat16_beside_other_tensors() -> None:
 def test_big_endian_pixels_are_what_they_are(dtype: str) -> None:
     pixels = np.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
     taken = as_pixels(pixels.astype(dtype))
-    assert taken.dtype.isnative
-    np.testing.assert_array_equal(taken, pixels.astype(dtype))
+    body = b"".join(NpyBody(taken, dtype=wire_dtype(taken, "auto")))
+    sent = np.load(io.BytesIO(body), allow_pickle=False)
+    assert sent.dtype.isnative
+    np.testing.assert_array_equal(sent, pixels.astype(dtype).astype(sent.dtype))
