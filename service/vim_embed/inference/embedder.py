@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Protocol, Self, cast
 
@@ -105,7 +105,6 @@ class Embedder:
         self._fused = fused
         self._graphs: GraphCache | None = None
         self._chunk_rows = _CHUNK_ROWS
-        self._staging = HostStaging(device)
         self._independent: dict[tuple[object, ...], bool] = {}
         self._constants: dict[PerChannel, Tensor] = {}
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
@@ -338,6 +337,11 @@ class Embedder:
             last = launched
         if last is not None:
             yield last
+
+    @cached_property
+    def _staging(self) -> HostStaging:
+        """Made at first use: a served model's rows come staged by its engine."""
+        return HostStaging(self.device)
 
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
