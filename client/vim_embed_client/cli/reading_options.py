@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from vim_embed_client.bulk.sources.options import ALL_HDUS, ReadOptions
-from vim_embed_client.bulk.sources.surveys import NAMES, survey_stretch
-from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_pixels.errors import UnusableOptions
+from vim_embed_pixels.fits import ALL_HDUS
+from vim_embed_pixels.surveys import NAMES, survey_stretch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -162,7 +163,7 @@ def reading_options(command: F) -> F:
         rest = {name: given.pop(name) for name in _REST}
         try:
             stretch = survey_stretch(survey, **chosen)
-        except ConfigurationError as error:
+        except UnusableOptions as error:
             raise click.UsageError(error.message) from None
         return command(read_options=ReadOptions(stretch=stretch, **rest), **given)
 

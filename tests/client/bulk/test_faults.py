@@ -16,13 +16,13 @@ import pytest
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyError
 
-from vim_embed_client.bulk.sources import fits as fits_module
 from vim_embed_client.bulk.sources.faults import described, each_named
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import format_of, open_reader
 from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
+from vim_embed_pixels import fits as fits_module
 
 from .conftest import Embed
 from .survey import pictures, png

@@ -19,11 +19,11 @@ from astropy.io import fits
 from PIL import Image
 
 from vim_embed_client.bulk.sender import resized
-from vim_embed_client.bulk.sources.flux import Stretch, to_rgb
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
-from vim_embed_client.bulk.sources.surveys import SURVEYS, survey_stretch
 from vim_embed_client.cli.common import SOME_LEFT_OUT
-from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_pixels.errors import UnusableImage, UnusableOptions
+from vim_embed_pixels.stretch import Stretch, to_rgb
+from vim_embed_pixels.surveys import SURVEYS, survey_stretch
 
 from .conftest import Embed
 from .survey import SIZE, Array, expected
@@ -162,7 +162,7 @@ def test_the_head_s_limits_come_from_its_file(
     monkeypatch.chdir(tmp_path)
     assert survey_stretch("hsc@head").limits == ((-1.0, 3), (-1.0, 2), (-1.0, 1)) != built_in
     monkeypatch.setenv("PU_PERCENTILES_PATH", str(tmp_path / "gone.json"))
-    with pytest.raises(ConfigurationError, match="does not hold platonic-universe's percentiles"):
+    with pytest.raises(UnusableOptions, match="does not hold platonic-universe's percentiles"):
         survey_stretch("hsc@head")
 
 
@@ -203,7 +203,7 @@ def test_bands_limits_and_kinds() -> None:
     ],
 )
 def test_fluxes_that_make_no_image(flux: Array, how: Stretch, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UnusableImage, match=message):
         to_rgb(flux, how)
 
 
@@ -218,7 +218,7 @@ def test_fluxes_that_make_no_image(flux: Array, how: Stretch, message: str) -> N
     ],
 )
 def test_unusable_stretches_are_refused(given: Any) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(UnusableOptions):
         Stretch(**given)
 
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from vim_embed_client.bulk.sender import resized
-from vim_embed_client.bulk.sources.flux import to_rgb
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
-from vim_embed_client.bulk.sources.surveys import SURVEYS
 from vim_embed_client.cli.main import run
+from vim_embed_pixels.stretch import to_rgb
+from vim_embed_pixels.surveys import SURVEYS
 
 from .conftest import Embed
 from .survey import SIZE, Array, expected, pictures, png, write_images, write_parquet

@@ -25,12 +25,13 @@ import pyarrow.parquet
 import pytest
 from astropy.io import fits
 
-from vim_embed_client.bulk.sources.flux import Stretch, to_rgb
-from vim_embed_client.bulk.sources.options import ALL_HDUS, ReadOptions
+from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import find_sources, open_reader, without_effect
-from vim_embed_client.bulk.sources.surveys import survey_stretch
 from vim_embed_client.errors import InputError
+from vim_embed_pixels.fits import ALL_HDUS
+from vim_embed_pixels.stretch import Stretch, to_rgb
+from vim_embed_pixels.surveys import survey_stretch
 
 from .conftest import Embed
 from .survey import Array, expected, pictures, png

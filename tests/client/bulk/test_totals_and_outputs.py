@@ -28,7 +28,6 @@ from vim_embed_client.bulk.pipeline import (
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.row_faults import Ready
 from vim_embed_client.bulk.run import BulkRun
-from vim_embed_client.bulk.sources.flux import Stretch
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, open_reader
 from vim_embed_client.cli import progress as cli_progress
@@ -36,6 +35,7 @@ from vim_embed_client.cli.progress import pace, showing_progress
 from vim_embed_client.client import Client
 from vim_embed_client.results import Embeddings, Provenance
 from vim_embed_client.scoring.embedding_files import read_embeddings
+from vim_embed_pixels.stretch import Stretch
 
 from .survey import Array, pictures, write_images, write_npy, write_parquet, write_tar
 

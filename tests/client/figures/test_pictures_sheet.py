@@ -21,8 +21,6 @@ from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
-from vim_embed_client.bulk.sources.flux import to_rgb
-from vim_embed_client.bulk.sources.surveys import survey_stretch
 from vim_embed_client.cli.main import run
 from vim_embed_client.cli.neighbours import _labels
 from vim_embed_client.demo.stamps import cut_stamps, find_sources, hubble_picture, stamp_boxes
@@ -31,6 +29,8 @@ from vim_embed_client.figures.images import Images, as_picture
 from vim_embed_client.figures.sheet import Sheet, sheet_figure
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 from vim_embed_client.scoring.neighbours import nearest_neighbours, neighbours_of
+from vim_embed_pixels.stretch import to_rgb
+from vim_embed_pixels.surveys import survey_stretch
 
 COUNT, SIZE = 24, 32
 Pixels = NDArray[np.uint8]

@@ -14,7 +14,6 @@ import numpy as np
 from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Layout, array_entry, layout_of
-from vim_embed_client.bulk.sources.names import is_auxiliary
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import (
     Description,
@@ -26,6 +25,7 @@ from vim_embed_client.bulk.sources.reader import (
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import NPY_HEADER_LOCK, Array
+from vim_embed_pixels.names import is_auxiliary
 
 _PIECE = 1 << 24
 

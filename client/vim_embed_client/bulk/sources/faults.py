@@ -14,23 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from vim_embed_client.errors import InputError, VimEmbedError
+from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
+from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
+
+__all__ = ["described", "each_named", "named", "quiet"]
 
 T = TypeVar("T")
-
-_LONGEST = 300
-
-
-def described(error: BaseException) -> str:
-    """An exception in one printable line: its kind, and its text where it has any."""
-    text = " ".join(str(error).split())
-    text = "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
-    kind = type(error).__name__
-    if not text:
-        return kind
-    return f"{kind}: {text[:_LONGEST]}{'…' if len(text) > _LONGEST else ''}"
 
 
 @contextmanager
@@ -40,6 +29,10 @@ def named(what: str) -> Iterator[None]:
         yield
     except VimEmbedError:
         raise
+    except UnusableOptions as error:
+        raise ConfigurationError(error.message) from None
+    except UnusableImage as error:
+        raise InputError(error.message) from None
     except Exception as error:
         raise InputError(f"{what} ({described(error)})") from error
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vim_embed_client.bulk.sources.layout import Shown, bands_chosen, flux_item
+from vim_embed_client.bulk.sources.layout import Shown, flux_item
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Description, Entry, Item, Reader, Skipped, readable
 from vim_embed_client.errors import InputError
+from vim_embed_pixels.surveys import bands_chosen
 
 OpenReader = Callable[[str], Reader]
 

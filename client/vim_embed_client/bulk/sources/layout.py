@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vim_embed_client.bulk.sources.faults import named
-from vim_embed_client.bulk.sources.flux import Stretch, check_numbers, select_places, to_rgb
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
-from vim_embed_client.bulk.sources.surveys import survey_base
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
+from vim_embed_pixels.stretch import Stretch, check_numbers, select_places, to_rgb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,17 @@ def layout_of(
     always_fluxes: as in FITS. are_bands: whether the file says that the first of three axes
     counts bands, and not galaxies.
     """
+    with named("it cannot be shown"):
+        return _layout_of(shape, dtype, options, always_fluxes, are_bands)
+
+
+def _layout_of(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    options: ReadOptions,
+    always_fluxes: bool,
+    are_bands: bool,
+) -> Layout:
     check_numbers(dtype)
     if len(shape) not in (2, 3, 4) or 0 in shape:
         raise InputError(
@@ -121,13 +131,6 @@ def flux_item(row_id: str, flux: Array, stretch: Stretch, *, flip: bool = False)
     """Fluxes as an item that is stretched when it is sent, and then resized."""
     shown: Callable[[], Array] = Shown(flux, stretch, flip)
     return Item(id=row_id, data=shown, size=flux.nbytes)
-
-
-def bands_chosen(stretch: Stretch) -> Stretch:
-    """The same for three bands that were named as red, green and blue already."""
-    if stretch.survey and stretch.bands == survey_base(stretch.survey).bands:
-        return replace(stretch, bands=None)
-    return stretch
 
 
 def pixel_item(row_id: str, pixels: Array, *, flip: bool = False) -> Entry:

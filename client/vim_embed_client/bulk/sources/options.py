@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from vim_embed_client.bulk.sources.flux import Stretch
-from vim_embed_client.bulk.sources.surveys import survey_base
-
-HduName = int | str
-ALL_HDUS: tuple[HduName, ...] = ("all",)
+from vim_embed_pixels.fits import HduName
+from vim_embed_pixels.stretch import Stretch
+from vim_embed_pixels.surveys import survey_base
 
 # Options of the command line by the field that they fill, in Stretch and in ReadOptions.
 _STRETCH = {

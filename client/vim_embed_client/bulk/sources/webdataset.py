@@ -12,7 +12,6 @@ from tarfile import EmptyHeaderError, InvalidHeaderError, ReadError, TruncatedHe
 from typing import Self
 
 from vim_embed_client.bulk.sources.content import Content
-from vim_embed_client.bulk.sources.names import is_auxiliary
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import (
     Description,
@@ -24,6 +23,7 @@ from vim_embed_client.bulk.sources.reader import (
     readable,
 )
 from vim_embed_client.errors import InputError
+from vim_embed_pixels.names import is_auxiliary
 
 # The reader of a member by its name, or None for members that are no images.
 OpenMember = Callable[[Content, ReadOptions], Reader | None]

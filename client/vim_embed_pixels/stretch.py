@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.formats import Array
+from vim_embed_pixels.errors import UnusableImage, UnusableOptions
 
+Array = NDArray[Any]
 StretchName = Literal["asinh", "linear", "asinh20"]
 Limits = tuple[tuple[float, float], ...]
 
@@ -53,18 +54,18 @@ class Stretch:
     def __post_init__(self) -> None:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
-            raise ConfigurationError(f"percentiles must rise within 0 to 100, got {low:g},{high:g}")
+            raise UnusableOptions(f"percentiles must rise within 0 to 100, got {low:g},{high:g}")
         if self.bands is not None and len(self.bands) not in (1, 3):
-            raise ConfigurationError(
+            raise UnusableOptions(
                 f"one band (grey) or three (red, green, blue) are needed, got {len(self.bands)}"
             )
         if self.limits is not None and len(self.limits) not in (1, 3):
-            raise ConfigurationError(
+            raise UnusableOptions(
                 f"limits are for one band or for three, got {len(self.limits)} pairs"
             )
         for low, high in self.limits or ():
             if not low < high:
-                raise ConfigurationError(f"limits must rise, got {low:g},{high:g}")
+                raise UnusableOptions(f"limits must rise, got {low:g},{high:g}")
 
     @property
     def shape(self) -> StretchName:
@@ -73,7 +74,7 @@ class Stretch:
 
 
 def to_rgb(flux: Array, how: Stretch) -> Array:
-    """(H, W) or (bands, H, W) fluxes as (3, H, W) uint8. Raises InputError."""
+    """(H, W) or (bands, H, W) fluxes as (3, H, W) uint8. Raises UnusableImage."""
     with np.errstate(all="ignore"):  # what overflows is looked for, and named
         rgb = _selected(np.asarray(flux), how.bands)
         finite = np.isfinite(rgb)
@@ -84,28 +85,28 @@ def to_rgb(flux: Array, how: Stretch) -> Array:
         pixels = (_stretched(_scaled(rgb, finite, how), finite, how) * 255).astype(np.uint8)
     if (pixels == pixels[:, :1, :1]).all():
         where = "it is constant, or beyond the limits" if how.limits else "it is all but constant"
-        raise InputError(f"it is too flat to show: every pixel has one colour ({where})")
+        raise UnusableImage(f"it is too flat to show: every pixel has one colour ({where})")
     return pixels
 
 
 def select_places(bands: Sequence[int] | None, count: int) -> Sequence[int]:
-    """Places of the red, green and blue band in a cube of `count`. Raises InputError."""
+    """Places of the red, green and blue band in a cube of `count`. Raises UnusableImage."""
     if bands is None:
         if count not in (1, 3):
-            raise InputError(f"it has {count} bands: choose one or three with --bands R,G,B")
+            raise UnusableImage(f"it has {count} bands: choose one or three with --bands R,G,B")
         bands = range(count)
     outside = [band for band in bands if not -count <= band < count]
     if outside:
-        raise InputError(
+        raise UnusableImage(
             f"it has {count} bands, numbered from 0, and none is {outside[0]}: choose with --bands"
         )
     return list(bands) * (3 // len(bands))
 
 
 def check_numbers(dtype: np.dtype[Any]) -> None:
-    """Raise InputError for an array of anything but whole or floating-point numbers."""
+    """Raise UnusableImage for an array of anything but whole or floating-point numbers."""
     if dtype.kind not in "iuf":
-        raise InputError(f"it holds {dtype}, which are no fluxes or pixels")
+        raise UnusableImage(f"it holds {dtype}, which are no fluxes or pixels")
 
 
 def _selected(flux: Array, bands: tuple[int, ...] | None) -> Array:
@@ -115,7 +116,7 @@ def _selected(flux: Array, bands: tuple[int, ...] | None) -> Array:
         flux = flux[None]
         bands = None
     if flux.ndim != 3 or flux.size == 0:
-        raise InputError(f"its fluxes have shape {flux.shape}: expected (bands, H, W) or (H, W)")
+        raise UnusableImage(f"its fluxes have shape {flux.shape}: expected (bands, H, W) or (H, W)")
     chosen = flux[list(select_places(bands, len(flux)))]
     return chosen.astype(np.float32 if flux.dtype.name in _SINGLE else np.float64)
 
@@ -124,16 +125,16 @@ def _filled(rgb: Array, finite: Array, blank: float | str | None) -> Array:
     if finite.all():
         return rgb
     if not finite.any():
-        raise InputError("all its fluxes are NaN or infinite")
+        raise UnusableImage("all its fluxes are NaN or infinite")
     if blank is None:
-        raise InputError(
+        raise UnusableImage(
             f"in {int((~finite).any(axis=0).sum())} pixels fluxes are NaN or infinite: give "
             "--blank sky, or --blank VALUE, to replace them"
         )
     if blank != "sky":
         return np.where(finite, rgb, rgb.dtype.type(blank))
     if not finite.any(axis=(1, 2)).all():
-        raise InputError("all fluxes of one of its bands are NaN or infinite")
+        raise UnusableImage("all fluxes of one of its bands are NaN or infinite")
     sky = [np.median(band[good]) for band, good in zip(rgb, finite, strict=True)]
     return np.where(finite, rgb, np.array(sky, rgb.dtype)[:, None, None])
 
@@ -143,7 +144,7 @@ def _zoomed(rgb: Array, half: int, side: int) -> Array:
     try:
         from scipy.ndimage import zoom
     except ModuleNotFoundError:
-        raise ConfigurationError(
+        raise UnusableOptions(
             'this survey\'s zoom needs scipy: pip install "vim-embed[astro]"'
         ) from None
     rows, columns = (
@@ -165,9 +166,11 @@ def _scaled(rgb: Array, finite: Array, how: Stretch) -> Array:
             rgb = single
             low, width = _range(rgb, finite, how)
     if not np.isfinite(width).all():
-        raise InputError("its fluxes span an infinite range: give --limits, or divide them")
+        raise UnusableImage("its fluxes span an infinite range: give --limits, or divide them")
     if not (width > 0).all():
-        raise InputError("it is too flat to stretch: its lower and upper percentile are the same")
+        raise UnusableImage(
+            "it is too flat to stretch: its lower and upper percentile are the same"
+        )
     return (rgb - low) / width
 
 
@@ -188,7 +191,7 @@ def _percentile(rgb: Array, finite: Array, at: float, *, per_band: bool) -> Arra
     parts = zip(rgb, finite, strict=True) if per_band else ((rgb, finite),)
     found = [np.percentile(part[good], at) for part, good in parts if good.any()]
     if per_band and len(found) < len(rgb):
-        raise InputError("all fluxes of one of its bands are NaN or infinite")
+        raise UnusableImage("all fluxes of one of its bands are NaN or infinite")
     return np.array(found, rgb.dtype).reshape(-1, 1, 1)
 
 

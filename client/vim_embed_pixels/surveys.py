@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vim_embed_client.bulk.sources.faults import described
-from vim_embed_client.bulk.sources.flux import Limits, Stretch
-from vim_embed_client.errors import ConfigurationError
+from vim_embed_pixels.errors import UnusableOptions, described
+from vim_embed_pixels.stretch import Limits, Stretch
 
 HEAD = "@head"
 
@@ -75,18 +74,18 @@ _HEAD_ZOOM = {"hsc": (14, 96), "legacysurvey": (9, 96)}
 def survey_stretch(survey: str | None, **given: Any) -> Stretch:
     """The stretch of a survey of platonic-universe, or the plain one, with what a user gives.
 
-    Raises ConfigurationError for options that contradict each other, and where the head's file
+    Raises UnusableOptions for options that contradict each other, and where the head's file
     of percentiles is there but not as it should be.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if {"percentiles", "limits"} <= chosen.keys():
-        raise ConfigurationError("--percentiles and --limits exclude each other: give one of them")
+        raise UnusableOptions("--percentiles and --limits exclude each other: give one of them")
     start = survey_base(survey)
     if "percentiles" in chosen:
         start = replace(start, limits=None)
     made = replace(start, **chosen)
     if made.per_band and made.limits and made.shape != "asinh":
-        raise ConfigurationError(
+        raise UnusableOptions(
             "--per-band has no effect beside limits: leave it out, or give --percentiles"
         )
     return made
@@ -98,7 +97,7 @@ def survey_base(survey: str | None) -> Stretch:
         return Stretch()
     name, head, _ = survey.partition(HEAD)
     if name not in SURVEYS:
-        raise ConfigurationError(f"there is no survey {survey!r}: use one of {', '.join(NAMES)}")
+        raise UnusableOptions(f"there is no survey {survey!r}: use one of {', '.join(NAMES)}")
     if not head:
         return SURVEYS[name]
     return replace(
@@ -119,6 +118,13 @@ def _head_limits(name: str) -> Limits:
         bands: Mapping[str, Any] = json.loads(path.read_bytes())[name]
         return tuple((bands[band]["p1"], bands[band]["p99"]) for band in _HEAD_BANDS[name])
     except Exception as error:
-        raise ConfigurationError(
+        raise UnusableOptions(
             f"{path} does not hold platonic-universe's percentiles of {name} ({described(error)})"
         ) from None
+
+
+def bands_chosen(stretch: Stretch) -> Stretch:
+    """The same for three bands that were named as red, green and blue already."""
+    if stretch.survey and stretch.bands == survey_base(stretch.survey).bands:
+        return replace(stretch, bands=None)
+    return stretch

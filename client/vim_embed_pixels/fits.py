@@ -1,0 +1,209 @@
+"""The images of a FITS file: which of its HDUs hold one, which is meant, and its planes.
+
+astropy reads the file; what its parts mean is decided here, for the client and the service alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
+from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science
+from vim_embed_pixels.stretch import Array, Stretch, select_places
+from vim_embed_pixels.surveys import bands_chosen
+
+HduName = int | str
+ALL_HDUS: tuple[HduName, ...] = ("all",)
+
+# A compressed image that claims more pixels for each byte of its file, and is not small, lies.
+_MOST_PIXELS_PER_BYTE, _SMALL = 2000, 1 << 24
+
+
+@dataclass(frozen=True)
+class Hdu:
+    """An HDU with an image. label: as ids and messages name it."""
+
+    hdu: Any
+    label: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.hdu.shape)
+
+    @property
+    def dtype(self) -> str:
+        """Of the numbers as they are stored."""
+        bits = int(self.hdu.header.get("BITPIX", -32))
+        return f"float{-bits}" if bits < 0 else f"int{bits}"
+
+    def __str__(self) -> str:
+        size = "×".join(map(str, self.shape)) or "no pixels"
+        return f"{self.label or 'the image'} ({size} {self.dtype})"
+
+    @property
+    def drawable(self) -> bool:
+        return len(self.shape) > 1 and 0 not in self.shape
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether its name, or a convention of ESO's or of LSST's, says mask, error or weight."""
+        header = self.hdu.header
+        told = (self.hdu.name, str(header.get("HDUCLAS2", "")), str(header.get("EXTTYPE", "")))
+        return any(map(is_auxiliary, told))
+
+
+def sound_hdus(file: Any) -> tuple[list[Any], str]:
+    """The HDUs up to the first that is damaged, and what is wrong with that one, or nothing.
+
+    astropy goes round in circles where an HDU claims a negative size, so that each must begin
+    behind the one before it.
+    """
+    found: list[Any] = []
+    try:
+        for hdu in file:
+            end = found[-1]._data_offset if found else -1
+            if hdu._data_offset is not None and hdu._data_offset <= end:
+                return found, f"its HDU {len(found)} lies before the one before it"
+            found.append(hdu)
+    except Exception as error:  # astropy raises errors of every kind
+        if not found:
+            raise
+        return found, f"its HDU {len(found)} cannot be read ({described(error)})"
+    return found, ""
+
+
+def image_hdus(hdus: Sequence[Any]) -> list[Hdu]:
+    """Those that hold an image of any shape, named so that no two have one name."""
+    images = [(number, hdu) for number, hdu in enumerate(hdus) if hdu.is_image and hdu.shape]
+    times = Counter(hdu.name for _, hdu in images)
+    labels: set[str] = set()
+    listed = []
+    for number, hdu in images:
+        label = hdu.name if times[hdu.name] == 1 else f"{hdu.name},{hdu.ver}"
+        label = str(number) if not hdu.name or label in labels else label
+        labels.add(label)
+        listed.append(Hdu(hdu, label))
+    return listed
+
+
+def hdu_named(hdus: Sequence[Any], listed: Sequence[Hdu], name: HduName) -> Hdu:
+    """The HDU of a name (`SCI`, `SCI:2` with its EXTVER) or number. Raises UnusableImage."""
+    found = _at(hdus, name) if isinstance(name, int) else _called(hdus, name)
+    if found is None:
+        names = [f"{number} {hdu.name}".strip() for number, hdu in enumerate(hdus)]
+        raise UnusableImage(f"it has no HDU {name}: it has {', '.join(names)}")
+    for one in listed:
+        if one.hdu is found and one.drawable:
+            return one
+    raise UnusableImage(f"its HDU {name} holds no image: it has {told(listed) or 'none'}")
+
+
+def _at(hdus: Sequence[Any], number: int) -> Any:
+    return hdus[number] if -len(hdus) <= number < len(hdus) else None
+
+
+def _called(hdus: Sequence[Any], name: str) -> Any:
+    base, _, version = name.upper().partition(":")
+    return next(
+        (hdu for hdu in hdus if hdu.name.upper() == base and version in ("", str(hdu.ver))), None
+    )
+
+
+def told(hdus: Sequence[Hdu]) -> str:
+    """Their names, sizes and dtypes, for messages."""
+    return ", ".join(map(str, hdus))
+
+
+def is_table(hdu: Any) -> bool:
+    """Whether an HDU is a table, such as a catalogue."""
+    return type(hdu).__name__ in ("BinTableHDU", "TableHDU")
+
+
+def chosen_hdus(
+    hdus: Sequence[Any], listed: Sequence[Hdu], wanted: Sequence[HduName] | None
+) -> list[Hdu]:
+    """Those that are meant by names or numbers; without any, the first that is named as science,
+    else the first that is not named as something else. Raises UnusableImage."""
+    if wanted is not None and wanted != ALL_HDUS:
+        return [hdu_named(hdus, listed, name) for name in wanted]
+    candidates = [one for one in listed if one.drawable and not one.auxiliary]
+    if not candidates:
+        why = f": it has {told(listed)}; --hdu takes one of them" if listed else ""
+        raise UnusableImage(f"it holds no image{why}")
+    if wanted == ALL_HDUS:
+        return candidates
+    science = [one for one in candidates if is_science(one.hdu.name)]
+    return [*science, *candidates][:1]
+
+
+def planes_of(one: Hdu, stretch: Stretch, at: tuple[int, ...] = ()) -> tuple[Array, Stretch]:
+    """The (H, W) or (bands, H, W) fluxes of an image, or of what is at a place of its first axis.
+
+    Bands that the stretch does not take stay unread, and the stretch that comes back takes all.
+    """
+    shape, whole = one.shape[len(at) :], (slice(None), slice(None))
+    if len(shape) == 2:
+        return _section(one.hdu, (*at, *whole)), stretch
+    places = select_places(stretch.bands or colours(one.hdu.header, one.shape), shape[0])
+    flux = np.stack([_section(one.hdu, (*at, place, *whole)) for place in places])
+    return flux, replace(stretch, bands=None)
+
+
+def joined_planes(chosen: Sequence[Hdu], stretch: Stretch) -> tuple[Array, Stretch]:
+    """The fluxes of HDUs that are a band each. Raises UnusableImage where they differ in size."""
+    shape = chosen[0].shape
+    if any(one.shape != shape for one in chosen) or len(shape) != 2:
+        raise UnusableImage(f"its HDUs are not images of one size, a band each: {told(chosen)}")
+    stretch = bands_chosen(stretch) if len(chosen) == 3 else stretch
+    places = select_places(stretch.bands, len(chosen))
+    flux = np.stack([_section(chosen[place].hdu, (slice(None),) * 2) for place in places])
+    return flux, replace(stretch, bands=None)
+
+
+def check_size(one: Hdu, file_bytes: int) -> None:
+    """Raise UnusableImage for a compressed image that claims more than its file can hold."""
+    pixels = int(np.prod(one.shape, dtype=object))
+    packed = type(one.hdu).__name__ == "CompImageHDU"
+    if packed and pixels > max(_SMALL, _MOST_PIXELS_PER_BYTE * file_bytes):
+        raise UnusableImage(f"it claims {pixels:,} pixels, more than its file can hold")
+
+
+def _section(hdu: Any, at: tuple[Any, ...]) -> Array:
+    section: Array = np.asarray(hdu.section[at])
+    return section
+
+
+def upwards(hdu: Any) -> bool:
+    """FITS counts rows from the lowest, unless the header says otherwise."""
+    return str(hdu.header.get("ROWORDER", "")).strip().upper() != "TOP-DOWN"
+
+
+def colours(header: Any, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Places of red, green and blue where the header says what three planes are, or None."""
+    if len(shape) < 3 or shape[-3] != 3:
+        return None
+    if str(header.get("CTYPE3", "")).strip().upper() == "RGB":
+        return 0, 1, 2
+    bands = str(header.get("BANDS", "")).strip().lower().replace(",", "")
+    if len(bands) != 3:
+        bands = "".join(str(header.get(f"BAND{place}", "")).strip().lower() for place in range(3))
+    if len(set(bands) & set(BLUE_TO_RED)) != 3 or len(bands) != 3:
+        return None
+    red_first = sorted(range(3), key=lambda place: -BLUE_TO_RED.index(bands[place]))
+    return red_first[0], red_first[1], red_first[2]
+
+
+def library() -> Any:
+    """astropy.io.fits. Raises UnusableOptions where it is not installed."""
+    try:
+        from astropy.io import fits
+    except ModuleNotFoundError:
+        raise UnusableOptions(
+            'reading FITS needs astropy: pip install "vim-embed[astro]"'
+        ) from None
+    return fits
