@@ -17,6 +17,7 @@ CLIMBS = {
     "service/vim_embed/batching/queue.py": "import vim_embed.serving.service",
     "client/vim_embed_client/client.py": "import vim_embed_client.cli.main",
     "client/vim_embed_client/bulk/run.py": "import vim_embed.settings",
+    "client/vim_embed_pixels/stretch.py": "import vim_embed_client.errors",
 }
 
 

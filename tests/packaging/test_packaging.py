@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_s_top_level(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     packages = {top for top in tops if not top.endswith(".dist-info")}
-    assert packages == {"vim_embed", "vim_embed_client"}
+    assert packages == {"vim_embed", "vim_embed_client", "vim_embed_pixels"}
 
 
 def test_the_wheel_carries_kernel_sources_and_types(wheel: zipfile.ZipFile) -> None:
@@ -36,7 +36,9 @@ def test_the_wheel_carries_kernel_sources_and_types(wheel: zipfile.ZipFile) -> N
     assert {
         f"vim_embed/http/page/{name}" for name in ("page.html", "page.css", "status.js")
     } <= names
-    assert {"vim_embed/py.typed", "vim_embed_client/py.typed"} <= names
+    assert {
+        f"{package}/py.typed" for package in ("vim_embed", "vim_embed_client", "vim_embed_pixels")
+    } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -20,7 +20,7 @@ from support.serving import NPY, npy
 from vim_embed.errors import ERRORS
 
 SOURCES = sorted(
-    path for folder in ("service/vim_embed", "client/vim_embed_client")
+    path for folder in ("service/vim_embed", "client/vim_embed_client", "client/vim_embed_pixels")
     for path in (ROOT / folder).rglob("*.py")
 )  # fmt: skip
 
