@@ -24,6 +24,7 @@ help:
 	@echo "make chaos           faults under load for SECONDS=900"
 	@echo "make fuzz            INPUTS=100000 mutated requests, and the whole OpenAPI document"
 	@echo "make fuzz-readers    20,000 damaged files of every format through vim-embed embed"
+	@echo "make hostile         clocks that jump, full disks, 2 GB, stopped processes, slow readers, …"
 	@echo "make identity        50,000 requests of 64 clients: is every row the one asked for?"
 	@echo "make soak            MINUTES=30 at saturation: is memory flat?"
 	@echo "make memory-soak     200 requests of 77 MB at once into 2 GB"
@@ -75,10 +76,10 @@ unit: $(VENV)/.installed-dev
 
 .PHONY: unit-of-service unit-of-the-rest
 unit-of-service: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not gpu and not soak" $(SERVICE_TESTS)
+	$(BIN)/python -m pytest $(SERVICE_TESTS)
 
 unit-of-the-rest: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not gpu and not soak" -p no:cacheprovider tests $(SERVICE_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest -p no:cacheprovider tests $(SERVICE_TESTS:%=--ignore=%)
 
 # Needs a browser: apt-get install chromium chromium-driver
 page-test: $(VENV)/.installed-dev
@@ -95,7 +96,7 @@ test-lowest:
 	@$(UV) --resolution lowest-direct -c $(LOWEST)/torch.txt -e '.[service,demo,parquet,hf,astro]'
 	@$(LOWEST)/bin/uv pip freeze --python $(LOWEST)/bin/python --exclude-editable | grep -v '^torch==' > $(LOWEST)/lowest.txt
 	@$(UV) -c $(LOWEST)/torch.txt -c $(LOWEST)/lowest.txt -e '.[test]'
-	$(LOWEST)/bin/python -m pytest -m "not gpu and not soak" -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+	$(LOWEST)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
 	  -p no:cacheprovider tests/client tests/service tests/contract tests/docs/test_docs.py --ignore tests/client/platonic
 
 gpu-test: $(VENV)/.installed-dev
@@ -176,6 +177,12 @@ INPUTS ?= 100000
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=tests:scripts $(BIN)/python scripts/fuzz.py --inputs $(INPUTS)
 	$(BIN)/python -m pytest -m soak tests/security/test_openapi_fuzz.py -s
+
+# What an unlucky machine or a hostile client does, under 20 minutes; needs root, libfaketime,
+# nginx and haproxy for all of it, and says what it skips without.
+.PHONY: hostile
+hostile: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "hostile or not hostile" tests/hostile -s
 
 # 50,000 requests of 64 clients, every row with a number of its own.
 .PHONY: identity
