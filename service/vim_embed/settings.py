@@ -90,7 +90,10 @@ class Settings(BaseSettings):
     queue_rows: int = Field(4096, ge=1, description="rows that may wait before 429")
     queue_bytes: int = Field(2 * 1024**3, ge=1, description="bytes of waiting requests before 429")
     inflight_bytes: int = Field(
-        4 * 1024**3, ge=1, description="bytes of request bodies held at once before 429"
+        0,
+        ge=0,
+        description="bytes before 429: of request bodies, and of large answers until clients have "
+        "taken them; 0: 4 GiB, or half of the memory that the process may have if this is less",
     )
     client_share: float = Field(
         0.75, gt=0, le=1, description="of the queue, how much one key or address may fill"

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from security import mutate
 from security.processes import MIB
 from support.serving import npy
-from vim_embed.http.formats.arrays import json_array
+from vim_embed.http.formats.arrays import base64_array
 from vim_embed_client.compression import CompressedBody
 
 MAX_BODY = 2 * MIB
@@ -172,7 +172,7 @@ def json_request(random: Random) -> Request:
     array = pixels(random)
     tree: Any = {"inputs": array.tolist(), "dtype": array.dtype.name}
     if random.random() < 0.5:
-        tree = {"inputs": json_array(array, "base64")}
+        tree = {"inputs": base64_array(array)}
     if random.random() < 0.8:
         tree = mutate.mutate_tree(random, tree)
     content = _maybe(random, mutate.to_json(random, tree), None)

@@ -303,7 +303,7 @@ def test_sigterm_while_an_image_is_decoded(tmp_path: Path, processes: str) -> No
     ):
         post = functools.partial(httpx.post, f"{server.url}/embed", headers=kind, timeout=60)
         assert post(content=SMALL[0]).status_code == 200
-        (decoder,) = _decoders(server.process)
+        (decoder,) = decoders_of(server.process)
         decoder.suspend()
         answer = threads.submit(post, content=SMALL[0])
         time.sleep(0.5)  # until it was sent the image; if not, the answer is the same
@@ -314,7 +314,7 @@ def test_sigterm_while_an_image_is_decoded(tmp_path: Path, processes: str) -> No
         assert not decoder.is_running()
 
 
-def _decoders(process: psutil.Process) -> list[psutil.Process]:
+def decoders_of(process: psutil.Process) -> list[psutil.Process]:
     return [
         child for child in process.children(recursive=True)
         if any("image_decoder" in part for part in child.cmdline())

@@ -14,15 +14,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Scope
 
 from vim_embed import __version__
 from vim_embed.engines import build
 from vim_embed.engines.fault_injection import Faults
 from vim_embed.engines.interface import Engine
-from vim_embed.errors import ServiceError
+from vim_embed.errors import QueueFull, ServiceError
 from vim_embed.http.auth import accepted_keys
 from vim_embed.http.body.arena import Arena
+from vim_embed.http.body.held_answers import HoldAnswers
 from vim_embed.http.error_answers import (
+    error_response,
     on_http_exception,
     on_invalid_parameters,
     on_service_error,
@@ -34,6 +37,7 @@ from vim_embed.http.middleware import RequestContext, RequireKey
 from vim_embed.http.routes import control, embed, page, v2, v2_state
 from vim_embed.http.routes import models as state
 from vim_embed.http.web_pages import OnlyOwnPages, WebPages, listed, origins
+from vim_embed.serving.memory_limit import inflight_bytes
 from vim_embed.serving.service import Service, build_service
 from vim_embed.settings import Settings
 
@@ -75,7 +79,7 @@ def create_app(
         redirect_slashes=False,  # to the name that the caller gave for this host
     )
     app.state.service = service
-    arena = app.state.arena = Arena.private(settings.inflight_bytes)
+    arena = app.state.arena = Arena.private(inflight_bytes(settings))
     service.trimming.rarely = arena.trim
     decoders = app.state.decoders = DecoderPool()
     service.on_drain = decoders.stop
@@ -90,6 +94,7 @@ def create_app(
     app.add_exception_handler(HTTPException, on_http_exception)
     keys = app.state.keys = accepted_keys(settings)
     # The last that is added is the first that a request meets.
+    app.add_middleware(HoldAnswers, arena=arena, refuse=_refuse_answer)
     app.add_middleware(HeadAndOptions)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
@@ -106,3 +111,10 @@ def create_app(
         app.add_middleware(ForwardedAddresses, proxies=listed(settings.trusted_proxies))
     app.add_middleware(RequestContext, service=service, keys=keys)
     return app
+
+
+def _refuse_answer(error: ServiceError, scope: Scope) -> ASGIApp:
+    """What a client gets in place of an answer that there is no room for."""
+    if isinstance(error, QueueFull):
+        error.retry_after = scope["app"].state.service.queue.retry_after
+    return error_response(error, scope)

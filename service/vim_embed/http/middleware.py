@@ -105,8 +105,10 @@ class RequestContext:
             try:
                 await self.app(scope, receive, send_with_id)
             except asyncio.CancelledError:  # the end of the service: see `Server.drain`
-                if status or not self.service.draining:
+                if not self.service.draining:
                     raise
+                if status:
+                    return  # in the midst of its answer, which the server breaks off
                 error = Draining("the service is stopping: retry against another, or later")
                 await error_response(error, scope)(scope, receive, send_with_id)
             except Exception:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from typing import Any
 
 import numpy as np
 from fastapi import Request
@@ -19,6 +18,7 @@ from vim_embed.errors import (
     ServiceError,
 )
 from vim_embed.http.auth import bearer
+from vim_embed.http.disconnect import gone_first
 from vim_embed.http.formats.parsing import reading_memory
 from vim_embed.http.forwarded import share_of
 from vim_embed.serving.service import Service
@@ -155,7 +155,7 @@ async def _answer_or_gone(
         soon = min(_SOON, max(0.0, deadline - time.monotonic()))
         await asyncio.wait({answer}, timeout=soon)
         if not answer.done():
-            gone = await _gone_first(request, answer, deadline)
+            gone = await gone_first(request, answer, max(0.0, deadline - time.monotonic()))
     finally:
         if not answer.done():
             queued.cancel()
@@ -164,18 +164,6 @@ async def _answer_or_gone(
     if gone:
         return None
     raise DeadlineExceeded(f"no answer within {deadline - begin:.3g} s")
-
-
-async def _gone_first(request: Request, answer: asyncio.Future[Embedded], deadline: float) -> bool:
-    """Wait for the answer until the deadline; whether the client left first."""
-    left = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
-    pending: set[asyncio.Future[Any]] = {answer, left}
-    try:
-        seconds = max(0.0, deadline - time.monotonic())
-        await asyncio.wait(pending, timeout=seconds, return_when="FIRST_COMPLETED")
-        return left.done() and not answer.done()
-    finally:
-        left.cancel()
 
 
 def _read(answer: asyncio.Future[Embedded]) -> None:

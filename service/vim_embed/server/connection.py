@@ -80,7 +80,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         wire = cast(asyncio.Transport, transport)
         self._wire = wire
-        super().connection_made(cast(asyncio.Transport, _Closing(wire, self._close)))
+        self._outward = _Closing(wire, self._close)
+        super().connection_made(cast(asyncio.Transport, self._outward))
         if len(self.connections) > self.guard.limits.connections:
             self._state = State.IGNORED  # its request is on the way
             self.connections.discard(self)
@@ -270,6 +271,16 @@ class Connection(HttpToolsProtocol):
         super().pause_writing()
         self._watch_answer()
 
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._answering and not self.transport.is_closing():
+            self._stop("answer")
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.flow.write_paused and not self.transport.is_closing():
+            self._stop("answer")
+
     @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -329,15 +340,17 @@ class Connection(HttpToolsProtocol):
             self._check_answer(None)
 
     def _check_answer(self, before: int | None) -> None:
+        """before: bytes that the client had taken when this was last looked at."""
         left, limits = self._wire.get_write_buffer_size(), self.guard.limits
+        taken = self._outward.written - left
         if left == 0:
             self._stop("answer")
-        elif before is not None and before - left < limits.least_rate * limits.stall_seconds:
+        elif before is not None and taken - before < limits.least_rate * limits.stall_seconds:
             self.guard.refused("answer_not_read")
             self._wire.abort()
         else:
             self._timers["answer"] = self.loop.call_later(
-                limits.stall_seconds, self._check_answer, left
+                limits.stall_seconds, self._check_answer, taken
             )
 
     def _stop(self, name: str) -> None:
@@ -358,12 +371,14 @@ class _Closing:
         self._wire = wire
         self._on_close = on_close
         self._closed = False
+        self.written = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wire, name)
 
     def write(self, data: bytes) -> None:
         if not self._closed:
+            self.written += len(data)
             self._wire.write(data)
 
     def is_closing(self) -> bool:

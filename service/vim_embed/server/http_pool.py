@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from vim_embed.http.body.arena import Arena
 from vim_embed.server.http_process import Assignment
+from vim_embed.serving.memory_limit import inflight_bytes
 from vim_embed.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -47,10 +48,11 @@ class HttpPool:
         connection that one of them refuses or breaks off. Raises ValueError if the bytes in flight
         do not suffice for one body a process.
         """
-        share = settings.inflight_bytes // settings.http_processes
+        whole = inflight_bytes(settings)
+        share = whole // settings.http_processes
         if share < settings.max_body_bytes:
             raise ValueError(
-                f"{settings.http_processes} HTTP processes share {settings.inflight_bytes} bytes, "
+                f"{settings.http_processes} HTTP processes share {whole} bytes, "
                 f"less than one body of {settings.max_body_bytes} each: raise --inflight-bytes or "
                 "lower --max-body-bytes"
             )

@@ -24,13 +24,20 @@ from dataclasses import dataclass, replace
 import httpx
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from vim_embed.errors import DeadlineExceeded, Draining, MalformedRequest, ServiceError
+from vim_embed.errors import (
+    DeadlineExceeded,
+    Draining,
+    MalformedRequest,
+    QueueFull,
+    ServiceError,
+)
 from vim_embed.http.auth import accepted_keys, bearer
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.buffer import BodyBuffer
-from vim_embed.http.body.reading import Limits, receive_body
+from vim_embed.http.body.held_answers import HoldAnswers
+from vim_embed.http.body.reading import RELEASES, Limits, receive_body
 from vim_embed.http.error_shape import error_body, error_headers
 from vim_embed.http.request_id import request_id_of
 from vim_embed.http.web_pages import WebPages
@@ -55,7 +62,7 @@ _BEAT = 2.0
 _MODEL_PROCESS = 10.0
 # Seconds that requests get once the model process ends; they cannot be answered any more.
 _LAST_REQUESTS = 1.0
-# Seconds after which a client may ask again, when the model process is gone.
+# Seconds after which a client may ask again, when the model process is gone, or memory is short.
 _RETRY_AFTER = 2
 
 
@@ -90,15 +97,26 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        buffer = BodyBuffer(self._arena)
-        try:
+        buffer, started = BodyBuffer(self._arena), False
+        scope["state"] = {RELEASES: [buffer.release]}
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
             answer = await self._answer(scope, receive, buffer)
             if answer is not None:
                 await answer(scope, receive, send)
+
+        try:
+            await HoldAnswers(application, self._arena, self._refused)(scope, receive, send_noted)
         except ClientDisconnect:
             return
         except asyncio.CancelledError:  # this process ends: see `UvicornServer.end_requests`
-            await self._stopping(scope)(scope, receive, send)
+            if not started:
+                await self._stopping(scope)(scope, receive, send)
         finally:
             buffer.release()
 
@@ -176,6 +194,12 @@ class Relay:
     def _stopping(self, scope: Scope) -> Response:
         text = "the service is stopping: retry against another, or later"
         return self._own(scope, Draining(text, retry_after=_RETRY_AFTER))
+
+    def _refused(self, error: ServiceError, scope: Scope) -> Response:
+        """For an answer that there is no room for."""
+        if isinstance(error, QueueFull):
+            error.retry_after = _RETRY_AFTER
+        return self._own(scope, error)
 
     def _own(self, scope: Scope, error: ServiceError) -> Response:
         """An error that the model process cannot give, in the shape that it would have there."""

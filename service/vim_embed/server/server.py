@@ -25,6 +25,7 @@ from vim_embed.server.connection_limits import ConnectionLimits, allow_open_file
 from vim_embed.server.http_pool import HttpPool
 from vim_embed.server.sockets import UnixSocket, reload_certificate, tcp_sockets, uvicorn_config
 from vim_embed.server.uvicorn_server import UvicornServer
+from vim_embed.serving.memory_limit import log_memory
 from vim_embed.serving.process_tuning import tune_memory
 from vim_embed.settings import Settings
 
@@ -51,6 +52,7 @@ class Server:
         require_keys(accepted_keys(settings), *reachable_as(settings))
         allow_open_files(ConnectionLimits.of(settings))
         tune_memory(settings.device)
+        log_memory(settings)
         self._settings = settings
         self._failed = False
         self._stopping = asyncio.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,8 @@ from starlette.responses import Response
 from vim_embed import __version__
 from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, NotAcceptable
-from vim_embed.http.formats.arrays import json_array, npy_bytes, safetensors_bytes
+from vim_embed.http.formats.arrays import base64_array, npy_bytes, safetensors_bytes
+from vim_embed.http.formats.json_numbers import number_pieces
 from vim_embed.http.formats.parsing import JSON, NPY, SAFETENSORS
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
@@ -23,6 +24,8 @@ from vim_embed.types.pixels import PixelArray
 _FORMATS = (NPY, JSON, SAFETENSORS)
 _HEADER_PREFIX = "X-Vim-Embed-"
 _KNOWN = 256  # requests of one kind come again and again
+# Of memory for a number: its text in pieces and in one, of up to 24 characters, and itself.
+_JSON_VALUE_BYTES = 64
 
 
 @lru_cache(_KNOWN)
@@ -94,10 +97,32 @@ def render(
     elif kind == SAFETENSORS:
         content = safetensors_bytes(arrays, origin)
     else:
-        named = {name: json_array(array, encoding) for name, array in arrays.items()}
-        body = {"layers": named} if layers else named
-        content = json.dumps({**body, "provenance": dict(origin)}, allow_nan=False).encode()
+        content = b"".join(_json_pieces(arrays, encoding, origin, layers=layers))
     return Response(content, media_type=kind, headers=headers)
+
+
+def rendering_bytes(outputs: Outputs, kind: str, dtype: str) -> int:
+    """Memory that `render` and the outputs take together, at most."""
+    each = {
+        NPY: 8,  # the output and the answer, with float16 between them or none
+        JSON: _JSON_VALUE_BYTES,
+        SAFETENSORS: 4 + 3 * np.dtype(dtype).itemsize,
+    }[kind]
+    return each * sum(array.size for array in outputs.values())
+
+
+def _json_pieces(
+    arrays: Outputs, encoding: str, origin: Mapping[str, str], *, layers: bool
+) -> Iterator[bytes]:
+    """The bytes of `json.dumps({"layers": {name: lists}, "provenance": …})`, or without layers."""
+    yield b'{"layers": {' if layers else b"{"
+    for number, (name, array) in enumerate(arrays.items()):
+        yield f"{', ' if number else ''}{json.dumps(name)}: ".encode()
+        if encoding == "float":
+            yield from (piece.encode() for piece in number_pieces(array))
+        else:
+            yield json.dumps(base64_array(array)).encode()
+    yield f'{"}" if layers else ""}, "provenance": {json.dumps(dict(origin))}}}'.encode()
 
 
 def narrowed(array: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:

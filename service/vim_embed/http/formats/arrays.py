@@ -111,10 +111,8 @@ def safetensors_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str,
     return bytes(save(contiguous, metadata=listed))
 
 
-def json_array(array: NDArray[Any], encoding: str) -> object:
-    """An array for a JSON answer: nested lists, or a base64 object (little-endian)."""
-    if encoding == "float":
-        return array.tolist()
+def base64_array(array: NDArray[Any]) -> dict[str, object]:
+    """An array for a JSON answer, its bytes little-endian."""
     raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return {
         "base64": base64.b64encode(raw.tobytes()).decode(),

@@ -7,21 +7,22 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from vim_embed.errors import (
     InvalidInput,
     MalformedRequest,
     PayloadTooLarge,
-    QueueFull,
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.http.body.reading import RELEASES, Limits
+from vim_embed.http.body.reading import Limits
 from vim_embed.http.body.workspace import Workspace
+from vim_embed.http.disconnect import unless_gone
 from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
 from vim_embed.http.formats.image_pool import DecodeBudget, DecoderPool
 from vim_embed.http.formats.multipart import read_files
+from vim_embed.http.request_memory import request_memory
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray
 
@@ -60,7 +61,8 @@ async def parse_pixels(
 ) -> PixelArray:
     """The pixel array of a body, encoded images included; checked for rows, not yet for values.
 
-    seconds: that decoding may take, if less than the limits'.
+    seconds: that decoding may take, if less than the limits'. Raises ServiceError, and
+    ClientDisconnect where the client left while its images were decoded.
     """
     with reading_memory(request, len(body)) as workspace:
         if kind in _ARRAYS:
@@ -86,26 +88,23 @@ async def parse_pixels(
             )
             files = [(f"image {row} ({name})", data) for row, (name, data) in enumerate(named)]
         decoders: DecoderPool = request.app.state.decoders
-        return await decoders.decode(
+        decoding = decoders.decode(
             files, model.preprocessing, budget, workspace, max_pixels=limits.image_pixels
         )
+        return await unless_gone(request, decoding)
 
 
 @contextmanager
 def reading_memory(request: Request, body_bytes: int = 0) -> Iterator[Workspace]:
-    """The memory in which a request's body is read; it is given back with the answer.
+    """The memory in which a request's body is read.
 
     Whatever a reader raises is the body's fault, and no fault of the service: a body is no reason
     for a 500, which clients send again.
     """
-    workspace = Workspace(request.app.state.arena, body_bytes)
-    request.scope["state"].setdefault(RELEASES, []).append(workspace.release)
     try:
-        yield workspace
-    except QueueFull as error:
-        error.retry_after = request.app.state.service.queue.retry_after
-        raise
-    except ServiceError:
+        with request_memory(request, body_bytes) as workspace:
+            yield workspace
+    except (ServiceError, ClientDisconnect):
         raise
     except MemoryError as error:
         raise PayloadTooLarge("reading the body takes more memory than there is") from error

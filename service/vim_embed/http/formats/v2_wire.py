@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from vim_embed.errors import InvalidInput, MalformedRequest
 from vim_embed.http.body.workspace import Workspace
 from vim_embed.http.formats import json_bodies
+from vim_embed.http.formats.json_numbers import number_pieces
 from vim_embed.http.formats.v2_messages import DATATYPES, InferParameters, InferRequest, InputTensor
 from vim_embed.types.pixels import PixelArray
 
@@ -27,6 +28,8 @@ INPUT = "pixel_values"
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _LEVEL = 1  # embeddings hardly compress: do not try hard
+# Of memory for a number of an answer: its text, of up to 24 characters, three times; its bytes.
+_JSON_VALUE_BYTES, _BINARY_VALUE_BYTES = 96, 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def wants_compression(accept_encoding: str) -> str | None:
 
 def infer_answer(head: Mapping[str, object], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
     """The answer's body, and the bytes of its JSON part if raw ones follow."""
-    described, raw = [], []
+    described, raw = list[bytes](), list[bytes]()
     for output in outputs:
         little = np.ascontiguousarray(output.array, output.array.dtype.newbyteorder("<"))
         tensor: dict[str, object] = {
@@ -93,11 +96,27 @@ def infer_answer(head: Mapping[str, object], outputs: Sequence[Output]) -> tuple
         if output.binary:
             tensor["parameters"] = {"binary_data_size": little.nbytes}
             raw.append(little.tobytes())
-        else:
-            tensor["data"] = little.reshape(-1).tolist()
-        described.append(tensor)
-    text = json.dumps({**head, "outputs": described}, allow_nan=False).encode()
+        described.append(_described(tensor, None if output.binary else little.reshape(-1)))
+    text = b"".join(
+        [json.dumps(head).encode()[:-1], b', "outputs": [', b", ".join(described), b"]}"]
+    )
     return b"".join([text, *raw]), len(text) if raw else None
+
+
+def rendering_bytes(outputs: Sequence[Output]) -> int:
+    """Memory that `infer_answer`, `compressed` and the outputs take together, at most."""
+    each = {True: _BINARY_VALUE_BYTES, False: _JSON_VALUE_BYTES}
+    return sum(output.array.size * each[output.binary] for output in outputs)
+
+
+def _described(tensor: Mapping[str, object], flat: NDArray[Any] | None) -> bytes:
+    """A tensor of the JSON part, with its data if these are not raw."""
+    text = json.dumps(tensor).encode()
+    if flat is None:
+        return text
+    return b"".join(
+        [text[:-1], b', "data": ', *(piece.encode() for piece in number_pieces(flat)), b"}"]
+    )
 
 
 def _raw_request(body: memoryview, image_size: int) -> tuple[InferRequest, PixelArray]:

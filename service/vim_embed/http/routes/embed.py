@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -26,7 +27,13 @@ from vim_embed.errors import (
 )
 from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.deadline import begun, seconds_left
-from vim_embed.http.formats.answers import choose_format, provenance, render, with_grid
+from vim_embed.http.formats.answers import (
+    choose_format,
+    provenance,
+    render,
+    rendering_bytes,
+    with_grid,
+)
 from vim_embed.http.formats.parsing import media_type, parse_pixels
 from vim_embed.http.openapi import examples
 from vim_embed.http.openapi.schemas import (
@@ -36,6 +43,7 @@ from vim_embed.http.openapi.schemas import (
     inline_schema,
     json_answer,
 )
+from vim_embed.http.request_memory import answer_memory
 from vim_embed.http.submit import (
     GONE,
     compute,
@@ -47,6 +55,7 @@ from vim_embed.types.pixels import PixelError, check_options
 from vim_embed.types.preprocessing import PerChannel
 
 _KNOWN_QUERIES = 256
+_INLINE_BYTES = 1024 * 1024  # answers that take less memory are made without a thread hop
 
 
 class EmbedQuery(BaseModel):
@@ -162,14 +171,15 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     )
     try:
         body = await read_body(request, limits)
+        left = None if timeout is None else begin + timeout - time.monotonic()
+        pixels = await parse_pixels(request, kind, body, info, limits, seconds=left)
     except ClientDisconnect:
         return Response(status_code=GONE)
-    left = None if timeout is None else begin + timeout - time.monotonic()
-    pixels = await parse_pixels(request, kind, body, info, limits, seconds=left)
     done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)
     if done is None:
         return Response(status_code=GONE)
-    return render(
+    make_answer = partial(
+        render,
         done.outputs,
         answer_kind,
         origin=with_grid(provenance(done.info or info, options), info, options, pixels),
@@ -178,6 +188,9 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         layers=options.layers is not None,
         timing=timing(done, begin),
     )
+    size = rendering_bytes(done.outputs, answer_kind, query.dtype)
+    with answer_memory(request, size):
+        return make_answer() if size < _INLINE_BYTES else await asyncio.to_thread(make_answer)
 
 
 class _QueryOnlyRoute(APIRoute):

@@ -21,9 +21,11 @@ from vim_embed.http.formats.v2_wire import (
     compressed,
     infer_answer,
     read_infer,
+    rendering_bytes,
     wants_compression,
 )
 from vim_embed.http.openapi.schemas import v2_failures
+from vim_embed.http.request_memory import answer_memory
 from vim_embed.http.routes.embed import EmbedQuery
 from vim_embed.http.routes.v2_state import MODEL, PREFIX, VERSION, VERSIONED, find_model, service_of
 from vim_embed.http.submit import GONE, compute, timing
@@ -79,9 +81,9 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
             with_grid(provenance(done.info or info, options), info, options, pixels)
         ),
     }
-    answer = await asyncio.to_thread(
-        _render, head, _chosen(asked, done.outputs), request.headers.get("accept-encoding", "")
-    )
+    chosen, accepted = _chosen(asked, done.outputs), request.headers.get("accept-encoding", "")
+    with answer_memory(request, rendering_bytes(chosen)):
+        answer = await asyncio.to_thread(_render, head, chosen, accepted)
     answer.headers["Server-Timing"] = timing(done, begin)
     return answer
 

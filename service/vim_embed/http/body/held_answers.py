@@ -1,0 +1,103 @@
+"""Answers that clients have not taken yet, counted in the arena of bodies.
+
+A small answer goes to the connection at once. A large one goes piece by piece, as the client takes
+it, and counts within `--inflight-bytes` until its last piece. The HTTP processes import this too,
+so it imports no numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError
+from vim_embed.http.body.arena import Arena
+from vim_embed.http.body.reading import RELEASES
+
+# Of an answer that a connection has at once. What is smaller is not counted.
+PIECE = 128 * 1024
+Refuse = Callable[[ServiceError, Scope], ASGIApp]
+
+
+class HoldAnswers:
+    """Sends an application's large answers piece by piece, counted as long as they last."""
+
+    def __init__(self, app: ASGIApp, arena: Arena, refuse: Refuse) -> None:
+        """refuse: the answer where the arena has no room for the right one."""
+        self.app = app
+        self.arena = arena
+        self.refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start: Message | None = None  # not sent before it is clear that there is room
+        refused = False
+
+        async def send_held(message: Message) -> None:
+            nonlocal start, refused
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if refused:
+                return
+            body = message.get("body", b"")
+            try:
+                give_back = self._held(scope, body)
+            except ServiceError as error:
+                if start is None:
+                    raise  # in the midst of a stream
+                refused = True
+                await self.refuse(error, scope)(scope, receive, send)
+                return
+            try:
+                if start is not None:
+                    await send(start)
+                    start = None
+                await _send_pieces(message, body, send)
+            finally:
+                give_back()
+
+        await self.app(scope, receive, send_held)
+
+    def _held(self, scope: Scope, body: bytes) -> Callable[[], None]:
+        """Count an answer in place of what its request held. Gives what ends that."""
+        if len(body) <= PIECE:
+            return lambda: None
+        for release in scope.get("state", {}).get(RELEASES, ()):
+            release()
+        return hold(self.arena, len(body))
+
+
+def hold(arena: Arena, size: int) -> Callable[[], None]:
+    """Count an answer of `size` bytes until the result is called.
+
+    Raises QueueFull, or PayloadTooLarge where it would not fit if it were alone.
+    """
+    offset = arena.count(size)
+    if offset is not None:
+        return partial(arena.give_back, offset, size)
+    if size > arena.size:
+        raise PayloadTooLarge(
+            f"the answer of {size / 1e6:.0f} MB does not fit into the {arena.size / 1e6:.0f} MB "
+            "that are kept for bodies and answers: send fewer rows per request, or raise "
+            "--inflight-bytes"
+        )
+    raise QueueFull(
+        f"{arena.held / 1e6:.0f} MB of bodies and of answers that clients have not taken are held "
+        "already: retry after the time in Retry-After, or raise --inflight-bytes"
+    )
+
+
+async def _send_pieces(message: Message, body: bytes, send: Send) -> None:
+    """The server waits with each piece until the client has taken most of the one before."""
+    if len(body) <= PIECE:
+        await send(message)
+        return
+    for begin in range(0, len(body), PIECE):
+        more = begin + PIECE < len(body) or message.get("more_body", False)
+        # A copy, not a view, which would keep the whole answer until its last byte was taken.
+        await send({**message, "body": body[begin : begin + PIECE], "more_body": more})
