@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vim_embed_pixels import curves
 from vim_embed_pixels.errors import UnusableImage, UnusableOptions
 
 Array = NDArray[Any]
-StretchName = Literal["asinh", "linear", "asinh20"]
+StretchName = Literal[
+    "linear", "sqrt", "log", "asinh", "lupton", "zscale", "platonic", "platonic@head"
+]
+STRETCHES: tuple[StretchName, ...] = get_args(StretchName)
 Limits = tuple[tuple[float, float], ...]
 
 # Of float32's rounding against the range that becomes 0 to 1: a sixteenth of a grey level.
@@ -33,10 +37,13 @@ class Stretch:
         takes cubes of three, or of one, as they are.
     percentiles: fluxes at these become 0 and 1 before the stretch, in each image by itself, over
         the finite fluxes of its three bands together, or of each by itself with `per_band`.
-    limits: such fluxes for each band in place of percentiles.
-    kind: `asinh` takes arcsinh and then scales to the image's own least and greatest value;
-        `linear` cuts off what is beyond 0 and 1; `asinh20` is arcsinh(20 x) / arcsinh(20), cut off
-        there. None is linear with limits, else asinh.
+    limits: such fluxes for each band in place of percentiles; `zscale`: those of IRAF's zscale.
+    kind: `platonic` takes arcsinh and then scales to the image's own least and greatest value.
+        Every other one cuts off what is beyond 0 and 1: `linear`; `platonic@head`, which is
+        arcsinh(20 x) / arcsinh(20); `asinh`, `sqrt` and `log`, as astropy's stretches; `lupton`,
+        which keeps colours, as astropy's make_lupton_rgb; `zscale`, linear with limits of zscale.
+        None is linear with limits, else platonic.
+    softening: of `asinh` (astropy's a, by default 0.1) and of `lupton` (Q, by default 8).
     blank: what NaN and infinite fluxes are replaced by: a number, or `sky`, the median of the
         band's finite fluxes. None refuses such images.
     zoom: (half, side): the middle 2 half by 2 half pixels are enlarged to side by side.
@@ -45,8 +52,9 @@ class Stretch:
     survey: str | None = None
     bands: tuple[int, ...] | None = None
     percentiles: tuple[float, float] = (1.0, 99.0)
-    limits: Limits | None = None
+    limits: Limits | Literal["zscale"] | None = None
     kind: StretchName | None = None
+    softening: float | None = None
     per_band: bool = False
     blank: float | Literal["sky"] | None = None
     zoom: tuple[int, int] | None = None
@@ -59,18 +67,50 @@ class Stretch:
             raise UnusableOptions(
                 f"one band (grey) or three (red, green, blue) are needed, got {len(self.bands)}"
             )
-        if self.limits is not None and len(self.limits) not in (1, 3):
-            raise UnusableOptions(
-                f"limits are for one band or for three, got {len(self.limits)} pairs"
-            )
-        for low, high in self.limits or ():
+        self._check_limits()
+        self._check_kind()
+
+    def _check_limits(self) -> None:
+        pairs = self.fixed or ()
+        if self.fixed is not None and len(pairs) not in (1, 3):
+            raise UnusableOptions(f"limits are for one band or for three, got {len(pairs)} pairs")
+        for low, high in pairs:
             if not low < high:
                 raise UnusableOptions(f"limits must rise, got {low:g},{high:g}")
+
+    def _check_kind(self) -> None:
+        if self.kind not in (None, *STRETCHES):
+            raise UnusableOptions(
+                f"there is no stretch {self.kind!r}: use one of {', '.join(STRETCHES)}"
+            )
+        if self.kind == "zscale" and self.fixed:
+            raise UnusableOptions("zscale finds limits by itself: leave --limits out")
+        if self.kind == "lupton" and (self.per_band or len(self.fixed or ()) > 1):
+            raise UnusableOptions(
+                "lupton keeps the colours, and so has one range for its three bands: give it one "
+                "pair of --limits, or --percentiles without --per-band"
+            )
+        if self.softening is None:
+            return
+        if self.kind not in ("asinh", "lupton"):
+            raise UnusableOptions("--softening is for --stretch asinh and lupton alone")
+        if not 0 < self.softening < np.inf:
+            raise UnusableOptions(f"the softening must be above 0, got {self.softening:g}")
+
+    @property
+    def fixed(self) -> Limits | None:
+        """The limits that are numbers."""
+        return None if self.limits == "zscale" else self.limits
+
+    @property
+    def zscale(self) -> bool:
+        """Whether limits are those of zscale."""
+        return self.limits == "zscale" or self.kind == "zscale"
 
     @property
     def shape(self) -> StretchName:
         """The kind that is meant."""
-        return self.kind or ("linear" if self.limits else "asinh")
+        return self.kind or ("linear" if self.limits else "platonic")
 
 
 def to_rgb(flux: Array, how: Stretch) -> Array:
@@ -82,11 +122,25 @@ def to_rgb(flux: Array, how: Stretch) -> Array:
         if how.zoom is not None:
             rgb = _zoomed(rgb, *how.zoom)
             finite = np.ones(rgb.shape, bool)
-        pixels = (_stretched(_scaled(rgb, finite, how), finite, how) * 255).astype(np.uint8)
+        pixels = _bytes(rgb, finite, how)
     if (pixels == pixels[:, :1, :1]).all():
-        where = "it is constant, or beyond the limits" if how.limits else "it is all but constant"
+        where = "it is constant, or beyond the limits" if how.fixed else "it is all but constant"
         raise UnusableImage(f"it is too flat to show: every pixel has one colour ({where})")
     return pixels
+
+
+def cropped(array: Array, side: int | None) -> Array:
+    """The middle `side` by `side` pixels of (…, H, W). Raises UnusableImage where there are less.
+
+    Of an odd number of pixels left over, the last row or column is one more.
+    """
+    if side is None:
+        return array
+    height, width = array.shape[-2:]
+    if min(height, width) < side:
+        raise UnusableImage(f"it has {height}×{width} pixels, fewer than --crop {side} takes")
+    top, left = (height - side) // 2, (width - side) // 2
+    return array[..., top : top + side, left : left + side]
 
 
 def select_places(bands: Sequence[int] | None, count: int) -> Sequence[int]:
@@ -157,8 +211,17 @@ def _zoomed(rgb: Array, half: int, side: int) -> Array:
     return enlarged.transpose(2, 0, 1)
 
 
-def _scaled(rgb: Array, finite: Array, how: Stretch) -> Array:
-    """(flux - low) / (high - low), in float32 as platonic-universe has it where that will do."""
+def _bytes(rgb: Array, finite: Array, how: Stretch) -> Array:
+    rgb, low, width = _within_range(rgb, finite, how)
+    if how.shape == "lupton":
+        return curves.lupton(rgb, low.item(), width.item(), how.softening)
+    unit = _stretched((rgb - low) / width, finite, how)
+    pixels: Array = (unit * 255).astype(np.uint8)
+    return pixels
+
+
+def _within_range(rgb: Array, finite: Array, how: Stretch) -> tuple[Array, Array, Array]:
+    """The fluxes, in float32 as platonic-universe has them where that will do, and their range."""
     low, width = _range(rgb, finite, how)
     if rgb.dtype == np.float64:
         single = rgb.astype(np.float32)
@@ -171,14 +234,19 @@ def _scaled(rgb: Array, finite: Array, how: Stretch) -> Array:
         raise UnusableImage(
             "it is too flat to stretch: its lower and upper percentile are the same"
         )
-    return (rgb - low) / width
+    return rgb, low, width
 
 
 def _range(rgb: Array, finite: Array, how: Stretch) -> tuple[Array, Array]:
     """The flux that becomes 0, and how far above it 1 is: of shape (3 or 1, 1, 1)."""
-    if how.limits is not None:
-        low, high = np.array(how.limits, np.float64).T.reshape(2, -1, 1, 1)
+    if how.fixed is not None:
+        low, high = np.array(how.fixed, np.float64).T.reshape(2, -1, 1, 1)
         return low.astype(rgb.dtype), (high - low).astype(rgb.dtype)
+    if how.zscale:
+        seen = np.where(finite, rgb, np.nan)
+        found = [curves.zscale_limits(part) for part in (seen if how.per_band else (seen,))]
+        low, high = np.array(found, rgb.dtype).T.reshape(2, -1, 1, 1)
+        return low, high - low
     low, high = (_percentile(rgb, finite, at, per_band=how.per_band) for at in how.percentiles)
     return low, high - low
 
@@ -198,10 +266,12 @@ def _percentile(rgb: Array, finite: Array, at: float, *, per_band: bool) -> Arra
 def _stretched(scaled: Array, finite: Array, how: Stretch) -> Array:
     """Into 0 to 1; beyond it lies nothing, or what is cut off."""
     unit: Array = scaled
-    if how.shape == "asinh20":
-        unit = np.arcsinh(20 * scaled) / np.arcsinh(20)
-    elif how.shape == "asinh":
+    if how.shape == "platonic":
         unit = _own_range(np.arcsinh(scaled), finite, how)
+    elif how.shape == "platonic@head":
+        unit = np.arcsinh(20 * scaled) / np.arcsinh(20)
+    elif how.shape in curves.NAMES:
+        unit = curves.bent(scaled, how.shape, how.softening)
     return np.clip(unit, 0, 1)
 
 

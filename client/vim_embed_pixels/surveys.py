@@ -81,10 +81,12 @@ def survey_stretch(survey: str | None, **given: Any) -> Stretch:
     if {"percentiles", "limits"} <= chosen.keys():
         raise UnusableOptions("--percentiles and --limits exclude each other: give one of them")
     start = survey_base(survey)
-    if "percentiles" in chosen:
+    if "percentiles" in chosen and chosen.get("kind") == "zscale":
+        raise UnusableOptions("zscale finds limits by itself: leave --percentiles out")
+    if "percentiles" in chosen or chosen.get("kind") == "zscale":
         start = replace(start, limits=None)
     made = replace(start, **chosen)
-    if made.per_band and made.limits and made.shape != "asinh":
+    if made.per_band and made.fixed and made.shape != "platonic":
         raise UnusableOptions(
             "--per-band has no effect beside limits: leave it out, or give --percentiles"
         )
@@ -104,7 +106,7 @@ def survey_base(survey: str | None) -> Stretch:
         SURVEYS[name],
         survey=survey,
         limits=_head_limits(name),
-        kind="asinh20",
+        kind="platonic@head",
         zoom=_HEAD_ZOOM.get(name),
     )
 

@@ -19,8 +19,9 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.http.formats.images import FORMATS, decode_image
+from vim_embed.http.formats.images import decode_image
 from vim_embed.types.preprocessing import HALF, Preprocessing
+from vim_embed_pixels.images import FORMATS
 
 SPEC = Preprocessing(image_size=8, interpolation="bicubic", mean=HALF, std=HALF)
 PICTURE = Image.frombytes("RGB", (20, 10), np.random.default_rng(3).bytes(600))

@@ -15,6 +15,7 @@ from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
 from vim_embed_client.pixels import about_values
 from vim_embed_client.results import Embeddings, PreprocessingEntry
+from vim_embed_pixels.images import Fit, fitted
 
 
 class Service(Protocol):
@@ -123,18 +124,7 @@ def _encoded(item: Item) -> bytes:
 
 def resized(pixels: Array, spec: PreprocessingEntry) -> Array:
     """(3, H, W) uint8 at the model's size, by the method with which the service resizes images."""
-    from PIL import Image
-
-    side = spec["image_size"]
-    if pixels.shape[1:] == (side, side):
+    wanted = Fit.of(spec)
+    if pixels.shape[1:] == (wanted.side, wanted.side):
         return pixels
-    method = Image.Resampling[spec["interpolation"].upper()]
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    width = height = spec.get("resize_to") or side
-    if spec.get("keep_aspect"):
-        first, shorter = width, min(image.size)
-        width, height = (max(first, int(first * edge / shorter)) for edge in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + side) * across, (top + side) * down)
-    return np.asarray(image.resize((side, side), resample=method, box=box)).transpose(2, 0, 1)
+    return fitted(pixels, wanted)

@@ -12,13 +12,15 @@ import click
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_pixels.errors import UnusableOptions
 from vim_embed_pixels.fits import ALL_HDUS
+from vim_embed_pixels.stretch import STRETCHES
 from vim_embed_pixels.surveys import NAMES, survey_stretch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_STRETCH = ("bands", "percentiles", "limits", "kind", "per_band", "blank")
+_STRETCH = ("bands", "percentiles", "limits", "kind", "softening", "per_band", "blank")
 _REST = (
-    "column", "id_column", "config", "shape", "resize", "stack", "flip", "join_bands", "hdus",
+    "column", "id_column", "config", "shape", "resize", "stack", "crop", "flip", "join_bands",
+    "hdus",
 )  # fmt: skip
 
 
@@ -46,6 +48,14 @@ def numbers(
 def _pair(text: str) -> tuple[float, float]:
     low, high = map(float, text.split(":"))
     return low, high
+
+
+def _limits(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[tuple[float, float], ...] | str | None:
+    if value == "zscale":
+        return value
+    return numbers(_pair, "-0.06:1.5 (one, or three), nor zscale")(ctx, param, value)
 
 
 def _hdu(text: str) -> int | str:
@@ -115,13 +125,20 @@ _OPTIONS = (
         help="Of each image's fluxes: what the stretch takes as 0 and 1.  [default: 1,99]",
     ),
     click.option(
-        "--limits", metavar="LOW:HIGH,…", callback=numbers(_pair, "-0.06:1.5 (one, or three)"),
-        help="Fluxes that are 0 and 1, in place of percentiles: one pair, or one for each band.",
+        "--limits", metavar="LOW:HIGH,…|zscale", callback=_limits,
+        help="Fluxes that are 0 and 1, in place of percentiles: one pair, or one for each band, in "
+        "the unit of the file; zscale finds them in each image, as IRAF and DS9 do.",
     ),
     click.option(
-        "--stretch", "kind", type=click.Choice(["asinh", "linear", "asinh20"]),
-        help="How fluxes become pixels; asinh20 is arcsinh(20 x) / arcsinh(20).  [default: linear "
-        "with limits, else asinh]",
+        "--stretch", "kind", type=click.Choice(STRETCHES),
+        help="How fluxes become pixels: a stretch of astropy (linear, sqrt, log, asinh, lupton), "
+        "linear with zscale's limits, or that of platonic-universe 0.1.0 (platonic) or its head.  "
+        "[default: linear with limits, else platonic]",
+    ),
+    click.option(
+        "--softening", metavar="NUMBER", type=float,
+        help="Of --stretch asinh: where it turns from linear to logarithmic, in parts of the range "
+        "[default: 0.1]; of lupton: Q [default: 8].",
     ),
     click.option(
         "--per-band", is_flag=True, default=None,
@@ -134,6 +151,10 @@ _OPTIONS = (
     click.option(
         "--stack", is_flag=True,
         help="The first axis of an (N, H, W) array or FITS image counts galaxies, not bands.",
+    ),
+    click.option(
+        "--crop", metavar="PIXELS", type=click.IntRange(1),
+        help="Take the middle square of so many pixels of every image, before it is stretched.",
     ),
     click.option(
         "--flip", is_flag=True,

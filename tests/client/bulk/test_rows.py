@@ -560,6 +560,30 @@ def test_a_fits_file_and_a_jpeg_of_one_sky_are_the_same_way_up(
     assert (turned[0] != rows[0]).any()
 
 
+def test_the_middle_of_every_image_is_taken_before_it_is_stretched(tmp_path: Path) -> None:
+    sky = np.pad(SKY[:1], ((0, 0), (3, 4), (5, 5)), constant_values=900)
+    wide = np.pad(PIXELS[0], ((0, 0), (2, 2), (1, 2)), constant_values=77)
+    side = PIXELS.shape[-1]
+    write(tmp_path, {
+        "a.fits": primary(sky[0]), "b.npy": npy(sky[0]), "c.npy": npy(wide), "d.png": png(wide),
+        "e.tar": tar({"1.png": png(wide)}), "f.parquet": table(x=[png(wide)]),
+        "g.png": png(PIXELS[1][:, 1:]),
+    })  # fmt: skip
+    found = {}
+    for crop, names in ((16, "ab"), (side, "cdefg")):
+        for entry in entries_of(tmp_path, ReadOptions(crop=crop)):
+            place = Path(entry.id).name[0] if "tar" not in entry.id else "e"
+            if place in names and isinstance(entry, Item):
+                made = callable(entry.data) and place != "g"
+                found[place] = entry.data() if made else entry.data
+    np.testing.assert_array_equal(found.pop("a"), up(grey(SKY[0])))
+    np.testing.assert_array_equal(found.pop("b"), grey(SKY[0]))
+    for place in "cdef":
+        np.testing.assert_array_equal(found.pop(place), PIXELS[0], err_msg=place)
+    with pytest.raises(InputError, match=f"fewer than --crop {side} takes"):
+        found.pop("g")()
+
+
 def test_links_to_folders_are_followed_but_not_around(tmp_path: Path) -> None:
     write(tmp_path, {"a/1.png": PNGS[0], "b/2.png": PNGS[1]})
     (tmp_path / "a" / "there").symlink_to(tmp_path / "b")

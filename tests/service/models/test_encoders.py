@@ -17,9 +17,10 @@ from torch import Tensor
 from support.fixtures_vim import relative_l2
 from vim_embed import Embedder, load_model
 from vim_embed.errors import WeightsError
-from vim_embed.http.formats.images import Fit, fit
+from vim_embed.http.formats.images import fit_of
 from vim_embed.models.encoder import ENCODERS, Encoder
 from vim_embed.types.preprocessing import Preprocessing
+from vim_embed_pixels.images import fit
 
 DOCS = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
 VIT: dict[str, Any] = {
@@ -249,7 +250,7 @@ def test_pixels_are_those_of_the_processor() -> None:
         image_size=32, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1),
         resize_to=40, keep_aspect=True,
     )  # fmt: skip
-    found = np.asarray(fit(Image.fromarray(picture), Fit.of(spec)))
+    found = np.asarray(fit(Image.fromarray(picture), fit_of(spec)))
     resized = Image.fromarray(picture).resize((60, 40), Image.Resampling.BICUBIC)
     assert np.array_equal(found, np.asarray(resized)[4:36, 14:46])
 

@@ -12,7 +12,7 @@ import numpy as np
 from vim_embed_client.bulk.sources.faults import described, named
 from vim_embed_client.bulk.sources.layout import Layout, array_entry, flux_item, layout_of
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
-from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped, file_size
+from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped, encoded_item, file_size
 from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
 
@@ -142,7 +142,7 @@ class Values:
         kind = _plain(column.type)
         if _is_image(kind) or are_lists_of_images(kind) or _is_text(kind):
             is_flux = "flux" in [field.name for field in kind] if hasattr(kind, "fields") else False
-            return FLUX_OPTIONS | {"--flip"} if is_flux else frozenset()
+            return frozenset({"--crop"}) | (FLUX_OPTIONS | {"--flip"} if is_flux else frozenset())
         flat = {"--shape"} if _depth(kind) == 1 else set()
         for row in range(len(column)):
             try:
@@ -174,7 +174,7 @@ class Values:
         if pa.types.is_struct(kind):
             return self._struct(plain(one), row_id)
         if _is_binary(kind):
-            return _encoded(plain(one)[0].as_py(), row_id)
+            return self._encoded(plain(one)[0].as_py(), row_id)
         if _is_text(kind):
             return self._of_path(str(plain(one)[0].as_py()), row_id)
         array = self._array(one)
@@ -195,19 +195,28 @@ class Values:
         names = [field.name for field in one.type]
         if "flux" in names:
             flux = list_values(one.field("flux"))
-            return flux_item(row_id, flux, self._options.stretch, flip=self._options.flip)
+            crop, flip = self._options.crop, self._options.flip
+            return flux_item(row_id, flux, self._options.stretch, crop=crop, flip=flip)
         value = one[0].as_py()
         if value.get("bytes") is not None:
-            return _encoded(value["bytes"], row_id)
+            return self._encoded(value["bytes"], row_id)
         if value.get("path") is None:
             raise InputError(f"it has neither bytes nor a path, but {', '.join(names)}")
         return self._of_path(value["path"], row_id)
 
     def _of_path(self, path: str, row_id: str) -> Entry:
         if "://" in path:
-            return _encoded(_fetched(path), row_id)
+            return self._encoded(_fetched(path), row_id)
         path = os.path.join(self._folder, path)
-        return Item(id=row_id, data=path, size=file_size(path))
+        return self._item(row_id, path, file_size(path))
+
+    def _encoded(self, data: bytes, row_id: str) -> Item:
+        if not data:
+            raise InputError("it is empty")
+        return self._item(row_id, data, len(data))
+
+    def _item(self, row_id: str, data: str | bytes, size: int) -> Item:
+        return encoded_item(row_id, data, size, self._options.crop)
 
 
 def _layout(array: Array, options: ReadOptions) -> Layout:
@@ -232,12 +241,6 @@ def _fetched(url: str) -> bytes:
         fault = VimEmbedError if url.startswith(_FAR) else InputError
         raise fault(f"{url} cannot be read ({described(error)})") from None
     return data
-
-
-def _encoded(data: bytes, row_id: str) -> Entry:
-    if not data:
-        raise InputError("it is empty")
-    return Item(id=row_id, data=data, size=len(data))
 
 
 def _pixels(array: Array) -> Array:

@@ -53,7 +53,9 @@ class FitsReader(FileReader):
             hdus, _ = fits.sound_hdus(file)
             listed = fits.image_hdus(hdus)
             chosen = self._chosen(hdus, listed) if listed else []
-            effective = frozenset({"--hdu", "--flip"}).union(*map(self._effective, chosen))
+            effective = frozenset({"--hdu", "--flip", "--crop"}).union(
+                *map(self._effective, chosen)
+            )
             return Description(
                 images=tuple(_described(one, self._note(one, chosen)) for one in listed),
                 upwards=not chosen or fits.upwards(chosen[0].hdu),
@@ -157,7 +159,8 @@ class FitsReader(FileReader):
         return self._item(readable(self.name), flux, stretch, chosen[0].hdu)
 
     def _item(self, row_id: str, flux: Array, stretch: Stretch, hdu: Any) -> Entry:
-        return flux_item(row_id, flux, stretch, flip=fits.upwards(hdu) != self._options.flip)
+        flip = fits.upwards(hdu) != self._options.flip
+        return flux_item(row_id, flux, stretch, crop=self._options.crop, flip=flip)
 
 
 def _described(one: fits.Hdu, note: str = "") -> Image:

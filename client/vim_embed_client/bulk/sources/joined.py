@@ -55,9 +55,9 @@ class JoinedReader:
         stretch = self._options.stretch
         stretch = bands_chosen(stretch) if len(shown) == 3 else stretch
         flux = np.stack([one.flux for one in shown])
-        entries: Sequence[Entry] = [
-            flux_item(readable(self.name), flux, stretch, flip=shown[0].flip), *notes
-        ]  # fmt: skip
+        crop, flip = shown[0].crop, shown[0].flip
+        item = flux_item(readable(self.name), flux, stretch, crop=crop, flip=flip)
+        entries: Sequence[Entry] = [item, *notes]
         yield from entries[start:]
 
     def _band(self, band: str, notes: list[Skipped]) -> Shown:

@@ -13,7 +13,8 @@ from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
-from vim_embed_pixels.stretch import Stretch, check_numbers, select_places, to_rgb
+from vim_embed_pixels.errors import UnusableImage
+from vim_embed_pixels.stretch import Stretch, check_numbers, cropped, select_places, to_rgb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def _check_bands(shape: tuple[int, ...], options: ReadOptions) -> None:
 def _effective(
     shape: tuple[int, ...], one: tuple[int, ...], dtype: np.dtype[Any], fluxes: bool
 ) -> frozenset[str]:
-    found = {"--flip"} | ({"--stack"} if len(shape) > 2 else set())
+    found = {"--flip", "--crop"} | ({"--stack"} if len(shape) > 2 else set())
     if fluxes:
         found |= FLUX_OPTIONS - (set() if len(one) == 3 else {"--bands"})
     elif dtype == np.uint8:
@@ -107,10 +108,10 @@ def array_entry(
     """One row of an array. upwards: its first row of pixels is the lowest, as in FITS."""
     flip = upwards != options.flip
     if layout.fluxes:
-        return flux_item(row_id, array, options.stretch, flip=flip)
+        return flux_item(row_id, array, options.stretch, crop=options.crop, flip=flip)
     if array.ndim == 2:
         array = np.broadcast_to(array, (3, *array.shape))
-    return pixel_item(row_id, array, flip=flip)
+    return pixel_item(row_id, array, crop=options.crop, flip=flip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,25 +120,32 @@ class Shown:
 
     flux: Array
     stretch: Stretch
+    crop: int | None
     flip: bool
 
     def __call__(self) -> Array:
         with named("its fluxes cannot be shown"):
-            pixels = to_rgb(self.flux, self.stretch)
+            pixels = to_rgb(cropped(self.flux, self.crop), self.stretch)
         return pixels[:, ::-1] if self.flip else pixels
 
 
-def flux_item(row_id: str, flux: Array, stretch: Stretch, *, flip: bool = False) -> Item:
+def flux_item(
+    row_id: str, flux: Array, stretch: Stretch, *, crop: int | None = None, flip: bool = False
+) -> Item:
     """Fluxes as an item that is stretched when it is sent, and then resized."""
-    shown: Callable[[], Array] = Shown(flux, stretch, flip)
+    shown: Callable[[], Array] = Shown(flux, stretch, crop, flip)
     return Item(id=row_id, data=shown, size=flux.nbytes)
 
 
-def pixel_item(row_id: str, pixels: Array, *, flip: bool = False) -> Entry:
+def pixel_item(row_id: str, pixels: Array, *, crop: int | None = None, flip: bool = False) -> Entry:
     """A (3, H, W) or channels-last (H, W, 3) array as an item; any other shape is left out."""
     if pixels.ndim == 3 and pixels.shape[0] != 3 and pixels.shape[2] == 3:
         pixels = pixels.transpose(2, 0, 1)
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.size == 0:
         return Skipped(id=row_id, reason=f"its shape is {pixels.shape}: expected (3, H, W)")
+    try:
+        pixels = cropped(pixels, crop)
+    except UnusableImage as error:
+        return Skipped(id=row_id, reason=error.message)
     pixels = pixels[:, ::-1] if flip else pixels
     return Item(id=row_id, data=pixels, size=pixels.nbytes)

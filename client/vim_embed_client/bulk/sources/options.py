@@ -13,12 +13,13 @@ from vim_embed_pixels.surveys import survey_base
 # Options of the command line by the field that they fill, in Stretch and in ReadOptions.
 _STRETCH = {
     "survey": "--survey", "bands": "--bands", "percentiles": "--percentiles",
-    "limits": "--limits", "kind": "--stretch", "per_band": "--per-band", "blank": "--blank",
+    "limits": "--limits", "kind": "--stretch", "softening": "--softening",
+    "per_band": "--per-band", "blank": "--blank",
 }  # fmt: skip
 _REST = {
     "column": "--column", "id_column": "--id-column", "shape": "--shape", "hdus": "--hdu",
-    "config": "--config", "resize": "--resize", "stack": "--stack", "flip": "--flip",
-    "join_bands": "--join-bands",
+    "config": "--config", "resize": "--resize", "stack": "--stack", "crop": "--crop",
+    "flip": "--flip", "join_bands": "--join-bands",
 }  # fmt: skip
 FLUX_OPTIONS = frozenset(_STRETCH.values())
 
@@ -30,7 +31,8 @@ class ReadOptions:
     column: of tables and data sets, array of an .npz, or extension in a webdataset shard.
     id_column: of tables and data sets, with the ids of rows. config: of data sets that have
     several. shape: of flat lists in tables. stretch: of fluxes. stack: the first axis of a 3-D
-    array counts galaxies, not bands. flip: arrays and FITS images upside down. hdus: of FITS
+    array counts galaxies, not bands. crop: side of the middle square of every image, which
+    is all that is taken of it. flip: arrays and FITS images upside down. hdus: of FITS
     files, or ALL_HDUS. join_bands: the files whose names differ in these words are one image, of
     which they are the red, green and blue band. resize: uint8 arrays too to the model's size.
     """
@@ -41,6 +43,7 @@ class ReadOptions:
     shape: tuple[int, ...] | None = None
     stretch: Stretch = field(default_factory=Stretch)
     stack: bool = False
+    crop: int | None = None
     flip: bool = False
     hdus: tuple[HduName, ...] | None = None
     join_bands: tuple[str, ...] | None = None

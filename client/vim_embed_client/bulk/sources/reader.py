@@ -14,6 +14,8 @@ from vim_embed_client.bulk.sources.content import Content, unpacked_name
 from vim_embed_client.bulk.sources.faults import each_named, named, quiet
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
+from vim_embed_pixels.images import decoded
+from vim_embed_pixels.stretch import cropped
 
 _LARGEST_IMAGE = 1 << 28
 
@@ -52,6 +54,30 @@ class Skipped:
 
 
 Entry: TypeAlias = Item | Skipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """Makes the pixels of an encoded image of which something else is sent than its bytes."""
+
+    data: str | bytes
+    crop: int
+
+    def __call__(self) -> Array:
+        """(3, H, W) uint8. Raises InputError."""
+        with named("it cannot be read"):
+            data = self.data
+            if isinstance(data, str):
+                with open(data, "rb") as file:
+                    data = file.read()
+            return cropped(decoded(data), self.crop)
+
+
+def encoded_item(row_id: str, data: str | bytes, size: int, crop: int | None) -> Item:
+    """An encoded image or its path: sent as it is, or decoded where only a part of it is wanted."""
+    if crop is None:
+        return Item(id=row_id, data=data, size=size)
+    return Item(id=row_id, data=Decoded(data=data, crop=crop), size=size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +166,13 @@ class ImageReader(FileReader):
 
     counted_unread = True
 
+    def __init__(self, content: Content, crop: int | None = None) -> None:
+        super().__init__(content)
+        self._crop = crop
+
+    def describe(self) -> Description:
+        return Description(options=frozenset({"--crop"}))
+
     def count(self) -> int:
         return 1
 
@@ -148,7 +181,7 @@ class ImageReader(FileReader):
             return
         path = self.content.path
         if path is not None and unpacked_name(path) == path:
-            yield Item(id=readable(self.name), data=path, size=file_size(path))
+            yield self._item(path, file_size(path))
             return
         with self.content.open() as file:
             data = file.read(_LARGEST_IMAGE + 1)
@@ -156,7 +189,10 @@ class ImageReader(FileReader):
             raise InputError(f"it unpacks to more than {_LARGEST_IMAGE >> 20} MiB")
         if not data:
             raise InputError("it is empty")
-        yield Item(id=readable(self.name), data=data, size=len(data))
+        yield self._item(data, len(data))
+
+    def _item(self, data: str | bytes, size: int) -> Item:
+        return encoded_item(readable(self.name), data, size, self._crop)
 
 
 class UnreadReader(FileReader):

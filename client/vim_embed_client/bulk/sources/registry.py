@@ -51,7 +51,7 @@ class Format:
     bands: bool = False
 
 
-_ARRAY_OPTIONS = FLUX_OPTIONS | {"--stack", "--flip", "--resize"}
+_ARRAY_OPTIONS = FLUX_OPTIONS | {"--crop", "--flip", "--stack", "--resize"}
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -59,7 +59,8 @@ FORMATS: tuple[Format, ...] = (
         endings=(
             ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm",
         ),
-        reader=lambda content, options: ImageReader(content),
+        reader=lambda content, options: ImageReader(content, options.crop),
+        options=frozenset({"--crop"}),
     ),
     Format(
         name=".npy", endings=(".npy",), reader=NpyReader, options=_ARRAY_OPTIONS,
@@ -176,8 +177,8 @@ def band_remark(sources: Sequence[str], options: ReadOptions) -> str | None:
 def _reader(content: Content, options: ReadOptions, kind: Format | None) -> Reader:
     if kind is None:
         reason = _unread(content.name)
-        reader: Reader = UnreadReader(content, reason) if reason else ImageReader(content)
-        return NamedFaults(reader, "cannot be read")
+        image = ImageReader(content, options.crop)
+        return NamedFaults(UnreadReader(content, reason) if reason else image, "cannot be read")
     read_as = "" if kind is FORMATS[0] else f" as {kind.name}"
     return NamedFaults(kind.reader(content, options), f"cannot be read{read_as}")
 

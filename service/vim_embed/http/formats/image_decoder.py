@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vim_embed.errors import ServiceError
-from vim_embed.http.formats.images import Fit, Large, decode_planes
+from vim_embed.http.formats.images import Large, decode_planes
+from vim_embed_pixels.images import Fit
 
 _MIB = 1024 * 1024
 _EVERYDAY = 64 * _MIB  # of memory that an image may take, whatever its size,

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vim_embed.errors import (
     InvalidInput,
@@ -25,13 +25,13 @@ from vim_embed.errors import (
     UnsupportedMediaType,
 )
 from vim_embed.types.preprocessing import Preprocessing
+from vim_embed_pixels.errors import UnusableImage
+from vim_embed_pixels.images import FORMATS, Fit, check_image, fit, upright_rgb
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Pillow reads many more, some through other programs (EPS) or without bounds (ICO): not here.
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _START_OF_SCAN = b"\xff\xda"  # cannot occur within a scan
 _MAX_SCANS = 100  # each costs a pass over the whole picture; progressive files have about ten
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
@@ -41,9 +41,6 @@ _GAP = rb"(?:\s|#[^\n\r]{0,200}[\n\r]){1,40}"  # Pillow reads a byte at a time h
 _NUMBER = _GAP + rb"\d{1,10}"
 _BINARY_PNM = re.compile(rb"P4" + 2 * _NUMBER + rb"|P[56]" + 3 * _NUMBER)
 _PNM_KINDS = b"0123456fy"  # second bytes of what Pillow takes for one
-_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-_BITS_PER_SAMPLE = 258  # a TIFF tag
-_ORIENTATION = 0x0112  # an EXIF tag
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024  # of all decompressed remarks of a file
 
 
@@ -62,17 +59,9 @@ class Decoded(NamedTuple):
     pixels: int
 
 
-class Fit(NamedTuple):
-    """How an image comes to a model's size; see `Preprocessing`."""
-
-    side: int
-    interpolation: str
-    resize_to: int = 0
-    keep_aspect: bool = False
-
-    @classmethod
-    def of(cls, spec: Preprocessing) -> Fit:
-        return cls(spec.image_size, spec.interpolation, spec.resize_to, spec.keep_aspect)
+def fit_of(spec: Preprocessing) -> Fit:
+    """How an image comes to the size that a model's spec says."""
+    return Fit(spec.image_size, spec.interpolation, spec.resize_to, spec.keep_aspect)
 
 
 def decode_image(
@@ -86,7 +75,7 @@ def decode_image(
     import numpy as np
 
     size = spec.image_size
-    decoded = decode_planes(data, Fit.of(spec), max_pixels=max_pixels, place=place)
+    decoded = decode_planes(data, fit_of(spec), max_pixels=max_pixels, place=place)
     return np.frombuffer(bytearray(decoded.planes), np.uint8).reshape(3, size, size)
 
 
@@ -125,19 +114,6 @@ def decode_planes(
     return Decoded(planes, rgb.width * rgb.height)
 
 
-def fit(image: Image.Image, wanted: Fit) -> Image.Image:
-    """The image at `wanted.side` squared: the resized image's centre, without the rest of it."""
-    width = height = wanted.resize_to or wanted.side
-    if wanted.keep_aspect:
-        first, shorter = width, min(image.size)
-        width, height = (max(first, int(first * edge / shorter)) for edge in image.size)
-    left, top = (width - wanted.side) // 2, (height - wanted.side) // 2
-    across, down = image.width / width, image.height / height  # pixels of the image for each
-    box = (left * across, top * down, (left + wanted.side) * across, (top + wanted.side) * down)
-    method = Image.Resampling[wanted.interpolation.upper()]
-    return image.resize((wanted.side, wanted.side), resample=method, box=box)
-
-
 def _decode(
     data: bytes | memoryview, max_pixels: int, place: str, large: int | None
 ) -> Image.Image:
@@ -146,14 +122,11 @@ def _decode(
     _check_pixels(_webp_pixels(raw), max_pixels, place, large)  # opening one takes its memory
     with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
         _check_pixels(image.size, max_pixels, place, large)
-        _check(image, place)
-        upright: Image.Image = image
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            upright = ImageOps.exif_transpose(image)
-        if upright.mode == "RGB":  # whose conversion is a copy
-            upright.load()
-            return upright
-        return upright.convert("RGB")
+        try:
+            check_image(image)
+        except UnusableImage as error:
+            raise InvalidInput(f"{place} {error.message}") from None
+        return upright_rgb(image)
 
 
 def _check_bytes(data: bytes, place: str) -> None:
@@ -207,39 +180,3 @@ def _webp_pixels(data: bytes) -> tuple[int, int]:
     else:
         width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
     return width, height
-
-
-def _check(image: ImageFile.ImageFile, place: str) -> None:
-    if getattr(image, "is_animated", False):  # n_frames would read through all of them
-        raise InvalidInput(f"{place} has several frames: send one frame each")
-    if image.mode not in _EIGHT_BIT:
-        raise InvalidInput(
-            f"{place} has pixels of mode {image.mode}, which 8-bit RGB cannot hold: "
-            f"stretch it to 8 bits first, or send a normalised float32 array"
-        )
-    bits = _bits(image)
-    if bits > 8:
-        raise InvalidInput(
-            f"{place} has {bits} bits a channel, of which 8-bit RGB holds the upper 8 alone: "
-            "stretch it to 8 bits first, or send a normalised float32 array"
-        )
-
-
-def _bits(image: ImageFile.ImageFile) -> int:
-    """Bits of a channel in the file, of which Pillow keeps eight."""
-    if image.format == "TIFF":
-        tags: dict[int, object] = image.tag_v2  # type: ignore[attr-defined]
-        value = tags.get(_BITS_PER_SAMPLE, 1)
-        return max(value) if isinstance(value, tuple) else int(str(value))
-    told = [str(argument) for tile in image.tile for argument in _arguments(tile)]
-    if image.format == "PNG":
-        return 16 if any(";16" in raw_mode for raw_mode in told) else 8
-    if image.format == "PPM":
-        return max([int(value).bit_length() for value in told if value.isdigit()], default=8)
-    return 8
-
-
-def _arguments(tile: tuple[object, ...]) -> tuple[object, ...]:
-    """Of a decoder: a raw mode, or a tuple that holds one."""
-    given = tile[-1]
-    return given if isinstance(given, tuple) else (given,)
