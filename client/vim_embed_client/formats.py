@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import mmap
 import struct
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -107,7 +108,7 @@ def _read_npy_header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtyp
     return np.lib.format.read_array_header_2_0(buffer)
 
 
-def parse_safetensors(content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
+def parse_safetensors(content: bytes | mmap.mmap) -> tuple[dict[str, Array], dict[str, str]]:
     """The tensors (read-only views of `content`, in file order) and metadata of a file.
 
     bfloat16 becomes float32, which holds it exactly.

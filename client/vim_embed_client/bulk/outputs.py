@@ -29,6 +29,7 @@ from vim_embed_client.results import Provenance
 _MAX_HEADER_IDS = 32 << 20
 _NAMED_SKIPS = 1000
 _DIGEST = "array_sha256"
+METADATA = "metadata"  # the member of an .npz that holds them, as JSON
 _CHUNK = 1 << 20
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.outputs import read_sidecar
+from vim_embed_client.bulk.outputs import METADATA, read_sidecar
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, parse_safetensors
 from vim_embed_client.scoring.ids import complete, id_texts
@@ -114,6 +115,26 @@ def read_embeddings(argument: str, *, by_row: bool = False) -> EmbeddingFile:
     return EmbeddingFile(label=argument, embeddings=array, ids=names, provenance=provenance)
 
 
+def vector_names(argument: str) -> list[str]:
+    """FILE:NAME of each embedding or layer in a file, in its order; of FILE:NAME itself, that one.
+
+    Raises ConfigurationError for a file that is not there or holds none, InputError for one that
+    cannot be read.
+    """
+    path, name = split_argument(argument)
+    if name is not None or path.suffix == ".npy":
+        return [argument]
+    if path.suffix not in _READERS:
+        raise ConfigurationError(f"{path} does not end in one of {', '.join(_READERS)}")
+    try:
+        names = _LISTED[path.suffix](path)
+    except Exception as error:  # readers of foreign files raise errors of every kind
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not names:
+        raise ConfigurationError(f"{path} has no embeddings: see `vim-embed embed --layers`")
+    return [f"{path}:{name}" for name in names]
+
+
 def _names(ids: Sequence[Any], rows: int, path: Path, *, by_row: bool) -> list[str] | None:
     try:
         if len(ids) != rows:
@@ -147,15 +168,42 @@ def _read_npy(path: Path, name: str | None) -> _Contents:
 def _read_npz(path: Path, name: str | None) -> _Contents:
     with np.load(path, allow_pickle=False) as arrays:
         ids = arrays["ids"].tolist() if "ids" in arrays else None
-        chosen = _choose({key: arrays[key] for key in arrays if key != "ids"}, name, path)
-    return chosen, ids, {}
+        about = json.loads(str(arrays[METADATA])) if METADATA in arrays else {}
+        chosen = _choose(_Members(arrays), name, path)
+    return chosen, ids, about.get("provenance", {})
+
+
+class _Members(Mapping[str, Array]):
+    """The arrays of an open .npz but ids and metadata, each read when it is taken."""
+
+    def __init__(self, arrays: Any) -> None:
+        self._arrays = arrays
+        self._names = [name for name in arrays if name not in ("ids", METADATA)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        array: Array = self._arrays[name]
+        return array
 
 
 def _read_safetensors(path: Path, name: str | None) -> _Contents:
-    tensors, metadata = parse_safetensors(path.read_bytes())
+    tensors, metadata = _tensors(path)
     ids = json.loads(metadata["ids"]) if "ids" in metadata else read_sidecar(path).get("ids")
     provenance = json.loads(metadata["provenance"]) if "provenance" in metadata else metadata
     return _choose(tensors, name, path), ids, provenance
+
+
+def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """Views of the mapped file: a tensor is read when it is used."""
+    with path.open("rb") as file:
+        return parse_safetensors(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _read_parquet(path: Path, name: str | None) -> _Contents:
@@ -194,4 +242,17 @@ _READERS: dict[str, Callable[[Path, str | None], _Contents]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     ".parquet": _read_parquet,
+}
+
+
+def _listed_npz(path: Path) -> list[str]:
+    with np.load(path, allow_pickle=False) as arrays:
+        members = _Members(arrays)
+        return [name for name in members if members[name].ndim == 2]
+
+
+_LISTED: dict[str, Callable[[Path], list[str]]] = {
+    ".npz": _listed_npz,
+    ".safetensors": lambda path: _tables(_tensors(path)[0]),
+    ".parquet": lambda path: list(ParquetColumns(path)),
 }
