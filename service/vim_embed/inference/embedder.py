@@ -27,7 +27,6 @@ from vim_embed.inference.layers import LAST, capture, layer_modules
 from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import without_tf32
 from vim_embed.inference.staging import HostStaging
-from vim_embed.models.vim import Vim
 from vim_embed.types.model_info import (
     EMBEDDING,
     GRANULARITIES,
@@ -60,6 +59,10 @@ class Backbone(Protocol):
 
     def in_reference(self) -> Self:
         """The same weights in float32, computed by other code where there is any."""
+        ...
+
+    def prepare_for_graphs(self) -> None:
+        """Join the operations that a CUDA graph runs faster as one; results stay what they are."""
         ...
 
 
@@ -188,10 +191,7 @@ class Embedder:
 
     def use_graphs(self, rows: int, capture: Capture | None = None) -> None:
         """Run through CUDA graphs of up to `rows` images from now on, captured at first use."""
-        if not isinstance(self.module, Vim):
-            from vim_embed.models.attention import share_projections  # brings transformers along
-
-            share_projections(self.module)
+        self._backbone.prepare_for_graphs()
         self._graphs = GraphCache(self.compute, buckets_up_to(rows), capture=capture)
         self._chunk_rows = rows
 
@@ -257,9 +257,9 @@ class Embedder:
         self, fused: FusedBackbone, pixel_values: Tensor, options: EmbedOptions
     ) -> dict[str, Tensor]:
         """What hooks on the module's blocks would give, under the same names, by `on_block`."""
-        vim, layout = cast(Vim, self.module), self._layout(pixel_values)
+        layout, patch_embed = self._layout(pixel_values), self.module.get_submodule("patch_embed")
         images = self._normalised(pixel_values, options).to(self.dtype)
-        layers = {"patch_embed": pool_layer(vim.patch_embed(images), options.pooling, layout)}
+        layers = {"patch_embed": pool_layer(patch_embed(images), options.pooling, layout)}
 
         def keep(index: int, stream: Tensor) -> None:
             layers[f"layers.{index}"] = pool(stream, options.pooling, layout)

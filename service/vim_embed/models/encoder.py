@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vim_embed.models.attention import share_projections
 from vim_embed.types.token_layout import TokenLayout
 
 Features = Callable[[Any, Tensor, TokenLayout], Tensor]
@@ -59,6 +60,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         self.family = family
+        self.kind: Literal["vit", "encoder"] = "vit" if family.model_type == "vit" else "encoder"
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         extra = self.family.extra(self.model.config, pixel_values)
@@ -115,6 +117,10 @@ class Encoder(nn.Module):
         if self.family.any_size or self.image_size is None:
             return self.family.stride(self.model.config)
         return self.image_size
+
+    def prepare_for_graphs(self) -> None:
+        """Compute the projections of each attention as one product."""
+        share_projections(self)
 
     def in_reference(self) -> Encoder:
         """The same weights in float32 with attention written out; float32 weights are shared."""

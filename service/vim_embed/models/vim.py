@@ -207,6 +207,8 @@ class Block(nn.Module):
 class Vim(nn.Module):
     """Native Vision Mamba without its classifier: images to normalised tokens."""
 
+    kind: Literal["vim"] = "vim"  # its operations are chosen among those of kernels
+
     def __init__(self, config: VimConfig, ops: MixerOps | None = None) -> None:
         super().__init__()
         ops = ops or ReferenceOps()
@@ -301,6 +303,9 @@ class Vim(nn.Module):
         for module in self.modules():
             if isinstance(module, RMSNorm | BiMamba):
                 module.ops = ops
+
+    def prepare_for_graphs(self) -> None:
+        """Nothing is to be joined: the kernels do that."""
 
     def in_reference(self) -> Self:
         """The same weights in float32 on the reference operations; float32 weights are shared."""

@@ -114,14 +114,14 @@ def load_entry(
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
     check_finite(built.module.state_dict(), Path(built.weights.source), dtype)
     compute = _Compute("sdpa", "transformers' modules on torch's scaled dot-product attention")
-    if isinstance(built.module, Vim):
+    if built.module.kind == "vim":
         compute = _choose(built.module, backend, device, dtype, ieee=ieee)
     module = built.module.to(device=device, dtype=dtype)
     size = built.preprocessing.image_size
     info = ModelInfo(
         name=entry.name,
         aliases=entry.aliases,
-        kind="vim" if isinstance(module, Vim) else "vit" if built.family == "vit" else "encoder",
+        kind=module.kind,
         family=built.family,
         family_reason=built.reason,
         dim=module.dim,

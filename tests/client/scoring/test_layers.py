@@ -24,7 +24,7 @@ def layers(seed: int, names: str = "abc", n: int = N) -> dict[str, np.ndarray]:
 
 def write(path: Path, found: dict[str, np.ndarray], ids: list[str]) -> str:
     if path.suffix == ".npz":
-        np.savez(path, ids=np.array(ids), **found)
+        np.savez(path, **{"ids": np.array(ids), **found})  # type: ignore[arg-type]
     elif path.suffix == ".safetensors":
         import json
 
