@@ -135,6 +135,20 @@ class AsyncClient(BaseClient):
         plan = await asyncio.to_thread(plan_images, images, self._options, **options)
         return (await self._run(plan, on_progress)).embeddings()
 
+    async def embed_image_layers(
+        self,
+        images: Images,
+        *,
+        granularity: str = "blocks",
+        on_progress: Progress | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> LayerEmbeddings:
+        """See Client.embed_image_layers."""
+        plan = await asyncio.to_thread(
+            plan_images, images, self._options, layers=granularity, **options
+        )
+        return (await self._run(plan, on_progress)).layers()
+
     async def models(self) -> ModelList:
         """See Client.models."""
         models: ModelList = await self._get(Request(path="/models"), "models", "default")

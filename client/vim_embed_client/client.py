@@ -171,6 +171,18 @@ class Client(BaseClient):
         plan = plan_images(images, self._options, **options)
         return self._run(plan, on_progress).embeddings()
 
+    def embed_image_layers(
+        self,
+        images: Images,
+        *,
+        granularity: str = "blocks",
+        on_progress: Progress | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> LayerEmbeddings:
+        """Embed encoded images once per layer: see `embed_images` and `embed_layers`."""
+        plan = plan_images(images, self._options, layers=granularity, **options)
+        return self._run(plan, on_progress).layers()
+
     def models(self) -> ModelList:
         """The served models and the name of the default one."""
         models: ModelList = self._get(Request(path="/models"), "models", "default")

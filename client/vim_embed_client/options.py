@@ -21,6 +21,11 @@ DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=320.0, write=60.0, pool=None)
 # Shorter than the 5 s after which common servers close an idle connection.
 _KEEPALIVE_S = 4.0
 
+# What the service can make of a model's tokens; a model has those of its `poolings`.
+POOLINGS = ("mean", "cls", "patch-mean", "registers", "max", "features", "tokens")
+OF_THE_LAST_LAYER = ("features", "tokens")
+GRANULARITIES = ("blocks", "residual", "leaves", "all")
+
 Timeout = float | httpx.Timeout | None
 
 

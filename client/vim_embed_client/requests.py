@@ -176,16 +176,20 @@ def plan_pixels(
     return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]))
 
 
-def plan_images(images: Any, options: Options, **embed: Unpack[ImageOptions]) -> ChunkPlan:
-    """Check images and group them into chunks; files are read when their chunk is sent."""
-    params = embed_params(layers=None, **embed)
+def plan_images(
+    images: Any, options: Options, *, layers: str | None = None, **embed: Unpack[ImageOptions]
+) -> ChunkPlan:
+    """Check images and group them into chunks; files are read when their chunk is sent.
+
+    layers: a granularity.
+    """
+    params = embed_params(layers=layers, **embed)
+    accept = formats.SAFETENSORS if layers else formats.NPY
     listed = pixels.as_images(images)
     sizes = [pixels.image_bytes(image) for image in listed]
     chunks = []
     for start, stop in cut(sizes, rows=options.rows_per_request):
-        request = Request(
-            path="/embed", params=params, accept=formats.NPY, images=listed[start:stop]
-        )
+        request = Request(path="/embed", params=params, accept=accept, images=listed[start:stop])
         chunks.append(Chunk(start=start, stop=stop, request=request))
     return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]))
 

@@ -74,14 +74,25 @@ class Embeddings:
     """One embedding per row, in the order of the rows; usable wherever an array is.
 
     embeddings: (B, D), with the pooling `tokens` (B, L, D), of the dtype asked for, not
-    L2-normalised. request_ids, server_timing:
-    one per request that the batch took; the timing in milliseconds (queue, forward, total).
+    L2-normalised. grid: of tokens. request_ids, server_timing: one per request that the batch
+    took; the timing in milliseconds (queue, forward, total).
     """
 
     embeddings: Array
     provenance: Provenance
     request_ids: tuple[str, ...] = ()
     server_timing: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Of the pooling `tokens`, rows and columns of the patches, in row-major order; else None.
+
+        Which of the L tokens are no patches, `tokens` of the model's entry says.
+        """
+        if not self.provenance.grid:
+            return None
+        rows, columns = map(int, self.provenance.grid.split(","))
+        return rows, columns
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -112,6 +123,18 @@ class LayerEmbeddings(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+
+class TokensEntry(TypedDict):
+    """The final tokens of an image of the native size.
+
+    grid: rows and columns of patches. cls, registers, others: indices of tokens that are none.
+    """
+
+    grid: list[int]
+    cls: int | None
+    registers: list[int]
+    others: list[int]
 
 
 class WeightsEntry(TypedDict):
@@ -172,6 +195,9 @@ class ModelEntry(TypedDict):
     weights: NotRequired[WeightsEntry]
     preprocessing: PreprocessingEntry
     poolings: list[str]
+    channels: NotRequired[int]
+    tokens: NotRequired[TokensEntry | None]
+    any_size: NotRequired[bool]
     granularities: list[str]
     limits: LimitsEntry
 

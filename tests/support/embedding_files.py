@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vim_embed_client.bulk.outputs import Contents, write_output
+from vim_embed_client.bulk.row_shape import EMBEDDING, vector
 from vim_embed_client.results import Provenance
 
 
@@ -18,9 +19,9 @@ def write_embeddings(
     """The rows (B, D) with their ids, in the format of the path's ending."""
     contents = Contents(
         rows=len(embeddings),
-        dim=embeddings.shape[1],
+        shape=vector(embeddings.shape[1]),
         dtype=embeddings.dtype,
         provenance=provenance,
-        blocks=lambda: iter([(list(ids), embeddings)]),
+        blocks=lambda: iter([(list(ids), {EMBEDDING: embeddings})]),
     )
     write_output(path, contents)

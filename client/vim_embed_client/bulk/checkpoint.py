@@ -23,16 +23,19 @@ from vim_embed_client.bulk.part_files import (
     Part,
     PartContent,
     part_paths,
+    read_array,
     read_part,
     write_part,
 )
 from vim_embed_client.bulk.pipeline import Cursor, RowResult
+from vim_embed_client.bulk.row_shape import Origin, RowShape, of_json
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
 from vim_embed_client.formats import Array
 from vim_embed_client.results import Provenance
 
-_FORMAT = 3
+_FORMAT = 4
+_PART_BYTES = 64 << 20
 _MANIFEST, _LOCK = "manifest.jsonl", "lock"
 _OURS = re.compile(r"\d{6}\.(npy|json)(\.new)?|manifest\.jsonl(\.new)?|lock|joined(\.\w+)*")
 
@@ -52,6 +55,7 @@ class PartFolder:
         self.folder = folder_of(output)
         self.parts: dict[int, Part] = {}
         self.provenance: Provenance | None = None
+        self.shape: RowShape | None = None
         self.options: Options = json.loads(json.dumps(options))
         self.before = self.options
         self.folder.mkdir(exist_ok=True)
@@ -90,10 +94,14 @@ class PartFolder:
         """Rows and everything left out in finished parts."""
         return sum(part.entries for part in self.parts.values())
 
-    def check(self, provenance: Provenance) -> None:
+    def check(self, origin: Origin) -> None:
         """Raise ProvenanceChangedError unless these answers belong with the earlier ones."""
+        provenance = origin.provenance
         self.provenance = self.provenance or provenance
+        self.shape = self.shape or origin.shape
         changed = self.provenance.differences(provenance)
+        if self.shape != origin.shape:
+            changed.append("layers or their widths")
         if changed:
             raise ProvenanceChangedError(
                 f"the service changed meanwhile ({', '.join(changed)}): was it restarted with "
@@ -105,7 +113,7 @@ class PartFolder:
     def append(self, part: Part) -> None:
         """Name a part as finished; durable when this returns."""
         provenance = asdict(self.provenance) if self.provenance else None
-        self._append(asdict(part) | {"provenance": provenance})
+        self._append(asdict(part) | {"provenance": provenance, "shape": self.shape})
         self.parts[part.number] = part
 
     def drop_damaged(self) -> None:
@@ -149,12 +157,18 @@ class PartFolder:
         for number in sorted(self.parts):
             yield read_part(self.folder, self.parts[number])
 
-    def blocks(self) -> Iterator[tuple[list[str], Array]]:
-        """The ids and embeddings of each part that has rows."""
+    def blocks(self) -> Iterator[tuple[list[str], dict[str, Array]]]:
+        """The ids and arrays (n, …) of each part that has rows."""
         for number in sorted(self.parts):
             if self.parts[number].rows:
                 content = read_part(self.folder, self.parts[number])
-                yield content.ids, content.rows
+                yield content.ids, content.arrays(self.shape or ())
+
+    def array(self, name: str) -> Iterator[Array]:
+        """One array (n, …) of each part that has rows; `contents` has found them sound."""
+        for number in sorted(self.parts):
+            if self.parts[number].rows and self.shape:
+                yield read_array(self.folder, self.parts[number], self.shape, name)
 
     def all_skipped(self) -> Iterator[Skipped]:
         """Everything that was left out, in order."""
@@ -198,8 +212,9 @@ class PartFolder:
 
     def _take(self, records: list[dict[str, Any]]) -> None:
         for record in records:
-            found = record.pop("provenance")
+            found, shape = record.pop("provenance"), record.pop("shape")
             self.provenance = Provenance(**found) if found else self.provenance
+            self.shape = of_json(shape) if shape else self.shape
             part = Part(**record | {"cursor": Cursor(**record["cursor"])})
             # A commit that was interrupted right after its line was made a second time.
             self.parts[part.number] = part
@@ -232,7 +247,8 @@ class PartFolder:
 class Checkpoint(PartFolder):
     """The parts of a run that reads its sources from beginning to end.
 
-    part_rows, part_seconds: how much work a part holds at most, and so is lost at worst.
+    part_rows, part_seconds: how much work a part holds at most, and so is lost at worst. A part
+    is written sooner where its rows take _PART_BYTES.
     """
 
     def __init__(
@@ -246,6 +262,7 @@ class Checkpoint(PartFolder):
     ) -> None:
         self._part_rows, self._part_seconds = part_rows, part_seconds
         self._open: list[RowResult] = []
+        self._open_bytes = 0
         self._committed_at = time.monotonic()
         super().__init__(output, options, restart=restart)
 
@@ -257,8 +274,10 @@ class Checkpoint(PartFolder):
     def add(self, result: RowResult) -> None:
         """Take the next row; it is on disk after the next commit."""
         self._open.append(result)
+        self._open_bytes += 0 if isinstance(result.row, Skipped) else result.row.nbytes
         since = time.monotonic() - self._committed_at
-        if len(self._open) >= self._part_rows or since >= self._part_seconds:
+        full = len(self._open) >= self._part_rows or self._open_bytes >= _PART_BYTES
+        if full or since >= self._part_seconds:
             self.commit()
 
     def commit(self) -> None:
@@ -268,8 +287,9 @@ class Checkpoint(PartFolder):
         """
         if self._open and self._open[-1].cursor != self.cursor:
             cursor = self._open[-1].cursor
-            self.append(write_part(self.folder, len(self.parts), self._open, cursor))
-        self._open = []
+            number = len(self.parts)
+            self.append(write_part(self.folder, number, self._open, cursor, self.shape))
+        self._open, self._open_bytes = [], 0
         self._committed_at = time.monotonic()
 
 

@@ -1,4 +1,6 @@
-"""Writes embeddings to .npy, .parquet or .safetensors as they are read: the whole file or none.
+"""Writes embeddings to .npy, .npz, .parquet or .safetensors: the whole file or none.
+
+A file has an array for each of the rows' arrays (row_shape.py): `embedding`, or one a layer.
 
 An output may have files beside it: its sidecar (ids and provenance of an .npy) and the list of
 what was skipped. They are put in place in an order in which, wherever a process is killed, no file
@@ -11,6 +13,7 @@ import hashlib
 import json
 import os
 import stat
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -20,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from vim_embed_client.bulk.durable_files import sync_folder
+from vim_embed_client.bulk.row_shape import NamedShape, RowShape, is_layers, row_size
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, npy_header, safetensors_header
@@ -30,22 +34,29 @@ _MAX_HEADER_IDS = 32 << 20
 _NAMED_SKIPS = 1000
 _DIGEST = "array_sha256"
 METADATA = "metadata"  # the member of an .npz that holds them, as JSON
+# Rows of a row group of Parquet, whatever the parts of the run were: its bytes follow from the
+# rows alone.
+_GROUP_ROWS, _GROUP_BYTES = 4096, 32 << 20
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What to write: `rows` embeddings of `dim` numbers each, in blocks with their ids.
+    """What to write: `rows` rows of `shape`, in blocks of ids and of arrays (n, …) by name.
 
-    blocks and skipped give the same each time that they are called. options: with which rows
-    were read and embedded. about: what else the metadata says, by name.
+    blocks and skipped give the same each time that they are called. array: the blocks of one of
+    the arrays, where this can be had without reading the others. mode: what stands behind the
+    layers in the names of Parquet columns (platonic-universe's `{layer}_{mode}`). options: with
+    which rows were read and embedded. about: what else the metadata says, by name.
     """
 
     rows: int
-    dim: int
+    shape: RowShape
     dtype: np.dtype[Any]
     provenance: Provenance
-    blocks: Callable[[], Iterator[tuple[list[str], Array]]]
+    blocks: Callable[[], Iterator[tuple[list[str], Mapping[str, Array]]]]
+    array: Callable[[str], Iterator[Array]] | None = None
+    mode: str = ""
     skipped: Callable[[], Iterable[Skipped]] = tuple
     options: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -57,12 +68,20 @@ class Contents:
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the embeddings and their ids."""
+        layers = {"layers": [one.name for one in self.shape]} if is_layers(self.shape) else {}
         return {
             "provenance": asdict(self.provenance),
+            **layers,
             "options": self.options,
             "skipped": self.first_skipped(),
             **self.about,
         }
+
+    def blocks_of(self, name: str) -> Iterator[Array]:
+        """One of the arrays, (n, …) for each block."""
+        if self.array is not None:
+            return self.array(name)
+        return (arrays[name] for _, arrays in self.blocks())
 
 
 def check_output(path: Path) -> None:
@@ -76,6 +95,17 @@ def check_output(path: Path) -> None:
         _check_replaceable(one, stat.S_ISDIR if one == parts else stat.S_ISREG)
     if path.suffix == ".parquet":
         _import_pyarrow()
+
+
+def check_holds(path: Path, shape: RowShape) -> None:
+    """Raise ConfigurationError for rows that the output's format has no place for."""
+    widths = sorted({one.shape for one in shape})
+    if path.suffix == ".npy" and len(widths) > 1:
+        told = ", ".join("×".join(map(str, width)) for width in widths)
+        raise ConfigurationError(
+            f"{path} is one array, and the layers have {len(widths)} widths ({told}): write .npz, "
+            ".parquet or .safetensors"
+        )
 
 
 def _check_replaceable(path: Path, expected: Callable[[int], bool]) -> None:
@@ -98,9 +128,12 @@ def _check_replaceable(path: Path, expected: Callable[[int], bool]) -> None:
 def write_output(path: Path, contents: Contents, *, scratch: Path | None = None) -> None:
     """Write in the format of the path's ending; an older file is replaced at the end.
 
-    .npy: the array; all else in `<path>.json`, with the sha256 of the .npy.
-    .parquet: columns `id` and `embedding`; the rest as JSON in the schema's metadata.
-    .safetensors: the tensor `embedding`; the rest as JSON in the metadata. Ids beyond 32 MB go to
+    .npy: the array, of layers (rows, layers, D); all else in `<path>.json`, with the sha256 of
+    the .npy.
+    .npz: the arrays, `ids`, and `metadata`, which is the rest as JSON.
+    .parquet: columns `id` and `embedding`, or those of the layers and `id`; the rest as JSON in
+    the schema's metadata.
+    .safetensors: the tensors; the rest as JSON in the metadata. Ids beyond 32 MB go to
     `<path>.json`, as with .npy.
     The metadata names the first 1,000 rows that were skipped; where there are more, everything
     that was left out is in `<path>.skipped.jsonl`. scratch: a folder of the same file system for
@@ -226,30 +259,112 @@ def _ids_json(contents: Contents) -> Iterator[bytes]:
 
 
 def _write_npy(files: _Replacing, contents: Contents) -> bool:
+    first, *others = contents.shape
+    layers = (len(contents.shape),) if others else ()
     with files.open(files.path) as file:
-        file.write(npy_header((contents.rows, contents.dim), contents.dtype))
-        _write_rows(file, contents)
+        file.write(npy_header((contents.rows, *layers, *first.shape), contents.dtype))
+        for _, arrays in contents.blocks():
+            block = np.stack(list(arrays.values()), axis=1) if others else arrays[first.name]
+            file.write(_bytes(block, contents.dtype))
     return True
 
 
-def _write_rows(file: IO[bytes], contents: Contents) -> None:
-    for _, block in contents.blocks():
-        file.write(np.ascontiguousarray(block, contents.dtype).tobytes())
+def _bytes(block: Array, dtype: np.dtype[Any]) -> memoryview:
+    return np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8).data
+
+
+def _write_npz(files: _Replacing, contents: Contents) -> bool:
+    longest = max((len(one) for ids, _ in contents.blocks() for one in ids), default=0)
+    texts = np.dtype(f"<U{max(1, longest)}")
+    ids = (np.array(some, texts) for some, _ in contents.blocks())
+    about = np.array(json.dumps(contents.metadata()))
+    with files.open(files.path) as file, zipfile.ZipFile(file, "w") as archive:
+        for one in contents.shape:
+            shape = (contents.rows, *one.shape)
+            _write_member(archive, one.name, shape, contents.dtype, contents.blocks_of(one.name))
+        _write_member(archive, "ids", (contents.rows,), texts, ids)
+        _write_member(archive, METADATA, (), about.dtype, iter([about]))
+    return False
+
+
+def _write_member(
+    archive: zipfile.ZipFile,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    blocks: Iterator[Array],
+) -> None:
+    entry = zipfile.ZipInfo(f"{name}.npy")  # of a fixed date, so that the same rows are same bytes
+    with archive.open(entry, "w", force_zip64=True) as member:
+        member.write(npy_header(shape, dtype))
+        for block in blocks:
+            member.write(_bytes(block, dtype))
 
 
 def _write_parquet(files: _Replacing, contents: Contents) -> bool:
     pa, parquet = _import_pyarrow()
     about = {f"vim_embed.{name}": json.dumps(value) for name, value in contents.metadata().items()}
     number = pa.from_numpy_dtype(contents.dtype)
-    columns = [("id", pa.string()), ("embedding", pa.list_(number, contents.dim))]
-    schema = pa.schema(columns, metadata=about)
-    with files.open(files.path) as file, parquet.ParquetWriter(file, schema) as writer:
-        for ids, block in contents.blocks():
-            flat = pa.array(np.ascontiguousarray(block).reshape(-1))
-            lists = pa.FixedSizeListArray.from_arrays(flat, contents.dim)
-            arrays = [pa.array(ids, pa.string()), lists]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    columns = {_column(one, contents): _lists_of(pa, number, one.shape) for one in contents.shape}
+    # platonic-universe takes its models' names from the first column.
+    first, last = (
+        ({}, {"id": pa.string()}) if is_layers(contents.shape) else ({"id": pa.string()}, {})
+    )
+    schema = pa.schema({**first, **columns, **last}, metadata=about)
+
+    def table(ids: list[str], arrays: Mapping[str, Array]) -> Any:
+        found = {_column(one, contents): _as_lists(pa, arrays[one.name]) for one in contents.shape}
+        return (
+            pa.table({"id": pa.array(ids, pa.string()), **found}).select(schema.names).cast(schema)
+        )
+
+    row_bytes = row_size(contents.shape) * contents.dtype.itemsize
+    rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES // max(1, row_bytes)))
+    texts = [name for name in schema.names if name not in columns]
+    tables = (table(ids, arrays) for ids, arrays in contents.blocks())
+    with (
+        files.open(files.path) as file,
+        parquet.ParquetWriter(file, schema, use_dictionary=texts) as writer,
+    ):
+        for group in _regrouped(pa, tables, rows):
+            writer.write_table(group)
     return False
+
+
+def _column(one: NamedShape, contents: Contents) -> str:
+    return (
+        f"{one.name}_{contents.mode}" if is_layers(contents.shape) and contents.mode else one.name
+    )
+
+
+def _lists_of(pa: Any, kind: Any, shape: tuple[int, ...]) -> Any:
+    """Lists of fixed size, of such lists where a row has several axes."""
+    for size in reversed(shape):
+        kind = pa.list_(kind, size)
+    return kind
+
+
+def _as_lists(pa: Any, block: Array) -> Any:
+    """(n, …) as n lists."""
+    found = pa.array(np.ascontiguousarray(block).reshape(-1))
+    for size in reversed(block.shape[1:]):
+        found = pa.FixedSizeListArray.from_arrays(found, size)
+    return found
+
+
+def _regrouped(pa: Any, tables: Iterator[Any], rows: int) -> Iterator[Any]:
+    """The same rows in tables of `rows`, the last of fewer."""
+    held: list[Any] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += len(table)
+        while count >= rows:
+            joined = pa.concat_tables(held)
+            yield joined.slice(0, rows).combine_chunks()
+            held, count = [joined.slice(rows)], count - rows
+    if count:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _import_pyarrow() -> tuple[Any, Any]:
@@ -270,10 +385,12 @@ def _write_safetensors(files: _Replacing, contents: Contents) -> bool:
     size = sum(len(piece) for piece in _ids_json(contents))
     if size <= _MAX_HEADER_IDS:
         about["ids"] = "[" + b"".join(_ids_json(contents)).decode() + "]"
-    shape = (contents.rows, contents.dim)
+    tensors = {one.name: (contents.dtype, (contents.rows, *one.shape)) for one in contents.shape}
     with files.open(files.path) as file:
-        file.write(safetensors_header({"embedding": (contents.dtype, shape)}, about))
-        _write_rows(file, contents)
+        file.write(safetensors_header(tensors, about))
+        for one in contents.shape:
+            for block in contents.blocks_of(one.name):
+                file.write(_bytes(block, contents.dtype))
     return size > _MAX_HEADER_IDS
 
 
@@ -283,6 +400,7 @@ def _text(value: str | bool) -> str:
 
 _WRITERS: dict[str, Callable[[_Replacing, Contents], bool]] = {
     ".npy": _write_npy,
+    ".npz": _write_npz,
     ".parquet": _write_parquet,
     ".safetensors": _write_safetensors,
 }

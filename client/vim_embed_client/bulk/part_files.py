@@ -1,4 +1,4 @@
-"""One part of a run on disk: NNNNNN.npy (embeddings) and NNNNNN.json (all else of its entries).
+"""One part of a run on disk: NNNNNN.npy (numbers of its rows) and NNNNNN.json (all else).
 
 Files are complete on disk when `write_part` returns. Nothing here knows of other parts.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from vim_embed_client.bulk.durable_files import sync_folder, write_durably
 from vim_embed_client.bulk.pipeline import Cursor, RowResult
 from vim_embed_client.bulk.reasons import Reasons
+from vim_embed_client.bulk.row_shape import RowShape, arrays_of, by_array
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ResumeError
 from vim_embed_client.formats import Array
@@ -49,16 +50,20 @@ class Part:
 class PartContent:
     """What is in a part's files. Entries are rows and what was left out, in their order.
 
-    ids and rows (n, D): of the rows. skipped: place among the entries, and what was left out.
-    fingerprints (entries,): uint64, of what was sent for an entry; 0 where nothing could be sent.
-    notes: remarks on rows, grouped (see Reasons).
+    ids: of the rows. stored: their numbers, as row_shape.by_array has them. skipped: place among
+    the entries, and what was left out. fingerprints (entries,): uint64, of what was sent for an
+    entry; 0 where nothing could be sent. notes: remarks on rows, grouped (see Reasons).
     """
 
     ids: list[str]
-    rows: Array
+    stored: Array
     skipped: list[tuple[int, Skipped]]
     fingerprints: Array
     notes: list[dict[str, Any]]
+
+    def arrays(self, shape: RowShape) -> dict[str, Array]:
+        """The rows' arrays (n, …) by name."""
+        return arrays_of(self.stored, shape, len(self.ids))
 
     @property
     def row_fingerprints(self) -> Array:
@@ -70,8 +75,16 @@ def part_paths(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"{number:06}.npy", folder / f"{number:06}.json"
 
 
-def write_part(folder: Path, number: int, results: Sequence[RowResult], cursor: Cursor) -> Part:
+def write_part(
+    folder: Path,
+    number: int,
+    results: Sequence[RowResult],
+    cursor: Cursor,
+    shape: RowShape | None,
+) -> Part:
     """Write what became of some entries durably. cursor: where reading goes on after them.
+
+    shape: of rows; None where there are none.
 
     Raises OSError, and then leaves nothing behind.
     """
@@ -82,6 +95,7 @@ def write_part(folder: Path, number: int, results: Sequence[RowResult], cursor: 
         if isinstance(one.row, Skipped)
     ]
     rows = np.stack([row for _, row in kept]) if kept else np.empty((0, 0), np.float32)
+    stored = by_array(rows, shape or ())
     fingerprints = np.array([one.fingerprint for one in results], "<u8")
     notes = Reasons()
     for one in results:
@@ -95,7 +109,7 @@ def write_part(folder: Path, number: int, results: Sequence[RowResult], cursor: 
     }
     array_path, about_path = part_paths(folder, number)
     try:
-        write_durably(array_path, lambda file: np.save(file, rows, allow_pickle=False))
+        write_durably(array_path, lambda file: np.save(file, stored, allow_pickle=False))
         write_durably(about_path, lambda file: file.write(json.dumps(about).encode()))
     except OSError:
         for path in (array_path, about_path):
@@ -110,7 +124,7 @@ def write_part(folder: Path, number: int, results: Sequence[RowResult], cursor: 
         skipped=faults,
         passed_over=len(skipped) - faults,
         cursor=cursor,
-        crc32=_crc(rows, about),
+        crc32=_crc(stored, about),
     )
 
 
@@ -118,23 +132,29 @@ def read_part(folder: Path, part: Part) -> PartContent:
     """Raises ResumeError where its files are damaged."""
     array_path, about_path = part_paths(folder, part.number)
     try:
-        rows: Array = np.load(array_path, allow_pickle=False)
+        stored: Array = np.load(array_path, allow_pickle=False)
         about = json.loads(about_path.read_bytes())
-        if _crc(rows, about) != part.crc32:
+        if _crc(stored, about) != part.crc32:
             raise ValueError("its check sum is another one")
     except (OSError, ValueError, EOFError) as error:
         raise ResumeError(f"{array_path} is damaged ({error}){RESTART}") from None
     return PartContent(
         ids=about["ids"],
-        rows=rows,
+        stored=stored,
         skipped=[(one.pop("place"), Skipped(**one)) for one in about["skipped"]],
         fingerprints=np.frombuffer(base64.b64decode(about["fingerprints"]), "<u8"),
         notes=about["notes"],
     )
 
 
-def _crc(rows: Array, about: Any) -> int:
-    return zlib.crc32(json.dumps(about).encode(), zlib.crc32(rows.tobytes()))
+def read_array(folder: Path, part: Part, shape: RowShape, name: str) -> Array:
+    """One of the rows' arrays, (n, …), of a part that was found sound before."""
+    stored = np.load(part_paths(folder, part.number)[0], mmap_mode="r", allow_pickle=False)
+    return arrays_of(stored, shape, part.rows)[name]
+
+
+def _crc(stored: Array, about: Any) -> int:
+    return zlib.crc32(json.dumps(about).encode(), zlib.crc32(stored.data))
 
 
 def printable(row_id: str) -> str:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vim_embed_client.bulk.row_faults import Ready, RowSender, embedded_or_why, made_ready
+from vim_embed_client.bulk.row_shape import Origin, RowShape
 from vim_embed_client.bulk.sources.reader import Entry, Item, Reader, Skipped
 from vim_embed_client.concurrency import Scope, run_each
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.requests import MAX_CHUNK_BYTES
-from vim_embed_client.results import Provenance
 
 OpenReader = Callable[[str], Reader]
 
@@ -39,8 +39,8 @@ class Cursor:
 class RowResult:
     """What became of one entry, and the cursor after it.
 
-    row: (D,), or why there is none. fingerprint: of the bytes that were sent, 0 where there were
-    none. note: what a user should know of this row.
+    row: (W,), flat (row_shape.py), or why there is none. fingerprint: of the bytes that were
+    sent, 0 where there were none. note: what a user should know of this row.
     """
 
     cursor: Cursor
@@ -59,10 +59,7 @@ class _Batch:
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     results: list[RowResult]
-    provenances: list[Provenance]
-
-    def __add__(self, other: _Outcome) -> _Outcome:
-        return _Outcome(self.results + other.results, self.provenances + other.provenances)
+    origins: list[Origin]
 
 
 def digest_after(digest: str, reader: Reader) -> str:
@@ -145,11 +142,16 @@ def embedded_in_order(
     *,
     batch_rows: int,
     in_flight: int,
-) -> Iterator[tuple[list[RowResult], list[Provenance]]]:
-    """What became of every entry, batch by batch in their order, with the answers' provenance.
+    first_shape: RowShape | None = None,
+) -> Iterator[tuple[list[RowResult], list[Origin]]]:
+    """What became of every entry, batch by batch in their order, with what the answers say.
+
+    Rows with other numbers of tokens than the first, of images of another size, are left out.
 
     Raises VimEmbedError for faults of the service.
     """
+
+    shape = first_shape
 
     def work(batch: _Batch) -> _Outcome:
         return _embed(sender, batch.entries)
@@ -163,7 +165,8 @@ def embedded_in_order(
             waiting[batch.number] = outcome
             while turn in waiting:
                 due = waiting.pop(turn)
-                yield due.results, due.provenances
+                yield _of_shape(due, shape)
+                shape = shape or next((origin.shape for origin in due.origins), None)
                 window.leave()
                 turn += 1
 
@@ -172,7 +175,7 @@ def _embed(sender: RowSender, entries: Sequence[tuple[Cursor, Entry]]) -> _Outco
     """Embed a batch; rows at fault are left out, the others are embedded."""
     ready = [made_ready(sender, entry) for _, entry in entries]
     rows = [one for one in ready if isinstance(one, Ready)]
-    given, provenances = embedded_or_why(sender, rows)
+    given, origins = embedded_or_why(sender, rows)
     embedded = iter(given)
     results = []
     for (cursor, entry), one in zip(entries, ready, strict=True):
@@ -182,4 +185,25 @@ def _embed(sender: RowSender, entries: Sequence[tuple[Cursor, Entry]]) -> _Outco
         found = next(embedded)
         row = Skipped(id=entry.id, reason=found) if isinstance(found, str) else found
         results.append(RowResult(cursor, entry.id, row, one.fingerprint, one.note))
-    return _Outcome(results, provenances)
+    return _Outcome(results, origins)
+
+
+def _of_shape(outcome: _Outcome, wanted: RowShape | None) -> tuple[list[RowResult], list[Origin]]:
+    """The outcome, in which rows of images of another size than the first one's are left out."""
+    if wanted is None or all(alike(origin.shape, wanted) for origin in outcome.origins):
+        return outcome.results, outcome.origins
+    (found,) = {origin.shape for origin in outcome.origins}  # a request has images of one size
+    reason = (
+        f"it has {found[0].shape[0]} tokens, and the first row {wanted[0].shape[0]}: one file "
+        "takes images of one size (--resize brings uint8 arrays to the model's)"
+    )
+    results = [
+        one if isinstance(one.row, Skipped) else replace(one, row=Skipped(id=one.id, reason=reason))
+        for one in outcome.results
+    ]
+    return results, []
+
+
+def alike(shape: RowShape, wanted: RowShape) -> bool:
+    """Whether both have as many tokens; what else differs, the checkpoint refuses."""
+    return shape == wanted or not all(len(one.shape) == 2 for one in (*shape, *wanted))

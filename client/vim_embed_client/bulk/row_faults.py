@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from vim_embed_client.bulk.row_shape import Origin, flat_rows
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import (
     ConnectionLostError,
@@ -21,9 +22,10 @@ from vim_embed_client.errors import (
     WorkerFailedError,
 )
 from vim_embed_client.formats import Array
-from vim_embed_client.results import Embeddings, Provenance
+from vim_embed_client.results import Embeddings, LayerEmbeddings
 
-Given: TypeAlias = tuple[list[Array | str], list[Provenance]]
+Given: TypeAlias = tuple[list[Array | str], list[Origin]]
+Answer: TypeAlias = Embeddings | LayerEmbeddings
 
 _PLACE = re.compile(r"^image 0( \(.*?\))?")
 # Refusals of a row, which must not hurt the others.
@@ -67,11 +69,11 @@ class RowSender(Protocol):
 
     def send(
         self, rows: Sequence[Ready], *, give_up_on: tuple[type[VimEmbedError], ...] = ()
-    ) -> Embeddings:
+    ) -> Answer:
         """Embed rows that are alike. Raises VimEmbedError; those of `give_up_on` at once."""
         ...
 
-    def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...]) -> None:
+    def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...] = ()) -> Answer:
         """Embed a row that nothing is wrong with. Raises as `send`."""
         ...
 
@@ -87,7 +89,7 @@ def made_ready(sender: RowSender, entry: Entry) -> Ready | Skipped:
 
 
 def embedded_or_why(sender: RowSender, rows: Sequence[Ready]) -> Given:
-    """An embedding for each row, or why it has none; with the provenance of the answers.
+    """A flat vector (W,) for each row, or why it has none; with what the answers say of them.
 
     Raises VimEmbedError for faults of the service.
     """
@@ -101,8 +103,7 @@ def _sent(
     if not rows:
         return [], []
     try:
-        embedded = sender.send(rows, give_up_on=give_up_on)
-        return list(embedded.embeddings), [embedded.provenance]
+        return _rows_of(sender.send(rows, give_up_on=give_up_on))
     except _ROW_ERRORS as error:
         if len(rows) == 1:
             return [_of_one(error)], []
@@ -124,15 +125,18 @@ def _judged(sender: RowSender, row: Sequence[Ready], error: VimEmbedError) -> Gi
     try:
         sender.probe(give_up_on=_SUSPECT)
     except _SUSPECT:
-        embedded = sender.send(row)
-        return list(embedded.embeddings), [embedded.provenance]
+        return _rows_of(sender.send(row))
     try:
-        embedded = sender.send(row, give_up_on=_SUSPECT)
-        return list(embedded.embeddings), [embedded.provenance]
+        return _rows_of(sender.send(row, give_up_on=_SUSPECT))
     except _ROW_ERRORS as again:
         return [_of_one(again)], []
     except _SUSPECT:
         return [f"the service fails on this row, and not on others ({error.message})"], []
+
+
+def _rows_of(answer: Answer) -> Given:
+    rows, origin = flat_rows(answer)
+    return list(rows), [origin]
 
 
 def _of_one(error: VimEmbedError) -> str:

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from vim_embed_client.bulk.checkpoint import Checkpoint, PartFolder
 from vim_embed_client.bulk.identical import identical_rows
-from vim_embed_client.bulk.outputs import Contents, write_output
+from vim_embed_client.bulk.outputs import Contents, check_holds, write_output
 from vim_embed_client.bulk.pipeline import RowResult, embedded_in_order, read_from
 from vim_embed_client.bulk.reasons import LeftOut, Reasons
 from vim_embed_client.bulk.resume import check_inputs, check_model, check_options
 from vim_embed_client.bulk.row_counts import Totals
+from vim_embed_client.bulk.row_shape import RowShape, flat_rows
 from vim_embed_client.bulk.sender import BatchSender, HttpService
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
@@ -24,6 +25,9 @@ from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import InputError, OutputError, ResumeError
 from vim_embed_client.pixels import PixelValueWarning
 from vim_embed_client.results import Provenance
+
+# Of an answer: several of them are under way or wait for their turn at once.
+_ANSWER_BYTES = 8 << 20
 
 OnError = Literal["fail", "skip"]
 # Called with rows done, rows of an earlier attempt among them, and all rows where known.
@@ -34,19 +38,24 @@ OnProgress = Callable[[int, int, int | None], None]
 class Summary:
     """A finished run. resumed: rows that an earlier attempt had embedded.
 
-    left_out: what became no row. first_skipped: of what was skipped, the first thousand. notes:
-    remarks on rows, grouped. identical: rows whose input was that of another row (see
-    identical.py).
+    shape: of a row. left_out: what became no row. first_skipped: of what was skipped, the first
+    thousand. notes: remarks on rows, grouped. identical: rows whose input was that of another row
+    (see identical.py).
     """
 
     rows: int
-    dim: int
+    shape: RowShape
     resumed: int
     left_out: LeftOut
     first_skipped: list[dict[str, str]]
     notes: Reasons
     identical: dict[str, Any]
     provenance: Provenance
+
+    @property
+    def dim(self) -> int:
+        """Numbers in an embedding: of the last layer, or of a token."""
+        return self.shape[-1].shape[-1]
 
 
 class BulkRun:
@@ -55,7 +64,8 @@ class BulkRun:
     batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
     out what cannot be read or embedded, `fail` raises InputError naming it. part_rows: after so
     many they are made safe on disk. restart: throw away what an earlier attempt finished. found:
-    what was left out where the sources were looked for. options: as of Client.embed, but wire.
+    what was left out where the sources were looked for. mode: in the names of the columns of
+    layers, see Contents. options: as of Client.embed, but wire; layers: a granularity.
     kept: after a failed `run`, the rows that the next attempt need not embed again.
     """
 
@@ -73,13 +83,14 @@ class BulkRun:
         restart: bool = False,
         found: LeftOut | None = None,
         on_progress: OnProgress | None = None,
+        mode: str = "",
         **options: Any,
     ) -> None:
         self._client, self._sources, self._output = client, sources, output
         self._batch_rows, self._in_flight = batch_rows, in_flight
         self._skip = on_error == "skip"
         self._part_rows, self._restart, self._on_progress = part_rows, restart, on_progress
-        self._found, self._options = found or LeftOut(), options
+        self._found, self._options, self._mode = found or LeftOut(), options, mode
         self._read_options = read_options or ReadOptions()
         self.kept = 0
         self._open_reader = partial(open_reader, options=self._read_options)
@@ -116,7 +127,14 @@ class BulkRun:
         return summary
 
     def _finished(self, checkpoint: Checkpoint, resumed: int) -> Summary:
-        return finished(self._output, checkpoint, self._found, resumed, options=self._identity())
+        return finished(
+            self._output,
+            checkpoint,
+            self._found,
+            resumed,
+            options=self._identity(),
+            mode=self._mode,
+        )
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -138,17 +156,22 @@ class BulkRun:
             self._open_reader,
             sender,
         )
+        batch_rows = self._rows_of_a_request(checkpoint, sender)
         totals = Totals(self._sources, self._open_reader)
         done = resumed = checkpoint.entries
         totals.advance(checkpoint.cursor, done)
         self._tell(done, resumed, totals)
         entries = read_from(self._sources, self._open_reader, checkpoint.cursor)
         with _notes_for_warnings():
-            for results, provenances in embedded_in_order(
-                sender, entries, batch_rows=self._batch_rows, in_flight=self._in_flight
+            for results, origins in embedded_in_order(
+                sender,
+                entries,
+                batch_rows=batch_rows,
+                in_flight=self._in_flight,
+                first_shape=checkpoint.shape,
             ):
-                for provenance in provenances:
-                    checkpoint.check(provenance)
+                for origin in origins:
+                    checkpoint.check(origin)
                 for one in results:
                     self._take(checkpoint, one)
                 done += len(results)
@@ -156,6 +179,17 @@ class BulkRun:
                 self._tell(done, resumed, totals)
         with writing(self._output):
             checkpoint.commit()
+
+    def _rows_of_a_request(self, checkpoint: Checkpoint, sender: BatchSender) -> int:
+        """`batch_rows`, or fewer where the answer to so many would be large.
+
+        Raises ConfigurationError where the output cannot hold such rows.
+        """
+        if not self._options.get("layers") and self._options.get("pooling") != "tokens":
+            return self._batch_rows
+        row, origin = flat_rows(sender.probe())
+        check_holds(self._output, origin.shape)
+        return max(1, min(self._batch_rows, _ANSWER_BYTES // row.nbytes))
 
     def _take(self, checkpoint: Checkpoint, result: RowResult) -> None:
         if not self._skip:
@@ -191,24 +225,35 @@ def first_reason(left_out: LeftOut) -> str:
 
 
 def finished(
-    output: Path, parts: PartFolder, found: LeftOut, resumed: int, *, options: Mapping[str, Any]
+    output: Path,
+    parts: PartFolder,
+    found: LeftOut,
+    resumed: int,
+    *,
+    options: Mapping[str, Any],
+    mode: str = "",
 ) -> Summary:
     """Join finished parts, of one row at least, into the output. Raises OSError.
 
-    options: with which rows were read and embedded, for the metadata.
+    options: with which rows were read and embedded, for the metadata. mode: see Contents.
     """
     assert parts.provenance is not None
+    assert parts.shape is not None
     left_out, notes = left_out_of(parts, found), Reasons()
     for content in parts.contents():
         notes.merge(content.notes)
     identical = identical_rows(parts.contents)
     _, first = next(parts.blocks())
+    dtype = next(iter(first.values())).dtype
+    del first
     contents = Contents(
         rows=parts.rows,
-        dim=first.shape[1],
-        dtype=first.dtype,
+        shape=parts.shape,
+        dtype=dtype,
         provenance=parts.provenance,
         blocks=parts.blocks,
+        array=parts.array,
+        mode=mode,
         skipped=parts.all_skipped,
         options=options,
         about={
@@ -226,7 +271,7 @@ def finished(
     write_output(output, contents, scratch=parts.folder)
     return Summary(
         rows=parts.rows,
-        dim=contents.dim,
+        shape=parts.shape,
         resumed=resumed,
         left_out=left_out,
         first_skipped=contents.first_skipped(),

@@ -8,24 +8,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vim_embed_client.bulk.row_faults import Ready
+from vim_embed_client.bulk.row_faults import Answer, Ready
 from vim_embed_client.bulk.sources.reader import Item
 from vim_embed_client.client import Client
 from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
 from vim_embed_client.pixels import about_values
-from vim_embed_client.results import Embeddings, PreprocessingEntry
+from vim_embed_client.results import PreprocessingEntry
 from vim_embed_pixels.images import Fit, fitted
 
 
 class Service(Protocol):
     """Embeds alike rows, as Client does over HTTP; raises VimEmbedError."""
 
-    def embed(self, pixels: Array) -> Embeddings:
+    def embed(self, pixels: Array) -> Answer:
         """(B, 3, H, W) uint8 or float."""
         ...
 
-    def embed_images(self, images: Sequence[bytes]) -> Embeddings:
+    def embed_images(self, images: Sequence[bytes]) -> Answer:
         """Encoded images."""
         ...
 
@@ -35,19 +35,25 @@ class Service(Protocol):
 
 
 class HttpService:
-    """A service behind a client. options: as of Client.embed, but wire."""
+    """A service behind a client. options: as of Client.embed, but wire; layers: a granularity."""
 
     def __init__(self, client: Client, options: dict[str, Any]) -> None:
-        self._client, self._options = client, options
+        self._client, self._given = client, options
+        self._options = {name: value for name, value in options.items() if name != "layers"}
+        self._layers: str | None = options.get("layers")
 
-    def embed(self, pixels: Array) -> Embeddings:
-        return self._client.embed(pixels, **self._options)
+    def embed(self, pixels: Array) -> Answer:
+        if self._layers is None:
+            return self._client.embed(pixels, **self._options)
+        return self._client.embed_layers(pixels, granularity=self._layers, **self._options)
 
-    def embed_images(self, images: Sequence[bytes]) -> Embeddings:
-        return self._client.embed_images(images, **self._options)
+    def embed_images(self, images: Sequence[bytes]) -> Answer:
+        if self._layers is None:
+            return self._client.embed_images(images, **self._options)
+        return self._client.embed_image_layers(images, granularity=self._layers, **self._options)
 
     def giving_up_on(self, errors: tuple[type[VimEmbedError], ...]) -> HttpService:
-        return HttpService(self._client.with_options(give_up_on=errors), self._options)
+        return HttpService(self._client.with_options(give_up_on=errors), self._given)
 
 
 class BatchSender:
@@ -75,17 +81,17 @@ class BatchSender:
 
     def send(
         self, rows: Sequence[Ready], *, give_up_on: tuple[type[VimEmbedError], ...] = ()
-    ) -> Embeddings:
+    ) -> Answer:
         service = self._service.giving_up_on(give_up_on)
         images = [row.data for row in rows if isinstance(row.data, bytes)]
         if images:
             return service.embed_images(images)
         return service.embed(np.stack([np.asarray(row.data) for row in rows]))
 
-    def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...]) -> None:
+    def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...] = ()) -> Answer:
         side = self._spec["image_size"]
         ramp = np.linspace(0, 255, side * side).astype(np.uint8).reshape(side, side)
-        self._service.giving_up_on(give_up_on).embed(np.stack([ramp, ramp, ramp])[None])
+        return self._service.giving_up_on(give_up_on).embed(np.stack([ramp, ramp, ramp])[None])
 
     def _pixels(self, item: Item) -> Array:
         data: Any = item.data

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from vim_embed_client.bulk.outputs import check_output
 from vim_embed_client.bulk.reasons import LeftOut, Reasons
+from vim_embed_client.bulk.row_shape import is_layers
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary, first_reason
 from vim_embed_client.bulk.sources.registry import (
     ReadOptions,
@@ -36,6 +37,7 @@ from vim_embed_client.cli.reading_options import numbers, reading_options
 from vim_embed_client.client import Client
 from vim_embed_client.compression import CODINGS, Compression
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.options import GRANULARITIES, OF_THE_LAST_LAYER, POOLINGS
 
 _SHOWN = 10
 
@@ -47,14 +49,25 @@ _triple = numbers(float, "0.5,0.5,0.5", count=3)
 @click.argument("paths", nargs=-1, required=True)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="File to write: .npy (ids and provenance in FILE.json), .parquet or .safetensors.",
+    help="File to write: .npy (ids and provenance in FILE.json), .npz, .parquet or .safetensors.",
 )  # fmt: skip
 @service_options
 @click.option("--model", help="Model to use.  [default: the service's]")
 @click.option(
     "--pooling", default="mean", show_default=True,
-    type=click.Choice(["mean", "cls", "patch-mean", "registers", "max", "features"]),
-    help="How tokens become one embedding; a model has those that `vim-embed models --json` names.",
+    type=click.Choice(POOLINGS),
+    help="How tokens become one embedding, or `tokens` for all of them; a model has those that "
+    "`vim-embed models --json` names.",
+)  # fmt: skip
+@click.option(
+    "--layers", type=click.Choice(GRANULARITIES),
+    help="An embedding of each layer, the last of which is the model's: blocks, residual "
+    "(modules with parts), leaves (modules without), or all.",
+)  # fmt: skip
+@click.option(
+    "--mode", metavar="NAME",
+    help="With --layers in .parquet, what stands behind the layers in the columns' names, as "
+    "platonic-universe has its surveys: layers.0_hsc.  [default: of --survey, else images]",
 )  # fmt: skip
 @click.option(
     "--dtype", default="float32", show_default=True,
@@ -112,6 +125,7 @@ def embed(
     restart: bool,
     quiet: bool,
     as_json: bool,
+    mode: str | None,
     **options: Any,
 ) -> int:
     """Embed images and arrays into one file.
@@ -131,6 +145,7 @@ def embed(
     Finished rows are kept in FILE.parts until all are done: an interrupted run goes on where it
     was when the same command is given again.
     """
+    check_combination(output, mode, options["layers"], options["pooling"])
     found = LeftOut()
     sources = _sources(paths, output, read_options, found)
     if found.skipped.count and on_error == "fail":
@@ -162,6 +177,7 @@ def embed(
             restart=restart,
             found=found,
             on_progress=on_progress,
+            mode=mode or mode_of(read_options),
             **options,
         )
         with _telling_what_is_kept(run, output, console):
@@ -172,6 +188,23 @@ def embed(
     if as_json:
         print_json(_as_json(summary, output, seconds))
     return SOME_LEFT_OUT if summary.left_out.skipped.count else 0
+
+
+def check_combination(output: Path, mode: str | None, layers: str | None, pooling: str) -> None:
+    """Raise click.UsageError for options of which one has no place beside another."""
+    if layers is not None and pooling in OF_THE_LAST_LAYER:
+        raise click.UsageError(f"--pooling {pooling} is of the final layer: leave --layers out")
+    if mode is not None and (layers is None or output.suffix != ".parquet"):
+        raise click.UsageError("--mode has an effect on --layers in .parquet alone: leave it out")
+    if mode is not None and ("_" in mode or not mode.strip()):
+        raise click.UsageError(
+            f"--mode {mode!r} must be a word without _, which ends a layer's name"
+        )
+
+
+def mode_of(options: ReadOptions) -> str:
+    """The survey's name, as platonic-universe has it."""
+    return (options.stretch.survey or "images").partition("@")[0]
 
 
 def _sources(paths: Sequence[str], output: Path, options: ReadOptions, found: LeftOut) -> list[str]:
@@ -221,11 +254,18 @@ def _report(console: Console, summary: Summary, output: Path, seconds: float) ->
     before = f", {summary.resumed:,} of them from before" if summary.resumed else ""
     say(
         console,
-        f"{summary.rows:,} rows × {summary.dim} from {escape(summary.provenance.model)} -> "
+        f"{summary.rows:,} rows × {_size(summary)} from {escape(summary.provenance.model)} -> "
         f"{escape(str(output))} ({seconds:.1f} s, {rate(rows / seconds)}{before}); "
         f"{_counted('skipped', left_out.skipped)}, "
         f"{_counted('passed over', left_out.passed_over)}",
     )
+
+
+def _size(summary: Summary) -> str:
+    """`192`, `27 layers`, or `197 × 192` of tokens."""
+    if is_layers(summary.shape):
+        return f"{len(summary.shape)} layers"
+    return " × ".join(map(str, summary.shape[0].shape))
 
 
 def _named(first: Sequence[str], count: int) -> str:
@@ -261,6 +301,7 @@ def _as_json(summary: Summary, output: Path, seconds: float) -> dict[str, Any]:
         "rows": summary.rows,
         "resumed": summary.resumed,
         "dim": summary.dim,
+        **({"layers": [one.name for one in summary.shape]} if is_layers(summary.shape) else {}),
         "seconds": round(seconds, 3),
         "rows_per_s": round((summary.rows - summary.resumed) / seconds, 3),
         "skipped": summary.first_skipped,

@@ -122,7 +122,7 @@ def vector_names(argument: str) -> list[str]:
     cannot be read.
     """
     path, name = split_argument(argument)
-    if name is not None or path.suffix == ".npy":
+    if name is not None:
         return [argument]
     if path.suffix not in _READERS:
         raise ConfigurationError(f"{path} does not end in one of {', '.join(_READERS)}")
@@ -132,7 +132,7 @@ def vector_names(argument: str) -> list[str]:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not names:
         raise ConfigurationError(f"{path} has no embeddings: see `vim-embed embed --layers`")
-    return [f"{path}:{name}" for name in names]
+    return [f"{path}:{name}" if name else str(path) for name in names]
 
 
 def _names(ids: Sequence[Any], rows: int, path: Path, *, by_row: bool) -> list[str] | None:
@@ -158,10 +158,14 @@ def split_argument(argument: str) -> tuple[Path, str | None]:
 
 
 def _read_npy(path: Path, name: str | None) -> _Contents:
-    if name is not None:
-        raise ConfigurationError(f"{path} holds one array: leave out :{name}")
-    array = np.load(path, allow_pickle=False)
     about = read_sidecar(path)
+    layers = about.get("layers", [])
+    if name is not None and name not in layers:
+        told = f"has no layer {name!r}, but {', '.join(layers)}" if layers else "holds one array"
+        raise ConfigurationError(f"{path} {told}: leave out :{name}")
+    array = np.load(path, mmap_mode="r" if layers else None, allow_pickle=False)
+    if layers:
+        array = _choose({one: array[:, i] for i, one in enumerate(layers)}, name, path)
     return array, about.get("ids"), about.get("provenance", {})
 
 
@@ -252,6 +256,7 @@ def _listed_npz(path: Path) -> list[str]:
 
 
 _LISTED: dict[str, Callable[[Path], list[str]]] = {
+    ".npy": lambda path: read_sidecar(path).get("layers", []) or [""],
     ".npz": _listed_npz,
     ".safetensors": lambda path: _tables(_tensors(path)[0]),
     ".parquet": lambda path: list(ParquetColumns(path)),

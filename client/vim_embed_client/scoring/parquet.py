@@ -15,6 +15,7 @@ from vim_embed_client.formats import Array
 from vim_embed_client.scoring.ids import counted
 
 PROVENANCE = b"vim_embed.provenance"
+LAYERS = b"vim_embed.layers"
 
 
 class ParquetColumns(Mapping[str, Array]):
@@ -33,7 +34,11 @@ class ParquetColumns(Mapping[str, Array]):
         self._path = path
         self._file = pyarrow.parquet.ParquetFile(path)
         self._schema = self._file.schema_arrow
-        self._names = [f.name for f in self._schema if f.name != "id" and _holds_vectors(f.type)]
+        names = [f.name for f in self._schema if f.name != "id" and _holds_vectors(f.type)]
+        # Of layers, also under the name without platonic-universe's `_hsc` behind it.
+        layers: list[str] = json.loads((self._schema.metadata or {}).get(LAYERS, b"[]"))
+        self._names = names if len(names) != len(layers) else layers
+        self._columns = dict(zip(self._names, names, strict=True)) | {name: name for name in names}
 
     def __iter__(self) -> Any:
         return iter(self._names)
@@ -42,12 +47,13 @@ class ParquetColumns(Mapping[str, Array]):
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self._columns
 
     def __getitem__(self, name: str) -> Array:
         """The column. Raises InputError, naming a row, where the rows are of unequal length."""
-        if name not in self._names:
+        if name not in self._columns:
             raise KeyError(name)
+        name = self._columns[name]
         where = f"{self._path}, column {name}"
         _check_vector(self._schema.field(name).type, where)
         chunks = self._read(name).chunks
@@ -74,7 +80,7 @@ class ParquetColumns(Mapping[str, Array]):
 
     def others(self) -> list[str]:
         """The columns that hold no vectors, with their types."""
-        return [f"{f.name} ({f.type})" for f in self._schema if f.name not in self._names]
+        return [f"{f.name} ({f.type})" for f in self._schema if f.name not in self._columns]
 
     def _read(self, name: str) -> Any:
         return self._file.read([name], use_threads=False)[name]

@@ -37,10 +37,11 @@ from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed.types.pixels import check_options
 from vim_embed_client.bulk.checkpoint import PartFolder
-from vim_embed_client.bulk.outputs import check_output
+from vim_embed_client.bulk.outputs import check_holds, check_output
 from vim_embed_client.bulk.part_files import Part, write_part
-from vim_embed_client.bulk.pipeline import Cursor, RowResult, embedded_in_order
+from vim_embed_client.bulk.pipeline import Cursor, RowResult, alike, embedded_in_order
 from vim_embed_client.bulk.reasons import LeftOut
+from vim_embed_client.bulk.row_shape import Origin, RowShape, of_json
 from vim_embed_client.bulk.run import (
     Summary,
     finished,
@@ -52,8 +53,10 @@ from vim_embed_client.bulk.run import (
 from vim_embed_client.bulk.sender import BatchSender
 from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, without_effect
 from vim_embed_client.cli.common import SOME_LEFT_OUT
+from vim_embed_client.cli.embed import check_combination, mode_of
 from vim_embed_client.cli.reading_options import reading_options
 from vim_embed_client.errors import InputError, VimEmbedError
+from vim_embed_client.options import GRANULARITIES, POOLINGS
 from vim_embed_client.results import Provenance
 
 OnError = Literal["fail", "skip"]
@@ -64,12 +67,13 @@ _BLOCKS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What each engine of a run needs to know."""
+    """What each engine of a run needs to know. mode: in the names of layers, see Contents."""
 
     settings: Settings
     options: EmbedOptions
     read_options: ReadOptions = field(default_factory=ReadOptions)
     on_error: OnError = "fail"
+    mode: str = ""
 
 
 def embed_sources(
@@ -91,8 +95,6 @@ def embed_sources(
     OutputError, and ValueError for options that cannot work.
     """
     check_options(job.options)
-    if job.options.layers is not None:
-        raise ValueError("layers are several arrays a row: bulk runs give the embedding alone")
     check_output(output)
     found = LeftOut()
     sources = find_sources(paths, options=job.read_options, leave_out=output, pass_over=found.add)
@@ -131,9 +133,11 @@ def _embed(
     parts.drop_damaged()
     resumed = parts.rows
     left = [part for part in planned if part.number not in parts.parts]
-    for part, provenance in _run(left, parts.folder, job, cluster, make_engines):
-        if provenance is not None:
-            parts.check(provenance)
+    for part, origin in _run(left, parts.folder, job, cluster, make_engines):
+        if origin is not None:
+            _check_shape(parts.shape, origin.shape)
+            check_holds(output, origin.shape)
+            parts.check(origin)
         with writing(output):
             parts.append(part)
         on_progress(parts.rows)
@@ -141,7 +145,16 @@ def _embed(
     with writing(output):
         if not parts.rows:
             return None
-        return finished(output, parts, found, resumed, options=_options(job))
+        return finished(output, parts, found, resumed, options=_options(job), mode=job.mode)
+
+
+def _check_shape(first: RowShape | None, found: RowShape) -> None:
+    """Refuse images of several sizes, whose tokens are as many as they have patches."""
+    if first is not None and not alike(found, first):
+        raise InputError(
+            f"some images have {found[0].shape[0]} tokens and others {first[0].shape[0]}: one file "
+            "takes images of one size (--resize brings uint8 arrays to the model's)"
+        )
 
 
 def _run(
@@ -150,7 +163,7 @@ def _run(
     job: Job,
     cluster: ClusterSettings,
     make_engines: MakeEngines | None,
-) -> Iterator[tuple[Part, Provenance | None]]:
+) -> Iterator[tuple[Part, Origin | None]]:
     """Finished parts, in whatever order."""
     if not parts:
         return
@@ -172,10 +185,12 @@ def _run(
         report = json.loads(row["report"])
         if "problem" in report:
             raise InputError(report["problem"])
-        part, origin = report["part"], report["provenance"]
+        part, origin = report["part"], report["origin"]
         yield (
             Part(**part | {"cursor": Cursor(**part["cursor"])}),
-            Provenance(**origin) if origin else None,
+            Origin(Provenance(**origin["provenance"]), of_json(origin["shape"]))
+            if origin
+            else None,
         )
 
 
@@ -185,6 +200,7 @@ def _options(job: Job) -> dict[str, Any]:
     return {
         "model": job.settings.models[0].partition("=")[0],
         "pooling": asked.pooling,
+        "layers": asked.layers,
         "dtype": "float32",
         "exact": asked.exact,
         "mean": asked.mean,
@@ -239,8 +255,8 @@ class PartEmbedder:
 
     def _embed(self, part: PlannedPart) -> dict[str, Any]:
         results: list[RowResult] = []
-        origins: list[Provenance] = []
-        for some, provenances in embedded_in_order(
+        origins: list[Origin] = []
+        for some, told in embedded_in_order(
             self._sender,
             entries_of(part, self._job.read_options),
             batch_rows=_BATCH_ROWS,
@@ -250,13 +266,14 @@ class PartEmbedder:
                 for one in some:
                     raise_fault(one)
             results += some
-            origins = provenances or origins
+            origins = told or origins
         cursor = results[-1].cursor if results else Cursor()
         with writing(self._folder):
-            written = write_part(self._folder, part.number, results, cursor)
+            shape = origins[0].shape if origins else None
+            written = write_part(self._folder, part.number, results, cursor, shape)
         return {
             "part": asdict(written),
-            "provenance": asdict(origins[0]) if origins else None,
+            "origin": asdict(origins[0]) if origins else None,
         }
 
 
@@ -267,7 +284,11 @@ class PartEmbedder:
     help="FILE.parquet, .npy or .safetensors, as of `vim-embed embed`.",
 )  # fmt: skip
 @click.option("--model", help="As of `vim-embed-server serve`; else the first of VIM_EMBED_MODELS.")
-@click.option("--pooling", default="mean", show_default=True)
+@click.option("--pooling", default="mean", show_default=True, type=click.Choice(POOLINGS))
+@click.option(
+    "--layers", type=click.Choice(GRANULARITIES), help="As of `vim-embed embed`, and so is --mode."
+)
+@click.option("--mode", metavar="NAME")
 @reading_options
 @click.option("--part-rows", default=4096, show_default=True, help="Rows that are written at once.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
@@ -277,6 +298,8 @@ def main(
     output: Path,
     model: str | None,
     pooling: str,
+    layers: str | None,
+    mode: str | None,
     read_options: ReadOptions,
     part_rows: int,
     on_error: OnError,
@@ -288,14 +311,16 @@ def main(
     bound the pool of engines. Started again, it goes on where it was. The exit code is 0 where
     every row was written, 5 where some were skipped.
     """
+    check_combination(output, mode, layers, pooling)
     try:
         settings = Settings()
         settings = settings.model_copy(update={"models": (model or settings.models[0],)})
         job = Job(
             settings=settings,
-            options=EmbedOptions(pooling=pooling, exact=settings.exact),
+            options=EmbedOptions(pooling=pooling, layers=layers, exact=settings.exact),
             read_options=read_options,
             on_error=on_error,
+            mode=mode or mode_of(read_options),
         )
         summary = embed_sources(
             sources,

@@ -13,16 +13,17 @@ import numpy as np
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.cluster.replica import MakeEngines
 from vim_embed.errors import ServiceError
-from vim_embed.http.formats.answers import provenance
+from vim_embed.http.formats.answers import provenance, with_grid
 from vim_embed.http.formats.images import decode_image
 from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray, PixelError, check_pixels
+from vim_embed_client.bulk.row_faults import Answer
 from vim_embed_client.errors import BY_CODE, InvalidInputError, VimEmbedError
 from vim_embed_client.formats import Array
 from vim_embed_client.pixels import as_pixels, wire_dtype
-from vim_embed_client.results import Embeddings, PreprocessingEntry, Provenance
+from vim_embed_client.results import Embeddings, LayerEmbeddings, PreprocessingEntry, Provenance
 
 _NO_BOUND = 2**62  # the queue holds the rows of a few parts at once, and no others
 
@@ -42,7 +43,6 @@ class EngineService:
         self._service.wait_loaded()
         self._info = self._service.ready_model(None)
         self._decoders = ThreadPoolExecutor(max(1, os.cpu_count() or 1))
-        self._provenance = _provenance(dict(provenance(self._info, options)))
 
     @property
     def spec(self) -> PreprocessingEntry:
@@ -57,11 +57,11 @@ class EngineService:
             "digest": spec.digest,
         }
 
-    def embed(self, pixels: Array) -> Embeddings:
+    def embed(self, pixels: Array) -> Answer:
         array = as_pixels(pixels)
         return self._embedded(np.ascontiguousarray(array, wire_dtype(array, "auto")))
 
-    def embed_images(self, images: Sequence[bytes]) -> Embeddings:
+    def embed_images(self, images: Sequence[bytes]) -> Answer:
         try:
             return self._embedded(np.stack(list(self._decoders.map(self._decoded, images))))
         except ServiceError as error:
@@ -74,16 +74,19 @@ class EngineService:
         limit = self._settings.max_image_pixels
         return decode_image(image, self._info.preprocessing, max_pixels=limit, place="it")
 
-    def _embedded(self, pixels: PixelArray) -> Embeddings:
+    def _embedded(self, pixels: PixelArray) -> Answer:
         try:
             checked = check_pixels(pixels, self._info, max_size=self._settings.max_image_size)
             queued = EmbedRequest(self._info.name, checked, self._options)
-            found = self._service.queue.submit(queued).future.result().outputs[EMBEDDING]
+            found = self._service.queue.submit(queued).future.result().outputs
         except PixelError as error:
             raise InvalidInputError(str(error)) from error
         except ServiceError as error:
             raise _as_clients(error) from error
-        return Embeddings(embeddings=found, provenance=self._provenance)
+        told = with_grid(provenance(self._info, self._options), self._info, self._options, checked)
+        if self._options.layers is not None:
+            return LayerEmbeddings(layers=dict(found), provenance=_provenance(dict(told)))
+        return Embeddings(embeddings=found[EMBEDDING], provenance=_provenance(dict(told)))
 
 
 def _as_clients(error: ServiceError) -> VimEmbedError:

@@ -43,7 +43,7 @@ def run_until(step: int, args: list[str]) -> int:
         os.replace, os.fsync = killing(left, os.replace), killing(left, os.fsync)
         Path.unlink = killing(left, Path.unlink)  # type: ignore[method-assign]
         Path.open = killing(left, Path.open)  # type: ignore[method-assign]
-        outputs._write_rows = killing(left, outputs._write_rows)
+        outputs._bytes = killing(left, outputs._bytes)
         outputs._write_sidecar = killing(left, outputs._write_sidecar)
         real(*args, **kwargs)
 

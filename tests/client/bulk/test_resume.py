@@ -19,6 +19,7 @@ from astropy.io import fits
 
 from vim_embed_client.bulk.checkpoint import Checkpoint
 from vim_embed_client.bulk.pipeline import Cursor, RowResult
+from vim_embed_client.bulk.row_shape import EMBEDDING, Origin, vector
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ResumeError
@@ -364,7 +365,7 @@ PROVENANCE = Provenance(model="m")
 
 
 def part_of(checkpoint: Checkpoint, first: int, stop: int) -> None:
-    checkpoint.check(PROVENANCE)
+    checkpoint.check(Origin(PROVENANCE, vector(2)))
     for row in range(first, stop):
         checkpoint.add(RowResult(Cursor(0, row + 1, "d"), f"{row}", np.full(2, row, np.float32)))
 
@@ -416,14 +417,14 @@ def test_a_crash_at_any_step_of_a_commit_loses_and_doubles_nothing(
     again.commit()
     assert again.rows == 7
     assert [row_id for ids, _ in again.blocks() for row_id in ids] == list("0123456")
-    rows = np.concatenate([rows for _, rows in again.blocks()])
+    rows = np.concatenate([arrays[EMBEDDING] for _, arrays in again.blocks()])
     np.testing.assert_array_equal(rows[:, 0], np.arange(7))
     again.close()
 
 
 def test_what_was_skipped_is_remembered(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "o.npy", {}, part_rows=2)
-    checkpoint.check(PROVENANCE)
+    checkpoint.check(Origin(PROVENANCE, vector(2)))
     for row in range(5):
         checkpoint.add(RowResult(Cursor(0, row + 1), f"{row}", Skipped(id=f"{row}", reason="no")))
     checkpoint.commit()

@@ -27,6 +27,7 @@ from vim_embed_client.bulk.pipeline import (
 )
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.row_faults import Ready
+from vim_embed_client.bulk.row_shape import EMBEDDING, vector
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, open_reader
@@ -107,7 +108,7 @@ def test_the_reader_never_runs_far_ahead_of_the_writer() -> None:
             numbers = np.array([[float(bytes(row.data))] for row in rows], np.float32)
             return Embeddings(embeddings=numbers, provenance=provenance)
 
-        def probe(self, *, give_up_on: Any) -> None:
+        def probe(self, *, give_up_on: Any = ()) -> Embeddings:
             raise AssertionError("nothing fails here")
 
     most = 0
@@ -127,13 +128,13 @@ def contents(rows: int, *, skips: int = 0) -> Contents:
     blocks = [
         (
             [f"ä{i}" for i in range(start, start + len(array[start : start + 4]))],
-            array[start : start + 4],
+            {EMBEDDING: array[start : start + 4]},
         )
         for start in range(0, rows, 4)
     ]
     return Contents(
         rows=rows,
-        dim=3,
+        shape=vector(3),
         dtype=array.dtype,
         provenance=Provenance(model="m"),
         blocks=lambda: iter(blocks),
@@ -141,7 +142,7 @@ def contents(rows: int, *, skips: int = 0) -> Contents:
     )
 
 
-@pytest.mark.parametrize("ending", [".npy", ".parquet", ".safetensors"])
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".parquet", ".safetensors"])
 def test_blocks_become_one_file(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"o{ending}"
     write_output(path, contents(10, skips=3))
