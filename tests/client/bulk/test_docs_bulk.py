@@ -80,7 +80,8 @@ def test_commands_run(place: Path, command: str, capsys: Any) -> None:
     words = shlex.split(command)
     assert words[:2] == ["vim-embed", "embed"]
     assert run(words[1:]) == 0, capsys.readouterr().err
-    found = read_embeddings(words[words.index("-o") + 1])
+    layer = ":last_hidden_state" if "--layers" in words else ""
+    found = read_embeddings(words[words.index("-o") + 1] + layer)
     assert len(found.embeddings) == len(found.ids or []) > 0
     assert found.embeddings.shape[1] == SIZE
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vim_embed_client.bulk.checkpoint import folder_of
 from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .killing import VIM_EMBED, Attempt, attempt, stub_server
@@ -94,6 +95,23 @@ def test_3_000_rows_killed_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".npy", ".safetensors"])
 def test_other_outputs_killed_twice(tmp_path: Path, ending: str) -> None:
     run_killed(tmp_path, 3000, "--batch-rows", "16", "--part-rows", "200", ending=ending)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".npz"])
+def test_layers_killed_twice_are_the_bytes_of_a_run_that_was_not(
+    tmp_path: Path, ending: str
+) -> None:
+    list(write_survey(tmp_path / "survey", 1200))
+    whole, killed = tmp_path / f"whole{ending}", tmp_path / f"killed{ending}"
+    with stub_server(SIZE) as url:
+        command = [VIM_EMBED, "embed", "--url", url, str(tmp_path / "survey"), "--layers", "blocks"]
+        command += ["--quiet", "--batch-rows", "16", "--part-rows", "100", "-o"]
+        for kill_at in (100, 500):
+            done = attempt([*command, str(killed)], folder_of(killed), kill_at=kill_at)
+            assert (done.code, killed.exists()) == (-9, False)
+        assert attempt([*command, str(killed)], folder_of(killed)).code == 0
+        assert attempt([*command, str(whole)], folder_of(whole)).code == 0
+    assert killed.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.soak
