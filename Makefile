@@ -51,7 +51,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 # platonic-universe and its astropt go without their dependencies: these ask for torchvision,
 # whose wheels fit one build of torch only, and which the tests do not need.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) -e '.[service,demo,parquet,hf,astro,umap,dev,host]'
+	@$(PIP) -e '.[service,demo,parquet,hf,astro,umap,approximate,dev,host]'
 	@$(PIP) --no-deps platonic-universe astropt
 	@touch $@
 

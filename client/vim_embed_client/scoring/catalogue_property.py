@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vim_embed_client.scoring.linear_metrics import Order
-from vim_embed_client.scoring.metrics import Lists, MetricScore, Statistic, score_statistic
+from vim_embed_client.scoring.metrics import Lists, MetricScore, Statistic, score_statistics
 from vim_embed_client.scoring.mknn import PLATONIC_K
+from vim_embed_client.scoring.moments import Order
 from vim_embed_client.scoring.neighbours import Array
 
 Values = NDArray[Any]
@@ -69,7 +69,7 @@ def property_agreement(
     *,
     name: str = "property",
     k: int = PLATONIC_K,
-    permutations: int = 200,
+    permutations: int | None = None,
     seed: int = 0,
 ) -> MetricScore:
     """The agreement with its interval, null (values dealt out at random) and calibrated value.
@@ -86,4 +86,5 @@ def property_agreement(
     if len(np.unique(values)) < 2:
         raise ValueError(f"{name} has fewer than two different values")
     statistic = PropertyStatistic(Lists.of(rows, k), values)
-    return score_statistic(name, statistic, len(rows), permutations=permutations, seed=seed)
+    (found,) = score_statistics({name: statistic}, len(rows), permutations=permutations, seed=seed)
+    return found

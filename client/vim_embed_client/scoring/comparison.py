@@ -108,7 +108,7 @@ def _measured(
     found = statistic(z1, z2, metric, k=k)
     n = len(np.asarray(z1))
     few = n < LEAST_SOURCES
-    without = np.array([math.nan]) if few else left_out(found.without, n, seed=seed)
+    without = np.array([math.nan]) if few else left_out({name: found}, n, seed=seed)[name]
     return _Measured(model=name, k=found.k, value=found.paired(None), without=without)
 
 

@@ -67,18 +67,22 @@ def edit_knn(first: Indices, second: Indices) -> Values:
     return shares
 
 
-def cknna(first: Indices, near: Array, second: Indices, beside: Array) -> float:
+def cknna(
+    first: Indices, near: Array, second: Indices, beside: Array, own: tuple[float, float]
+) -> float:
     """CKNNA: unbiased kernel alignment over the pairs that are neighbours in both lists.
 
-    near, beside: (n, k) cosines of the lists' neighbours. The unbiased HSIC (Song et al. 2012,
-    equation 5) of the kernels, which are zero but for such pairs.
+    near, beside: (n, k) cosines of the lists' neighbours. own: `own_hsic` of each. The unbiased
+    HSIC (Song et al. 2012, equation 5) of the kernels, which are zero but for such pairs.
     """
-    n = len(first)
-    shared = _shared_pairs(first, near, second, beside)
-    numerator = _sparse_hsic(n, *shared)
-    alone = [_shared_pairs(z, values, z, values) for z, values in ((first, near), (second, beside))]
-    denominator = np.prod([np.sqrt(np.abs(_sparse_hsic(n, *pairs))) for pairs in alone])
-    return float(numerator / denominator) if denominator else float("nan")
+    numerator = _sparse_hsic(len(first), *_shared_pairs(first, near, second, beside))
+    denominator = float(np.sqrt(abs(own[0])) * np.sqrt(abs(own[1])))
+    return numerator / denominator if denominator else float("nan")
+
+
+def own_hsic(lists: Indices, cosines: Array) -> float:
+    """Unbiased HSIC of the kernel of one embedding's neighbours with itself."""
+    return _sparse_hsic(len(lists), *_shared_pairs(lists, cosines, lists, cosines))
 
 
 def _shared_pairs(

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from vim_embed_client.scoring import linear_metrics, list_metrics
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
-from vim_embed_client.scoring.neighbours import Array, Indices, checked, neighbours_for
+from vim_embed_client.scoring.moments import MANY_SOURCES, Order, PairedRows
+from vim_embed_client.scoring.neighbours import Array, Embedding, Indices, NeighbourSearch
 
 GROUPS = 20
 LEVEL = 0.05
@@ -69,7 +72,7 @@ class Statistic(ABC):
     k: int | None = None
 
     @abstractmethod
-    def paired(self, order: linear_metrics.Order) -> float:
+    def paired(self, order: Order) -> float:
         """The value with row i of the first and row order[i] of the second as one source."""
 
     @abstractmethod
@@ -78,19 +81,21 @@ class Statistic(ABC):
 
 
 class LinearStatistic(Statistic):
-    """One of linear_metrics."""
+    """One of linear_metrics, of rows that it shares with others."""
 
-    def __init__(
-        self, prepare: Callable[[Array, Array], linear_metrics.Paired], x: Array, y: Array
-    ) -> None:
-        self._prepare, self._x, self._y = prepare, x, y
-        self._paired = prepare(x, y)
+    def __init__(self, function: linear_metrics.LinearFunction, rows: PairedRows) -> None:
+        self._function, self._rows = function, rows
 
-    def paired(self, order: linear_metrics.Order) -> float:
-        return self._paired(order)
+    def paired(self, order: Order) -> float:
+        return self._function(self._rows.paired(order))
 
     def without(self, left_out: NDArray[np.bool_]) -> float:
-        return self._prepare(self._x[~left_out], self._y[~left_out])(None)
+        return self._function(self._rows.without(left_out))
+
+
+def wide_k(k: int, n: int) -> int:
+    """How many neighbours `Lists` asks for among n sources."""
+    return min(n - 1, k + max(_SPARE, k // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +110,12 @@ class Lists:
     cosines: Array
 
     @classmethod
-    def of(cls, z: ArrayLike, k: int) -> Lists:
-        array = checked(z)
-        most = len(array) - 1
-        if not 1 <= k <= most:
-            raise ValueError(f"k must be from 1 to {most} among {len(array)} sources, got {k}")
-        (found,) = neighbours_for(array, [min(most, k + max(_SPARE, k // 2))])
+    def of(cls, z: Embedding, k: int) -> Lists:
+        search = NeighbourSearch.of(z)
+        n = len(search)
+        if not 1 <= k < n:
+            raise ValueError(f"k must be from 1 to {n - 1} among {n} sources, got {k}")
+        found = search.at(wide_k(k, n))
         return cls(k=k, wide=found.indices, cosines=1 - found.distances)
 
     @property
@@ -118,10 +123,16 @@ class Lists:
         """(n, k) neighbours and their cosines."""
         return self.wide[:, : self.k], self.cosines[:, : self.k]
 
+    @cached_property
+    def own_hsic(self) -> float:
+        """What CKNNA divides by, of this side; no order of the rows changes it."""
+        return list_metrics.own_hsic(*self.near)
+
     def permuted(self, order: NDArray[np.int64]) -> Lists:
         """Those of the embedding with its rows in this order; -1 stays what it is."""
         place = np.append(np.argsort(order), -1).astype(np.int32)
-        return Lists(k=self.k, wide=place[self.wide[order]], cosines=self.cosines[order])
+        wide, cosines = place[self.wide[order]], self.cosines[order]
+        return _Permuted(k=self.k, wide=wide, cosines=cosines, unpermuted=self)
 
     def without(self, left_out: NDArray[np.bool_]) -> Lists:
         """Those of the embedding without some rows; where too few follow, -1."""
@@ -137,6 +148,15 @@ class Lists:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Permuted(Lists):
+    unpermuted: Lists
+
+    @property
+    def own_hsic(self) -> float:
+        return self.unpermuted.own_hsic
+
+
 ListFunction = Callable[[Lists, Lists], float]
 
 
@@ -145,7 +165,7 @@ def _mean_of(values: Callable[[Indices, Indices], NDArray[np.float64]]) -> ListF
 
 
 def _cknna(first: Lists, second: Lists) -> float:
-    return list_metrics.cknna(*first.near, *second.near)
+    return list_metrics.cknna(*first.near, *second.near, (first.own_hsic, second.own_hsic))
 
 
 class ListStatistic(Statistic):
@@ -155,7 +175,7 @@ class ListStatistic(Statistic):
         self._function, self._first, self._second = function, first, second
         self.k = first.k
 
-    def paired(self, order: linear_metrics.Order) -> float:
+    def paired(self, order: Order) -> float:
         second = self._second if order is None else self._second.permuted(order)
         return self._function(self._first, second)
 
@@ -170,7 +190,7 @@ LIST_METRICS: dict[str, ListFunction] = {
     "edit-knn": _mean_of(list_metrics.edit_knn),
     "cknna": _cknna,
 }
-LINEAR_METRICS: dict[str, Callable[[Array, Array], linear_metrics.Paired]] = {
+LINEAR_METRICS: dict[str, linear_metrics.LinearFunction] = {
     "cka": linear_metrics.cka,
     "unbiased-cka": linear_metrics.unbiased_cka,
     "rsa": linear_metrics.rsa,
@@ -179,71 +199,111 @@ LINEAR_METRICS: dict[str, Callable[[Array, Array], linear_metrics.Paired]] = {
     "pwcca": linear_metrics.pwcca,
     "linear-r2": linear_metrics.linear_r2,
 }
+OF_DIRECTIONS = ("rsa",)
 METRICS = (*LIST_METRICS, *LINEAR_METRICS)
 
 
 def statistics(
-    z1: ArrayLike, z2: ArrayLike, names: Sequence[str], *, k: int = PLATONIC_K
-) -> Iterator[tuple[str, Statistic]]:
-    """The metrics of these names, one after the other, for two embeddings of the same sources.
+    z1: Embedding, z2: Embedding, names: Sequence[str], *, k: int = PLATONIC_K
+) -> dict[str, Statistic]:
+    """The metrics of these names for two embeddings of the same sources.
 
-    Neighbours are found once for all of them; what a metric prepares goes with it, so that the
-    memory is that of the largest. Raises ValueError as mknn.mknn does, for a name that is none of
-    METRICS, and for an embedding without variance.
+    What several metrics need is found once. Raises ValueError as mknn.mknn does, for a name that
+    is none of METRICS, and where an embedding has no variance.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise ValueError(f"no metric {', '.join(unknown)}: use {', '.join(METRICS)}")
-    first, second = checked(z1), checked(z2)
+    first, second = NeighbourSearch.of(z1), NeighbourSearch.of(z2)
     if len(first) != len(second):
         raise ValueError(f"the embeddings have {len(first)} and {len(second)} rows")
-    lists: list[Lists] = []
-    if any(name in LIST_METRICS for name in names):
-        lists = [Lists.of(z, k) for z in (first, second)]
+    lists = _once(lambda: [Lists.of(z, k) for z in (first, second)])
+    centred = _once(lambda: PairedRows(first.z, second.z))
+    directions = _once(lambda: PairedRows(first.z, second.z, "directions"))
+    found: dict[str, Statistic] = {}
     for name in names:
         if name in LIST_METRICS:
-            yield name, ListStatistic(LIST_METRICS[name], *lists)
+            found[name] = ListStatistic(LIST_METRICS[name], *lists())
         else:
-            yield name, LinearStatistic(LINEAR_METRICS[name], first, second)
-
-
-def statistic(z1: ArrayLike, z2: ArrayLike, name: str, *, k: int = PLATONIC_K) -> Statistic:
-    """One metric; errors as `statistics`."""
-    ((_, found),) = statistics(z1, z2, [name], k=k)
+            rows = directions if name in OF_DIRECTIONS else centred
+            found[name] = LinearStatistic(LINEAR_METRICS[name], rows())
     return found
 
 
+T = TypeVar("T")
+
+
+def _once(make: Callable[[], T]) -> Callable[[], T]:
+    """`make`, called once, and only if it is needed."""
+    return lru_cache(maxsize=1)(make)
+
+
+def statistic(z1: Embedding, z2: Embedding, name: str, *, k: int = PLATONIC_K) -> Statistic:
+    """One metric; errors as `statistics`."""
+    return statistics(z1, z2, [name], k=k)[name]
+
+
+def default_permutations(n: int) -> int:
+    """200, and 39 (p is at least 1 / 40) where so many sources make each of them costly."""
+    return 200 if n < MANY_SOURCES else 39
+
+
 def measure(
-    z1: ArrayLike,
-    z2: ArrayLike,
+    z1: Embedding,
+    z2: Embedding,
     names: Sequence[str] = METRICS,
     *,
     k: int = PLATONIC_K,
-    permutations: int = 200,
+    permutations: int | None = None,
     seed: int = 0,
 ) -> list[MetricScore]:
-    """Each metric with its interval, null and calibrated value; errors as `statistics`."""
-    n = len(np.asarray(z1))
+    """Each metric with its interval, null and calibrated value; errors as `statistics`.
+
+    permutations: `default_permutations` if not given.
+    """
+    found = statistics(z1, z2, names, k=k)
+    n = len(z1) if isinstance(z1, NeighbourSearch) else len(np.asarray(z1))
+    return score_statistics(found, n, permutations=permutations, seed=seed)
+
+
+def score_statistics(
+    statistics: Mapping[str, Statistic], n: int, *, permutations: int | None = None, seed: int = 0
+) -> list[MetricScore]:
+    """Statistics of n sources, each with its interval, null and calibrated value.
+
+    All of them see the same random pairings and leave out the same groups of sources.
+    """
+    values = {name: each.paired(None) for name, each in statistics.items()}
+    count = default_permutations(n) if permutations is None else permutations
+    rng = np.random.default_rng(seed)
+    permuted: dict[str, list[float]] = {name: [] for name in statistics}
+    for _ in range(count):
+        order = rng.permutation(n)
+        for name, each in statistics.items():
+            permuted[name].append(each.paired(order))
+    without = left_out(statistics, n, seed=seed) if n >= LEAST_SOURCES else None
     return [
-        score_statistic(name, found, n, permutations=permutations, seed=seed)
-        for name, found in statistics(z1, z2, names, k=k)
+        _scored(
+            name,
+            values[name],
+            np.array(permuted[name]),
+            jackknife_spread(without[name]) if without else math.nan,
+            k=each.k,
+            n=n,
+        )
+        for name, each in statistics.items()
     ]
 
 
-def score_statistic(
-    name: str, statistic: Statistic, n: int, *, permutations: int, seed: int
+def _scored(
+    name: str, value: float, permuted: NDArray[np.float64], error: float, *, k: int | None, n: int
 ) -> MetricScore:
-    """A statistic of n sources with its interval, null and calibrated value."""
-    value = statistic.paired(None)
-    rng = np.random.default_rng(seed)
-    permuted = np.array([statistic.paired(rng.permutation(n)) for _ in range(permutations)])
-    error = group_jackknife(statistic.without, n, seed=seed) if n >= LEAST_SOURCES else math.nan
     threshold = null_threshold(value, permuted)
     low, high = np.percentile(permuted, [2.5, 97.5])
     return MetricScore(
         metric=name,
         value=value,
-        k=statistic.k,
+        k=k,
         n=n,
         std_error=error,
         low=value - T_95 * error,
@@ -252,10 +312,10 @@ def score_statistic(
         permuted_std=float(permuted.std()),
         permuted_low=float(low),
         permuted_high=float(high),
-        permutations=permutations,
+        permutations=len(permuted),
         threshold=threshold,
         calibrated=float(np.clip((value - threshold) / max(1 - threshold, 1e-12), 0, 1)),
-        p_value=(1 + int(np.count_nonzero(permuted >= value))) / (1 + permutations),
+        p_value=(1 + int(np.count_nonzero(permuted >= value))) / (1 + len(permuted)),
     )
 
 
@@ -264,20 +324,17 @@ def groups(n: int, seed: int = 0) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(np.arange(n) % GROUPS)
 
 
-def group_jackknife(
-    without: Callable[[NDArray[np.bool_]], float], n: int, *, seed: int = 0
-) -> float:
-    """Standard error over the draw of sources, by leaving out a group at a time."""
-    return jackknife_spread(left_out(without, n, seed=seed))
-
-
 def left_out(
-    without: Callable[[NDArray[np.bool_]], float], n: int, *, seed: int = 0
-) -> NDArray[np.float64]:
-    """The value without each group of sources in turn."""
+    statistics: Mapping[str, Statistic], n: int, *, seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """By statistic: the value without each group of sources in turn."""
     group = groups(n, seed)
-    used = [g for g in range(GROUPS) if (group == g).any()]
-    return np.array([without(group == g) for g in used])
+    values: dict[str, list[float]] = {name: [] for name in statistics}
+    for one in np.unique(group):
+        mask = group == one
+        for name, each in statistics.items():
+            values[name].append(each.without(mask))
+    return {name: np.array(found) for name, found in values.items()}
 
 
 def jackknife_spread(values: NDArray[np.float64]) -> float:

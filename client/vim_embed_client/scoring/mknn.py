@@ -18,11 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from vim_embed_client.scoring.neighbours import (
     Array,
+    Embedding,
     Indices,
     Neighbours,
-    checked,
-    nearest_neighbours,
-    neighbours_for,
+    NeighbourSearch,
 )
 
 # platonic-universe's own k, and round steps around it.
@@ -32,8 +31,13 @@ DEFAULT_KS = (1, 2, 5, PLATONIC_K, 20, 50, 100)
 # Fewer say next to nothing of other draws, and a jackknife of two gives an interval of no width.
 LEAST_SOURCES = 10
 
+PERMUTATIONS = 200
+
 _NORMAL_95 = 1.96
 _COMPARED_BYTES = 2**24
+_MARKED_BYTES = 2**24
+_MARKS_A_NEIGHBOUR = 32
+_PERMUTED_TOGETHER = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ def mknn(z1: ArrayLike, z2: ArrayLike, k: int = PLATONIC_K) -> float:
     """
     first, second = _checked_pair(z1, z2)
     k = _checked_k(k, len(first))
-    return mean_overlap(nearest_neighbours(first, k), nearest_neighbours(second, k))
+    return mean_overlap(first.at(k).indices, second.at(k).indices)
 
 
 def overlaps(first: Indices, second: Indices) -> NDArray[np.int64]:
@@ -103,20 +107,45 @@ def chance(n: int, k: int) -> float:
 
 
 def permutation_baseline(
-    first: Indices, second: Indices, *, permutations: int = 200, seed: int = 0
+    first: Indices, second: Indices, *, permutations: int = PERMUTATIONS, seed: int = 0
 ) -> NDArray[np.float64]:
     """(permutations,) MKNN after pairing the rows of two neighbour lists at random.
 
     Permuting the rows of an embedding relabels its neighbour lists, so no distance is computed
     again.
     """
+    n, k = first.shape
     rng = np.random.default_rng(seed)
-    scores = np.empty(permutations)
-    for i in range(permutations):
-        order = rng.permutation(len(second))
-        relabel = np.argsort(order).astype(np.int32)
-        scores[i] = mean_overlap(first, relabel[second[order]])
+    shared: list[int] = []
+    while len(shared) < permutations:
+        count = min(_PERMUTED_TOGETHER, permutations - len(shared))
+        shared += _shared_when_permuted(first, second, [rng.permutation(n) for _ in range(count)])
+    scores: NDArray[np.float64] = np.array(shared) / (n * k)
     return scores
+
+
+def _shared_when_permuted(
+    first: Indices, second: Indices, orders: Sequence[NDArray[np.int64]]
+) -> list[int]:
+    """How many neighbours all rows share at each pairing.
+
+    A table for each row marks the neighbours' last bits, so that few pairs must be looked at.
+    """
+    n, k = first.shape
+    size = 1 << (_MARKS_A_NEIGHBOUR * k).bit_length()
+    places = [np.argsort(order).astype(np.int32) for order in orders]
+    shared = np.zeros(len(orders), np.int64)
+    step = max(1, _MARKED_BYTES // size)
+    for start in range(0, n, step):
+        block = first[start : start + step]
+        rows = np.arange(len(block))[:, None]
+        marked = np.zeros((len(block), size), bool)
+        marked[rows, block & (size - 1)] = True
+        for i, (order, place) in enumerate(zip(orders, places, strict=True)):
+            others = place[second[order[start : start + step]]]
+            row, column = np.nonzero(marked[rows, others & (size - 1)])
+            shared[i] += np.count_nonzero(block[row] == others[row, column][:, None])
+    return [int(count) for count in shared]
 
 
 def jackknife_error(
@@ -171,18 +200,23 @@ def _row_blocks(n: int, k: int) -> list[slice]:
 
 
 def score(
-    z1: ArrayLike, z2: ArrayLike, k: int = PLATONIC_K, *, permutations: int = 200, seed: int = 0
+    z1: ArrayLike,
+    z2: ArrayLike,
+    k: int = PLATONIC_K,
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
 ) -> Score:
     """MKNN with its interval and its baselines; arguments and errors as `mknn`."""
     return score_curve(z1, z2, [k], permutations=permutations, seed=seed)[0]
 
 
 def score_curve(
-    z1: ArrayLike,
-    z2: ArrayLike,
+    z1: Embedding,
+    z2: Embedding,
     ks: Sequence[int] | None = None,
     *,
-    permutations: int = 200,
+    permutations: int | None = None,
     seed: int = 0,
 ) -> list[Score]:
     """`score` at each k, in rising order (default: `default_ks`).
@@ -192,19 +226,26 @@ def score_curve(
     first, second = _checked_pair(z1, z2)
     n = len(first)
     ks = default_ks(n) if ks is None else sorted({_checked_k(k, n) for k in ks})
-    asked = sorted({*ks, *(min(k + 1, n - 1) for k in ks)})
-    found = [dict(zip(asked, neighbours_for(z, asked), strict=True)) for z in (first, second)]
+    for search in (first, second):
+        search.find(searched_ks(ks, n))
     scores = []
     for k in ks:
-        wider = None if k == n - 1 else (found[0][k + 1], found[1][k + 1])
-        lists = found[0][k].indices, found[1][k].indices
-        permuted = permutation_baseline(*lists, permutations=permutations, seed=seed)
+        wider = None if k == n - 1 else (first.at(k + 1), second.at(k + 1))
+        lists = first.at(k).indices, second.at(k).indices
+        permuted = permutation_baseline(
+            *lists, permutations=permutations or PERMUTATIONS, seed=seed
+        )
         error = math.nan
         if wider and n >= LEAST_SOURCES and k < n - 2:
             error = jackknife_error(*lists, wider[0].indices, wider[1].indices)
         tied = float(np.mean([ends_amid_ties(w) for w in wider])) if wider else 0.0
         scores.append(_score(mean_overlap(*lists), error, permuted, tied, n, k))
     return scores
+
+
+def searched_ks(ks: Sequence[int], n: int) -> set[int]:
+    """Which neighbours `score_curve` asks for, at these k among n sources."""
+    return {*ks, *(min(k + 1, n - 1) for k in ks)}
 
 
 def ends_amid_ties(wider: Neighbours) -> float:
@@ -245,8 +286,8 @@ def curve_ks(n: int) -> list[int]:
     return sorted({round(k) for k in np.geomspace(1, most, 13)})
 
 
-def _checked_pair(z1: ArrayLike, z2: ArrayLike) -> tuple[Array, Array]:
-    first, second = checked(z1), checked(z2)
+def _checked_pair(z1: Embedding, z2: Embedding) -> tuple[NeighbourSearch, NeighbourSearch]:
+    first, second = NeighbourSearch.of(z1), NeighbourSearch.of(z2)
     if len(first) != len(second):
         raise ValueError(
             f"the embeddings have {len(first)} and {len(second)} rows: row i of both must be "

@@ -6,7 +6,7 @@ Knows nothing of scores and files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ Indices = NDArray[np.int32]
 # As scikit-learn: a matrix product over other rows may round, and so break ties, differently.
 _BLOCK_BYTES = 2**30
 _SELECT_BYTES = 2**26
+_SAMPLE_STEP = 16
+_MANY_COLUMNS = 2 * _SAMPLE_STEP  # for each neighbour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,41 @@ def neighbours_for(z: Array, ks: Sequence[int]) -> list[Neighbours]:
     return found
 
 
+class NeighbourSearch:
+    """The neighbours of one embedding z (n, d), found once for all who ask.
+
+    find: what finds them, `neighbours_for` if not given.
+    """
+
+    def __init__(self, z: ArrayLike, find: Find | None = None) -> None:
+        self.z = checked(z)
+        self._find = find or neighbours_for
+        self._found: dict[int, Neighbours] = {}
+
+    @classmethod
+    def of(cls, z: Embedding) -> NeighbourSearch:
+        """z itself, if it is one."""
+        return z if isinstance(z, cls) else cls(z)  # type: ignore[arg-type]
+
+    def find(self, ks: Iterable[int]) -> None:
+        """Find the neighbours at each k in one pass. Raises ValueError unless 1 <= k < n."""
+        missing = sorted(set(ks) - set(self._found))
+        if missing:
+            self._found |= dict(zip(missing, self._find(self.z, missing), strict=True))
+
+    def at(self, k: int) -> Neighbours:
+        """The k nearest of each row; errors as `find`."""
+        self.find([k])
+        return self._found[k]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+Find = Callable[[Array, Sequence[int]], list[Neighbours]]
+Embedding = ArrayLike | NeighbourSearch
+
+
 def neighbours_of(z: ArrayLike, rows: Sequence[int], k: int) -> Neighbours:
     """The neighbours of some rows only, in the order of `rows`: indices, distances (len(rows), k).
 
@@ -74,7 +111,7 @@ def neighbours_of(z: ArrayLike, rows: Sequence[int], k: int) -> Neighbours:
     array = checked(z)
     if not 1 <= k < len(array):
         raise ValueError(f"k must be from 1 to {len(array) - 1} among {len(array)} sources")
-    at, unit = np.asarray(rows, np.int64), _unit(array)
+    at, unit = np.asarray(rows, np.int64), unit_rows(array)
     ((indices, apart),) = _select_all(_distances(unit[at], unit), at, [k])
     return Neighbours(indices=indices.astype(np.int32), distances=apart)
 
@@ -96,7 +133,7 @@ def checked(z: ArrayLike) -> Array:
 
 def _distance_blocks(z: Array) -> Iterator[tuple[int, Array]]:
     """Cosine distances of a block of rows to all rows, with the block's first row."""
-    n, unit = len(z), _unit(z)
+    n, unit = len(z), unit_rows(z)
     step = max(1, _BLOCK_BYTES // (8 * n))
     for start in range(0, n, step):
         distances = _distances(unit if step >= n else unit[start : start + step], unit)
@@ -105,7 +142,7 @@ def _distance_blocks(z: Array) -> Iterator[tuple[int, Array]]:
         yield start, distances
 
 
-def _unit(z: Array) -> Array:
+def unit_rows(z: Array) -> Array:
     """Rows of length one, zero rows as they are.
 
     Rows so long or short that scikit-learn would lose their direction (it takes short ones as
@@ -159,10 +196,34 @@ def _select_all(
 
 def _sorted_nearest(distances: Array, k: int) -> tuple[Array, Array]:
     """The k + 1 nearest columns of each row, nearest first, and their distances."""
-    nearest = np.argpartition(distances, k, axis=1)[:, : k + 1]
+    if distances.shape[1] >= _MANY_COLUMNS * (k + 1):
+        return _sorted(distances, _nearest_of_many(distances, k))
+    return _sorted(distances, _nearest_as_sklearn(distances, k))
+
+
+def _sorted(distances: Array, nearest: Array) -> tuple[Array, Array]:
     apart = np.take_along_axis(distances, nearest, axis=1)
     order = np.argsort(apart, axis=1)
     return np.take_along_axis(nearest, order, axis=1), np.take_along_axis(apart, order, axis=1)
+
+
+def _nearest_as_sklearn(distances: Array, k: int) -> Array:
+    """The k + 1 nearest columns of each row in any order: of equally near ones, the same."""
+    return np.argpartition(distances, k, axis=1)[:, : k + 1]
+
+
+def _nearest_of_many(distances: Array, k: int) -> Array:
+    """The k + 1 nearest columns of each row, in any order.
+
+    The k + 1 nearest of a sample of the columns are no nearer than those of all, so that only
+    columns within their reach need to be partitioned: a few thousand of a hundred thousand.
+    """
+    limits = np.partition(distances[:, ::_SAMPLE_STEP], k, axis=1)[:, k]
+    nearest = np.empty((len(distances), k + 1), np.int64)
+    for row, limit in enumerate(limits):
+        within = np.flatnonzero(distances[row] <= limit)
+        nearest[row] = within[np.argpartition(distances[row, within], k)[: k + 1]]
+    return nearest
 
 
 def _select(distances: Array, rows: NDArray[np.int64], k: int) -> Array:
@@ -171,7 +232,7 @@ def _select(distances: Array, rows: NDArray[np.int64], k: int) -> Array:
     Where more than k others coincide with a row, it may be missing among its own k + 1 nearest:
     then the first of them is left out in its place.
     """
-    nearest, _ = _sorted_nearest(distances, k)
+    nearest, _ = _sorted(distances, _nearest_as_sklearn(distances, k))
     keep = nearest != rows[:, None]
     keep[keep.all(axis=1), 0] = False
     others: Array = nearest[keep].reshape(len(distances), k)
