@@ -15,7 +15,11 @@ from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
 from vim_embed_client.pixels import about_values
 from vim_embed_client.results import PreprocessingEntry
-from vim_embed_pixels.images import Fit, fitted
+from vim_embed_pixels.clipping import remark
+from vim_embed_pixels.errors import UnusableImage
+from vim_embed_pixels.images import Fit, decoded, fitted
+
+_LOOKED_AT = 16  # encoded images to one that is decoded here
 
 
 class Service(Protocol):
@@ -67,11 +71,10 @@ class BatchSender:
 
     def ready(self, item: Item) -> Ready:
         if item.like is None:
-            data = _encoded(item)
-            return Ready(data=data, fingerprint=fingerprint(data, "encoded"))
-        pixels = self._pixels(item)
-        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            raise InputError("it holds NaN or infinite pixels: mask or replace them first")
+            data = encoded_bytes(item)
+            mark = fingerprint(data, "encoded")
+            return Ready(data=data, fingerprint=mark, note=_note_of_some(data, mark))
+        pixels = sent_pixels(item, self._spec, resize=self._resize)
         kind = f"{pixels.dtype.str} {pixels.shape}"
         return Ready(
             data=pixels,
@@ -93,13 +96,6 @@ class BatchSender:
         ramp = np.linspace(0, 255, side * side).astype(np.uint8).reshape(side, side)
         return self._service.giving_up_on(give_up_on).embed(np.stack([ramp, ramp, ramp])[None])
 
-    def _pixels(self, item: Item) -> Array:
-        data: Any = item.data
-        if callable(data):
-            return resized(data(), self._spec)
-        array: Array = data
-        return resized(array, self._spec) if self._resize and array.dtype == np.uint8 else array
-
     def _note(self, pixels: Array) -> str:
         side, (height, width) = self._spec["image_size"], pixels.shape[1:]
         if (height, width) != (side, side):
@@ -108,7 +104,34 @@ class BatchSender:
                 f"{side}×{side}, and gives other embeddings for images resized to it (--resize "
                 "does that to uint8 arrays)"
             )
-        return about_values(pixels)
+        return remark(pixels) if pixels.dtype == np.uint8 else about_values(pixels)
+
+
+def _note_of_some(data: bytes, mark: int) -> str:
+    """A remark on some encoded images: to decode them all takes longer than to send them.
+
+    Which ones, their bytes tell, so that a run that goes on says what one in a piece would say.
+    """
+    if mark % _LOOKED_AT:
+        return ""
+    try:
+        return remark(decoded(data))
+    except UnusableImage:  # which the service says with its reason
+        return ""
+
+
+def sent_pixels(item: Item, spec: PreprocessingEntry | None, *, resize: bool) -> Array:
+    """The (3, H, W) pixels that are sent of a row, unless it is an encoded image.
+
+    spec: the model's, to whose size fluxes are brought, and with `resize` uint8 arrays; None
+    leaves them as they are. Raises InputError.
+    """
+    data: Any = item.data
+    pixels: Array = data() if callable(data) else data
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise InputError("it holds NaN or infinite pixels: mask or replace them first")
+    wanted = callable(data) or (resize and pixels.dtype == np.uint8)
+    return resized(pixels, spec) if wanted and spec is not None else pixels
 
 
 def fingerprint(data: bytes | memoryview, kind: str) -> int:
@@ -118,7 +141,8 @@ def fingerprint(data: bytes | memoryview, kind: str) -> int:
     return int.from_bytes(hashed.digest(), "little") or 1
 
 
-def _encoded(item: Item) -> bytes:
+def encoded_bytes(item: Item) -> bytes:
+    """Of a row that is an encoded image or the path of one. Raises InputError."""
     if isinstance(item.data, bytes):
         return item.data
     try:

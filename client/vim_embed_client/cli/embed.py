@@ -20,8 +20,6 @@ from vim_embed_client.bulk.run import BulkRun, OnError, Summary, first_reason
 from vim_embed_client.bulk.sources.registry import (
     ReadOptions,
     band_remark,
-    find_sources,
-    without_effect,
 )
 from vim_embed_client.cli.common import (
     SOME_LEFT_OUT,
@@ -33,7 +31,7 @@ from vim_embed_client.cli.common import (
     stderr,
 )
 from vim_embed_client.cli.progress import showing_progress
-from vim_embed_client.cli.reading_options import numbers, reading_options
+from vim_embed_client.cli.reading_options import checked_sources, numbers, reading_options
 from vim_embed_client.client import Client
 from vim_embed_client.compression import CODINGS, Compression
 from vim_embed_client.errors import ConfigurationError, InputError
@@ -210,15 +208,9 @@ def mode_of(options: ReadOptions) -> str:
 def _sources(paths: Sequence[str], output: Path, options: ReadOptions, found: LeftOut) -> list[str]:
     try:
         check_output(output)
-        sources = find_sources(paths, options=options, leave_out=output, pass_over=found.add)
     except (ConfigurationError, InputError) as error:
         raise click.UsageError(error.message) from None
-    if idle := without_effect(sources, options):
-        raise click.UsageError(
-            f"{', '.join(idle)} would have no effect on any of these sources: leave it out, or "
-            "see what it is for in `vim-embed embed --help`"
-        )
-    return sources
+    return checked_sources(paths, output, options, found)
 
 
 @contextmanager

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from vim_embed_client.bulk.reasons import LeftOut
 from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.registry import find_sources, without_effect
+from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_pixels.errors import UnusableOptions
 from vim_embed_pixels.fits import ALL_HDUS
 from vim_embed_pixels.stretch import STRETCHES
 from vim_embed_pixels.surveys import NAMES, survey_stretch
+
+_SEE = "leave it out, or see what it is for in `vim-embed embed --help`"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -172,6 +178,24 @@ _OPTIONS = (
         "one image, such as g.fits, r.fits, z.fits with z,r,g.",
     ),
 )  # fmt: skip
+
+
+def checked_sources(
+    paths: Sequence[str], output: Path, options: ReadOptions, found: LeftOut
+) -> list[str]:
+    """The sources at the paths; what is passed over goes to `found`.
+
+    Raises UsageError for a path that leads to nothing, and for options that have no effect on any.
+    """
+    try:
+        sources = find_sources(paths, options=options, leave_out=output, pass_over=found.add)
+    except (ConfigurationError, InputError) as error:
+        raise click.UsageError(error.message) from None
+    if idle := without_effect(sources, options):
+        raise click.UsageError(
+            f"{', '.join(idle)} would have no effect on any of these sources: {_SEE}"
+        )
+    return sources
 
 
 def reading_options(command: F) -> F:

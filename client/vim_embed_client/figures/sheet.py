@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vim_embed_client.figures.images import Images, Picture
+from vim_embed_client.figures.canvas import CELL, Canvas
+from vim_embed_client.figures.images import Images
 from vim_embed_client.figures.style import (
     FAINT,
     GREY,
@@ -27,7 +27,6 @@ from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.neighbours import Neighbours
 
 # Inches.
-_CELL = 1.16
 _CAPTION = 0.36
 _GAP = 0.12
 _BETWEEN = 0.16
@@ -74,23 +73,23 @@ def sheet_figure(sheet: Sheet) -> Figure:
     _load(sheet)
     models = len(sheet.files)
     left = _MARGIN + (_LABEL if models > 1 else 0)
-    across = (1 + sheet.k) * (_CELL + _GAP) + _GAP
+    across = (1 + sheet.k) * (CELL + _GAP) + _GAP
     width = max(_LEAST_WIDTH, left + across + _MARGIN - _GAP)
-    rows = len(sheet.queries) * (models * (_CELL + _CAPTION) + _BETWEEN)
+    rows = len(sheet.queries) * (models * (CELL + _CAPTION) + _BETWEEN)
     figure = Figure(figsize=(width, rows + 4), facecolor="white")
     top, foot = _words(figure, sheet)
     figure.clear()
     figure.set_size_inches(width, rows + top + foot + 0.2)
     _words(figure, sheet)
-    canvas = _Canvas(figure)
+    canvas = Canvas(figure)
     y = top + 0.26
     canvas.text(left, y - 0.07, "query", size=9.5, colour=INK)
     unit = {0: "", -3: " in 10⁻³", -6: " in 10⁻⁶"}[sheet.power]
     heading = f"nearest first →  (below: cosine distance{unit}, id)"
-    canvas.text(left + _CELL + 2 * _GAP, y - 0.07, heading, size=9.5, colour=INK)
+    canvas.text(left + CELL + 2 * _GAP, y - 0.07, heading, size=9.5, colour=INK)
     for query in range(len(sheet.queries)):
         _query(canvas, sheet, query, left, y)
-        y += models * (_CELL + _CAPTION) + _BETWEEN
+        y += models * (CELL + _CAPTION) + _BETWEEN
     return figure
 
 
@@ -126,67 +125,38 @@ def _shared(sheet: Sheet) -> float:
     return float(np.mean([sheet.agreeing(0, query) for query in range(len(sheet.queries))]))
 
 
-class _Canvas:
-    """Places pictures and words by inches from the upper left corner."""
-
-    def __init__(self, figure: Figure) -> None:
-        self.figure = figure
-        self.width, self.height = figure.get_size_inches()
-
-    def text(
-        self, x: float, y: float, text: str, *, size: float, colour: str, **style: Any
-    ) -> None:
-        self.figure.text(
-            x / self.width, 1 - y / self.height, text, fontsize=size, color=colour, **style
-        )
-
-    def picture(self, x: float, y: float, picture: Picture, colour: str, line: float) -> None:
-        box = (
-            x / self.width,
-            1 - (y + _CELL) / self.height,
-            _CELL / self.width,
-            _CELL / self.height,
-        )
-        axes = self.figure.add_axes(box)
-        axes.imshow(picture, interpolation="antialiased", aspect="equal")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set(edgecolor=colour, linewidth=line)
-
-
-def _query(canvas: _Canvas, sheet: Sheet, query: int, left: float, y: float) -> None:
+def _query(canvas: Canvas, sheet: Sheet, query: int, left: float, y: float) -> None:
     row = sheet.queries[query]
     models = len(sheet.files)
     one_view = sheet.images[0] is sheet.images[-1]
     for which in range(models):
-        top = y + which * (_CELL + _CAPTION)
+        top = y + which * (CELL + _CAPTION)
         if models > 1:
             canvas.text(
-                _MARGIN + 0.02, top + _CELL / 2, shortened(names(sheet.files)[which], 18), size=8,
+                _MARGIN + 0.02, top + CELL / 2, shortened(names(sheet.files)[which], 18), size=8,
                 colour=INK, rotation=90, va="center", ha="left",
             )  # fmt: skip
         if which == 0 or not one_view:
             canvas.picture(left, top, sheet.images[which][row], INK, 1.6)
             _caption(canvas, left, top, "", sheet.labels[row])
-        _neighbours(canvas, sheet, which, query, left + _CELL + 2 * _GAP, top)
+        _neighbours(canvas, sheet, which, query, left + CELL + 2 * _GAP, top)
 
 
-def _neighbours(canvas: _Canvas, sheet: Sheet, which: int, query: int, x: float, y: float) -> None:
+def _neighbours(canvas: Canvas, sheet: Sheet, which: int, query: int, x: float, y: float) -> None:
     found = sheet.neighbours[which]
     agreeing, power = sheet.agreeing(which, query), sheet.power
     for place, row in enumerate(found.indices[query]):
         shared = bool(agreeing[place])
-        at = x + place * (_CELL + _GAP)
+        at = x + place * (CELL + _GAP)
         colour, line = (ORANGE, 3.5) if shared else (GREY, 0.6)
         canvas.picture(at, y, sheet.images[which][int(row)], colour, line)
         distance = f"{found.distances[query, place] * 10.0**-power:#.3g}".rstrip(".")
         _caption(canvas, at, y, f"{'✓ ' if shared else ''}{distance}", sheet.labels[row])
 
 
-def _caption(canvas: _Canvas, x: float, y: float, distance: str, name: str) -> None:
+def _caption(canvas: Canvas, x: float, y: float, distance: str, name: str) -> None:
     """A distance, and below it a name; a query has a name alone, in the place of both."""
-    centre, below = x + _CELL / 2, y + _CELL + 0.055
+    centre, below = x + CELL / 2, y + CELL + 0.055
     if distance:
         canvas.text(centre, below, distance, size=8.5, colour=INK, ha="center", va="top")
         below += 0.145

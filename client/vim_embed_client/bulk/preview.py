@@ -1,0 +1,104 @@
+"""What a model would see of some rows: the pixels that `embed` sends, or that the service makes.
+
+They are made by the code that makes them for `embed`, and that decodes images in the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vim_embed_client.bulk.sender import encoded_bytes, sent_pixels
+from vim_embed_client.bulk.sources.faults import named
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.reader import Item, Skipped
+from vim_embed_client.bulk.sources.registry import open_reader
+from vim_embed_client.errors import InputError
+from vim_embed_client.formats import Array
+from vim_embed_client.results import PreprocessingEntry
+from vim_embed_pixels.clipping import Clipped, clipped, remark
+from vim_embed_pixels.images import Fit, decoded, fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewRow:
+    """A row as (3, H, W) uint8 RGB. remark: what is wrong with it, or nothing."""
+
+    id: str
+    pixels: Array
+    clipped: Clipped
+    remark: str
+
+
+def preview_rows(
+    sources: Sequence[str],
+    options: ReadOptions,
+    spec: PreprocessingEntry | None,
+    count: int,
+) -> Iterator[PreviewRow | Skipped]:
+    """At most `count` rows, spread over the sources, and what was left out on the way.
+
+    spec: of the model that would see them; None: as they are after the stretch.
+    """
+    chosen = _spread(sources, count)
+    for place, source in enumerate(chosen):
+        quota = -(-count // (len(chosen) - place))
+        shown = 0
+        reader = open_reader(source, options)
+        try:
+            for entry in reader.read(0):
+                made = _made(entry, spec, resize=options.resize)
+                yield made
+                shown += isinstance(made, PreviewRow)
+                if shown == quota:
+                    break
+        except InputError as error:
+            yield Skipped(id=reader.name, reason=error.message)
+        count -= shown
+        if count <= 0:
+            return
+
+
+def seen_pixels(item: Item, spec: PreprocessingEntry | None, *, resize: bool) -> Array:
+    """What the model sees of a row, as (3, H, W) uint8. Raises InputError.
+
+    Of normalised floats, with a spec, the RGB that normalises to them; else their own range.
+    """
+    if item.like is None:
+        with named("it cannot be read"):
+            pixels: Array = decoded(encoded_bytes(item))
+        return pixels if spec is None else fitted(pixels, Fit.of(spec))
+    pixels = sent_pixels(item, spec, resize=resize)
+    return pixels if pixels.dtype == np.uint8 else _shown(pixels, spec)
+
+
+def _made(
+    entry: Item | Skipped, spec: PreprocessingEntry | None, *, resize: bool
+) -> PreviewRow | Skipped:
+    if isinstance(entry, Skipped):
+        return entry
+    try:
+        pixels = seen_pixels(entry, spec, resize=resize)
+    except InputError as error:
+        return Skipped(id=entry.id, reason=error.message)
+    return PreviewRow(id=entry.id, pixels=pixels, clipped=clipped(pixels), remark=remark(pixels))
+
+
+def _spread(sources: Sequence[str], count: int) -> list[str]:
+    if len(sources) <= count:
+        return list(sources)
+    places = np.linspace(0, len(sources) - 1, count).round().astype(int)
+    return [sources[place] for place in places]
+
+
+def _shown(normalised: Array, spec: PreprocessingEntry | None) -> Array:
+    values = normalised.astype(np.float64)
+    if spec is not None:
+        mean, std = (np.reshape(spec[name], (3, 1, 1)) for name in ("mean", "std"))
+        unit = values * std + mean
+    else:
+        unit = (values - values.min()) / (np.ptp(values) or 1)
+    pixels: Array = np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
+    return pixels
