@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from vim_embed.bench.cuda_meter import describe_machine
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
-from vim_embed.types.devices import resolve_device, resolve_dtype
+from vim_embed.types.devices import resolve_device
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed.weights.catalogue import parse_model
 
@@ -43,9 +43,7 @@ def images(rows: int, dtype: str) -> NDArray[Any]:
 
 def bare(name: str, dtype: str, device: str, rows: int, wire: str, seconds: float) -> float:
     """Rows/s of the engine's forward with its pixels staged already."""
-    options = EngineOptions(
-        resolve_device(device), resolve_dtype(dtype), random_weights=True, batch_rows=rows
-    )
+    options = EngineOptions(resolve_device(device), dtype, random_weights=True, batch_rows=rows)
     engine = TorchEngine([parse_model(name)], options)
     engine.load()
     staged = engine.stage(name, [images(rows, wire)], EmbedOptions())

@@ -34,7 +34,7 @@ def settings_table() -> str:
     """The table of docs/settings.md: flag, environment variable, default, meaning."""
     lines = ["| flag | environment | default | meaning |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        flag = "--model" if name == "models" else "--" + name.replace("_", "-")
+        flag = server_cli.FLAGS.get(name, "--" + name.replace("_", "-"))
         default = field.default
         shown = ",".join(default) if isinstance(default, tuple) else str(default).lower()
         meaning = f"{field.description}"

@@ -23,7 +23,8 @@ class Provenance:
     some have the same tensors. preprocessing_digest: of size, interpolation, mean and
     std. dtype: of the computation, not of the answer. random_weights: the numbers mean nothing.
     exact_rows: rows of every batch at the native size, in exact mode. version: the service's.
-    grid: with the pooling `tokens`, rows and columns of the patches, as "14,14".
+    grid: with the pooling `tokens`, rows and columns of the patches, as "14,14". certificate: what
+    the model's certificate of precision says of this pooling, if the service has one.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Provenance:
     random_weights: bool = False
     version: str = ""
     grid: str = ""
+    certificate: str = ""
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Self:
@@ -58,7 +60,10 @@ class Provenance:
 
     def differences(self, other: Provenance) -> list[str]:
         """Names of the fields in which the numbers may differ; two GPUs of one kind do not."""
-        mine, theirs = (asdict(p) | {"device": p.device.split(":")[0]} for p in (self, other))
+        plain = {"certificate": ""}  # it says something of the numbers, and changes none
+        mine, theirs = (
+            asdict(p) | {"device": p.device.split(":")[0]} | plain for p in (self, other)
+        )
         return [name for name in mine if mine[name] != theirs[name]]
 
     def with_devices_of(self, other: Provenance) -> Provenance:
@@ -187,6 +192,8 @@ class ModelEntry(TypedDict):
     features_dim: NotRequired[int]
     classifier: NotRequired[str | None]
     dtype: str
+    dtype_reason: NotRequired[str]
+    certificate: NotRequired[dict[str, Any] | None]
     device: str
     backend: str
     backend_reason: str

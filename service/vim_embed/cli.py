@@ -1,4 +1,4 @@
-"""`vim-embed-server`: serve, models, check, fetch, bench, completion."""
+"""`vim-embed-server`: serve, models, check, certify, fetch, bench, completion."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from pydantic.fields import FieldInfo
 from vim_embed import __version__
 from vim_embed.serving.process_tuning import keep_freed_memory, spin_briefly
 from vim_embed.settings import Settings
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.cli.reading_options import reading_options
 
-_FLAGS = {"models": "--model"}
+FLAGS = {"models": "--model", "certificates": "--certificate"}  # those that repeat
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -60,15 +62,16 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+    flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     env = f"VIM_EMBED_{name.upper()}"
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     help_text = f"{field.description}  [{env}; {default}]"
     if field.annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
-    if name == "models":
+    if name in FLAGS:
+        complete = _model_names if name == "models" else None
         return click.option(
-            flag, name, multiple=True, default=None, help=help_text, shell_complete=_model_names
+            flag, name, multiple=True, default=None, help=help_text, shell_complete=complete
         )
     return click.option(flag, name, type=_kind(field), default=None, help=help_text)
 
@@ -95,7 +98,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         problems = "; ".join(
-            f"{_FLAGS.get(str(p['loc'][0]), '--' + str(p['loc'][0]).replace('_', '-'))}: {p['msg']}"
+            f"{FLAGS.get(str(p['loc'][0]), '--' + str(p['loc'][0]).replace('_', '-'))}: {p['msg']}"
             for p in error.errors()
         )
         raise click.UsageError(problems) from error
@@ -259,6 +262,64 @@ def bench(
                 f"{name}: {result.rows_per_s:.1f} images/s in batches of {rows} "
                 f"({result.backend} on {result.device}, {result.threads} threads)"
             )
+
+
+@main.command(short_help="Measure what a fast dtype keeps of float32, on your images.")
+@settings_options
+@click.option(
+    "--images", "paths", multiple=True, metavar="PATH",
+    help="Files, folders or `hf:` data sets as `vim-embed embed` reads them; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--sample", is_flag=True, help="The packaged Hubble picture's sources in place of --images."
+)
+@click.option(
+    "--rows", default=1000, show_default=True, type=click.IntRange(20),
+    help="Images at most, evenly chosen.",
+)  # fmt: skip
+@click.option(
+    "--against", metavar="PATH",
+    help="Weights of the original, where the model's were converted, pruned or merged from it.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", type=_FILE, metavar="FILE.json",
+    help="Where to write, and FILE.md beside it.  [default: MODEL-DTYPE.certificate.json]",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@reading_options
+def certify(
+    paths: tuple[str, ...],
+    sample: bool,
+    rows: int,
+    against: str | None,
+    output: Path | None,
+    as_json: bool,
+    read_options: ReadOptions,
+    **flags: Any,
+) -> None:
+    """Measure what a fast dtype keeps of float32, on your weights and images.
+
+    Runs the model in --dtype and, in float32, on the reference operations. Writes a certificate
+    that `serve --certificate` reads, and a page for people. Exit 1 if it found faults, such as
+    images that overflow or kernels that differ by more than rounding. See docs/precision.md.
+    """
+    from vim_embed.certify.command import run
+
+    settings = read_settings(flags)
+    if sample == bool(paths):
+        raise click.UsageError("give --images PATH, or --sample")
+    if sample and read_options.given():
+        raise click.UsageError(f"{', '.join(sorted(read_options.given()))}: --sample has no use")
+    _set_threads(settings.threads)
+    run(
+        settings,
+        paths=paths,
+        read_options=read_options,
+        rows=rows,
+        against=against,
+        output=output,
+        as_json=as_json,
+    )
 
 
 @main.command(short_help="Print the completion script of a shell.")

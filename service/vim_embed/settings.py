@@ -66,8 +66,23 @@ class Settings(BaseSettings):
         "auto",
         description="auto, cpu, cuda, cuda:N or N, several with commas, or all (CUDA devices)",
     )
-    dtype: Literal["float32", "float32-ieee", "float16", "bfloat16"] = Field(
-        "float32", description="dtype of the computation"
+    dtype: Literal["float32", "float32-ieee", "float16", "bfloat16", "auto"] = Field(
+        "float32",
+        description="dtype of the computation; auto: the fastest whose certificate keeps what "
+        "`keep_neighbours` asks, else float32",
+    )
+    certificates: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="certificates of precision that `vim-embed-server certify` wrote (.json), "
+        "each for a model that is served (commas in the environment; the flag is --certificate "
+        "and repeats)",
+    )
+    keep_neighbours: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="with `--dtype auto`: share of nearest neighbours that a dtype must keep, at "
+        "the lower end of its certificate's interval",
     )
     backend: str = Field("auto", description="Vim's kernels: auto, or a name that `models` shows")
     random_weights: bool = Field(
@@ -163,7 +178,7 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, else JSON lines"
     )
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "certificates", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

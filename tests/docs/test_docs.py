@@ -22,6 +22,7 @@ from generate_docs import (
 
 from support.doc_blocks import pages
 from vim_embed import __version__
+from vim_embed.cli import FLAGS
 from vim_embed.settings import Settings
 from vim_embed.weights.catalogue import CATALOGUE
 from vim_embed_client.cli.main import COMMANDS
@@ -92,12 +93,12 @@ def test_every_setting_reads_its_environment_variable(
     field = Settings.model_fields[name]
     other: dict[type, str] = {bool: "true", int: "7", float: "7.5"}
     choices = {"dtype": "float16", "log_level": "debug", "log_format": "json"}
-    choices |= {"client_share": "0.5"}
+    choices |= {"client_share": "0.5", "keep_neighbours": "0.5"}
     value = choices.get(name) or other.get(type(field.default), "a,b")
     monkeypatch.setenv(f"VIM_EMBED_{name.upper()}", value)
     read = getattr(Settings(), name)
     assert read != field.default
-    flag = "--model" if name == "models" else "--" + name.replace("_", "-")
+    flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     help_text = subprocess.run(
         [sys.executable, "-m", "vim_embed.cli", "serve", "--help"],
         capture_output=True,

@@ -28,7 +28,12 @@ def engine(
 ) -> TorchEngine:
     made = TorchEngine(
         [entry],
-        EngineOptions(torch.device("cuda"), dtype, random_weights=random, batch_rows=32),
+        EngineOptions(
+            torch.device("cuda"),
+            str(dtype).removeprefix("torch."),
+            random_weights=random,
+            batch_rows=32,
+        ),
     )
     made.load()
     status = made.status()[entry.name]
@@ -235,9 +240,7 @@ def test_models_load_again_and_again_while_another_serves() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 def test_two_devices_give_the_numbers_of_one() -> None:
     first = engine(MICRO, torch.float16)
-    second = TorchEngine(
-        [MICRO], EngineOptions(torch.device("cuda", 1), torch.float16, batch_rows=32)
-    )
+    second = TorchEngine([MICRO], EngineOptions(torch.device("cuda", 1), "float16", batch_rows=32))
     second.load()
     pixels = images(32, 64)
     found, expected = embed(second, "micro", pixels), embed(first, "micro", pixels)

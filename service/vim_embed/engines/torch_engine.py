@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vim_embed.engines.certified import load_certified
 from vim_embed.engines.interface import EngineFailed, Golden, ModelStatus, Outputs, Staged
 from vim_embed.engines.low_priority import at_low_priority
 from vim_embed.errors import WeightsError
@@ -25,6 +26,8 @@ from vim_embed.inference.cuda_graphs import CAPTURE_TURNS
 from vim_embed.inference.embedder import Embedder
 from vim_embed.inference.staging import HostStaging, StagedPixels
 from vim_embed.kernels.select import BackendUnavailable
+from vim_embed.types.certificate import Certificate, CertificateError
+from vim_embed.types.devices import is_ieee, resolve_dtype
 from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
@@ -44,13 +47,14 @@ class SelfCheckFailed(RuntimeError):
 class EngineOptions:
     """How models are loaded and batched. Rows are those of the native size; 0: by device.
 
-    ieee: plain float32 products, see types/devices.py. on_forward: called with the rows of every
-    forward within its launch, to inject faults.
+    dtype: a name of types/devices.py, or "auto" (engines/certified.py). on_forward: called with
+    the rows of every forward within its launch, to inject faults.
     """
 
     device: torch.device
-    dtype: torch.dtype = torch.float32
-    ieee: bool = False
+    dtype: str = "float32"
+    certificates: tuple[Certificate, ...] = ()
+    keep_neighbours: float = 0.99
     backend: str = "auto"
     random_weights: bool = False
     batch_rows: int = 0
@@ -231,7 +235,7 @@ class TorchEngine:
         try:
             with self._loading:
                 info = self._load_beside_others(entry)
-        except (WeightsError, BackendUnavailable, SelfCheckFailed) as error:
+        except (WeightsError, BackendUnavailable, CertificateError, SelfCheckFailed) as error:
             reason = str(error)
             _LOG.error("model failed to load", extra={"model": entry.name, "reason": reason})
         except Exception as error:
@@ -252,20 +256,30 @@ class TorchEngine:
             return at_low_priority(lambda: self._load_checked(entry))
         return self._load_checked(entry)
 
+    def _load_in(self, entry: CatalogueEntry, dtype: str) -> Embedder:
+        opts = self.options
+        return load_entry(
+            entry,
+            device=opts.device,
+            dtype=resolve_dtype(dtype),
+            ieee=is_ieee(dtype),
+            backend=opts.backend,
+            random_weights=opts.random_weights,
+            batch_rows=opts.batch_rows,
+            exact_rows=opts.exact_rows,
+            tell=told_in_words(lambda what: self._stage(entry, what)),
+        )
+
     def _load_checked(self, entry: CatalogueEntry) -> ModelInfo:
         opts = self.options
         self._stage(entry, "bringing its weights here and loading them")
         with self._on_device():
-            model = load_entry(
+            model = load_certified(
                 entry,
-                device=opts.device,
-                dtype=opts.dtype,
-                ieee=opts.ieee,
-                backend=opts.backend,
-                random_weights=opts.random_weights,
-                batch_rows=opts.batch_rows,
-                exact_rows=opts.exact_rows,
-                tell=told_in_words(lambda what: self._stage(entry, what)),
+                opts.dtype,
+                opts.certificates,
+                opts.keep_neighbours,
+                lambda dtype: self._load_in(entry, dtype),
             )
             self._stage(entry, "comparing its kernels with the reference")
             report = model.self_check()
@@ -317,6 +331,7 @@ def _announce(model: Embedder, report: CheckReport) -> None:
             "backend_reason": info.backend_reason,
             "device": info.device,
             "dtype": info.dtype,
+            "dtype_reason": info.dtype_reason,
             "self_check_error": report.error,
         },
     )

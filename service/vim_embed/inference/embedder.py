@@ -152,6 +152,10 @@ class Embedder:
             images = self._normalised(pixel_values, options)
             return self._module_layers(images, options.layers, options.pooling)
 
+    def pooled(self, tokens: Tensor, pooling: str, height: int, width: int) -> Tensor:
+        """What `compute` makes of final tokens (B, L, D) of such images, by another pooling."""
+        return self._pool(tokens, pooling, self._backbone.layout(height, width))
+
     def run(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         """`compute` as it serves: through graphs where there are any; tensors on the host.
 

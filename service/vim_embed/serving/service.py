@@ -199,6 +199,7 @@ class Service:
             **asdict(info),
             **entry,
             "preprocessing": {**asdict(info.preprocessing), "digest": info.preprocessing.digest},
+            "certificate": _certificate(info),
             "limits": {
                 "max_rows": self.settings.max_rows,
                 "max_body_bytes": self.settings.max_body_bytes,
@@ -216,6 +217,13 @@ class Service:
             return replace(status, state="unloaded", reason="it is being unloaded", info=None)
         reason = self.queue.why_unavailable(status.name)
         return status if reason is None else replace(status, state="failed", reason=reason)
+
+
+def _certificate(info: ModelInfo) -> dict[str, object] | None:
+    if info.certificate is None:
+        return None
+    pooling = info.certificate.kept[0].pooling
+    return {"statement": info.certificate.statement(pooling), **asdict(info.certificate)}
 
 
 def build_service(

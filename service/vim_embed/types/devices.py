@@ -59,3 +59,10 @@ def is_ieee(name: str) -> bool:
     Only the fused CUDA kernels know the difference; elsewhere float32 is plain already.
     """
     return name == "float32-ieee"
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, as far as it decides on the last bits: a GPU's name, a CPU's instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from vim_embed.types.certificate import Certificate
 from vim_embed.types.preprocessing import PerChannel, Preprocessing
 from vim_embed.types.token_layout import TokenLayout
 
@@ -40,6 +41,7 @@ class ModelInfo:
     patch_stride: in pixels.
     any_size: whether images of other sizes than the native one are taken. exact_rows: rows of
     every batch in exact mode at the native size, fewer of larger images; exact_reason: why.
+    dtype_reason: why it computes in this dtype. certificate: of its precision, where one fits.
     """
 
     name: str
@@ -66,6 +68,8 @@ class ModelInfo:
     patch_size: int = 0
     patch_stride: int = 0
     granularities: tuple[str, ...] = GRANULARITIES
+    dtype_reason: str = "as set"
+    certificate: Certificate | None = None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches of an image of that many pixels."""

@@ -76,6 +76,10 @@ def provenance(info: ModelInfo, options: EmbedOptions) -> Mapping[str, str]:
         "random_weights": str(info.weights.random).lower(),
         "version": __version__,
     }
+    if info.certificate is not None and options.layers is None:
+        statement = info.certificate.statement(options.pooling)
+        if statement:  # in ASCII, as headers are
+            origin["certificate"] = statement.replace("±", "+/-")
     return MappingProxyType(origin)
 
 

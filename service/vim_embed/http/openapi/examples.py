@@ -40,6 +40,8 @@ MODEL: Described = {
     "features_dim": 192,
     "classifier": "cls",
     "dtype": "float32",
+    "dtype_reason": "as set",
+    "certificate": None,
     "device": "cpu",
     "backend": "cpu",
     "backend_reason": "C++ kernels for AVX512, cached",

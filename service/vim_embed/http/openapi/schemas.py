@@ -67,6 +67,7 @@ class Provenance(_Answer):
     random_weights: Literal["true", "false"]
     version: str
     grid: str | None = None
+    certificate: str | None = None
 
 
 Numbers = list[list[float]] | list[list[list[float]]] | Base64Array
@@ -120,6 +121,37 @@ class TokensEntry(_Answer):
     others: list[int]
 
 
+class KeptEntry(_Answer):
+    """Share of nearest neighbours kept by one pooling, with its 95 % interval."""
+
+    pooling: str
+    kept: float
+    std_error: float
+    low: float
+    high: float
+
+
+class CertificateEntry(_Answer):
+    """A certificate of precision; see docs/precision.md."""
+
+    statement: str
+    model: str
+    dtype: str
+    backend: str
+    device: str
+    weights_digest: str
+    preprocessing_digest: str
+    images_digest: str
+    images: int
+    k: int
+    kept: list[KeptEntry]
+    speed: float
+    faults: list[str]
+    version: str
+    torch_version: str
+    source: str
+
+
 class ModelEntry(_Answer):
     """A configured model; what follows `reason` is there once it is ready."""
 
@@ -136,6 +168,8 @@ class ModelEntry(_Answer):
     features_dim: int | None = None
     classifier: str | None = None
     dtype: str | None = None
+    dtype_reason: str | None = None
+    certificate: CertificateEntry | None = None
     device: str | None = None
     backend: str | None = None
     backend_reason: str | None = None
