@@ -34,7 +34,7 @@ from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, 
 from vim_embed_client.formats import Array
 from vim_embed_client.results import Provenance
 
-_FORMAT = 4
+_FORMAT = 5
 _PART_BYTES = 64 << 20
 _MANIFEST, _LOCK = "manifest.jsonl", "lock"
 _OURS = re.compile(r"\d{6}\.(npy|json)(\.new)?|manifest\.jsonl(\.new)?|lock|joined(\.\w+)*")
@@ -169,6 +169,12 @@ class PartFolder:
         for number in sorted(self.parts):
             if self.parts[number].rows and self.shape:
                 yield read_array(self.folder, self.parts[number], self.shape, name)
+
+    def columns(self) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+        """How many rows each part has that `blocks` gives, and its columns."""
+        for number in sorted(self.parts):
+            if rows := self.parts[number].rows:
+                yield rows, read_part(self.folder, self.parts[number]).columns
 
     def all_skipped(self) -> Iterator[Skipped]:
         """Everything that was left out, in order."""

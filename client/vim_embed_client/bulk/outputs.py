@@ -17,12 +17,20 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from vim_embed_client.bulk.durable_files import sync_folder
+from vim_embed_client.bulk.row_columns import (
+    ColumnParts,
+    Columns,
+    column_kinds,
+    columns_json,
+    whole_column,
+)
 from vim_embed_client.bulk.row_shape import NamedShape, RowShape, is_layers, row_size
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, InputError
@@ -44,8 +52,9 @@ _CHUNK = 1 << 20
 class Contents:
     """What to write: `rows` rows of `shape`, in blocks of ids and of arrays (n, …) by name.
 
-    blocks and skipped give the same each time that they are called. array: the blocks of one of
-    the arrays, where this can be had without reading the others. mode: what stands behind the
+    blocks, columns and skipped give the same each time that they are called. array: the blocks of
+    one of the arrays, where this can be had without reading the others. columns: values beside
+    the arrays, for each block. mode: what stands behind the
     layers in the names of Parquet columns (platonic-universe's `{layer}_{mode}`). options: with
     which rows were read and embedded. about: what else the metadata says, by name.
     """
@@ -56,6 +65,7 @@ class Contents:
     provenance: Provenance
     blocks: Callable[[], Iterator[tuple[list[str], Mapping[str, Array]]]]
     array: Callable[[str], Iterator[Array]] | None = None
+    columns: ColumnParts = tuple
     mode: str = ""
     skipped: Callable[[], Iterable[Skipped]] = tuple
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -131,9 +141,9 @@ def write_output(path: Path, contents: Contents, *, scratch: Path | None = None)
     .npy: the array, of layers (rows, layers, D); all else in `<path>.json`, with the sha256 of
     the .npy.
     .npz: the arrays, `ids`, and `metadata`, which is the rest as JSON.
-    .parquet: columns `id` and `embedding`, or those of the layers and `id`; the rest as JSON in
-    the schema's metadata.
-    .safetensors: the tensors; the rest as JSON in the metadata. Ids beyond 32 MB go to
+    .parquet: columns `id` and `embedding`, or those of the layers and `id`, then those kept beside
+    them; the rest as JSON in the schema's metadata.
+    .safetensors: the tensors; the rest as JSON in the metadata. Ids and columns beyond 32 MB go to
     `<path>.json`, as with .npy.
     The metadata names the first 1,000 rows that were skipped; where there are more, everything
     that was left out is in `<path>.skipped.jsonl`. scratch: a folder of the same file system for
@@ -247,7 +257,10 @@ def _write_sidecar(file: IO[bytes], contents: Contents, digest: str) -> None:
     file.write(b'{\n"ids": [')
     for piece in _ids_json(contents):
         file.write(piece)
-    file.write(b"],\n" + json.dumps(rest, indent=1).removeprefix("{").encode())
+    file.write(b'],\n"columns": ')
+    for piece in columns_json(contents.columns):
+        file.write(piece)
+    file.write(b",\n" + json.dumps(rest, indent=1).removeprefix("{").encode())
 
 
 def _ids_json(contents: Contents) -> Iterator[bytes]:
@@ -277,7 +290,8 @@ def _write_npz(files: _Replacing, contents: Contents) -> bool:
     longest = max((len(one) for ids, _ in contents.blocks() for one in ids), default=0)
     texts = np.dtype(f"<U{max(1, longest)}")
     ids = (np.array(some, texts) for some, _ in contents.blocks())
-    about = np.array(json.dumps(contents.metadata()))
+    columns = json.loads(b"".join(columns_json(contents.columns)))
+    about = np.array(json.dumps(contents.metadata() | {"columns": columns}))
     with files.open(files.path) as file, zipfile.ZipFile(file, "w") as archive:
         for one in contents.shape:
             shape = (contents.rows, *one.shape)
@@ -310,18 +324,26 @@ def _write_parquet(files: _Replacing, contents: Contents) -> bool:
     first, last = (
         ({}, {"id": pa.string()}) if is_layers(contents.shape) else ({"id": pa.string()}, {})
     )
-    schema = pa.schema({**first, **columns, **last}, metadata=about)
+    kinds = column_kinds(contents.columns)
+    kept = {name: pa.type_for_alias(kind) for name, kind in kinds.items()}
+    schema = pa.schema({**first, **columns, **last, **kept}, metadata=about)
 
-    def table(ids: list[str], arrays: Mapping[str, Array]) -> Any:
+    def table(ids: list[str], arrays: Mapping[str, Array], beside: Columns) -> Any:
         found = {_column(one, contents): _as_lists(pa, arrays[one.name]) for one in contents.shape}
+        for name, kind in kinds.items():
+            found[name] = pa.array(whole_column(beside, name, kind, len(ids)), kept[name])
         return (
             pa.table({"id": pa.array(ids, pa.string()), **found}).select(schema.names).cast(schema)
         )
 
     row_bytes = row_size(contents.shape) * contents.dtype.itemsize
     rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES // max(1, row_bytes)))
-    texts = [name for name in schema.names if name not in columns]
-    tables = (table(ids, arrays) for ids, arrays in contents.blocks())
+    texts = ["id", *(name for name, kind in kinds.items() if kind == "string")]
+    beside = (values for _, values in contents.columns()) if kinds else repeat({})
+    tables = (
+        table(ids, arrays, values)
+        for (ids, arrays), values in zip(contents.blocks(), beside, strict=False)
+    )
     with (
         files.open(files.path) as file,
         parquet.ParquetWriter(file, schema, use_dictionary=texts) as writer,
@@ -382,9 +404,10 @@ def _write_safetensors(files: _Replacing, contents: Contents) -> bool:
     metadata = contents.metadata()
     about = {name: _text(value) for name, value in metadata.pop("provenance").items()}
     about |= {name: json.dumps(value) for name, value in metadata.items()}
-    size = sum(len(piece) for piece in _ids_json(contents))
+    size = sum(len(piece) for piece in chain(_ids_json(contents), columns_json(contents.columns)))
     if size <= _MAX_HEADER_IDS:
         about["ids"] = "[" + b"".join(_ids_json(contents)).decode() + "]"
+        about["columns"] = b"".join(columns_json(contents.columns)).decode()
     tensors = {one.name: (contents.dtype, (contents.rows, *one.shape)) for one in contents.shape}
     with files.open(files.path) as file:
         file.write(safetensors_header(tensors, about))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +52,8 @@ class PartContent:
 
     ids: of the rows. stored: their numbers, as row_shape.by_array has them. skipped: place among
     the entries, and what was left out. fingerprints (entries,): uint64, of what was sent for an
-    entry; 0 where nothing could be sent. notes: remarks on rows, grouped (see Reasons).
+    entry; 0 where nothing could be sent. notes: remarks on rows, grouped (see Reasons). columns: a
+    value for each row, by name; None where a row has none.
     """
 
     ids: list[str]
@@ -60,6 +61,7 @@ class PartContent:
     skipped: list[tuple[int, Skipped]]
     fingerprints: Array
     notes: list[dict[str, Any]]
+    columns: dict[str, list[Any]]
 
     def arrays(self, shape: RowShape) -> dict[str, Array]:
         """The rows' arrays (n, …) by name."""
@@ -106,6 +108,7 @@ def write_part(
         "skipped": skipped,
         "fingerprints": base64.b64encode(fingerprints.tobytes()).decode(),
         "notes": notes.as_json(),
+        "columns": _columns([one.columns for one in results if not isinstance(one.row, Skipped)]),
     }
     array_path, about_path = part_paths(folder, number)
     try:
@@ -144,7 +147,14 @@ def read_part(folder: Path, part: Part) -> PartContent:
         skipped=[(one.pop("place"), Skipped(**one)) for one in about["skipped"]],
         fingerprints=np.frombuffer(base64.b64decode(about["fingerprints"]), "<u8"),
         notes=about["notes"],
+        columns=about["columns"],
     )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The rows' values by column, in the order in which the columns first come."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def read_array(folder: Path, part: Part, shape: RowShape, name: str) -> Array:

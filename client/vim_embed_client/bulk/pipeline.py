@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vim_embed_client.bulk.row_faults import Ready, RowSender, embedded_or_why, made_ready
@@ -40,7 +40,8 @@ class RowResult:
     """What became of one entry, and the cursor after it.
 
     row: (W,), flat (row_shape.py), or why there is none. fingerprint: of the bytes that were
-    sent, 0 where there were none. note: what a user should know of this row.
+    sent, 0 where there were none. note: what a user should know of this row. columns: of its
+    Item.
     """
 
     cursor: Cursor
@@ -48,6 +49,7 @@ class RowResult:
     row: Array | Skipped
     fingerprint: int = 0
     note: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,8 @@ def _embed(sender: RowSender, entries: Sequence[tuple[Cursor, Entry]]) -> _Outco
             continue
         found = next(embedded)
         row = Skipped(id=entry.id, reason=found) if isinstance(found, str) else found
-        results.append(RowResult(cursor, entry.id, row, one.fingerprint, one.note))
+        columns = entry.columns if isinstance(entry, Item) else {}
+        results.append(RowResult(cursor, entry.id, row, one.fingerprint, one.note, columns))
     return _Outcome(results, origins)
 
 

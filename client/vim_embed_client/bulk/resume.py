@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,7 @@ from vim_embed_client.bulk.checkpoint import Checkpoint
 from vim_embed_client.bulk.part_files import RESTART, PartContent, printable
 from vim_embed_client.bulk.pipeline import Cursor, OpenReader, digest_of, read_from
 from vim_embed_client.bulk.row_faults import Ready, RowSender, made_ready
-from vim_embed_client.bulk.sources.reader import Skipped
+from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import ResumeError
 from vim_embed_client.results import ModelEntry
 
@@ -96,13 +97,13 @@ def _first_difference(
     """The id of the first finished entry that would come out otherwise now, or None."""
     entries = read_from(sources, open_reader, Cursor())
     for content in checkpoint.contents():
-        for row_id, skipped, fingerprint in _entries(content):
+        for row_id, skipped, fingerprint, columns in _entries(content):
             _, entry = next(islice(entries, 1), (None, None))
             if entry is None or printable(entry.id) != row_id:
                 return row_id
             now = made_ready(sender, entry)
             if isinstance(now, Ready):
-                same = now.fingerprint == fingerprint
+                same = now.fingerprint == fingerprint and _columns(entry) == columns
             else:
                 same = skipped is not None and now.fault == skipped.fault
             if not same:
@@ -110,10 +111,23 @@ def _first_difference(
     return None
 
 
-def _entries(content: PartContent) -> Iterator[tuple[str, Skipped | None, int]]:
-    """Each entry of a part: its id, what was left out if it was, and its fingerprint."""
+def _entries(content: PartContent) -> Iterator[tuple[str, Skipped | None, int, str]]:
+    """Each entry of a part: its id, what was left out if it was, its fingerprint, its columns."""
     left_out = dict(content.skipped)
-    ids = iter(content.ids)
+    rows = enumerate(content.ids)
     for place, fingerprint in enumerate(content.fingerprints.tolist()):
-        skipped = left_out.get(place)
-        yield (skipped.id if skipped else next(ids)), skipped, fingerprint
+        if skipped := left_out.get(place):
+            yield skipped.id, skipped, fingerprint, ""
+        else:
+            row, row_id = next(rows)
+            values = {name: column[row] for name, column in content.columns.items()}
+            yield row_id, None, fingerprint, _text(values)
+
+
+def _columns(entry: Entry) -> str:
+    return _text(entry.columns if isinstance(entry, Item) else {})
+
+
+def _text(columns: Mapping[str, Any]) -> str:
+    """Columns to be compared: NaN is NaN, and a column that is not there is as one of None."""
+    return json.dumps({name: columns[name] for name in columns if columns[name] is not None})

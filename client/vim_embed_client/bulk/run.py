@@ -254,6 +254,7 @@ def finished(
         blocks=parts.blocks,
         array=parts.array,
         mode=mode,
+        columns=parts.columns,
         skipped=parts.all_skipped,
         options=options,
         about={

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -26,11 +26,13 @@ class Item:
 
     data: a file's path, encoded bytes, a (3, H, W) array, or what makes uint8 pixels of any size
     when the row is sent (and may raise InputError).
+    columns: what is written beside its embedding, by name: texts, numbers, bools or None.
     """
 
     id: str
     data: str | bytes | Array | Callable[[], Array]
     size: int
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def like(self) -> tuple[Any, ...] | None:
