@@ -69,6 +69,7 @@ NOT_RUN = {
 # page: the test that runs each of its blocks
 RUN_BY = {
     "docs/bulk.md": "tests/client/bulk/test_docs_bulk.py",
+    "docs/sky.md": "tests/client/bulk/test_docs_sky.py",
     "docs/scoring.md": "tests/client/figures/test_pictures_docs.py",
 }
 SOURCES = 50  # of each survey

@@ -30,6 +30,7 @@ from vim_embed_client.cli.common import (
     service_options,
     stderr,
 )
+from vim_embed_client.cli.option_groups import GroupedCommand
 from vim_embed_client.cli.progress import showing_progress
 from vim_embed_client.cli.reading_options import checked_sources, numbers, reading_options
 from vim_embed_client.client import Client
@@ -43,7 +44,7 @@ _SHOWN = 10
 _triple = numbers(float, "0.5,0.5,0.5", count=3)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
@@ -133,7 +134,8 @@ def embed(
     and webdataset shards, Parquet, FITS, and Hugging Face data sets as hf:NAME[:SPLIT[:COLUMN]].
     Images are sent as they are, and the service resizes and normalises them. uint8 arrays are
     resized only with --resize, and float arrays must be normalised already. Fluxes (FITS, columns
-    with `flux`) are stretched to 8-bit RGB and resized.
+    with `flux`) are stretched to 8-bit RGB and resized. With --catalogue, PATHS are the images of a
+    mosaic, and there is a row for each position of the catalogue.
 
     The last line says how many rows were written, how many were skipped because they could not be
     read or embedded, and how many files were passed over because they are no images, with the

@@ -13,6 +13,8 @@ import click
 from vim_embed_client.bulk.reasons import LeftOut
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.registry import find_sources, without_effect
+from vim_embed_client.cli.option_groups import grouped
+from vim_embed_client.cli.sky_options import KEEP, SKY, sky_options
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_pixels.errors import UnusableOptions
 from vim_embed_pixels.fits import ALL_HDUS
@@ -26,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _STRETCH = ("bands", "percentiles", "limits", "kind", "softening", "per_band", "blank")
 _REST = (
     "column", "id_column", "config", "shape", "resize", "stack", "crop", "flip", "join_bands",
-    "hdus",
+    "hdus", "keep",
 )  # fmt: skip
 
 
@@ -96,7 +98,7 @@ def _hdus(
     return ALL_HDUS if found and str(found[0]).lower() == "all" and len(found) == 1 else found
 
 
-_OPTIONS = (
+_SOURCES = (
     click.option(
         "--column", metavar="NAME",
         help="What to embed: a column of a table or data set, an array of an .npz, or an "
@@ -116,6 +118,32 @@ _OPTIONS = (
     click.option(
         "--resize", is_flag=True, help="Bring uint8 arrays to the model's size, as images are."
     ),
+    click.option(
+        "--stack", is_flag=True,
+        help="The first axis of an (N, H, W) array or FITS image counts galaxies, not bands.",
+    ),
+    click.option(
+        "--crop", metavar="PIXELS", type=click.IntRange(1),
+        help="Take the middle square of so many pixels of every image, before it is stretched.",
+    ),
+    click.option(
+        "--flip", is_flag=True,
+        help="Turn arrays, fluxes and FITS images upside down. FITS rows go upwards already.",
+    ),
+    click.option(
+        "--hdu", "hdus", metavar="NAME,…", callback=_hdus,
+        help="HDU of FITS files by number or name (SCI:2 with its EXTVER), three that are red, "
+        "green, blue, or all: a row of each image.  [default: the first that is named SCI or "
+        "IMAGE, else the first that is not named as mask, error or weight]",
+    ),
+    click.option(
+        "--join-bands", metavar="R,G,B", callback=numbers(_word, "z,r,g"),
+        help="Files whose names differ in these words alone are the red, green and blue band of "
+        "one image, such as g.fits, r.fits, z.fits with z,r,g.",
+    ),
+    KEEP,
+)  # fmt: skip
+_FLUXES = (
     click.option(
         "--survey", type=click.Choice(NAMES),
         help="Bands, limits and stretch with which platonic-universe 0.1.0 shows this survey's "
@@ -154,30 +182,12 @@ _OPTIONS = (
         "--blank", metavar="VALUE|sky", callback=_blank,
         help="In place of fluxes that are not finite: a number, or the median of the band.",
     ),
-    click.option(
-        "--stack", is_flag=True,
-        help="The first axis of an (N, H, W) array or FITS image counts galaxies, not bands.",
-    ),
-    click.option(
-        "--crop", metavar="PIXELS", type=click.IntRange(1),
-        help="Take the middle square of so many pixels of every image, before it is stretched.",
-    ),
-    click.option(
-        "--flip", is_flag=True,
-        help="Turn arrays, fluxes and FITS images upside down. FITS rows go upwards already.",
-    ),
-    click.option(
-        "--hdu", "hdus", metavar="NAME,…", callback=_hdus,
-        help="HDU of FITS files by number or name (SCI:2 with its EXTVER), three that are red, "
-        "green, blue, or all: a row of each image.  [default: the first that is named SCI or "
-        "IMAGE, else the first that is not named as mask, error or weight]",
-    ),
-    click.option(
-        "--join-bands", metavar="R,G,B", callback=numbers(_word, "z,r,g"),
-        help="Files whose names differ in these words alone are the red, green and blue band of "
-        "one image, such as g.fits, r.fits, z.fits with z,r,g.",
-    ),
 )  # fmt: skip
+_GROUPS = {
+    "What is read": _SOURCES,
+    "Cut-outs of a mosaic": SKY,
+    "How fluxes become pixels": _FLUXES,
+}
 
 
 def checked_sources(
@@ -199,7 +209,10 @@ def checked_sources(
 
 
 def reading_options(command: F) -> F:
-    """Add the options; the command gets them as one `read_options`."""
+    """Add the options; the command gets them as one `read_options`.
+
+    With a catalogue, its `paths` are catalogues, and those that were given the images of it.
+    """
 
     @wraps(command)
     def read(**given: Any) -> Any:
@@ -210,9 +223,9 @@ def reading_options(command: F) -> F:
             stretch = survey_stretch(survey, **chosen)
         except UnusableOptions as error:
             raise click.UsageError(error.message) from None
-        return command(read_options=ReadOptions(stretch=stretch, **rest), **given)
+        sky, given["paths"] = sky_options(given)
+        return command(read_options=ReadOptions(stretch=stretch, sky=sky, **rest), **given)
 
-    wrapped: Any = read
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[no-any-return]
+    for title, options in reversed(_GROUPS.items()):
+        grouped(title, *options)(read)
+    return read  # type: ignore[return-value]

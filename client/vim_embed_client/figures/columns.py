@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.figures.tables import ENDINGS, read_table, split_table_name
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.ids import id_texts, refuse_repeats
 from vim_embed_client.scoring.pairing import below_common_folder, without_endings
+from vim_embed_client.sky.tables import ENDINGS, read_table, split_table_name
 
 Kind = Literal["categorical", "continuous"]
 

@@ -16,6 +16,7 @@ from vim_embed_client.bulk.outputs import Contents, write_output
 from vim_embed_client.bulk.pipeline import Cursor, RowResult
 from vim_embed_client.bulk.reasons import LeftOut
 from vim_embed_client.bulk.row_columns import check_names
+from vim_embed_client.bulk.row_shape import Origin, vector
 from vim_embed_client.bulk.run import finished
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError
@@ -68,14 +69,14 @@ def test_a_checkpoint_keeps_them_beside_their_rows(tmp_path: Path) -> None:
 
     def results() -> Iterator[RowResult]:
         for row in range(7):
-            vector: Any = np.full(2, row, np.float32)
+            numbers: Any = np.full(2, row, np.float32)
             columns = {"z": row / 10} if row % 3 else {}
-            found = Skipped(id=str(row), reason="no") if row == 4 else vector
+            found = Skipped(id=str(row), reason="no") if row == 4 else numbers
             yield RowResult(Cursor(0, row + 1, "d"), str(row), found, 1, "", columns)
 
     for first in (True, False):
         checkpoint = Checkpoint(output, {}, part_rows=2)
-        checkpoint.check(Provenance(model="m"))
+        checkpoint.check(Origin(Provenance(model="m"), vector(2)))
         for one in list(results())[: 4 if first else None]:
             if one.cursor.row > checkpoint.cursor.row:
                 checkpoint.add(one)

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 from astropy.io import fits
 
+from vim_embed_client.bulk.sources.options import SKY_OPTIONS
 from vim_embed_client.cli.embed import embed as embed_command
 from vim_embed_client.cli.main import EXIT_CODES, run
 from vim_embed_client.scoring.embedding_files import read_embeddings
@@ -105,4 +106,5 @@ def test_every_option_named_exists_and_every_reading_option_is_named() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS))
     assert named <= known
     common = {"--output", "--url", "--api-key", "--model", "--pooling", "--exact", "--no-exact"}
+    common |= SKY_OPTIONS | {"--catalog", "--keep"}  # of docs/sky.md
     assert known - named - common <= {"-o", "--mean", "--std", "paths"}

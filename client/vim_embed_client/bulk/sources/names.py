@@ -48,6 +48,15 @@ def _templates(path: str, bands: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
+def band_in_name(path: str, bands: Sequence[str]) -> str | None:
+    """The band that a file's name tells, by its last word that is one; else its folders' names."""
+    for part in reversed(path.split("/")):
+        found = _templates(part, bands)
+        if found:
+            return found[-1][1]
+    return None
+
+
 def look_like_bands(paths: Iterable[str]) -> Mapping[str, dict[str, str]]:
     """Groups of files whose names differ in the name of a filter alone, as `join_groups`."""
     base: dict[str, dict[str, str]] = {}

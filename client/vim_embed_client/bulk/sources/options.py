@@ -19,9 +19,44 @@ _STRETCH = {
 _REST = {
     "column": "--column", "id_column": "--id-column", "shape": "--shape", "hdus": "--hdu",
     "config": "--config", "resize": "--resize", "stack": "--stack", "crop": "--crop",
-    "flip": "--flip", "join_bands": "--join-bands",
+    "flip": "--flip", "join_bands": "--join-bands", "keep": "--keep",
+}  # fmt: skip
+_SKY = {
+    "size": "--size", "scale": "--scale", "north_up": "--north-up", "max_blank": "--max-blank",
+    "position": "--position", "mask": "--mask", "weight": "--weight",
+    "mask_flags": "--mask-flags",
 }  # fmt: skip
 FLUX_OPTIONS = frozenset(_STRETCH.values())
+SKY_OPTIONS = frozenset(_SKY.values()) | {"--catalogue"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkyOptions:
+    """Cut-outs of images of the sky at a catalogue's positions.
+
+    images: files, folders and patterns of the mosaic. size: arcseconds along a side. scale:
+    arcseconds a pixel; None takes those of the image. north_up: or as the image lies. max_blank:
+    the share of pixels that may be masked or off the edge. position: the catalogue's columns of
+    right ascension and declination, where their names do not tell. mask, weight: an HDU of the
+    image's file, or files with the same pixels: those masked have a flag that is not 0 (one of
+    the bits `mask_flags`), or a weight that is not above 0.
+    """
+
+    images: tuple[str, ...]
+    size: float
+    scale: float | None = None
+    north_up: bool = False
+    max_blank: float = 0.1
+    position: tuple[str, str] | None = None
+    mask: str | None = None
+    weight: str | None = None
+    mask_flags: int | None = None
+
+    def given(self) -> frozenset[str]:
+        """Those that differ from what they are when left out, as the command line has them."""
+        plain = SkyOptions(images=(), size=0.0)
+        set_ = (n for n in _SKY if getattr(self, n) != getattr(plain, n))
+        return frozenset(_SKY[name] for name in set_) | {"--catalogue"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +70,8 @@ class ReadOptions:
     is all that is taken of it. flip: arrays and FITS images upside down. hdus: of FITS
     files, or ALL_HDUS. join_bands: the files whose names differ in these words are one image, of
     which they are the red, green and blue band. resize: uint8 arrays too to the model's size.
+    keep: columns of tables and catalogues that are written beside the embeddings. sky: cut-outs at
+    the positions of catalogues, which are the sources then.
     """
 
     column: str | None = None
@@ -48,12 +85,16 @@ class ReadOptions:
     hdus: tuple[HduName, ...] | None = None
     join_bands: tuple[str, ...] | None = None
     resize: bool = False
+    keep: tuple[str, ...] = ()
+    sky: SkyOptions | None = None
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> ReadOptions:
         """The options that `identity` told, also after a way through JSON."""
         known = {one.name for one in fields(cls)} & identity.keys()
-        told = {name: _tuples(identity[name]) for name in known - {"stretch"}}
+        told = {name: _tuples(identity[name]) for name in known - {"stretch", "sky"}}
+        if sky := identity.get("sky"):
+            told["sky"] = SkyOptions(**{name: _tuples(value) for name, value in sky.items()})
         stretch = {
             one.name: _tuples(value)
             for one in fields(Stretch)
@@ -84,7 +125,7 @@ class ReadOptions:
             stretch.add("--survey")
         plain = ReadOptions()
         rest = {flag for name, flag in _REST.items() if getattr(self, name) != getattr(plain, name)}
-        return frozenset(stretch | rest)
+        return frozenset(stretch | rest) | (self.sky.given() if self.sky else frozenset())
 
 
 def _tuples(value: Any) -> Any:

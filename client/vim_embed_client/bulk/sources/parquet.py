@@ -70,11 +70,17 @@ class RowIds:
 
     def of(self, table: Any, first: int) -> list[str | Skipped]:
         """The ids of an Arrow table whose first row is number `first`."""
-        numbered = [f"{self._name}#{first + row}" for row in range(len(table))]
         if self._column is None:
-            return list(numbered)
-        values = plain(_whole(table.column(self._column))).to_pylist()
-        return [self._id(value, at) for value, at in zip(values, numbered, strict=True)]
+            return self.numbered(len(table), first)
+        return self.of_values(plain(_whole(table.column(self._column))).to_pylist(), first)
+
+    def numbered(self, rows: int, first: int) -> list[str | Skipped]:
+        """The ids of rows that have no others."""
+        return [f"{self._name}#{first + row}" for row in range(rows)]
+
+    def of_values(self, values: Sequence[Any], first: int) -> list[str | Skipped]:
+        """The ids of rows whose id column has these values."""
+        return [self._id(v, f"{self._name}#{first + row}") for row, v in enumerate(values)]
 
     def _id(self, value: Any, at: str) -> str | Skipped:
         try:

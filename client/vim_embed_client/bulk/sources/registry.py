@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vim_embed_client.bulk.sources.arrays import NpyReader, NpzReader
+from vim_embed_client.bulk.sources.catalogue import CatalogueReader
 from vim_embed_client.bulk.sources.content import Content, unpacked_name
 from vim_embed_client.bulk.sources.files import PassOver, find_files
 from vim_embed_client.bulk.sources.fits import FitsReader
@@ -108,10 +109,13 @@ def find_sources(
 ) -> list[str]:
     """Files in the order of their names, then `hf:` data sets in the order given.
 
-    Files that `options` join are one source: their path with `{r,g,b}` for the band.
+    Files that `options` join are one source: their path with `{r,g,b}` for the band. With
+    `options.sky`, the paths are catalogues, in the order given.
     leave_out, pass_over: as of find_files.
     Raises InputError for a path or pattern that leads to nothing.
     """
+    if options is not None and options.sky is not None:
+        return list(dict.fromkeys(paths))
     sets = list(dict.fromkeys(path for path in paths if path.startswith(PREFIX)))
     named = [path for path in paths if not path.startswith(PREFIX)]
     files = find_files(named, _why_not, leave_out=leave_out, pass_over=pass_over)
@@ -122,6 +126,8 @@ def find_sources(
 
 def open_reader(source: str, options: ReadOptions) -> Reader:
     """The reader of one source, whose every fault is an InputError; nothing is opened yet."""
+    if options.sky is not None:
+        return NamedFaults(CatalogueReader(source, options), "cannot be cut out")
     if source.startswith(PREFIX):
         return NamedFaults(HfReader(source, options), "cannot be read as a data set")
     if options.join_bands is not None and (bands := _bands_of(source, options.join_bands)):
@@ -156,7 +162,7 @@ def without_effect(sources: Iterable[str], options: ReadOptions) -> list[str]:
 
 def band_remark(sources: Sequence[str], options: ReadOptions) -> str | None:
     """What to say where files look like bands of one image, which nobody asked to join."""
-    if options.join_bands is not None:
+    if options.join_bands is not None or options.sky is not None:
         return None
     files = [source for source in sources if (found := format_of(source)) and found.bands]
     for template, bands in look_like_bands(files).items():
@@ -246,6 +252,8 @@ def _bands_of(source: str, bands: Sequence[str]) -> dict[str, str]:
 
 def _possible(source: str, options: ReadOptions) -> frozenset[str]:
     """The options that may have an effect, as far as a name tells."""
+    if options.sky is not None:
+        return options.given()
     if source.startswith(PREFIX):
         return _HF_OPTIONS
     joined = options.join_bands is not None and bool(_bands_of(source, options.join_bands))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,16 +43,35 @@ def split_table_name(argument: str) -> TableName | None:
 class Table:
     """A table's columns by name, or by a name that differs in case only.
 
-    columns: name -> function that reads its values; what is missing is None or empty.
+    columns: name -> its values (what is missing is None or empty), and their unit.
     """
 
-    def __init__(self, path: Path, columns: dict[str, Callable[[], list[Any]]]) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, _Column]) -> None:
         self.path, self._columns = path, columns
+
+    @property
+    def names(self) -> list[str]:
+        """Of all columns, in their order."""
+        return list(self._columns)
+
+    def unit(self, name: str) -> str:
+        """The unit of a column as the file has it, empty where it tells none."""
+        return self._columns[name].unit
 
     def find(self, name: str) -> str | None:
         """The column's own name, or None if it is not there."""
         alike = [own for own in self._columns if own.lower() == name.lower()]
         return name if name in self._columns else alike[0] if len(alike) == 1 else None
+
+    def typed(self, name: str) -> list[Any]:
+        """A column as whole numbers, numbers, bools or texts; None where there is none.
+
+        Texts that are all numbers, as in a CSV file, are numbers. Raises as `[name]`.
+        """
+        values = [None if _is_missing(value) else value for value in self[name]]
+        if any(isinstance(value, str) for value in values):
+            return _numbers(values) or [None if v is None else str(v) for v in values]
+        return [v if v is None or isinstance(v, (bool, int, float)) else str(v) for v in values]
 
     def __getitem__(self, name: str) -> list[Any]:
         """Its values, one a row. Raises ConfigurationError if it is not there."""
@@ -61,7 +80,7 @@ class Table:
             raise ConfigurationError(
                 f"{self.path} has no column {name!r}, but {', '.join(self._columns)}"
             )
-        return self._columns[own]()
+        return self._columns[own].read()
 
 
 def read_table(path: Path, part: str = "", column: str = "") -> Table:
@@ -92,7 +111,14 @@ def read_table(path: Path, part: str = "", column: str = "") -> Table:
         raise InputError(f"{path} cannot be read as a table: {error}") from None
 
 
-_Columns = dict[str, Callable[[], list[Any]]]
+class _Column(NamedTuple):
+    """How the values of a column are read, and their unit."""
+
+    read: Callable[[], list[Any]]
+    unit: str = ""
+
+
+_Columns = dict[str, _Column]
 
 
 def _csv(path: Path) -> _Columns:
@@ -108,7 +134,7 @@ def _csv(path: Path) -> _Columns:
     def reader(place: int) -> Callable[[], list[Any]]:
         return lambda: [row[place].strip() if place < len(row) else "" for row in rows]
 
-    return {name.strip(): reader(place) for place, name in enumerate(header)}
+    return {name.strip(): _Column(reader(place)) for place, name in enumerate(header)}
 
 
 def _parquet(path: Path) -> _Columns:
@@ -123,7 +149,7 @@ def _parquet(path: Path) -> _Columns:
     def reader(name: str) -> Callable[[], list[Any]]:
         return lambda: list(file.read([name])[name].to_pylist())
 
-    return {name: reader(name) for name in file.schema_arrow.names}
+    return {name: _Column(reader(name)) for name in file.schema_arrow.names}
 
 
 class _Part(NamedTuple):
@@ -176,7 +202,7 @@ def _astropy_columns(table: Any) -> _Columns:
     def reader(name: str) -> Callable[[], list[Any]]:
         return lambda: _values(table[name], name)
 
-    return {name: reader(name) for name in table.colnames}
+    return {name: _Column(reader(name), str(table[name].unit or "")) for name in table.colnames}
 
 
 def _values(column: Any, name: str) -> list[Any]:
@@ -205,3 +231,18 @@ def _choose(parts: Sequence[_Part], part: str, column: str, path: Path) -> _Colu
             f"{path}[{having[0].number}]:{column}"
         )
     return (having or parts)[0].columns
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or value == ""
+
+
+def _numbers(values: Sequence[Any]) -> list[Any] | None:
+    """Texts as whole numbers or numbers, or None where one is neither."""
+    for kind in (int, float):
+        try:
+            found = [None if value is None else kind(value) for value in values]
+        except (TypeError, ValueError):
+            continue
+        return [None if _is_missing(value) else value for value in found]
+    return None

@@ -1,0 +1,259 @@
+"""Cut-outs of a mosaic at the positions of a catalogue: a row for each of the catalogue's."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.faults import quiet
+from vim_embed_client.bulk.sources.layout import Shown
+from vim_embed_client.bulk.sources.mosaics import Mosaics, mask_files, mosaic_files
+from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, SKY_OPTIONS, ReadOptions
+from vim_embed_client.bulk.sources.parquet import RowIds
+from vim_embed_client.bulk.sources.reader import (
+    Description,
+    Entry,
+    FileReader,
+    Image,
+    Item,
+    Skipped,
+    readable,
+)
+from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.formats import Array
+from vim_embed_client.sky.cutouts import Cutout, cut
+from vim_embed_client.sky.grids import AlongTile, Grid, NorthUp
+from vim_embed_client.sky.positions import read_positions
+from vim_embed_client.sky.tables import ENDINGS, Table, read_table, split_table_name
+from vim_embed_client.sky.tiles import Tile
+from vim_embed_pixels.stretch import Stretch
+from vim_embed_pixels.surveys import bands_chosen
+
+_MOST_PIXELS = 8192  # along a side of a cut-out
+_DEGREE = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CutRow:
+    """A cut-out with its id and the columns beside it."""
+
+    id: str
+    cutout: Cutout
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Resamples a cut-out and makes its pixels, when the row is sent."""
+
+    cutout: Cutout
+    stretch: Stretch
+    flip: bool
+
+    def __call__(self) -> Array:
+        return Shown(self.cutout(), self.stretch, None, self.flip)()
+
+
+class CatalogueReader(FileReader):
+    """The cut-outs of `options.sky` at a catalogue's positions, in the order of its rows.
+
+    Ids are `catalogue#row`, or the values of the id column. Beside its embedding, a row has `ra`
+    and `dec` (degrees, ICRS), `off_edge` and `masked` (shares of its pixels), and what
+    `options.keep` names. Positions that no image covers, and cut-outs of which too much is blank,
+    are passed over. whole: all planes of cubes, as cut-outs are kept, and not those shown alone.
+    """
+
+    def __init__(self, source: str, options: ReadOptions, *, whole: bool = False) -> None:
+        named = split_table_name(source)
+        if named is None or named.column:
+            raise ConfigurationError(
+                f"{source} is no catalogue: it should end in {', '.join(ENDINGS)}"
+            )
+        super().__init__(Content(source, path=str(named.path)))
+        assert options.sky is not None
+        self._table_name, self._options, self._sky = named, options, options.sky
+        self._whole = whole
+
+    def stamp(self) -> str:
+        files = [*mosaic_files(self._sky.images), *mask_files(self._sky)]
+        told = (os.stat(path) for path in files)
+        stamps = [f"{p}\0{s.st_size}\0{s.st_mtime_ns}" for p, s in zip(files, told, strict=True)]
+        return "\0".join([super().stamp(), *stamps])
+
+    def count(self) -> int:
+        return len(self._positions[0])
+
+    def describe(self) -> Description:
+        first = replace(self._sky, images=tuple(mosaic_files(self._sky.images)[:1]))
+        bands = self._options.join_bands
+        alone = replace(self._options, sky=first, join_bands=None)
+        mosaics = Mosaics(replace(alone, sky=replace(first, mask=None, weight=None)))
+        mosaics.close()
+        cube = any(tile.key[2] is not None for tile in mosaics.tiles)
+        found = SKY_OPTIONS | FLUX_OPTIONS | {"--hdu", "--flip", "--id-column", "--keep"}
+        found |= {"--join-bands"} if bands else set()
+        if not cube and len(bands or ()) in (0, 3):
+            found -= {"--bands"}
+        if self._sky.mask is None:
+            found -= {"--mask-flags"}
+        images = tuple(Image(name=t.name, shape=t.shape, dtype="") for t in mosaics.tiles)
+        return Description(images=images, upwards=True, options=frozenset(found))
+
+    def read(self, start: int) -> Iterator[Entry]:
+        stretch, flip = self._stretch, not self._options.flip
+        for row in self.cutouts(start):
+            if isinstance(row, Skipped):
+                yield row
+                continue
+            shown = _Drawn(row.cutout, stretch, flip)
+            yield Item(id=row.id, data=shown, size=row.cutout.size, columns=row.columns)
+
+    def cutouts(self, start: int) -> Iterator[CutRow | Skipped]:
+        """The cut-outs from a row of the catalogue on. Raises InputError, ConfigurationError."""
+        with quiet():
+            mosaics = Mosaics(self._options, whole=self._whole)
+            nearby = _Nearby.of(mosaics, *self._positions, reach=self._size * math.sqrt(0.5))
+        ids = self._ids()
+        try:
+            for row in range(start, self.count()):
+                yield self._row(row, ids[row], mosaics, nearby)
+        finally:
+            mosaics.close()
+
+    def _row(
+        self, row: int, row_id: str | Skipped, mosaics: Mosaics, nearby: _Nearby
+    ) -> CutRow | Skipped:
+        if isinstance(row_id, Skipped):
+            return row_id
+        ra, dec = (float(one[row]) for one in self._positions)
+        if math.isnan(ra):
+            return Skipped(id=row_id, reason="it has no position, or one that is not on the sky")
+        bands = nearby.tiles(row, mosaics)
+        reference = next((tiles[0] for tiles in bands if tiles), None)
+        if reference is None:
+            return _uncovered(row_id)
+        try:
+            with quiet():
+                cutout = self._cut(ra, dec, *reference, bands, mosaics)
+        except InputError as error:
+            return Skipped(id=row_id, reason=error.message)
+        if cutout.off_edge == 1:
+            return _uncovered(row_id)
+        if cutout.off_edge + cutout.masked > self._sky.max_blank:
+            return Skipped(
+                id=row_id,
+                reason=f"of its pixels {cutout.off_edge:.1%} are off the edge and "
+                f"{cutout.masked:.1%} masked, more than --max-blank allows",
+                fault=False,
+            )
+        columns = {"ra": ra, "dec": dec, "off_edge": cutout.off_edge, "masked": cutout.masked}
+        kept = {name: values[row] for name, values in self._kept.items() if name not in columns}
+        return CutRow(row_id, cutout, columns | kept)
+
+    def _cut(
+        self,
+        ra: float,
+        dec: float,
+        tile: Tile,
+        x: float,
+        y: float,
+        bands: Sequence[Sequence[_At]],
+        mosaics: Mosaics,
+    ) -> Cutout:
+        scale = self._sky.scale / _DEGREE if self._sky.scale else tile.pixel_scale
+        side = max(1, round(self._size / scale))
+        if side > _MOST_PIXELS:
+            raise InputError(f"its cut-out would have {side:,} pixels a side: give a --scale")
+        grid: Grid = NorthUp(ra, dec, scale, side)
+        if not self._sky.north_up:
+            step = scale / tile.pixel_scale if self._sky.scale else 1.0
+            grid = AlongTile(tile, x, y, step, side)
+        return cut(grid, [[at[0] for at in tiles] for tiles in bands], mosaics.read, scale)
+
+    @property
+    def _size(self) -> float:
+        return self._sky.size / _DEGREE
+
+    @property
+    def _stretch(self) -> Stretch:
+        stretch = self._options.stretch
+        if len(self._options.join_bands or ()) == 3:
+            stretch = bands_chosen(stretch)
+        elif self._options.join_bands is None:
+            stretch = replace(stretch, bands=None)  # the planes that it names were cut
+        fill = stretch.blank is None and self._sky.max_blank > 0
+        return replace(stretch, blank="sky") if fill else stretch
+
+    @cached_property
+    def _table(self) -> Table:
+        path, part, _ = self._table_name
+        return read_table(path, part)
+
+    @cached_property
+    def _positions(self) -> tuple[Array, Array]:
+        return read_positions(self._table, self._sky.position)
+
+    @cached_property
+    def _kept(self) -> dict[str, list[Any]]:
+        return {name: self._table.typed(name) for name in self._options.keep}
+
+    def _ids(self) -> list[str | Skipped]:
+        column = self._options.id_column
+        ids = RowIds(readable(self.name), column)
+        if column is None:
+            return ids.numbered(self.count(), 0)
+        values = [None if value == "" else value for value in self._table[column]]
+        return ids.of_values(values, 0)
+
+
+# A tile, and where on it a position is.
+_At = tuple[Tile, float, float]
+
+
+@dataclass(frozen=True)
+class _Nearby:
+    """Which tiles have pixels for which positions, by the positions' places."""
+
+    places: Array
+    numbers: Array
+    x: Array
+    y: Array
+
+    @classmethod
+    def of(cls, mosaics: Mosaics, ra: Array, dec: Array, *, reach: float) -> _Nearby:
+        there = np.flatnonzero(np.isfinite(ra))
+        found: list[tuple[Array, Array, Array, Array]] = []
+        for tile in mosaics.tiles:
+            places, x, y = tile.covers(ra[there], dec[there], reach)
+            found.append((there[places], np.full(len(places), tile.number), x, y))
+        joined = [np.concatenate(one) for one in zip(*found, strict=True)]
+        order = np.argsort(joined[0], kind="stable")
+        return cls(*(one[order] for one in joined))
+
+    def tiles(self, place: int, mosaics: Mosaics) -> list[list[_At]]:
+        """For each band: the tiles with pixels for a position, the one it is deepest in first."""
+        first, last = np.searchsorted(self.places, (place, place + 1))
+        bands: list[list[_At]] = [[] for _ in range(mosaics.bands)]
+        for at in range(first, last):
+            tile = mosaics.tiles[self.numbers[at]]
+            bands[tile.band].append((tile, float(self.x[at]), float(self.y[at])))
+        for tiles in bands:
+            tiles.sort(key=lambda at: -_depth(*at))
+        return bands
+
+
+def _depth(tile: Tile, x: float, y: float) -> float:
+    """Degrees from the nearest edge; beyond it, less than 0."""
+    height, width = tile.shape
+    return min(x, width - 1 - x, y, height - 1 - y) * tile.pixel_scale
+
+
+def _uncovered(row_id: str) -> Skipped:
+    return Skipped(id=row_id, reason="no mosaic covers its position", fault=False)

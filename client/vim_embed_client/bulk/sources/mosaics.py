@@ -1,0 +1,303 @@
+"""The images of a mosaic: which tiles they hold, of which bands, and windows of these.
+
+Files are opened again as they are needed, a bounded number at once, and only the pixels of a
+window are read. A file that is packed as a whole (`.fits.gz`) is unpacked to a temporary file
+while it is open.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.faults import named, quiet
+from vim_embed_client.bulk.sources.files import find_files
+from vim_embed_client.bulk.sources.names import band_in_name
+from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
+from vim_embed_client.errors import InputError
+from vim_embed_client.formats import Array
+from vim_embed_client.sky.sections import Sections, Window
+from vim_embed_client.sky.tiles import Projection, Tile, is_surface_brightness
+from vim_embed_pixels import fits
+from vim_embed_pixels.stretch import select_places
+
+ENDINGS = (".fits", ".fit", ".fts", ".fz", ".fits.gz", ".fits.bz2", ".fits.xz", ".fits.zst")
+_OPEN = 32
+_APART = 0.1  # pixels by which an image and its mask may be apart
+
+Key = tuple[str, str, int | None]  # file, label of the HDU, plane of a cube
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An open file, its HDUs, and those of them that hold an image. number: its descriptor."""
+
+    file: Any
+    number: int
+    hdus: Sequence[Any]
+    listed: Sequence[fits.Hdu]
+
+    def hdu(self, label: str) -> Any:
+        return next(one.hdu for one in self.listed if one.label == label)
+
+    def sections(self, label: str, plane: int | None) -> Sections:
+        return Sections(self.hdu(label), plane, self.number)
+
+    def called(self, name: str, *, beside: str) -> fits.Hdu:
+        """The HDU of a name or number; of several of a name, that with the EXTVER of `beside`."""
+        several = sum(one.hdu.name.upper() == name.upper() for one in self.listed) > 1
+        wanted = f"{name}:{self.hdu(beside).ver}" if several else name
+        return fits.hdu_named(self.hdus, self.listed, int(name) if name.isdigit() else wanted)
+
+
+class Mosaics:
+    """The tiles of the images that `options.sky` names. bands: how many there are.
+
+    whole: all planes of a cube are bands, and not only those that are shown. Raises InputError.
+    """
+
+    def __init__(self, options: ReadOptions, *, whole: bool = False) -> None:
+        assert options.sky is not None
+        self._options, self._sky, self._whole = options, options.sky, whole
+        self._open: OrderedDict[str, tuple[ExitStack, _Opened]] = OrderedDict()
+        self._masks: dict[int, tuple[list[Key], list[Key]]] = {}
+        self.files = mosaic_files(self._sky.images)
+        self.tiles: list[Tile] = []
+        filters: dict[str, str] = {}
+        counts: dict[int, str] = {}
+        for path in self.files:
+            found = self._tiles_of(path, filters)
+            self.tiles += found
+            several = len(options.join_bands or ()) or 1 + max(tile.band for tile in found)
+            counts.setdefault(several, path)
+        if len(counts) > 1:
+            told = ", ".join(f"{path} has {count}" for count, path in counts.items())
+            raise InputError(f"the mosaics are not of the same number of bands: {told}")
+        self.bands = next(iter(counts))
+        if missing := set(range(self.bands)) - {tile.band for tile in self.tiles}:
+            lacking = [band for n, band in enumerate(options.join_bands or ()) if n in missing]
+            raise InputError(f"no mosaic is of band {', '.join(lacking)}")
+        if len(filters) > 1:
+            told = ", ".join(f"{path} {name}" for name, path in filters.items())
+            raise InputError(
+                f"the mosaics are of several bands ({told}): --join-bands R,G,B makes one image "
+                "of them, or give those of one band"
+            )
+        self._find_masks()
+
+    def read(self, tile: Tile, window: Window) -> tuple[Array, Array]:
+        """Fluxes of a window, and which are not finite or masked. Raises InputError."""
+        with named(f"{tile.name} cannot be read"), quiet():
+            fluxes = self._section(tile.key, window)
+            masked = ~np.isfinite(fluxes)
+            flags, weights = self._masks.get(tile.number, ([], []))
+            for key in flags:
+                masked |= _flagged(self._section(key, window), self._sky.mask_flags)
+            for key in weights:
+                masked |= ~(self._section(key, window) > 0)
+        return fluxes, masked
+
+    def header(self, tile: Tile) -> Any:
+        """Of the HDU that a tile is in."""
+        return self._opened(tile.key[0]).hdu(tile.key[1]).header
+
+    def close(self) -> None:
+        """Close what is open; the next `read` opens it again."""
+        while self._open:
+            self._open.popitem()[1][0].close()
+
+    def _section(self, key: Key, window: Window) -> Array:
+        path, label, plane = key
+        return self._opened(path).sections(label, plane).read(window)
+
+    def _opened(self, path: str) -> _Opened:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path][1]
+        if len(self._open) >= _OPEN:
+            self._open.popitem(last=False)[1][0].close()
+        stack = ExitStack()
+        with _about(path, "cannot be read as FITS"):
+            opened = stack.enter_context(_opening(path))
+        self._open[path] = (stack, opened)
+        return opened
+
+    def _tiles_of(self, path: str, filters: dict[str, str]) -> list[Tile]:
+        hdus = self._options.hdus
+        apart = hdus == fits.ALL_HDUS or len(hdus or ()) < 2
+        found: list[Tile] = []
+        with _about(path, "cannot be used as a mosaic"):
+            opened = self._opened(path)
+            chosen = fits.chosen_hdus(opened.hdus, opened.listed, hdus)
+            for number, one in enumerate(chosen):
+                label, hdu = one.label, one.hdu
+                planes = self._planes(hdu.shape, fits.colours(hdu.header, one.shape))
+                if len(planes) > 1 and (not apart or self._options.join_bands):
+                    raise InputError(f"its {label} is a cube, where one plane is wanted")
+                projection = Projection(hdu.header, opened.file)
+                joined = self._joined_band(path, hdu.header)
+                if joined is None and apart and len(planes) == 1:
+                    filters.setdefault(str(hdu.header.get("FILTER", "")).strip(), path)
+                for place, plane in enumerate(planes):
+                    found.append(
+                        Tile(
+                            number=len(self.tiles) + len(found),
+                            name=f"{path}[{label}]" if len(chosen) > 1 else path,
+                            band=joined if joined is not None else place if apart else number,
+                            key=(path, label, plane),
+                            shape=hdu.shape[-2:],
+                            projection=projection,
+                            per_solid_angle=is_surface_brightness(str(hdu.header.get("BUNIT", ""))),
+                        )
+                    )
+        return found
+
+    def _planes(self, shape: Sequence[int], colours: Sequence[int] | None) -> list[int | None]:
+        if len(shape) == 2:
+            return [None]
+        if len(shape) != 3:
+            raise InputError(f"its shape is {shape}: expected (H, W) or (bands, H, W)")
+        if self._whole:
+            return list(range(shape[0]))
+        places = select_places(self._options.stretch.bands or colours, shape[0])
+        return list(dict.fromkeys(places)) if len(set(places)) == 1 else list(places)
+
+    def _joined_band(self, path: str, header: Any) -> int | None:
+        """The place of the file's band among those joined, by its name or its header."""
+        bands = self._options.join_bands
+        if bands is None:
+            return None
+        told = str(header.get("FILTER", "")).split()
+        band = band_in_name(path, bands) or next((b for b in bands if b in told[:1]), None)
+        if band is None:
+            raise InputError(
+                f"neither its name nor its FILTER is one of the bands {', '.join(bands)}"
+            )
+        return bands.index(band)
+
+    def _find_masks(self) -> None:
+        for kind, given in enumerate((self._sky.mask, self._sky.weight)):
+            if given is None:
+                continue
+            files = _files_of(given)
+            for tile in self.tiles:
+                keys = self._masks.setdefault(tile.number, ([], []))[kind]
+                keys.append(
+                    self._beside(tile, given) if files is None else self._of_grid(tile, files)
+                )
+
+    def _beside(self, tile: Tile, name: str) -> Key:
+        """The HDU of that name in the tile's own file."""
+        path, label, plane = tile.key
+        with _about(path, "has no such mask"):
+            found = self._opened(path).called(name, beside=label)
+            if found.shape[-2:] != tile.shape:
+                raise InputError(f"its {found} has other pixels than its {label}")
+            if len(found.shape) > 2 and (plane is None or found.shape[0] <= plane):
+                raise InputError(f"its {found} has not the planes of its {label}")
+        return path, found.label, None if len(found.shape) == 2 else plane
+
+    def _of_grid(self, tile: Tile, files: Sequence[str]) -> Key:
+        """The image among `files` that lies on the sky as the tile does."""
+        fitting: list[Key] = []
+        for path in files:
+            with _about(path, "cannot be used as a mask"):
+                opened = self._opened(path)
+                one = next((one for one in opened.listed if one.drawable), None)
+                if one is None:
+                    raise InputError("it holds no image")
+                if one.shape == tile.shape and _same_grid(
+                    tile, Projection(one.hdu.header, opened.file)
+                ):
+                    fitting.append((path, one.label, None))
+        if len(fitting) > 1 and self._options.join_bands:
+            band = self._options.join_bands[tile.band]
+            bands = self._options.join_bands
+            fitting = [key for key in fitting if band_in_name(key[0], bands) == band]
+        if len(fitting) != 1:
+            raise InputError(
+                f"{len(fitting)} of the masks have the pixels of {tile.name}, where one should: "
+                f"{', '.join(files[:3])}"
+            )
+        return fitting[0]
+
+
+def mosaic_files(paths: Sequence[str]) -> list[str]:
+    """The FITS files named, in folders and matching patterns. Raises InputError."""
+    return find_files(
+        paths, lambda name: None if name.lower().endswith(ENDINGS) else "it is no FITS file"
+    )
+
+
+def mask_files(sky: SkyOptions) -> list[str]:
+    """The files among masks and weights, as opposed to HDUs."""
+    given = (one for one in (sky.mask, sky.weight) if one is not None)
+    return [path for one in given for path in _files_of(one) or ()]
+
+
+def _files_of(given: str) -> list[str] | None:
+    """The files that a name or pattern stands for, or None where it is the name of an HDU."""
+    if not given.lower().endswith(ENDINGS) and not any(mark in given for mark in "/*?"):
+        return None
+    return find_files([given], lambda name: None)
+
+
+@contextmanager
+def _about(path: str, what: str) -> Iterator[None]:
+    """Raise InputError that begins with the path for whatever goes wrong within."""
+    try:
+        with named(what), quiet():
+            yield
+    except InputError as error:
+        told = error.message
+        raise InputError(told if told.startswith(path) else f"{path}: {told}") from None
+
+
+@contextmanager
+def _opening(path: str) -> Iterator[_Opened]:
+    library = fits.library()
+    with _plain_file(path) as stream, library.open(stream, memmap=False) as file:
+        hdus, damage = fits.sound_hdus(file)
+        listed = fits.image_hdus(hdus)
+        if not listed:
+            raise InputError(damage or "it holds no image")
+        for one in listed:
+            fits.check_size(one, os.fstat(stream.fileno()).st_size)
+        yield _Opened(file, stream.fileno(), hdus, listed)
+
+
+@contextmanager
+def _plain_file(path: str) -> Iterator[IO[bytes]]:
+    content = Content(path, path=path)
+    if not content.packed:
+        with open(path, "rb") as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile() as unpacked:
+        with content.open() as packed:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
+        unpacked.flush()
+        with open(unpacked.name, "rb") as file:  # astropy wants one that is for reading alone
+            yield file
+
+
+def _flagged(flags: Array, wanted: int | None) -> Array:
+    if wanted is None:
+        return np.asarray(flags != 0)  # NaN is unequal to 0 too
+    return np.asarray((np.nan_to_num(flags).astype(np.int64) & wanted) != 0)
+
+
+def _same_grid(tile: Tile, other: Projection) -> bool:
+    height, width = tile.shape
+    x, y = np.array([0.0, width - 1, 0, width - 1]), np.array([0.0, 0, height - 1, height - 1])
+    ours, theirs = other.to_pixels(*tile.projection.to_sky(x, y))
+    return bool(np.abs(np.stack([ours - x, theirs - y])).max() < _APART)

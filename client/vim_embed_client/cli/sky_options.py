@@ -1,0 +1,135 @@
+"""Options that cut galaxies out of mosaics at the positions of a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from vim_embed_client.bulk.row_columns import check_names
+from vim_embed_client.bulk.sources.options import SkyOptions
+from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.sky.angles import arcsec
+
+_NAMES = (
+    "catalogue", "size", "scale", "north_up", "max_blank", "position", "mask", "weight",
+    "mask_flags",
+)  # fmt: skip
+_SHARE = click.FloatRange(0, 1)
+
+Callback = Callable[[click.Context, click.Parameter, Any], Any]
+
+
+def _angle(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return arcsec(value)
+    except ConfigurationError as error:
+        raise click.BadParameter(error.message) from None
+
+
+def column_names(count: int | None = None) -> Callback:
+    """A callback that splits names of columns at their commas."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        if value is None:
+            return None
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names) or (count and len(names) != count):
+            raise click.BadParameter(f"{value!r} is not of the form {param.metavar}")
+        return names
+
+    return callback
+
+
+def _kept(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    names = column_names()(ctx, param, value) or ()
+    try:
+        check_names(names)
+    except ConfigurationError as error:
+        raise click.BadParameter(error.message) from None
+    return tuple(names)
+
+
+def _flags(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    found = 0
+    try:
+        for text in value.split(","):
+            flag = int(text, 0)
+            if flag <= 0:
+                raise ValueError
+            found |= flag
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not of the form 1,4,8") from None
+    return found
+
+
+SKY = (
+    click.option(
+        "--catalogue", "--catalog", "catalogue", metavar="FILE", multiple=True,
+        help="Cut out the positions of this table (FITS, ECSV, VOTable, CSV or Parquet); PATHS "
+        "are the FITS files of a mosaic then. May be repeated.",
+    ),
+    click.option(
+        "--size", metavar="ANGLE", callback=_angle,
+        help="Side of a cut-out on the sky, such as 6arcsec or 0.1arcmin.",
+    ),
+    click.option(
+        "--scale", metavar="ANGLE", callback=_angle,
+        help="Of a cut-out's pixel, such as 0.05arcsec.  [default: that of the mosaic]",
+    ),
+    click.option(
+        "--north-up", is_flag=True,
+        help="North up and east left.  [default: as the mosaic lies]",
+    ),
+    click.option(
+        "--max-blank", type=_SHARE, metavar="SHARE",
+        help="Pass over cut-outs of which more than this share of the pixels is masked or off "
+        "the edge; the rest is filled as --blank says, else with the sky.  [default: 0.1]",
+    ),
+    click.option(
+        "--position", metavar="RA,DEC", callback=column_names(2),
+        help="The catalogue's columns of right ascension and declination.  [default: by their "
+        "usual names]",
+    ),
+    click.option(
+        "--mask", metavar="HDU|FILES",
+        help="Data quality: an HDU of each image's file (DQ), or FITS files with the same pixels. "
+        "What is not 0 is masked.",
+    ),
+    click.option(
+        "--mask-flags", metavar="FLAG,…", callback=_flags,
+        help="Of the mask, values of the bits that count, such as 1,4,8.  [default: all]",
+    ),
+    click.option(
+        "--weight", metavar="HDU|FILES",
+        help="As --mask; what is not above 0 is masked.",
+    ),
+)  # fmt: skip
+KEEP = click.option(
+    "--keep", metavar="NAME,…", callback=_kept,
+    help="Columns of the catalogue, table or data set that are written beside the embeddings.",
+)  # fmt: skip
+
+
+def sky_options(given: dict[str, Any]) -> tuple[SkyOptions | None, tuple[str, ...]]:
+    """Take the options out of `given`: cut-outs, if there is a catalogue, and the sources.
+
+    Raises UsageError where one needs another.
+    """
+    told = {name: given.pop(name) for name in _NAMES}
+    catalogues = told.pop("catalogue")
+    paths = given["paths"]
+    set_ = {name: value for name, value in told.items() if value is not None and value is not False}
+    if not catalogues:
+        if set_:
+            flag = "--" + next(iter(set_)).replace("_", "-")
+            raise click.UsageError(f"{flag} is for cut-outs: give the positions with --catalogue")
+        return None, paths
+    if "size" not in set_:
+        raise click.UsageError("--catalogue needs the size of the cut-outs, as in --size 6arcsec")
+    return SkyOptions(images=tuple(paths), **set_), catalogues

@@ -1,0 +1,232 @@
+"""A cut-out: pixels of the tiles about a position, brought onto its grid.
+
+Fluxes are interpolated by cubic splines; where the cut-out's pixels are larger than the tile's,
+in parts no larger than these, which are averaged. Pixels are fluxes per pixel, so that they are
+multiplied by the ratio of the areas, unless the tile's unit is a surface brightness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from vim_embed_client.formats import Array
+from vim_embed_client.sky.grids import Grid, PixelMap, offsets
+from vim_embed_client.sky.sections import Window
+from vim_embed_client.sky.tiles import Tile, shift_of
+
+_PAD = 8  # pixels about a window, beyond which a spline's value counts for nothing
+_FINER_FROM = 1.02  # tile pixels along a cut-out's pixel, from which on its parts are averaged
+_MOST_FINER = 16
+
+
+class ReadWindow(Protocol):
+    """Reads a window of a tile: its fluxes, and which of its pixels are masked."""
+
+    def __call__(self, tile: Tile, window: Window) -> tuple[Array, Array]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What a tile gives to one band. use: the pixels of the cut-out that come from it."""
+
+    fluxes: Array
+    masked: Array
+    pixels: PixelMap
+    window: Window
+    scale: float
+    use: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutout:
+    """A cut-out whose windows were read. Called, it is resampled: (bands, side, side).
+
+    Masked pixels and those off the edge are NaN. off_edge, masked: shares of the pixels, in any
+    band. tiles: names of those that it was cut from.
+    """
+
+    side: int
+    scale: float
+    off_edge: float
+    masked: float
+    tiles: tuple[str, ...]
+    size: int
+    bands: Sequence[Sequence[_Piece]] = field(repr=False)
+
+    def __call__(self) -> Array:
+        return np.stack([_resampled(pieces, self.side) for pieces in self.bands])
+
+
+def cut(grid: Grid, bands: Sequence[Sequence[Tile]], read: ReadWindow, scale: float) -> Cutout:
+    """Read what the grid needs of each band's tiles, the best tile first.
+
+    What one tile lacks comes from the next. scale: degrees a pixel, to be told.
+    """
+    shape = (grid.side, grid.side)
+    outside, masked = np.zeros(shape, bool), np.zeros(shape, bool)
+    found: list[list[_Piece]] = []
+    names: dict[str, None] = {}
+    for tiles in bands:
+        pieces, bad, off = _pieces(grid, tiles, read, names)
+        found.append(pieces)
+        outside |= off
+        masked |= bad
+    return Cutout(
+        side=grid.side,
+        scale=scale,
+        off_edge=float(outside.mean()),
+        masked=float((masked & ~outside).mean()),
+        tiles=tuple(names),
+        size=sum(piece.fluxes.nbytes for pieces in found for piece in pieces),
+        bands=found,
+    )
+
+
+def _pieces(
+    grid: Grid, tiles: Sequence[Tile], read: ReadWindow, names: dict[str, None]
+) -> tuple[list[_Piece], Array, Array]:
+    """What the tiles give; which pixels are masked in all of them, and which are on none."""
+    shape = (grid.side, grid.side)
+    bad, off = np.ones(shape, bool), np.ones(shape, bool)
+    left = list(tiles)
+    pieces = []
+    while left and bad.any():
+        first = left.pop(0)
+        pixels = PixelMap(grid, first)
+        x, y = pixels(*offsets(grid.side))
+        wanted = _window(x, y, pad=_PAD + math.ceil(math.sqrt(pixels.area)))
+        parts = [_Part(first, 0, 0)]
+        if not wanted.within(first.shape):  # others of the same pixels go on where it ends
+            parts += [
+                _Part(tile, *shift) for tile in left if (shift := shift_of(first, tile)) is not None
+            ]
+            left = [tile for tile in left if all(part.tile is not tile for part in parts)]
+        there = [part for part in parts if not part.within(wanted).empty]
+        if not there:
+            continue
+        fluxes, state, window = _assembled(there, wanted, read)
+        at = _nearest(y, window.bottom, window.top), _nearest(x, window.left, window.right)
+        inside = (at[0] >= 0) & (at[1] >= 0)
+        state_at = np.where(inside, state[at], _NOTHING)
+        off &= state_at == _NOTHING
+        use = bad & (state_at == _GOOD)
+        if use.any():
+            scale = 1.0 if first.per_solid_angle else pixels.area
+            pieces.append(_Piece(fluxes, state != _GOOD, pixels, window, scale, use))
+            names.update(dict.fromkeys(part.tile.name for part in there))
+            bad &= ~use
+    return pieces, bad, off
+
+
+# What is at a pixel of a window: no tile, a pixel that is masked, or one that counts.
+_NOTHING, _MASKED, _GOOD = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tile whose pixel (0, 0) is the pixel (across, up) of another one."""
+
+    tile: Tile
+    across: int
+    up: int
+
+    def within(self, wanted: Window) -> Window:
+        """What of a window of that other tile's pixels it has, in its own."""
+        (height, width), own = self.tile.shape, wanted.moved(-self.up, -self.across)
+        return Window(
+            max(0, own.bottom), min(height, own.top), max(0, own.left), min(width, own.right)
+        )
+
+
+def _assembled(
+    parts: Sequence[_Part], wanted: Window, read: ReadWindow
+) -> tuple[Array, Array, Window]:
+    """Fluxes and state of the least window that holds all that the parts have of it."""
+    own = [part.within(wanted) for part in parts]
+    here = [window.moved(part.up, part.across) for part, window in zip(parts, own, strict=True)]
+    whole = Window(
+        min(one.bottom for one in here), max(one.top for one in here),
+        min(one.left for one in here), max(one.right for one in here),
+    )  # fmt: skip
+    found = [read(part.tile, window) for part, window in zip(parts, own, strict=True)]
+    if len(found) == 1:
+        fluxes, masked = found[0]
+        return fluxes, np.where(masked, _MASKED, _GOOD), whole
+    fluxes = np.full(whole.shape, np.nan, np.result_type(*(one for one, _ in found)))
+    state = np.full(whole.shape, _NOTHING)
+    for window, (values, masked) in zip(here, found, strict=True):
+        at = (
+            slice(window.bottom - whole.bottom, window.top - whole.bottom),
+            slice(window.left - whole.left, window.right - whole.left),
+        )
+        theirs = np.where(masked, _MASKED, _GOOD)
+        better = theirs > state[at]
+        fluxes[at][better], state[at][better] = values[better], theirs[better]
+    return fluxes, state, whole
+
+
+def _nearest(coordinates: Array, first: int, last: int) -> Array:
+    """Places from `first` of the nearest pixels, -1 beyond the window and for NaN."""
+    with np.errstate(invalid="ignore"):
+        places = np.floor(coordinates + 0.5) - first
+        found: Array = np.where((places >= 0) & (places < last - first), places, -1).astype(int)
+    return found
+
+
+def _window(x: Array, y: Array, *, pad: int) -> Window:
+    """What holds all coordinates that are numbers, with `pad` pixels about it."""
+    ends: list[int] = []
+    for values in (y, x):
+        known = values[np.isfinite(values)]
+        if not known.size:
+            return Window(0, 0, 0, 0)
+        ends += [math.floor(known.min()) - pad, math.ceil(known.max()) + pad + 1]
+    return Window(*ends)
+
+
+def _resampled(pieces: Sequence[_Piece], side: int) -> Array:
+    dtype = np.result_type(np.float32, *(piece.fluxes.dtype for piece in pieces))
+    found = np.full((side, side), np.nan, dtype)
+    for piece in pieces:
+        np.copyto(found, _sampled(piece, side), where=piece.use)
+    return found
+
+
+def _sampled(piece: _Piece, side: int) -> Array:
+    from scipy import ndimage
+
+    fluxes = piece.fluxes
+    if piece.masked.any():
+        good = fluxes[~piece.masked]
+        fluxes = np.where(piece.masked, np.median(good) if good.size else 0, fluxes)
+    along = math.sqrt(piece.pixels.area)
+    finer = 1 if along < _FINER_FROM else min(_MOST_FINER, math.ceil(along))
+    if piece.pixels.shift and along == 1:
+        return _shifted(fluxes, piece, side)
+    x, y = piece.pixels(*offsets(side, finer))
+    at = np.stack([y - piece.window.bottom, x - piece.window.left])
+    values: Array = ndimage.map_coordinates(fluxes, at, order=3, mode="nearest")
+    if finer > 1:
+        values = values.reshape(side, finer, side, finer).mean(axis=(1, 3))
+    scaled: Array = values * fluxes.dtype.type(piece.scale)
+    return scaled
+
+
+def _shifted(fluxes: Array, piece: _Piece, side: int) -> Array:
+    """The same by a whole and a part of a pixel, several times as fast."""
+    from scipy import ndimage
+
+    first: Array = np.full(1, -(side - 1) / 2)
+    x, y = (float(one[0]) for one in piece.pixels(first, first))
+    x, y = x - piece.window.left, y - piece.window.bottom
+    left, bottom = math.floor(x), math.floor(y)
+    moved: Array = ndimage.shift(fluxes, (bottom - y, left - x), order=3, mode="nearest")
+    rows = np.arange(bottom, bottom + side).clip(0, fluxes.shape[0] - 1)
+    columns = np.arange(left, left + side).clip(0, fluxes.shape[1] - 1)
+    found: Array = moved[np.ix_(rows, columns)]
+    return found

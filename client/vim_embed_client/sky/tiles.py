@@ -1,0 +1,152 @@
+"""One image of a mosaic: where on the sky it lies, and which positions are on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from vim_embed_client.errors import InputError
+from vim_embed_client.formats import Array
+from vim_embed_client.sky.angles import astropy
+
+_SAME_GRID = 0.01  # pixels by which two tiles of one grid may be apart
+_EDGE = 9  # points along an edge, by which the footprint is told
+_PER_SOLID_ANGLE = (
+    "sr",
+    "arcsec2",
+    "arcsec^2",
+    "arcsec**2",
+    "arcsec-2",
+    "deg-2",
+    "deg2",
+    "sqarcsec",
+)
+
+
+class Projection:
+    """A WCS between 0-based pixels (x, y) and ICRS degrees, with all its distortions.
+
+    Raises InputError for a header without celestial coordinates.
+    """
+
+    def __init__(self, header: Any, file: Any = None) -> None:
+        self._wcs = astropy("wcs").WCS(header, fobj=file, naxis=2)
+        if not self._wcs.has_celestial:
+            raise InputError("its header has no sky coordinates (WCS): CTYPE1, CTYPE2 and so on")
+        self._latitude_first = self._wcs.wcs.lng == 1
+        frame = astropy("wcs.utils").wcs_to_celestial_frame(self._wcs)
+        self._frame = None if frame.name == "icrs" else frame
+
+    def to_sky(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Right ascension and declination of pixels."""
+        lon, lat = self._ordered(*self._wcs.all_pix2world(x, y, 0))
+        if self._frame is None:
+            return lon, lat
+        return _converted(self._frame, lon, lat, astropy("coordinates").ICRS())
+
+    def to_pixels(self, ra: Array, dec: Array) -> tuple[Array, Array]:
+        """x and y of positions, NaN where the projection has none."""
+        if self._frame is not None:
+            ra, dec = _converted(astropy("coordinates").ICRS(), ra, dec, self._frame)
+        x, y = self._wcs.all_world2pix(*self._ordered(ra, dec), 0, quiet=True)
+        return x, y
+
+    def _ordered(self, first: Array, second: Array) -> tuple[Array, Array]:
+        return (second, first) if self._latitude_first else (first, second)
+
+
+def _converted(source: Any, lon: Array, lat: Array, target: Any) -> tuple[Array, Array]:
+    sky = astropy("coordinates").SkyCoord(lon, lat, unit="deg", frame=source).transform_to(target)
+    return sky.spherical.lon.degree, sky.spherical.lat.degree
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """An image of (H, W) pixels with a projection.
+
+    number: among the tiles of a run. band: among its bands. key: which plane of which file it is.
+    per_solid_angle: whether its unit is a surface brightness, which resampling does not scale.
+    """
+
+    number: int
+    name: str
+    band: int
+    key: tuple[str, str, int | None]
+    shape: tuple[int, int]
+    projection: Projection
+    per_solid_angle: bool = False
+
+    @cached_property
+    def pixel_scale(self) -> float:
+        """Degrees along the side of the pixel in the middle: the root of its area."""
+        (height, width), half = self.shape, 0.5
+        x, y = (width - 1) / 2, (height - 1) / 2
+        steps = np.array([[x - half, y], [x + half, y], [x, y - half], [x, y + half]])
+        ra, dec = self.projection.to_sky(*steps.T)
+        left, right, below, above = _vectors(ra, dec)
+        area = np.linalg.norm(np.cross(right - left, above - below))
+        return float(np.degrees(np.sqrt(area)))
+
+    @cached_property
+    def _cap(self) -> tuple[Array, float]:
+        """The circle on the sphere that holds it: a unit vector and a radius in radians."""
+        height, width = self.shape
+        x, y = np.linspace(-0.5, width - 0.5, _EDGE), np.linspace(-0.5, height - 0.5, _EDGE)
+        edges = [(x, np.full(_EDGE, end)) for end in (y[0], y[-1])]
+        edges += [(np.full(_EDGE, end), y) for end in (x[0], x[-1])]
+        along = np.concatenate([*edges, (x[4:5], y[4:5])], axis=1)
+        vectors = _vectors(*self.projection.to_sky(*along))
+        if not np.isfinite(vectors).all():
+            return np.array([0.0, 0.0, 1.0]), np.pi
+        middle = vectors[-1]
+        apart = np.arccos(np.clip(vectors @ middle, -1, 1)).max()
+        return middle, float(min(np.pi, 1.05 * apart))
+
+    def covers(self, ra: Array, dec: Array, reach: float) -> tuple[Array, Array, Array]:
+        """Which of (n,) positions have pixels of this tile within `reach` degrees.
+
+        Returns their places among the positions, and their x and y on the tile.
+        """
+        middle, radius = self._cap
+        near = _vectors(ra, dec) @ middle >= np.cos(min(np.pi, radius + np.radians(reach)))
+        places = np.flatnonzero(near)
+        if not len(places):
+            return places, np.empty(0), np.empty(0)
+        x, y = self.projection.to_pixels(ra[places], dec[places])
+        pad = reach / self.pixel_scale
+        height, width = self.shape
+        on = (x > -pad) & (x < width - 1 + pad) & (y > -pad) & (y < height - 1 + pad)
+        return places[on], x[on], y[on]
+
+
+@lru_cache(maxsize=1 << 16)
+def shift_of(first: Tile, other: Tile) -> tuple[int, int] | None:
+    """Where on `first` the pixel (0, 0) of `other` lies, if both have the pixels of one grid.
+
+    So it is with the patches of a tract, which a projection was cut into. None for other grids.
+    """
+    height, width = other.shape
+    x, y = np.array([0.0, width - 1, 0, width - 1]), np.array([0.0, 0, height - 1, height - 1])
+    there, up = first.projection.to_pixels(*other.projection.to_sky(x, y))
+    shifts = np.stack([there - x, up - y])
+    if not np.isfinite(shifts).all():
+        return None
+    whole = np.rint(shifts[:, :1])
+    if np.abs(shifts - whole).max() > _SAME_GRID:
+        return None
+    return int(whole[0, 0]), int(whole[1, 0])
+
+
+def _vectors(ra: Array, dec: Array) -> Array:
+    """(n, 3) unit vectors of positions in degrees."""
+    lon, lat = np.radians(ra), np.radians(dec)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
+def is_surface_brightness(unit: str) -> bool:
+    """Whether a BUNIT is per solid angle, such as MJy/sr, and not per pixel."""
+    text = unit.replace(" ", "").lower()
+    return any(text.endswith(end) or f"{end}*" in text for end in _PER_SOLID_ANGLE)
