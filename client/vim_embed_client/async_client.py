@@ -24,7 +24,7 @@ from vim_embed_client.options import (
     Options,
     Timeout,
 )
-from vim_embed_client.pixels import Images
+from vim_embed_client.pixels import Images, as_array, channels_of
 from vim_embed_client.requests import (
     ChunkPlan,
     Request,
@@ -105,9 +105,7 @@ class AsyncClient(BaseClient):
         **options: Unpack[EmbedOptions],
     ) -> Embeddings:
         """See Client.embed."""
-        plan = await asyncio.to_thread(
-            plan_pixels, pixel_values, self._options, layers=None, **options
-        )
+        plan = await self._planned(pixel_values, None, options)
         return (await self._run(plan, on_progress)).embeddings()
 
     async def embed_layers(
@@ -119,9 +117,7 @@ class AsyncClient(BaseClient):
         **options: Unpack[EmbedOptions],
     ) -> LayerEmbeddings:
         """See Client.embed_layers."""
-        plan = await asyncio.to_thread(
-            plan_pixels, pixel_values, self._options, layers=granularity, **options
-        )
+        plan = await self._planned(pixel_values, granularity, options)
         return (await self._run(plan, on_progress)).layers()
 
     async def embed_images(
@@ -184,6 +180,19 @@ class AsyncClient(BaseClient):
             Request(path="/health/ready", may_retry=False), "status"
         )
         return readiness
+
+    async def _planned(
+        self, pixel_values: ArrayLike, layers: str | None, options: EmbedOptions
+    ) -> ChunkPlan:
+        """See Client._planned."""
+        array = await asyncio.to_thread(as_array, pixel_values)
+        channels = channels_of(array)
+        if channels != 3:
+            entry = await self.model(options.get("model") or (await self.models())["default"])
+            channels = entry.get("channels") or channels
+        return await asyncio.to_thread(
+            plan_pixels, array, self._options, layers=layers, channels=channels, **options
+        )
 
     async def _get(self, request: Request, *keys: str) -> Any:
         async with self._deadline() as until:

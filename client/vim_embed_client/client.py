@@ -23,7 +23,7 @@ from vim_embed_client.options import (
     Options,
     Timeout,
 )
-from vim_embed_client.pixels import Images
+from vim_embed_client.pixels import Images, as_array, channels_of
 from vim_embed_client.requests import (
     Chunk,
     ChunkPlan,
@@ -118,7 +118,9 @@ class Client(BaseClient):
         on_progress: Progress | None = None,
         **options: Unpack[EmbedOptions],
     ) -> Embeddings:
-        """Embed pixels: (B, 3, H, W) or (3, H, W), a numpy array or a torch tensor.
+        """Embed pixels: (B, C, H, W) or (C, H, W), a numpy array or a torch tensor.
+
+        C is 3, or the `channels` of a model of other bands.
 
         pixel_values: uint8 is resized RGB, which the service normalises; floats are taken as
             already normalised. Views and memory maps are sent without being copied whole.
@@ -128,7 +130,7 @@ class Client(BaseClient):
         the model's `poolings`.
         dtype: of the returned array: `float32`, or `float16` for half the bytes.
         exact: True for the same bytes whatever shares the batch; None is the service's setting.
-        mean, std: three numbers that replace the model's normalisation of uint8 pixels.
+        mean, std: a number for each channel, in place of the model's normalisation of uint8 pixels.
         wire: dtype in which pixels travel; `auto` keeps theirs (float64 goes as float32),
             `float16` halves the bytes of floats at a loss.
         on_progress: called with (rows done, all rows), in the calling thread.
@@ -137,8 +139,7 @@ class Client(BaseClient):
         Raises InputError before anything is sent, later any other VimEmbedError; a failed chunk
         cancels the rest.
         """
-        plan = plan_pixels(pixel_values, self._options, layers=None, **options)
-        return self._run(plan, on_progress).embeddings()
+        return self._run(self._planned(pixel_values, None, options), on_progress).embeddings()
 
     def embed_layers(
         self,
@@ -153,8 +154,7 @@ class Client(BaseClient):
         granularity: `blocks`, `residual`, `leaves` or `all`. The last layer,
         `last_hidden_state`, is what `embed` returns. For the rest see `embed`.
         """
-        plan = plan_pixels(pixel_values, self._options, layers=granularity, **options)
-        return self._run(plan, on_progress).layers()
+        return self._run(self._planned(pixel_values, granularity, options), on_progress).layers()
 
     def embed_images(
         self,
@@ -214,6 +214,17 @@ class Client(BaseClient):
         """Ask once whether requests are taken; raises NotReadyError with the reasons if not."""
         readiness: Readiness = self._get(Request(path="/health/ready", may_retry=False), "status")
         return readiness
+
+    def _planned(
+        self, pixel_values: ArrayLike, layers: str | None, options: EmbedOptions
+    ) -> ChunkPlan:
+        """Requests for pixels; of other bands than three, the model is asked how many it takes."""
+        array = as_array(pixel_values)
+        channels = channels_of(array)
+        if channels != 3:
+            entry = self.model(options.get("model") or self.models()["default"])
+            channels = entry.get("channels") or channels  # a model that loads does not tell
+        return plan_pixels(array, self._options, layers=layers, channels=channels, **options)
 
     def _get(self, request: Request, *keys: str) -> Any:
         with Scope(self._options.deadline) as scope:

@@ -31,10 +31,15 @@ _TAKEN = ("uint8", "float16", "float32", "float64")
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 
 
-def as_pixels(values: ArrayLike) -> Array:
-    """`values` as a (B, 3, H, W) array that shares their memory where it can.
+def channels_of(values: Array) -> int:
+    """C of (B, C, H, W) or (C, H, W) pixels; 3 of what may be RGB with its channels last."""
+    return values.shape[-3] if values.ndim in (3, 4) and values.shape[-1] != 3 else 3
 
-    One (3, H, W) image becomes a batch of one. Raises InputError for a wrong rank, channel
+
+def as_pixels(values: ArrayLike, channels: int = 3) -> Array:
+    """`values` as a (B, channels, H, W) array that shares their memory where it can.
+
+    One (channels, H, W) image becomes a batch of one. Raises InputError for a wrong rank, channel
     count or dtype, an empty batch, and NaN or infinite pixels, naming their rows.
     """
     array = as_array(values)
@@ -46,11 +51,14 @@ def as_pixels(values: ArrayLike) -> Array:
     if array.ndim == 3:
         array = array[None]
     if array.ndim != 4:
-        raise InputError(f"expected pixels of shape (B, 3, H, W), got {array.shape}")
+        raise InputError(f"expected pixels of shape (B, {channels}, H, W), got {array.shape}")
     if array.size == 0:
         raise InputError(f"the batch is empty: its shape is {array.shape}")
-    if array.shape[1] != 3:
-        raise InputError(f"expected 3 channels in (B, 3, H, W), got {array.shape}{_hint(array)}")
+    if array.shape[1] != channels:
+        hint = _hint(array, channels)
+        raise InputError(
+            f"expected {channels} channels in (B, {channels}, H, W), got {array.shape}{hint}"
+        )
     if array.dtype != np.uint8:
         _check_finite(array)
     return array
@@ -96,8 +104,8 @@ def as_array(values: Any) -> Array:
         raise InputError(f"pixels must be an array or a tensor ({error})") from None
 
 
-def _hint(array: Array) -> str:
-    return "; channels last? use transpose(0, 3, 1, 2)" if array.shape[-1] == 3 else ""
+def _hint(array: Array, channels: int) -> str:
+    return "; channels last? use transpose(0, 3, 1, 2)" if array.shape[-1] == channels else ""
 
 
 def _check_finite(array: Array) -> None:

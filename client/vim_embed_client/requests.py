@@ -117,8 +117,9 @@ def embed_params(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layers: str | None,
+    channels: int = 3,
 ) -> Params:
-    """Query parameters of /embed; layers is a granularity.
+    """Query parameters of /embed; layers is a granularity, channels are of the pixels.
 
     Raises InputError for an unusable dtype, mean or std.
     """
@@ -130,18 +131,19 @@ def embed_params(
         "layers": layers,
         "dtype": dtype,
         "exact": None if exact is None else str(bool(exact)).lower(),
-        "mean": _triple("mean", mean),
-        "std": _triple("std", std),
+        "mean": _per_band("mean", mean, channels),
+        "std": _per_band("std", std, channels),
     }
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _triple(name: str, values: Sequence[float] | None) -> str | None:
+def _per_band(name: str, values: Sequence[float] | None, channels: int) -> str | None:
     if values is None:
         return None
     numbers = [float(value) for value in values]
-    if len(numbers) != 3 or not np.isfinite(numbers).all():
-        raise InputError(f"{name} must be three finite numbers, got {list(values)}")
+    if len(numbers) != channels or not np.isfinite(numbers).all():
+        many = "three" if channels == 3 else str(channels)
+        raise InputError(f"{name} must be {many} finite numbers, got {list(values)}")
     if name == "std" and min(numbers) <= 0:
         raise InputError(f"std must be positive, got {list(values)}")
     return ",".join(map(repr, numbers))
@@ -152,12 +154,16 @@ def plan_pixels(
     options: Options,
     *,
     layers: str | None,
+    channels: int = 3,
     wire: str = "auto",
     **embed: Unpack[ImageOptions],
 ) -> ChunkPlan:
-    """Check pixels and cut them into chunks that share their memory. layers: a granularity."""
-    params = embed_params(layers=layers, **embed)
-    array = pixels.as_pixels(values)
+    """Check pixels and cut them into chunks that share their memory.
+
+    layers: a granularity. channels: those that the model takes.
+    """
+    params = embed_params(layers=layers, channels=channels, **embed)
+    array = pixels.as_pixels(values, channels)
     remark = pixels.about_values(array[:_LOOKED_AT])
     if remark:
         warnings.warn(remark, pixels.PixelValueWarning, stacklevel=3)

@@ -149,7 +149,10 @@ def planes_of(one: Hdu, stretch: Stretch, at: tuple[int, ...] = ()) -> tuple[Arr
     shape, whole = one.shape[len(at) :], (slice(None), slice(None))
     if len(shape) == 2:
         return _section(one.hdu, (*at, *whole)), stretch
-    places = select_places(stretch.bands or colours(one.hdu.header, one.shape), shape[0])
+    chosen = stretch.by_number(band_names(one)).bands
+    if chosen is None and stretch.channels == 3:
+        chosen = colours(one.hdu.header, one.shape)
+    places = select_places(chosen, shape[0], stretch.channels)
     flux = np.stack([_section(one.hdu, (*at, place, *whole)) for place in places])
     return flux, replace(stretch, bands=None)
 
@@ -160,9 +163,29 @@ def joined_planes(chosen: Sequence[Hdu], stretch: Stretch) -> tuple[Array, Stret
     if any(one.shape != shape for one in chosen) or len(shape) != 2:
         raise UnusableImage(f"its HDUs are not images of one size, a band each: {told(chosen)}")
     stretch = bands_chosen(stretch) if len(chosen) == 3 else stretch
-    places = select_places(stretch.bands, len(chosen))
+    stretch = stretch.by_number([one.label for one in chosen])
+    places = select_places(stretch.bands, len(chosen), stretch.channels)
     flux = np.stack([_section(chosen[place].hdu, (slice(None),) * 2) for place in places])
     return flux, replace(stretch, bands=None)
+
+
+def band_names(one: Hdu) -> tuple[str, ...]:
+    """Names of the planes of a cube, where its header tells them: `BANDS = 'grizy'`, or `BAND0`
+    (or `BAND1`) and so on."""
+    return _band_names(one.hdu.header, one.shape[-3]) if len(one.shape) > 2 else ()
+
+
+def _band_names(header: Any, count: int) -> tuple[str, ...]:
+    bands = str(header.get("BANDS", "")).strip()
+    split = tuple(bands.replace(",", " ").split())
+    for names in (split, tuple("".join(split))):
+        if len(names) == count:
+            return names
+    for first in (0, 1):
+        keys = [f"BAND{place}" for place in range(first, first + count)]
+        if all(key in header for key in keys):
+            return tuple(str(header[key]).strip() for key in keys)
+    return ()
 
 
 def check_size(one: Hdu, file_bytes: int) -> None:
@@ -189,9 +212,7 @@ def colours(header: Any, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
     if str(header.get("CTYPE3", "")).strip().upper() == "RGB":
         return 0, 1, 2
-    bands = str(header.get("BANDS", "")).strip().lower().replace(",", "")
-    if len(bands) != 3:
-        bands = "".join(str(header.get(f"BAND{place}", "")).strip().lower() for place in range(3))
+    bands = "".join(_band_names(header, 3)).lower()
     if len(set(bands) & set(BLUE_TO_RED)) != 3 or len(bands) != 3:
         return None
     red_first = sorted(range(3), key=lambda place: -BLUE_TO_RED.index(bands[place]))

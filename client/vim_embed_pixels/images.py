@@ -89,9 +89,12 @@ def fit(image: Image.Image, wanted: Fit) -> Image.Image:
 
 
 def fitted(pixels: NDArray[np.uint8], wanted: Fit) -> NDArray[np.uint8]:
-    """(3, H, W) RGB at the model's size, (3, side, side)."""
+    """(3, H, W) RGB at the model's size, (3, side, side); other bands each by itself."""
     import numpy as np
 
+    if len(pixels) != 3:
+        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in pixels]
+        return np.stack([np.asarray(fit(band, wanted)) for band in bands])
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     return np.asarray(fit(image, wanted)).transpose(2, 0, 1)
 

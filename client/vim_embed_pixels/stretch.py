@@ -1,4 +1,4 @@
-"""Fluxes to RGB pixels: three bands chosen, stretched to 0..255.
+"""Fluxes to pixels: as many bands chosen as a model takes, stretched to 0..255.
 
 The numbers are those of platonic-universe's conversion, so that an image embedded from FITS or
 from its data sets is the image that it embeds itself.
@@ -7,7 +7,7 @@ from its data sets is the image that it embeds itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,11 +30,11 @@ _SINGLE = ("float16", "float32", "int8", "uint8", "int16", "uint16")
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """How fluxes become RGB.
+    """How fluxes become RGB, or the bands of a model that takes others.
 
     survey: the name under which bands, limits, kind and zoom were looked up, if they were.
-    bands: places in a cube of those shown as red, green and blue, or of one shown as grey; None
-        takes cubes of three, or of one, as they are.
+    channels: bands that the model takes. bands: places or names in a cube of these, for RGB of
+        red, green and blue, or of one shown as grey; None takes cubes of as many as they are.
     percentiles: fluxes at these become 0 and 1 before the stretch, in each image by itself, over
         the finite fluxes of its three bands together, or of each by itself with `per_band`.
     limits: such fluxes for each band in place of percentiles; `zscale`: those of IRAF's zscale.
@@ -50,7 +50,8 @@ class Stretch:
     """
 
     survey: str | None = None
-    bands: tuple[int, ...] | None = None
+    channels: int = 3
+    bands: tuple[int | str, ...] | None = None
     percentiles: tuple[float, float] = (1.0, 99.0)
     limits: Limits | Literal["zscale"] | None = None
     kind: StretchName | None = None
@@ -63,18 +64,11 @@ class Stretch:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise UnusableOptions(f"percentiles must rise within 0 to 100, got {low:g},{high:g}")
-        if self.bands is not None and len(self.bands) not in (1, 3):
-            raise UnusableOptions(
-                f"one band (grey) or three (red, green, blue) are needed, got {len(self.bands)}"
-            )
         self._check_limits()
         self._check_kind()
 
     def _check_limits(self) -> None:
-        pairs = self.fixed or ()
-        if self.fixed is not None and len(pairs) not in (1, 3):
-            raise UnusableOptions(f"limits are for one band or for three, got {len(pairs)} pairs")
-        for low, high in pairs:
+        for low, high in self.fixed or ():
             if not low < high:
                 raise UnusableOptions(f"limits must rise, got {low:g},{high:g}")
 
@@ -97,6 +91,42 @@ class Stretch:
         if not 0 < self.softening < np.inf:
             raise UnusableOptions(f"the softening must be above 0, got {self.softening:g}")
 
+    def for_channels(self, channels: int) -> Stretch:
+        """The same for a model of so many bands. Raises UnusableOptions where it cannot be."""
+        rgb = channels == 3
+        if self.bands is not None and len(self.bands) not in ((1, 3) if rgb else (channels,)):
+            needed = (
+                "one band (grey) or three (red, green, blue) are"
+                if rgb
+                else (f"the model takes {channels} bands, so that as many are")
+            )
+            raise UnusableOptions(f"{needed} needed, got {len(self.bands)}: see --bands")
+        if self.fixed is not None and len(self.fixed) not in (1, channels):
+            raise UnusableOptions(
+                f"limits are for one band or for {'three' if rgb else channels}, got "
+                f"{len(self.fixed)} pairs"
+            )
+        if self.kind == "lupton" and not rgb:
+            raise UnusableOptions(f"lupton is for three bands, and the model takes {channels}")
+        return replace(self, channels=channels)
+
+    def by_number(self, names: Sequence[str]) -> Stretch:
+        """The same with the places of bands that are given by name. Raises UnusableImage.
+
+        names: of an image's bands, in their order; empty where it does not name them.
+        """
+        wanted = [band for band in self.bands or () if isinstance(band, str)]
+        if not wanted:
+            return self
+        known = {name.lower(): place for place, name in enumerate(names)}
+        missing = [name for name in wanted if name.lower() not in known]
+        if missing and not names:
+            raise UnusableImage("its bands have no names: choose them by number, from 0")
+        if missing:
+            raise UnusableImage(f"it has no band {missing[0]}: it has {', '.join(names)}")
+        places = [b if isinstance(b, int) else known[b.lower()] for b in self.bands or ()]
+        return replace(self, bands=tuple(places))
+
     @property
     def fixed(self) -> Limits | None:
         """The limits that are numbers."""
@@ -114,9 +144,9 @@ class Stretch:
 
 
 def to_rgb(flux: Array, how: Stretch) -> Array:
-    """(H, W) or (bands, H, W) fluxes as (3, H, W) uint8. Raises UnusableImage."""
+    """(H, W) or (bands, H, W) fluxes as (channels, H, W) uint8. Raises UnusableImage."""
     with np.errstate(all="ignore"):  # what overflows is looked for, and named
-        rgb = _selected(np.asarray(flux), how.bands)
+        rgb = _selected(np.asarray(flux), how)
         finite = np.isfinite(rgb)
         rgb = _filled(rgb, finite, how.blank)
         if how.zoom is not None:
@@ -143,18 +173,30 @@ def cropped(array: Array, side: int | None) -> Array:
     return array[..., top : top + side, left : left + side]
 
 
-def select_places(bands: Sequence[int] | None, count: int) -> Sequence[int]:
-    """Places of the red, green and blue band in a cube of `count`. Raises UnusableImage."""
-    if bands is None:
-        if count not in (1, 3):
-            raise UnusableImage(f"it has {count} bands: choose one or three with --bands R,G,B")
-        bands = range(count)
-    outside = [band for band in bands if not -count <= band < count]
+def select_places(
+    bands: Sequence[int | str] | None, count: int, channels: int = 3
+) -> Sequence[int]:
+    """Places in a cube of `count` of the bands that a model takes. Raises UnusableImage.
+
+    For a model of three they are red, green and blue; one alone is all of them, and so grey.
+    """
+    taken = (1, 3) if channels == 3 else (channels,)
+    if len(range(count) if bands is None else bands) not in taken:
+        wanted = (
+            "one or three with --bands R,G,B"
+            if channels == 3
+            else (f"the {channels} that the model takes with --bands")
+        )
+        raise UnusableImage(f"it has {count} bands: choose {wanted}")
+    places = [band for band in (range(count) if bands is None else bands) if isinstance(band, int)]
+    if len(places) < len(bands or ()):
+        raise UnusableImage("its bands have no names: choose them by number, from 0")
+    outside = [band for band in places if not -count <= band < count]
     if outside:
         raise UnusableImage(
             f"it has {count} bands, numbered from 0, and none is {outside[0]}: choose with --bands"
         )
-    return list(bands) * (3 // len(bands))
+    return places * (channels // len(places))
 
 
 def check_numbers(dtype: np.dtype[Any]) -> None:
@@ -163,15 +205,16 @@ def check_numbers(dtype: np.dtype[Any]) -> None:
         raise UnusableImage(f"it holds {dtype}, which are no fluxes or pixels")
 
 
-def _selected(flux: Array, bands: tuple[int, ...] | None) -> Array:
-    """The three bands as float32, or as float64 where they are more than float32 may hold."""
+def _selected(flux: Array, how: Stretch) -> Array:
+    """The bands as float32, or as float64 where they are more than float32 may hold."""
     check_numbers(flux.dtype)
+    bands = how.bands
     if flux.ndim == 2 and flux.size:
         flux = flux[None]
         bands = None
     if flux.ndim != 3 or flux.size == 0:
         raise UnusableImage(f"its fluxes have shape {flux.shape}: expected (bands, H, W) or (H, W)")
-    chosen = flux[list(select_places(bands, len(flux)))]
+    chosen = flux[list(select_places(bands, len(flux), how.channels))]
     return chosen.astype(np.float32 if flux.dtype.name in _SINGLE else np.float64)
 
 

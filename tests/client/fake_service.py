@@ -223,6 +223,7 @@ def entry() -> dict[str, Any]:
             "digest": "sha256:bbbb",
         },
         "poolings": ["mean", "cls", "patch-mean"],
+        "channels": 3,
         "granularities": ["blocks", "residual", "leaves", "all"],
         "limits": {"max_rows": 1024, "max_body_bytes": 1 << 28, "batch_rows": 64},
     }

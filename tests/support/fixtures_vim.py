@@ -65,3 +65,13 @@ def relative_l2(found: Any, expected: Any) -> float:
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def banded(folder: Path, channels: int) -> Path:
+    """vim_micro whose patch embedding repeats RGB's weights over other bands."""
+    content = raw_checkpoint("vim_micro")
+    weight = content["model"]["patch_embed.proj.weight"]
+    repeated = weight[:, [band % 3 for band in range(channels)]]
+    content["model"]["patch_embed.proj.weight"] = repeated.contiguous()
+    torch.save(content, folder / f"bands{channels}.pth")
+    return folder / f"bands{channels}.pth"

@@ -93,7 +93,6 @@ class BulkRun:
         self._found, self._options, self._mode = found or LeftOut(), options, mode
         self._read_options = read_options or ReadOptions()
         self.kept = 0
-        self._open_reader = partial(open_reader, options=self._read_options)
 
     def run(self) -> Summary:
         """Embed what is not done yet, then write the output.
@@ -142,26 +141,31 @@ class BulkRun:
 
     def _embed(self, checkpoint: Checkpoint) -> None:
         entry = ready_model(self._client, self._options.get("model"))
+        channels = entry.get("channels") or 3
+        read_options = self._read_options.for_channels(channels)
+        open_reader_of = partial(open_reader, options=read_options)
         sender = BatchSender(
             HttpService(self._client, self._options),
             entry["preprocessing"],
-            resize=self._read_options.resize,
+            resize=read_options.resize,
+            channels=channels,
+            normalised=bool(self._options.get("mean") and self._options.get("std")),
         )
-        check_inputs(checkpoint, self._sources, self._open_reader)
+        check_inputs(checkpoint, self._sources, open_reader_of)
         check_model(checkpoint, entry)
         check_options(
             checkpoint,
             list(self._read_options.identity()),
             self._sources,
-            self._open_reader,
+            open_reader_of,
             sender,
         )
         batch_rows = self._rows_of_a_request(checkpoint, sender)
-        totals = Totals(self._sources, self._open_reader)
+        totals = Totals(self._sources, open_reader_of)
         done = resumed = checkpoint.entries
         totals.advance(checkpoint.cursor, done)
         self._tell(done, resumed, totals)
-        entries = read_from(self._sources, self._open_reader, checkpoint.cursor)
+        entries = read_from(self._sources, open_reader_of, checkpoint.cursor)
         with _notes_for_warnings():
             for results, origins in embedded_in_order(
                 sender,

@@ -63,18 +63,38 @@ class HttpService:
 class BatchSender:
     """Makes rows ready and embeds them; the RowSender of the pipeline.
 
-    spec: the model's, to which fluxes are resized, and with `resize` uint8 arrays too.
+    spec: the model's, to which fluxes are resized, and with `resize` uint8 arrays too. channels:
+    of the model. normalised: whether uint8 pixels of other bands than RGB come with mean and std.
     """
 
-    def __init__(self, service: Service, spec: PreprocessingEntry, *, resize: bool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        spec: PreprocessingEntry,
+        *,
+        resize: bool,
+        channels: int = 3,
+        normalised: bool = False,
+    ) -> None:
         self._service, self._spec, self._resize = service, spec, resize
+        self._channels, self._bytes_taken = channels, channels == 3 or normalised
 
     def ready(self, item: Item) -> Ready:
         if item.like is None:
+            if self._channels != 3:
+                raise InputError(
+                    f"it is an encoded image, which has no {self._channels} bands as the model "
+                    "takes: give FITS, arrays or tables"
+                )
             data = encoded_bytes(item)
             mark = fingerprint(data, "encoded")
             return Ready(data=data, fingerprint=mark, note=_note_of_some(data, mark))
         pixels = sent_pixels(item, self._spec, resize=self._resize)
+        if pixels.dtype == np.uint8 and not self._bytes_taken:
+            raise InputError(
+                f"the model takes {self._channels} bands, whose mean and deviation are not known: "
+                "give --mean and --std, a number for each, or normalised floats"
+            )
         kind = f"{pixels.dtype.str} {pixels.shape}"
         return Ready(
             data=pixels,
@@ -93,8 +113,10 @@ class BatchSender:
 
     def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...] = ()) -> Answer:
         side = self._spec["image_size"]
-        ramp = np.linspace(0, 255, side * side).astype(np.uint8).reshape(side, side)
-        return self._service.giving_up_on(give_up_on).embed(np.stack([ramp, ramp, ramp])[None])
+        kind, top = (np.uint8, 255) if self._channels == 3 else (np.float32, 1)
+        ramp = np.linspace(0, top, side * side).astype(kind).reshape(side, side)
+        image = np.stack([ramp] * self._channels)
+        return self._service.giving_up_on(give_up_on).embed(image[None])
 
     def _note(self, pixels: Array) -> str:
         side, (height, width) = self._spec["image_size"], pixels.shape[1:]

@@ -73,6 +73,11 @@ def _hdu(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
+def _band(text: str) -> int | str:
+    text = text.strip()
+    return int(text) if text.lstrip("-").isdigit() else _word(text.replace("-", "")) and text
+
+
 def _word(text: str) -> str:
     if not text.strip().isalnum():
         raise ValueError
@@ -150,7 +155,7 @@ _FLUXES = (
         "fluxes; @head: its development head, with its zoom.",
     ),
     click.option(
-        "--bands", metavar="R,G,B", callback=numbers(int, "3,1,0"),
+        "--bands", metavar="R,G,B", callback=numbers(_band, "3,1,0 or z,r,g"),
         help="Places, from 0, of the bands of a cube that are shown as red, green and blue; one "
         "is shown as grey.",
     ),

@@ -237,7 +237,14 @@ class PartEmbedder:
         tune_memory(settings.device)
         service = EngineService(settings, job.options, make_engines)
         self._job, self._folder = job, Path(folder)
-        self._sender = BatchSender(service, service.spec, resize=job.read_options.resize)
+        self._read_options = job.read_options.for_channels(service.channels)
+        self._sender = BatchSender(
+            service,
+            service.spec,
+            resize=job.read_options.resize,
+            channels=service.channels,
+            normalised=job.options.mean is not None and job.options.std is not None,
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{"part": [json]} to {"report": [json]}: of what was written to disk, or of a row at fault
@@ -258,7 +265,7 @@ class PartEmbedder:
         origins: list[Origin] = []
         for some, told in embedded_in_order(
             self._sender,
-            entries_of(part, self._job.read_options),
+            entries_of(part, self._read_options),
             batch_rows=_BATCH_ROWS,
             in_flight=_IN_FLIGHT,
         ):

@@ -45,6 +45,11 @@ class EngineService:
         self._decoders = ThreadPoolExecutor(max(1, os.cpu_count() or 1))
 
     @property
+    def channels(self) -> int:
+        """Bands that the model takes."""
+        return self._info.channels
+
+    @property
     def spec(self) -> PreprocessingEntry:
         """How the model wants its images, as `GET /models` tells it."""
         spec = self._info.preprocessing
@@ -53,12 +58,14 @@ class EngineService:
             "interpolation": spec.interpolation,
             "mean": list(spec.mean),
             "std": list(spec.std),
-            "channels": "RGB",
+            "channels": spec.channels,
+            "resize_to": spec.resize_to,
+            "keep_aspect": spec.keep_aspect,
             "digest": spec.digest,
         }
 
     def embed(self, pixels: Array) -> Answer:
-        array = as_pixels(pixels)
+        array = as_pixels(pixels, self._info.channels)
         return self._embedded(np.ascontiguousarray(array, wire_dtype(array, "auto")))
 
     def embed_images(self, images: Sequence[bytes]) -> Answer:

@@ -8,25 +8,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from support.fixtures_vim import load_fixture, raw_checkpoint, relative_l2
+from support.fixtures_vim import banded, load_fixture, relative_l2
 from support.serving import NPY, from_npy, npy, running
 from vim_embed import load_model
 from vim_embed.engines.build import build_engines
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
-
-
-def banded(folder: Path, channels: int) -> Path:
-    """vim_micro whose patch embedding repeats RGB's weights over other bands."""
-    content = raw_checkpoint("vim_micro")
-    weight = content["model"]["patch_embed.proj.weight"]
-    repeated = weight[:, [band % 3 for band in range(channels)]]
-    content["model"]["patch_embed.proj.weight"] = repeated.contiguous()
-    torch.save(content, folder / f"bands{channels}.pth")
-    return folder / f"bands{channels}.pth"
 
 
 @pytest.mark.parametrize("channels", [1, 4, 5])

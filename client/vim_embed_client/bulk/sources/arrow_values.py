@@ -196,7 +196,10 @@ class Values:
         if "flux" in names:
             flux = list_values(one.field("flux"))
             crop, flip = self._options.crop, self._options.flip
-            return flux_item(row_id, flux, self._options.stretch, crop=crop, flip=flip)
+            told = one.field("band")[0].as_py() if "band" in names else None
+            with named("it cannot be shown"):
+                stretch = self._options.stretch.by_number(told if isinstance(told, list) else ())
+            return flux_item(row_id, flux, stretch, crop=crop, flip=flip)
         value = one[0].as_py()
         if value.get("bytes") is not None:
             return self._encoded(value["bytes"], row_id)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Layout, flux_item, layout_of
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
 from vim_embed_client.bulk.sources.reader import (
@@ -127,10 +128,12 @@ class FitsReader(FileReader):
 
     def _layout(self, one: fits.Hdu) -> Layout:
         fits.check_size(one, self.content.size())
-        colours = fits.colours(one.hdu.header, one.shape)
-        return layout_of(
-            one.shape, _FLOATS, self._options, always_fluxes=True, are_bands=colours is not None
-        )
+        names = fits.band_names(one)
+        are_bands = fits.colours(one.hdu.header, one.shape) is not None
+        with named("it cannot be shown"):
+            stretch = self._options.stretch.by_number(names)
+        options = replace(self._options, stretch=stretch)
+        return layout_of(one.shape, _FLOATS, options, always_fluxes=True, are_bands=are_bands)
 
     def _part(self, one: fits.Hdu) -> _Part:
         row_id = readable(f"{self.name}[{one.label}]" if self._all else self.name)

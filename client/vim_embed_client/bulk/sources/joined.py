@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Shown, flux_item
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Description, Entry, Item, Reader, Skipped, readable
@@ -16,7 +17,7 @@ OpenReader = Callable[[str], Reader]
 
 
 class JoinedReader:
-    """The image whose red, green and blue band are files of their own.
+    """The image whose bands are files of their own, in the order red, green, blue for RGB.
 
     name: their path with `{r,g,b}` for the band. paths: of the bands that are there.
     """
@@ -54,6 +55,8 @@ class JoinedReader:
             raise InputError(f"its bands are not of one size: {told}")
         stretch = self._options.stretch
         stretch = bands_chosen(stretch) if len(shown) == 3 else stretch
+        with named("it cannot be shown"):
+            stretch = stretch.by_number(self._wanted)
         flux = np.stack([one.flux for one in shown])
         crop, flip = shown[0].crop, shown[0].flip
         item = flux_item(readable(self.name), flux, stretch, crop=crop, flip=flip)

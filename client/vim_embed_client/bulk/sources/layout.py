@@ -66,7 +66,7 @@ def _layout_of(
     if fluxes and len(shape) == 3 and not stacked and not are_bands:
         _check_bands(shape, options)
     if fluxes and len(one) == 3:
-        select_places(options.stretch.bands, one[0])
+        select_places(options.stretch.bands, one[0], options.channels)
     if not fluxes and dtype != np.uint8 and dtype.kind in "iu":
         raise InputError(
             f"its {dtype} numbers are no pixels: give --percentiles 1,99 if they are fluxes, or "
@@ -76,7 +76,7 @@ def _layout_of(
 
 
 def _are_fluxes(one: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> bool:
-    in_colour = len(one) == 3 and 3 in (one[0], one[2])
+    in_colour = len(one) == 3 and options.channels in (one[0], one[2])
     if dtype == np.uint8:
         return not in_colour and len(one) != 2
     return options.fluxes or not in_colour
@@ -84,6 +84,8 @@ def _are_fluxes(one: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions
 
 def _check_bands(shape: tuple[int, ...], options: ReadOptions) -> None:
     if options.stretch.bands is None and shape[0] != 1:
+        if shape[0] == options.channels != 3:
+            return
         several = "three bands (--bands 0,1,2)" if shape[0] == 3 else "bands (--bands R,G,B)"
         raise InputError(
             f"its shape is {shape}: say whether the first axis counts {several} or galaxies "
@@ -109,9 +111,9 @@ def array_entry(
     flip = upwards != options.flip
     if layout.fluxes:
         return flux_item(row_id, array, options.stretch, crop=options.crop, flip=flip)
-    if array.ndim == 2:
-        array = np.broadcast_to(array, (3, *array.shape))
-    return pixel_item(row_id, array, crop=options.crop, flip=flip)
+    if array.ndim == 2 and options.channels in (1, 3):
+        array = np.broadcast_to(array, (options.channels, *array.shape))
+    return pixel_item(row_id, array, crop=options.crop, flip=flip, channels=options.channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +139,20 @@ def flux_item(
     return Item(id=row_id, data=shown, size=flux.nbytes)
 
 
-def pixel_item(row_id: str, pixels: Array, *, crop: int | None = None, flip: bool = False) -> Entry:
-    """A (3, H, W) or channels-last (H, W, 3) array as an item; any other shape is left out."""
-    if pixels.ndim == 3 and pixels.shape[0] != 3 and pixels.shape[2] == 3:
+def pixel_item(
+    row_id: str,
+    pixels: Array,
+    *,
+    crop: int | None = None,
+    flip: bool = False,
+    channels: int = 3,
+) -> Entry:
+    """A (channels, H, W) or channels-last array as an item; any other shape is left out."""
+    if pixels.ndim == 3 and pixels.shape[0] != channels and pixels.shape[2] == channels:
         pixels = pixels.transpose(2, 0, 1)
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.size == 0:
-        return Skipped(id=row_id, reason=f"its shape is {pixels.shape}: expected (3, H, W)")
+    if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.size == 0:
+        wanted = f"expected ({channels}, H, W)"
+        return Skipped(id=row_id, reason=f"its shape is {pixels.shape}: {wanted}")
     try:
         pixels = cropped(pixels, crop)
     except UnusableImage as error:

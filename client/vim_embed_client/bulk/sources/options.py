@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from vim_embed_client.errors import ConfigurationError
+from vim_embed_pixels.errors import UnusableOptions
 from vim_embed_pixels.fits import HduName
 from vim_embed_pixels.stretch import Stretch
 from vim_embed_pixels.surveys import survey_base
@@ -107,9 +109,30 @@ class ReadOptions:
         return asdict(self)
 
     @property
+    def channels(self) -> int:
+        """Bands that the model takes."""
+        return self.stretch.channels
+
+    def for_channels(self, channels: int) -> ReadOptions:
+        """The same for a model of so many bands.
+
+        Raises ConfigurationError for options that choose another number of them.
+        """
+        for flag, chosen in (("--join-bands", self.join_bands), ("--hdu", self.hdus)):
+            several = len(chosen or ()) > 1
+            if channels != 3 and several and len(chosen or ()) < channels:
+                raise ConfigurationError(
+                    f"the model takes {channels} bands, and {flag} names {len(chosen or ())}"
+                )
+        try:
+            return replace(self, stretch=self.stretch.for_channels(channels))
+        except UnusableOptions as error:
+            raise ConfigurationError(error.message) from None
+
+    @property
     def fluxes(self) -> bool:
         """Whether one was given that only fluxes have a use for."""
-        return self.stretch != Stretch()
+        return self.stretch != Stretch(channels=self.channels)
 
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
