@@ -6,6 +6,7 @@ The same methods with the same signatures as Client, which documents them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, Unpack
@@ -59,6 +60,7 @@ class AsyncClient(BaseClient):
         ca_file: str | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
         max_retries: int = 2,
+        retry_for: float = 0.0,
         deadline: float | None = None,
         rows_per_request: int = 64,
         in_flight: int = 4,
@@ -72,6 +74,7 @@ class AsyncClient(BaseClient):
             ca_file,
             timeout=timeout,
             max_retries=max_retries,
+            retry_for=retry_for,
             deadline=deadline,
             rows_per_request=rows_per_request,
             in_flight=in_flight,
@@ -214,7 +217,7 @@ class AsyncClient(BaseClient):
         return merge
 
     async def _send(self, request: Request, until: asyncio.Timeout) -> httpx.Response:
-        attempt = 0
+        attempt, failed = 0, 0.0
         while True:
             try:
                 response = await self._http.send(await self._built(request, until))
@@ -225,7 +228,9 @@ class AsyncClient(BaseClient):
                 if answered is None:
                     return response
                 error = answered
-            await asyncio.sleep(self._delay(error, request, attempt))
+            now = time.monotonic()
+            failed = failed or now
+            await asyncio.sleep(self._delay(error, request, attempt, now - failed))
             attempt += 1
 
     async def _built(self, request: Request, until: asyncio.Timeout) -> httpx.Request:

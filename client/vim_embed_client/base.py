@@ -37,9 +37,9 @@ class BaseClient:
     def _failure(self, error: Exception, request: Request) -> VimEmbedError:
         return error_from_httpx(error, url=self.base_url, request_id=request.request_id)
 
-    def _delay(self, error: VimEmbedError, request: Request, attempt: int) -> float:
+    def _delay(self, error: VimEmbedError, request: Request, attempt: int, elapsed: float) -> float:
         """Seconds until the next attempt; raises `error` where there is to be none."""
-        delay = retry_delay(error, attempt=attempt, options=self._options)
+        delay = retry_delay(error, attempt=attempt, options=self._options, elapsed=elapsed)
         if delay is None or not request.may_retry:
             raise error
         return delay

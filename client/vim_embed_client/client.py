@@ -6,6 +6,7 @@ AsyncClient has the same methods with the same signatures.
 
 from __future__ import annotations
 
+import time
 from typing import Any, Self, Unpack, cast
 
 import httpx
@@ -54,7 +55,11 @@ class Client(BaseClient):
         VIM_EMBED_CA_FILE.
     timeout: seconds, or an httpx.Timeout, for each step of a request: connecting (5 s), sending
         (60 s), and waiting for the answer (320 s).
-    max_retries: further attempts after connection errors, 408, 429 and 5xx (not 501 and 504).
+    max_retries: further attempts after connection errors, 408, 429 and 5xx (not 501 and 504); 0:
+        none at all.
+    retry_for: seconds for which a service that restarts is waited for (no connection, `draining`,
+        `not_ready`), however many attempts that takes; 0: max_retries alone counts, a second or two
+        by default.
     deadline: seconds for a whole method call with all its requests and retries; None for no limit.
     rows_per_request: a larger batch is split; also by size, at 64 MiB a request.
     in_flight: requests of one batch under way at once.
@@ -73,6 +78,7 @@ class Client(BaseClient):
         ca_file: str | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
         max_retries: int = 2,
+        retry_for: float = 0.0,
         deadline: float | None = None,
         rows_per_request: int = 64,
         in_flight: int = 4,
@@ -86,6 +92,7 @@ class Client(BaseClient):
             ca_file,
             timeout=timeout,
             max_retries=max_retries,
+            retry_for=retry_for,
             deadline=deadline,
             rows_per_request=rows_per_request,
             in_flight=in_flight,
@@ -246,7 +253,7 @@ class Client(BaseClient):
         return merge
 
     def _send(self, request: Request, scope: Scope) -> httpx.Response:
-        attempt = 0
+        attempt, failed = 0, 0.0
         while True:
             try:
                 response = self._http.send(self._built(request, scope))
@@ -257,7 +264,9 @@ class Client(BaseClient):
                 if answered is None:
                     return response
                 error = answered
-            scope.sleep(self._delay(error, request, attempt))
+            now = time.monotonic()
+            failed = failed or now
+            scope.sleep(self._delay(error, request, attempt, now - failed))
             attempt += 1
 
     def _built(self, request: Request, scope: Scope) -> httpx.Request:
@@ -272,7 +281,7 @@ class Client(BaseClient):
 def ready_model(client: Client, name: str | None = None) -> ModelEntry:
     """The model of this name, or the service's own choice. Raises NotReadyError."""
     entry = client.model(name or client.models()["default"])
-    if entry["state"] != "ready":
+    if entry["state"] not in ("ready", "idle"):  # an idle one is loaded by the next request
         reason = f": {entry['reason']}" if entry["reason"] else ""
         raise NotReadyError(
             f"{entry['name']} is {entry['state']}{reason}. `vim-embed models` says when it is ready"

@@ -55,6 +55,7 @@ class OptionChanges(TypedDict, total=False):
     api_key: str | None
     timeout: Timeout
     max_retries: int
+    retry_for: float
     deadline: float | None
     rows_per_request: int
     in_flight: int
@@ -75,6 +76,7 @@ class Options:
     rows_per_request: int
     in_flight: int
     backoff: float
+    retry_for: float = 0.0
     ca_file: str | None = None
     compression: Compression | None = None
     give_up_on: tuple[type[VimEmbedError], ...] = ()
@@ -88,6 +90,8 @@ class Options:
                 raise ConfigurationError(
                     f"{name} must be a whole number from {least}, got {value!r}"
                 )
+        if not self.retry_for >= 0:
+            raise ConfigurationError(f"retry_for must be seconds from 0, got {self.retry_for}")
         if self.backoff < 0:
             raise ConfigurationError(f"backoff must not be negative, got {self.backoff}")
         if self.deadline is not None and self.deadline <= 0:

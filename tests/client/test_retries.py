@@ -265,3 +265,34 @@ def test_a_body_is_not_sent_on_when_nobody_wants_it() -> None:
         body = iter(GuardedStream(httpx.ByteStream(b"whole"), scope))
     with pytest.raises(Cancelled):
         next(body)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "elapsed", "again"),
+    [
+        (ServerUnreachableError("down"), 9, 59.0, True),
+        (ServerUnreachableError("down"), 9, 60.0, False),
+        (ServerUnreachableError("down"), 1, 600.0, True),  # max_retries is the least
+        (NotReadyError("loading"), 40, 1.0, True),
+        (QueueFullError("full"), 9, 1.0, False),  # it has not gone
+        (InternalServerError("bad row"), 9, 1.0, False),
+        (InvalidInputError("bad row"), 0, 1.0, False),
+    ],
+)
+def test_a_service_that_restarts_is_waited_for(
+    error: VimEmbedError, attempts: int, elapsed: float, again: bool
+) -> None:
+    options = _options(retry_for=60.0)
+    delay = retry_delay(error, attempt=attempts, options=options, elapsed=elapsed)
+    assert (delay is not None) == again
+    none = _options(retry_for=60.0, max_retries=0)
+    assert retry_delay(error, attempt=0, options=none) is None
+
+
+def test_attempts_go_on_for_as_long_as_was_asked(
+    make_client: MakeClient, pixels: Pixels, service: FakeService
+) -> None:
+    service.faults.extend([refuse(503, "draining")] * 6)
+    client = make_client(max_retries=1, retry_for=60.0)
+    np.testing.assert_array_equal(client.embed(pixels), embed_rows(pixels))
+    assert len(service.seen) == 7

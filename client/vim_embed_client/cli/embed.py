@@ -98,7 +98,11 @@ _per_band = numbers(float, "0.5,0.5,0.5, a number for each band")
 )  # fmt: skip
 @click.option(
     "--retries", default=5, show_default=True, type=click.IntRange(0),
-    help="Further attempts while the service is busy or restarts.",
+    help="Further attempts while the service is busy or fails; 0: none at all.",
+)  # fmt: skip
+@click.option(
+    "--retry-for", default=60.0, show_default=True, type=click.FloatRange(0),
+    help="Seconds for which a service that restarts is waited for, whatever --retries says.",
 )  # fmt: skip
 @reading_options
 @click.option(
@@ -121,6 +125,7 @@ def embed(
     compression: Compression | None,
     on_error: OnError,
     retries: int,
+    retry_for: float,
     read_options: ReadOptions,
     part_rows: int,
     restart: bool,
@@ -161,6 +166,7 @@ def embed(
             url,
             api_key=api_key,
             max_retries=retries,
+            retry_for=retry_for,
             rows_per_request=batch_rows,
             compression=compression,
         ) as client,
