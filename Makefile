@@ -27,6 +27,7 @@ help:
 	@echo "make hostile         clocks that jump, full disks, 2 GB, stopped processes, slow readers, …"
 	@echo "make identity        50,000 requests of 64 clients: is every row the one asked for?"
 	@echo "make soak            MINUTES=30 at saturation: is memory flat?"
+	@echo "make idle-soak       random load on models that come and go, for IDLE_MINUTES=10"
 	@echo "make memory-soak     200 requests of 77 MB at once into 2 GB"
 	@echo "make bulk-soak       100,000 images through vim-embed embed, killed twice"
 	@echo "make score-soak      the memory of scoring 100,000 rows"
@@ -137,6 +138,12 @@ MINUTES ?= 30
 .PHONY: soak
 soak: $(VENV)/.installed-dev
 	PYTHONPATH=tests:scripts $(BIN)/python scripts/soak.py --minutes $(MINUTES)
+
+# Idle models under random load: rows, memory and the first rows after a rest.
+IDLE_MINUTES ?= 10
+.PHONY: idle-soak
+idle-soak: $(VENV)/.installed-dev
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/idle_soak.py --minutes $(IDLE_MINUTES)
 
 .PHONY: docs
 docs: $(VENV)/.installed-dev

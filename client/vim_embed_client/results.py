@@ -175,7 +175,8 @@ class LimitsEntry(TypedDict):
 
 
 class ModelEntry(TypedDict):
-    """A served model; state is `loading`, `ready`, `failed` or `unloaded`, and reason says why.
+    """A served model; state is `loading`, `ready`, `idle` (the next request loads it), `failed` or
+    `unloaded`, and reason says why.
 
     What follows `reason` is there once the model has been loaded.
     """

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from vim_embed import __version__
@@ -85,6 +85,8 @@ def _model_names(
 
 
 def _kind(field: FieldInfo) -> click.ParamType[Any] | type:
+    if any(isinstance(each, BeforeValidator) for each in field.metadata):
+        return str  # read by the settings
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     if choices:
         return click.Choice(choices)

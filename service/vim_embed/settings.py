@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    """Seconds of `90`, `90s`, `30m`, `2h` or `1d`. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", value.strip())
+    if found is None:
+        raise ValueError(f"{value!r} is no time: use seconds, or a number with s, m, h or d (30m)")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
 
 
 class Settings(BaseSettings):
@@ -164,6 +180,22 @@ class Settings(BaseSettings):
     )
     max_models: int = Field(
         0, ge=0, description="loaded models, before the least used goes; 0: no limit"
+    )
+    idle_unload: Duration = Field(
+        0.0,
+        ge=0,
+        description="time without a request after which a model gives its memory back until the "
+        "next one (`90`, `30m`, `2h`); 0: never",
+    )
+    gpu_memory: str = Field(
+        "",
+        description="most memory of each GPU that torch takes: a share (`0.5`) or bytes (`20GB`)",
+    )
+    devices_expected: int = Field(
+        0,
+        ge=0,
+        description="devices that there should be: with fewer the service is degraded and says so; "
+        "0: as many as are found",
     )
     fault_injection: bool = Field(
         False, description="routes that make forwards fail, for tests of the recovery"

@@ -39,13 +39,15 @@ class BatchKey:
 class Embedded:
     """A finished request: named (rows, D) arrays, and seconds spent waiting and computing.
 
-    info: of the model that answered, on the device or devices that did; None if it was unloaded.
+    load_seconds: spent before all that, until an idle model was loaded again. info: of the model
+    that answered, on the device or devices that did; None if it was unloaded.
     """
 
     outputs: Outputs
     queue_seconds: float
     forward_seconds: float
     info: ModelInfo | None = None
+    load_seconds: float = 0.0
 
 
 @dataclass(eq=False)

@@ -130,8 +130,10 @@ class Worker:
         return self.state.held
 
     def holds(self, model: str) -> bool:
-        """Whether rows of the model are among them."""
-        return any(part.request.key.model == model for part in self.held)
+        """Whether rows of the model are among them, or a check of it waits or runs."""
+        checked = [name for name, _ in self._checks]
+        checked += [job.model for job in self.state.in_phase("checking")]
+        return model in checked or any(part.request.key.model == model for part in self.held)
 
     def availability(self, model: str) -> Availability:
         """Whether the model's rows run here."""
@@ -281,7 +283,7 @@ class Worker:
             return None
         if self._may_check(state):
             model, future = self._checks.popleft()
-            state.begin(Job("checking", check=future))
+            state.begin(Job("checking", check=future, model=model))
             self._source.wake()
             return partial(self._answer_check, state, model, future)
         key, slices = self._source.take(self)

@@ -34,7 +34,8 @@ AHEAD: tuple[Phase, ...] = ("staging", "staged")
 
 @dataclass(eq=False)
 class Job:
-    """What one thread is at. slices: the rows it holds. check: who waits for a comparison.
+    """What one thread is at. slices: the rows it holds. check: who waits for a comparison,
+    and of which model.
 
     since: when the phase began, in `time.monotonic()`.
     """
@@ -42,6 +43,7 @@ class Job:
     phase: Phase
     slices: Sequence[Slice] = ()
     check: Future[CheckReport] | None = None
+    model: str = ""
     since: float = field(default_factory=time.monotonic)
 
     def enter(self, phase: Phase) -> None:

@@ -35,8 +35,9 @@ class EngineService:
         self, settings: Settings, options: EmbedOptions, make_engines: MakeEngines
     ) -> None:
         """Blocks until the model is loaded. Raises ServiceError with the reason if it cannot be."""
-        unbounded = {"queue_rows": _NO_BOUND, "queue_bytes": _NO_BOUND}
-        self._settings = settings.model_copy(update=unbounded)
+        # No model rests: nobody else could want its memory before the job ends.
+        changes = {"queue_rows": _NO_BOUND, "queue_bytes": _NO_BOUND, "idle_unload": 0.0}
+        self._settings = settings.model_copy(update=changes)
         self._options = options
         self._service = build_service(self._settings, make_engines(self._settings))
         self._service.start()

@@ -170,6 +170,9 @@ def _check(settings: Settings, cluster: ClusterSettings) -> None:
             "model_control and fault_injection work on a single service only: on a cluster, "
             "change the list of models and deploy again"
         )
+    for name in ("idle_unload", "devices_expected"):
+        if getattr(settings, name):
+            raise ValueError(f"{name} works on a single service only: leave it out on a cluster")
     if settings.device == "cpu" and cluster.gpus:
         raise ValueError(
             f"device is cpu, but each replica reserves {cluster.gpus:g} GPUs: set "

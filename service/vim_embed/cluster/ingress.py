@@ -85,6 +85,9 @@ class RemoteModels:
     def unload(self, name: str) -> None:
         raise _fixed()
 
+    def rest(self, name: str, reason: str) -> None:
+        raise _fixed()
+
     def status(self) -> Mapping[str, ModelStatus]:
         return {name: self._judged(name) for name in self._facts}
 

@@ -13,6 +13,8 @@ from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo, Weigh
 from vim_embed.types.pixels import PixelArray
 from vim_embed.types.preprocessing import Preprocessing
 
+_KNOWN = ("ready", "idle")
+
 
 @dataclass(frozen=True)
 class _ArithmeticBatch:
@@ -56,6 +58,9 @@ class ArithmeticEngine:
     def unload(self, name: str) -> None:
         self._states[name] = "unloaded"
 
+    def rest(self, name: str, reason: str) -> None:
+        self._states[name] = "idle"
+
     def restart(self) -> None:
         return None
 
@@ -68,7 +73,7 @@ class ArithmeticEngine:
 
     def status(self) -> Mapping[str, ModelStatus]:
         return {
-            name: ModelStatus(name, (), state, None, self._info(name) if state == "ready" else None)
+            name: ModelStatus(name, (), state, None, self._info(name) if state in _KNOWN else None)
             for name, state in self._states.items()
         }
 

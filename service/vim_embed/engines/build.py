@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vim_embed.engines.fault_injection import Faults
 from vim_embed.engines.interface import Engine
 from vim_embed.settings import Settings
+
+_LOG = logging.getLogger(__name__)
 
 
 def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engine]:
@@ -15,7 +19,7 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
 
     from vim_embed.engines.certified import check_used, read_certificates
     from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
-    from vim_embed.types.devices import resolve_devices
+    from vim_embed.types.devices import cap_memory, resolve_devices
     from vim_embed.weights.catalogue import parse_model
 
     if settings.threads:
@@ -31,6 +35,9 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
     if not settings.model_control:  # models of other names may come
         check_used(certificates, entries, settings.dtype)
     devices = resolve_devices(settings.device)
+    _tell_of(devices, settings.devices_expected)
+    if settings.gpu_memory:
+        cap_memory(devices, settings.gpu_memory)
     options = EngineOptions(
         device=devices[0],
         dtype=settings.dtype,
@@ -43,3 +50,12 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
         on_forward=faults.strike if faults is not None else None,
     )
     return [TorchEngine(entries, replace(options, device=device)) for device in devices]
+
+
+def _tell_of(devices: Sequence[object], expected: int) -> None:
+    """Log the devices; a GPU that broke is simply not there after a restart."""
+    about = {"devices": [str(device) for device in devices], "expected": expected or len(devices)}
+    if len(devices) < expected:
+        _LOG.error("fewer devices than expected: the service is degraded", extra=about)
+    else:
+        _LOG.info("devices found", extra=about)

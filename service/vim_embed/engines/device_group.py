@@ -13,7 +13,7 @@ from dataclasses import replace
 from vim_embed.engines.interface import Engine, ModelStatus
 from vim_embed.types.model_info import joined
 
-_ORDER = ("ready", "loading", "failed", "unloaded")
+_ORDER = ("ready", "loading", "idle", "failed", "unloaded")
 
 
 class EngineGroup:
@@ -35,6 +35,9 @@ class EngineGroup:
     def unload(self, name: str) -> None:
         self._on_all(lambda engine: engine.unload(name))
 
+    def rest(self, name: str, reason: str) -> None:
+        self._on_all(lambda engine: engine.rest(name, reason))
+
     def status(self) -> Mapping[str, ModelStatus]:
         """The best state of each model; its info names every device that has it."""
         each = [engine.status() for engine in self.members]
@@ -53,10 +56,10 @@ class EngineGroup:
         return {place: size for e in self.members for place, size in e.memory().items()}
 
     def _with(self, model: str) -> Engine:
-        """A device that has it. Raises KeyError."""
+        """A device that has it, or will have it again. Raises KeyError."""
         for engine in self.members:
             status = engine.status().get(model)
-            if status is not None and status.state == "ready":
+            if status is not None and status.answers:
                 return engine
         raise KeyError(model)
 

@@ -18,18 +18,28 @@ from vim_embed.types.model_info import CheckReport, EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray
 
 Outputs = dict[str, NDArray[np.float32]]
-State = Literal["loading", "ready", "failed", "unloaded"]
+# idle: the memory was given back because nobody asked; the next request loads it again.
+State = Literal["loading", "ready", "idle", "failed", "unloaded"]
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A configured model: `info` once it is ready, until then why not, or what it is at."""
+    """A configured model: `info` once it is ready, until then why not, or what it is at.
+
+    An idle model keeps its info, also while it is loaded again.
+    """
 
     name: str
     aliases: tuple[str, ...]
     state: State
     reason: str | None = None
     info: ModelInfo | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether a request for it is answered: at once, or when it is loaded again."""
+        again = self.state == "loading" and self.info is not None
+        return self.state in ("ready", "idle") or again
 
 
 class EngineFailed(RuntimeError):
@@ -76,6 +86,13 @@ class ModelRegistry(Protocol):
 
     def unload(self, name: str) -> None:
         """Give a model's memory back; it must not be running."""
+        ...
+
+    def rest(self, name: str, reason: str) -> None:
+        """Give a model's memory back until `load_model`; what is known of it stays.
+
+        It must not be running. A device that never had the model keeps its state.
+        """
         ...
 
     def status(self) -> Mapping[str, ModelStatus]:

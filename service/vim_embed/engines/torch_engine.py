@@ -120,15 +120,26 @@ class TorchEngine:
         if entry.name in self._models:
             return
         self._entries[entry.name] = entry
-        self._status[entry.name] = ModelStatus(entry.name, entry.aliases, "loading")
-        self._status[entry.name] = self._load_one(entry)
+        before = self._status.get(entry.name) or ModelStatus(entry.name, entry.aliases, "loading")
+        self._status[entry.name] = replace(before, state="loading", reason=None)
+        self._status[entry.name] = self._load_one(_as_before(entry, before.info))
+        _warn_of_other_weights(before.info, self._status[entry.name].info)
 
     def unload(self, name: str) -> None:
         self._status[name] = replace(
             self._status[name], state="unloaded", reason="it was unloaded", info=None
         )
-        self._models.pop(name, None)
         self._facts.pop(name, None)
+        self._free(name)
+
+    def rest(self, name: str, reason: str) -> None:
+        status = self._status[name]
+        if status.info is not None:
+            self._status[name] = replace(status, state="idle", reason=reason)
+            self._free(name)
+
+    def _free(self, name: str) -> None:
+        self._models.pop(name, None)
         gc.collect()
         if self.options.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -142,7 +153,7 @@ class TorchEngine:
         self._staging = HostStaging(self.options.device)
         CAPTURE_TURNS.abandon(self.device)
         self._check_device()
-        for name in list(self._facts):
+        for name in [name for name, status in self._status.items() if status.state == "ready"]:
             self._models.pop(name, None)
             gc.collect()
             info = self._load_checked(self._entries[name])
@@ -152,6 +163,8 @@ class TorchEngine:
         return dict(self._status)
 
     def golden(self, model: str) -> Golden:
+        if self._status[model].state != "ready":
+            raise KeyError(model)
         return self._facts[model].golden
 
     def layer_names(self, model: str, granularity: str) -> list[str]:
@@ -184,7 +197,7 @@ class TorchEngine:
         assert isinstance(staged, TorchBatch)
         model = self._models.get(staged.model)
         if model is None:
-            raise RuntimeError(f"{staged.model} is not loaded")
+            raise KeyError(f"{staged.model} is not loaded")
         launching = self._launching
         with self._on_device(), failing_with_the_device():
             outputs = halving_on_oom(
@@ -298,6 +311,19 @@ class TorchEngine:
         self._facts[entry.name], self._models[entry.name] = facts, model
         _announce(model, report)
         return model.info
+
+
+def _as_before(entry: CatalogueEntry, info: ModelInfo | None) -> CatalogueEntry:
+    """The entry at the revision that an idle model was loaded from, whatever the Hub has now."""
+    if info is None or entry.repo is None or entry.path is not None:
+        return entry
+    return replace(entry, revision=entry.revision or info.weights.revision)
+
+
+def _warn_of_other_weights(before: ModelInfo | None, now: ModelInfo | None) -> None:
+    if before is not None and now is not None and before.weights.digest != now.weights.digest:
+        digests = {"before": before.weights.digest, "now": now.weights.digest}
+        _LOG.warning("the model was loaded with other weights", extra={"model": now.name} | digests)
 
 
 def _advice(report: CheckReport) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from dataclasses import replace
 
 import numpy as np
 from fastapi import Request
@@ -70,21 +71,23 @@ async def compute(
                 workspace.count(copied)
             pixels = await _checked(pixels, info, service.settings.max_image_size)
         deadline = _deadline(service, timeout, begin)
-        queued = service.queue.submit(
-            EmbedRequest(
-                info.name,
-                pixels,
-                options,
-                deadline=deadline,
-                client=client_of(request),
-                request_id=request.scope["state"]["request_id"],
+        async with service.idle.using(info.name, deadline) as load_seconds:
+            queued = service.queue.submit(
+                EmbedRequest(
+                    info.name,
+                    pixels,
+                    options,
+                    deadline=deadline,
+                    client=client_of(request),
+                    request_id=request.scope["state"]["request_id"],
+                )
             )
-        )
-        done = await _answer_or_gone(request, queued, deadline, begin)
+            done = await _answer_or_gone(request, queued, deadline, begin)
     except ServiceError as error:
         service.metrics.failed(info.name, error.code)
         raise
     if done is not None:
+        done = replace(done, load_seconds=load_seconds)
         service.metrics.embedded(info.name, done, time.monotonic() - begin)
         service.traces.embedded(info.name, queued.rows, begin, queued.submitted, done)
     return done
@@ -173,7 +176,8 @@ def _read(answer: asyncio.Future[Embedded]) -> None:
 
 def timing(done: Embedded, begin: float) -> str:
     """The value of `Server-Timing`, in milliseconds. begin: of the request."""
-    parts = {
+    load = {"load": done.load_seconds} if done.load_seconds else {}
+    parts = load | {
         "queue": done.queue_seconds,
         "forward": done.forward_seconds,
         "total": time.monotonic() - begin,

@@ -41,7 +41,8 @@ class Metrics:
     """Counters, histograms and gauges; a `batching.observer.Observer`.
 
     Counted per request: `embed_seconds` = `queue_seconds` + `compute_seconds` +
-    `overhead_seconds`. Counted per batch: `stage_seconds`, `forward_seconds`, `batch_rows`.
+    `overhead_seconds`, and `load_seconds` where an idle model was loaded again. Counted per batch:
+    `stage_seconds`, `forward_seconds`, `batch_rows`.
     """
 
     def __init__(self, devices: int = 1) -> None:
@@ -64,8 +65,13 @@ class Metrics:
         models: Callable[[], Mapping[str, ModelStatus]],
         memory: Callable[[], Mapping[tuple[str, str], int]],
         degraded: Callable[[], Mapping[str, str]],
+        devices_expected: int = 0,
     ) -> None:
         """From now on ask these at every scrape; called once, when a service is put together."""
+        text = "Devices that were found at the start"
+        self._gauge("devices", text, lambda: len(queue.devices))
+        text = "Devices that there should be; 0 where the settings do not say"
+        self._gauge("devices_expected", text, lambda: devices_expected)
         text = "Devices and models that give less than the settings ask for"
         self._gauge("degraded", text, lambda: len(degraded()))
         self._gauge("waiting_rows", "Rows in the queue", lambda: queue.waiting_rows)
@@ -98,6 +104,9 @@ class Metrics:
         self.overhead_seconds = self._histogram(
             "overhead_seconds", "Seconds of a request neither queued nor computing", "model"
         )
+        self.load_seconds = self._histogram(
+            "load_seconds", "Seconds that a request waited for an idle model", "model"
+        )
         self.failures = self._counter(
             "failures", "Requests for a model that got an error", "model", "reason"
         )
@@ -117,6 +126,12 @@ class Metrics:
         )
 
     def _of_workers(self) -> None:
+        self.idle_unloads = self._counter(
+            "idle_unloads", "Times that a model gave its memory back, as nobody asked", "model"
+        )
+        self.reloads = self._counter(
+            "reloads", "Times that an idle model was loaded again", "model"
+        )
         self.worker_failures = self._counter(
             "worker_failures", "Failures of a worker, each followed by a restart", "device", "cause"
         )
@@ -150,6 +165,21 @@ class Metrics:
     def checked(self, model: str, ok: bool) -> None:
         self.self_checks.labels(model, "ok" if ok else "failed").inc()
 
+    # what idle models report
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Begin their counts at 0, so that the first event is a rise."""
+        for model in models:
+            self.idle_unloads.labels(model)
+            self.reloads.labels(model)
+            self.load_seconds.labels(model)
+
+    def rested(self, model: str) -> None:
+        self.idle_unloads.labels(model).inc()
+
+    def loaded_again(self, model: str, seconds: float) -> None:
+        self.reloads.labels(model).inc()
+
     # the connections' reports
 
     def connection_refused(self, reason: str) -> None:
@@ -169,7 +199,9 @@ class Metrics:
         self.embed_seconds.labels(model).observe(seconds)
         self.queue_seconds.labels(model).observe(done.queue_seconds)
         self.compute_seconds.labels(model).observe(done.forward_seconds)
-        overhead = seconds - done.queue_seconds - done.forward_seconds
+        if done.load_seconds:
+            self.load_seconds.labels(model).observe(done.load_seconds)
+        overhead = seconds - done.load_seconds - done.queue_seconds - done.forward_seconds
         self.overhead_seconds.labels(model).observe(max(0.0, overhead))
 
     def failed(self, model: str, reason: str) -> None:
@@ -250,6 +282,11 @@ class ServiceCollector(Collector):
         ready = GaugeMetricFamily(
             "vim_embed_model_ready", "Whether a configured model can answer", labels=("model",)
         )
+        idle = GaugeMetricFamily(
+            "vim_embed_model_idle",
+            "Whether a model gave its memory back until the next request",
+            labels=("model",),
+        )
         info = GaugeMetricFamily("vim_embed_model_info", "A model that is loaded", labels=labels)
         memory = GaugeMetricFamily(
             "vim_embed_gpu_memory_bytes",
@@ -260,7 +297,8 @@ class ServiceCollector(Collector):
             "vim_embed_device_up", "Whether a device's worker is at work", labels=("device",)
         )
         for name, status in self._models().items():
-            ready.add_metric((name,), float(status.state == "ready"))
+            ready.add_metric((name,), float(status.answers))
+            idle.add_metric((name,), float(status.state == "idle"))
             if (m := status.info) is not None:
                 random = str(m.weights.random).lower()
                 values = (name, m.kind, m.dtype, m.device, m.backend, m.weights.digest, random)
@@ -269,4 +307,4 @@ class ServiceCollector(Collector):
             memory.add_metric(place, size)
         for device, state in self._queue.devices.items():
             up.add_metric((device,), float(state == "up"))
-        yield from (ready, info, memory, up)
+        yield from (ready, idle, info, memory, up)

@@ -67,6 +67,28 @@ class ModelControl:
         with self._one_at_a_time:
             self._unload(name)
 
+    def rest(
+        self,
+        name: str,
+        reason: str,
+        *,
+        claim: Callable[[], bool] = lambda: True,
+        failed: bool = False,
+    ) -> bool:
+        """Give the memory of a model back that nobody uses; whether that was done.
+
+        claim: asked last, when no other model is loaded or unloaded. failed: the model could not
+        be loaded again, and rests on.
+        """
+        with self._one_at_a_time:
+            if self._state(name) != ("failed" if failed else "ready"):
+                return False
+            if not failed and (self._queue.busy_with(name) or name in self.pinned or not claim()):
+                return False
+            self._models.rest(name, reason)
+        trim()
+        return True
+
     def pin(self, name: str, on: bool = True) -> None:
         """Keep a model from being unloaded, or no longer."""
         (self.pinned.add if on else self.pinned.discard)(name)
@@ -77,7 +99,9 @@ class ModelControl:
 
     def _make_room(self, name: str) -> None:
         while self._max_models:
-            ready = [n for n, s in self._models.status().items() if s.state == "ready"]
+            status = self._models.status()
+            kept = ("ready", "idle")  # an idle model keeps its place: it comes back by itself
+            ready = [n for n, s in status.items() if s.state in kept and n != name]
             if len(ready) < self._max_models:
                 return
             free = [n for n in ready if n not in self.pinned]

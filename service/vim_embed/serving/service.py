@@ -19,6 +19,7 @@ from vim_embed.engines.interface import Engine, ModelRegistry, ModelStatus
 from vim_embed.errors import NotReady, UnknownModel
 from vim_embed.observability.metrics import Metrics
 from vim_embed.observability.tracing import traces_of_environment
+from vim_embed.serving.idle import IdleModels
 from vim_embed.serving.model_control import ModelControl
 from vim_embed.serving.process_tuning import Trimming
 from vim_embed.serving.self_checks import IdleChecks
@@ -45,13 +46,14 @@ class Service:
         self.control = ModelControl(
             models, queue, max_models=settings.max_models, patience=settings.request_timeout
         )
+        self.idle = IdleModels(models, self.control, settings.idle_unload, metrics)
         self.traces = traces_of_environment()
         self.draining = False
         self.trimming = Trimming(lambda: metrics.utilisation.working_seconds)
         self._checks = IdleChecks(queue, self._ready_names, settings.check_interval)
         self.on_drain: Callable[[], None] = lambda: None  # ends what would not be embedded any more
         self._loading: threading.Thread | None = None
-        metrics.watch(queue, self.statuses, models.memory, self.degraded)
+        metrics.watch(queue, self.statuses, models.memory, self.degraded, settings.devices_expected)
 
     def start(self, on_loaded: Callable[[bool], None] | None = None) -> None:
         """Start the queue and load the models in a thread; then `on_loaded(any are ready)`."""
@@ -61,11 +63,13 @@ class Service:
             if on_loaded is not None:
                 on_loaded(any(m.state == "ready" for m in self.models.status().values()))
 
+        self.metrics.expect(self.models.status())
         self.trimming.start()
         self.queue.start()
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)
         self._loading.start()
         self._checks.start()
+        self.idle.start()
 
     def wait_loaded(self) -> None:
         """Block until every model is loaded or has failed."""
@@ -82,6 +86,7 @@ class Service:
         """Finish what is in flight within the drain timeout. False if something was left."""
         self.begin_drain()
         self._checks.stop()
+        self.idle.stop()
         self.trimming.stop()
         empty = self.queue.drain(self.settings.drain_timeout)
         if self._loading is not None:
@@ -108,9 +113,12 @@ class Service:
         raise UnknownModel(f"no model {name!r} is loaded here: use one of {', '.join(models)}")
 
     def ready_model(self, name: str | None) -> ModelInfo:
-        """A model that can answer now. Raises UnknownModel or NotReady."""
+        """A model that can answer, though it may have to be loaded again before (serving/idle.py).
+
+        Raises UnknownModel or NotReady.
+        """
         status = self.find(name)
-        if status.state != "ready" or status.info is None:
+        if not status.answers or status.info is None:
             why = status.reason or ""
             if status.state == "loading":
                 why = f"it is still loading ({why or 'queued'}); retry shortly"
@@ -129,10 +137,17 @@ class Service:
     def degraded(self) -> dict[str, str]:
         """By device, why the service gives less than its settings ask for; empty if it does not.
 
-        A device that is lost or begins anew, a forward that takes long and may be hanging, a model
-        that only some devices have; under a model's name, why none has it.
+        Fewer devices than are expected, a device that is lost or begins anew, a forward that takes
+        long and may be hanging, a model that only some devices have; under a model's name, why none
+        has it.
         """
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[str]] = {
+            name: [f"it could not be loaded again: {reason}"]
+            for name, reason in self.idle.failed.items()
+        }
+        expected, there = self.settings.devices_expected, len(self.queue.devices)
+        if there < expected:
+            found["devices"] = [f"{expected} are expected, {there} were found at the start"]
         for status in self.statuses().values():
             if status.state == "failed":
                 found.setdefault(status.name, []).append(status.reason or "failed")
@@ -146,14 +161,14 @@ class Service:
         """State by model, if the service can answer. Raises NotReady with the reasons."""
         models = self.statuses()
         states = {name: status.state for name, status in models.items()}
-        reasons = {name: s.reason or s.state for name, s in models.items() if s.state != "ready"}
+        reasons = {name: s.reason or s.state for name, s in models.items() if not s.answers}
         problem = None
         if self.draining:
             problem = "the service is shutting down"
         elif not self.queue.up:
             broken = self.queue.problems or {"worker": "its threads are not running"}
             problem = "no worker: " + "; ".join(f"{k}: {v}" for k, v in broken.items())
-        elif "ready" not in states.values():
+        elif not any(status.answers for status in models.values()):
             problem = "no model is ready: " + "; ".join(f"{k}: {v}" for k, v in reasons.items())
         if problem:
             raise NotReady(problem, detail={"models": reasons}, retry_after=2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import torch
 
 DTYPES = {
@@ -44,6 +47,36 @@ def resolve_devices(names: str) -> list[torch.device]:
     if twice:
         raise ValueError(f"device {', '.join(twice)} is given twice")
     return devices
+
+
+def memory_share(most: str, total: int) -> float:
+    """The share of `total` bytes that `most` is: a share itself (0.5), or bytes (20GB, 512MiB).
+
+    Raises ValueError.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)(B?)", most.strip())
+    if found is None:
+        raise ValueError(f"{most!r} is no size of memory: use a share as 0.5, or bytes as 20GB")
+    number, unit, binary, is_bytes = found.groups()
+    if not is_bytes and (unit or binary):
+        raise ValueError(f"{most!r} has no unit: write {most}B")
+    base = 1024 if binary else 1000
+    share = float(number) * base ** " kMGT".index(unit or " ") / (total if is_bytes else 1)
+    if not 0 < share <= 1:
+        raise ValueError(f"{most!r} is not within the device's memory of {total / 1e9:.1f} GB")
+    return share
+
+
+def cap_memory(devices: Iterable[torch.device], most: str) -> None:
+    """Let torch take no more than `most` of each device; see `memory_share`. Raises ValueError.
+
+    What the driver needs beside it (CUDA's context, some hundred MB) is not counted.
+    """
+    for device in devices:
+        if device.type != "cuda":
+            raise ValueError(f"gpu_memory is for GPUs, and the device is {device}: leave it out")
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_share(most, total), device.index or 0)
 
 
 def resolve_dtype(name: str) -> torch.dtype:

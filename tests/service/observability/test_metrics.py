@@ -209,6 +209,7 @@ def everything() -> Metrics:
     metrics.failed("m", "queue_full")
     metrics.worker_failed("cpu", "hang")
     metrics.checked("m", True)
+    metrics.expect(["m"])
     metrics.connection_refused("too_many_connections")
     return metrics
 

@@ -41,8 +41,10 @@ function showState({ ready, reason, models }) {
   const loading = models.some((model) => model.state === "loading");
   const state = ready ? "ready" : loading ? "loading" : "failed";
   byId("state").dataset.state = state;
-  const count = models.filter((model) => model.state === "ready").length;
-  setText("state", ready ? `ready, ${count} of ${counted(models.length, "model", "models")}` : loading ? "loading" : "not ready");
+  const count = models.filter((model) => ["ready", "idle"].includes(model.state)).length;
+  const idle = models.filter((model) => model.state === "idle").length;
+  const resting = idle ? `, ${idle} idle` : "";
+  setText("state", ready ? `ready, ${count} of ${counted(models.length, "model", "models")}${resting}` : loading ? "loading" : "not ready");
   if (!ready) complain(reason, loading);
 }
 

@@ -10,7 +10,7 @@ let array = null; // { shape, values } of the last answer
 const links = new Map(); // blob addresses in use
 
 document.addEventListener("models", ({ detail }) => {
-  models = detail.models.filter((model) => model.state === "ready");
+  models = detail.models.filter((model) => ["ready", "idle"].includes(model.state));
   fill(byId("model"), models.map((model) => model.name), detail.default);
   byId("example").disabled = models.length === 0;
   showPoolings();

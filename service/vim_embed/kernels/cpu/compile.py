@@ -61,9 +61,10 @@ def load(source: Path) -> Loaded:
     capability = cpu_capability()
     cache = cache_dir()
     compiler = find_compiler()
-    prefix = _prefix(source, capability)
+    prefix = _prefix(source, capability, torch.__version__)
     mine = prefix if compiler is None else f"{prefix}-{_compiler_key(compiler)}"
-    for origin, directory, wanted in (("prebuilt", PREBUILT_DIR, prefix), ("cached", cache, mine)):
+    shipped = _prefix(source, capability)
+    for origin, directory, wanted in (("prebuilt", PREBUILT_DIR, shipped), ("cached", cache, mine)):
         for path in intact(directory, wanted, ".so"):
             with suppress(OSError):
                 return Loaded(ctypes.CDLL(str(path)), path, origin)
@@ -89,7 +90,25 @@ def build(source: Path, capability: str, directory: Path) -> Path:
         raise NativeUnavailable(
             "no C++ compiler: install g++ or clang++, or set CXX, or ship a prebuilt library"
         )
+    stem = f"{_prefix(source, capability, torch.__version__)}-{_compiler_key(compiler)}"
+    return _built(source, capability, directory, stem, compiler)
+
+
+def prebuild(source: Path, capability: str, directory: Path) -> Path:
+    """`build`, to be shipped: the library serves every version of torch.
+
+    It calls nothing of torch but the vectors of its headers, which are compiled in.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise NativeUnavailable("no C++ compiler to prebuild with: install g++, or set CXX")
     stem = f"{_prefix(source, capability)}-{_compiler_key(compiler)}"
+    return _built(source, capability, directory, stem, compiler)
+
+
+def _built(
+    source: Path, capability: str, directory: Path, stem: str, compiler: tuple[str, ...]
+) -> Path:
     with tempfile.TemporaryDirectory(prefix="vim-embed-") as scratch:
         compiled = Path(scratch) / "library.so"
         _compile([*compiler, *_flags(capability), str(source), "-o", str(compiled)])
@@ -121,10 +140,12 @@ def _flags(capability: str) -> tuple[str, ...]:
     return (*_FLAGS, *own, f"-I{include}")
 
 
-def _prefix(source: Path, capability: str) -> str:
-    """All that determines the code but the compiler: source, torch's headers, flags, machine."""
+def _prefix(source: Path, capability: str, headers: str = "") -> str:
+    """All that determines the code but the compiler: source, flags, machine, and the version of
+    torch's headers; without it, whatever version they are of.
+    """
     flags = (*_FLAGS, *_CAPABILITY_FLAGS[capability])
-    parts = (str(torch.__version__), platform.machine(), sys.platform, *flags)
+    parts = (headers, platform.machine(), sys.platform, *flags)
     return f"{source.stem}-{capability.lower()}-{digest(source.read_bytes(), *parts)}"
 
 

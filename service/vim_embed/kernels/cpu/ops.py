@@ -129,7 +129,7 @@ def prebuild(
     """
     chosen = native.buildable_capabilities() if capabilities is None else capabilities
     output_dir.mkdir(parents=True, exist_ok=True)  # for every user of an image, unlike the cache
-    return [native.build(SOURCE, capability, output_dir) for capability in chosen]
+    return [native.prebuild(SOURCE, capability, output_dir) for capability in chosen]
 
 
 @cache
