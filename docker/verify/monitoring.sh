@@ -4,7 +4,8 @@
 image=$(docker compose --profile monitoring config --images prometheus | grep prometheus)
 if ! docker image inspect "$image" > /dev/null 2>&1 && ! docker pull -q "$image" > /dev/null 2>&1; then
     export PROMETHEUS_IMAGE=vim-embed-verify:prometheus
-    docker build --quiet --network host --tag "$PROMETHEUS_IMAGE" - \
+    docker build --quiet --network host --tag "$PROMETHEUS_IMAGE" \
+        ${PYTHON_IMAGE:+--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE"} - \
         < docker/verify/prometheus.Dockerfile > /dev/null
     echo "$image cannot be had here: Debian's Prometheus in its place"
 fi
