@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,16 +31,16 @@ HASHED_HEAD = """\
 # The versions of constraints.txt with the hashes of their files, without torch:
 # pip install --require-hashes --no-deps -r constraints-hashed.txt. Written by `make constraints`.
 """
-# Without `cuda`: its packages are compiled against the torch that is there.
-EXTRAS = ("service", "otel", "parquet", "ray", "hf", "astro", "plot", "zstd", "umap", "demo")
-FOR_US = ("docs", "test", "dev", "host")
+COMPILED = "cuda"  # an extra whose packages are compiled against the torch that is there
 # Installed without their dependencies (Makefile), so that nothing asks for them here.
 ALONE = re.compile(r"^(platonic-universe|astropt)==.*\n", re.MULTILINE)
 
 
 def resolved(known: Path, *options: str) -> str:
     """What uv makes of pyproject.toml, beginning with the versions in `known`."""
-    extras = [f"--extra={name}" for name in (*EXTRAS, *FOR_US)]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [name for name in project["optional-dependencies"] if name != COMPILED]
+    extras = [f"--extra={name}" for name in names]
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", *extras]
     command += ["--universal", "--python-version=3.11", "--no-header", "--no-annotate", "--quiet"]
     with tempfile.TemporaryDirectory() as folder:
