@@ -60,8 +60,8 @@ def memory_share(most: str, total: int) -> float:
     number, unit, binary, is_bytes = found.groups()
     if not is_bytes and (unit or binary):
         raise ValueError(f"{most!r} has no unit: write {most}B")
-    base = 1024 if binary else 1000
-    share = float(number) * base ** " kMGT".index(unit or " ") / (total if is_bytes else 1)
+    factor = float(1024 if binary else 1000) ** " kMGT".index(unit or " ")
+    share = float(number) * factor / (total if is_bytes else 1)
     if not 0 < share <= 1:
         raise ValueError(f"{most!r} is not within the device's memory of {total / 1e9:.1f} GB")
     return share

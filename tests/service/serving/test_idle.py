@@ -18,6 +18,7 @@ import torch
 from support.fixtures_vim import DATA
 from support.serving import NPY, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.engines.build import build_engines
 from vim_embed.engines.device_group import EngineGroup
 from vim_embed.engines.interface import ModelRegistry
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
@@ -27,6 +28,7 @@ from vim_embed.serving.idle import IdleModels
 from vim_embed.serving.model_control import ModelControl
 from vim_embed.serving.service import Service
 from vim_embed.settings import Settings
+from vim_embed.types.devices import memory_share
 from vim_embed.weights.catalogue import parse_model
 from vim_embed_client import Client
 from vim_embed_client.client import ready_model
@@ -265,13 +267,13 @@ def test_an_idle_model_keeps_its_place_among_the_most_that_are_loaded() -> None:
     [("90", 90.0), ("1.5s", 1.5), ("30m", 1800.0), ("2h", 7200.0), ("1d", 86400.0)],
 )
 def test_times_have_units(text: str, seconds: float) -> None:
-    assert Settings(idle_unload=text).idle_unload == seconds  # type: ignore[arg-type]
+    assert Settings(idle_unload=text).idle_unload == seconds
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "3 weeks", "m", ""])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="idle_unload"):
-        Settings(idle_unload=text)  # type: ignore[arg-type]
+        Settings(idle_unload=text)
 
 
 def test_fewer_devices_than_expected_are_degraded() -> None:
@@ -282,3 +284,26 @@ def test_fewer_devices_than_expected_are_degraded() -> None:
     assert "vim_embed_degraded 1.0" in service.metrics.text().decode()
     with pytest.raises(NotReady):
         service.ready_model(None)
+
+
+@pytest.mark.parametrize(
+    ("most", "share"),
+    [("0.5", 0.5), ("1", 1.0), ("20GB", 0.25), ("40 GB", 0.5), ("1GiB", 2**30 / 80e9)],
+)
+def test_a_cap_is_a_share_or_bytes(most: str, share: float) -> None:
+    assert memory_share(most, int(80e9)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("most", "message"),
+    [("2", "not within"), ("90GB", "not within"), ("0", "not within"), ("20G", "no unit: write"),
+     ("half", "no size"), ("-1GB", "no size")],
+)  # fmt: skip
+def test_other_caps_are_refused(most: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        memory_share(most, int(80e9))
+
+
+def test_a_cap_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="gpu_memory is for GPUs"):
+        build_engines(Settings(models=(MICRO,), device="cpu", gpu_memory="0.5"))
