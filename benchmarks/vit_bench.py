@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vim_embed.bench.cuda_meter import CudaMeter, describe_machine, percentile, relative
 from vim_embed.bench.gpu import DTYPES
-from vim_embed.inference.embedder import SELF_CHECK_TOLERANCE
+from vim_embed.inference.self_check import SELF_CHECK_TOLERANCE
 from vim_embed.models.attention import share_projections
 from vim_embed.models.vit import random_vit
 

@@ -195,6 +195,7 @@ class ModelEntry(TypedDict):
     dtype: str
     dtype_reason: NotRequired[str]
     certificate: NotRequired[dict[str, Any] | None]
+    self_check: NotRequired[dict[str, Any] | None]
     device: str
     backend: str
     backend_reason: str

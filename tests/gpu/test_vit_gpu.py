@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from vim_embed import Embedder, load_model
-from vim_embed.inference.embedder import SELF_CHECK_TOLERANCE
+from vim_embed.inference.self_check import SELF_CHECK_TOLERANCE
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 
 pytestmark = pytest.mark.gpu

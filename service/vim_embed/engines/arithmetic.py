@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed.engines.interface import Golden, ModelStatus, Outputs, Staged, State
-from vim_embed.types.model_info import EMBEDDING, EmbedOptions, ModelInfo, Weights
+from vim_embed.types.model_info import (
+    EMBEDDING,
+    CheckedOutput,
+    EmbedOptions,
+    LoadCheck,
+    ModelInfo,
+    Weights,
+)
 from vim_embed.types.pixels import PixelArray
 from vim_embed.types.preprocessing import Preprocessing
 
@@ -121,4 +128,8 @@ class ArithmeticEngine:
             ),
             min_size=1,
             any_size=True,
+            self_check=LoadCheck(
+                outputs=(CheckedOutput(what="mean", error=0.0, tolerance=1e-4, image="zeros"),),
+                images=("zeros",),
+            ),
         )

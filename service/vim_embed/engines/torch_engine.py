@@ -24,11 +24,12 @@ from vim_embed.engines.low_priority import at_low_priority
 from vim_embed.errors import WeightsError
 from vim_embed.inference.cuda_graphs import CAPTURE_TURNS
 from vim_embed.inference.embedder import Embedder
+from vim_embed.inference.self_check import SELF_CHECK_TOLERANCE, noise_image, self_check
 from vim_embed.inference.staging import HostStaging, StagedPixels
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.types.certificate import Certificate, CertificateError
 from vim_embed.types.devices import is_ieee, resolve_dtype
-from vim_embed.types.model_info import EMBEDDING, CheckReport, EmbedOptions, ModelInfo
+from vim_embed.types.model_info import EMBEDDING, EmbedOptions, LoadCheck, ModelInfo
 from vim_embed.types.pixels import PixelArray
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 from vim_embed.weights.download_progress import told_in_words
@@ -295,9 +296,10 @@ class TorchEngine:
                 lambda dtype: self._load_in(entry, dtype),
             )
             self._stage(entry, "comparing its kernels with the reference")
-            report = model.self_check()
+            report = self_check(model)
             if not report.ok:
                 raise SelfCheckFailed(_advice(report))
+            model.info = replace(model.info, self_check=report)
             begin = time.monotonic()
 
             def progress(done: int, of: int) -> None:
@@ -307,7 +309,7 @@ class TorchEngine:
                     self._stage(entry, f"warming up, {done} of {of} batch sizes done{estimate}")
 
             model.warm_up(progress)
-            facts = _Facts(model.layer_names(), model.layer_kinds(), _golden(model, report))
+            facts = _Facts(model.layer_names(), model.layer_kinds(), _golden(model))
         self._facts[entry.name], self._models[entry.name] = facts, model
         _announce(model, report)
         return model.info
@@ -326,26 +328,27 @@ def _warn_of_other_weights(before: ModelInfo | None, now: ModelInfo | None) -> N
         _LOG.warning("the model was loaded with other weights", extra={"model": now.name} | digests)
 
 
-def _advice(report: CheckReport) -> str:
-    if not math.isfinite(report.error):
+def _advice(report: LoadCheck) -> str:
+    worst = report.worst
+    if not math.isfinite(worst.error):
         return (
-            "self-check failed: the forward gives NaN or infinite values; try --dtype float32, "
-            "and if that fails too, other weights"
+            f"self-check failed: the forward gives NaN or infinite values ({worst.what}, "
+            f"{worst.image}); try --dtype float32, and if that fails too, other weights"
         )
     return (
-        f"self-check failed: error {report.error:.2e} against the reference is over "
-        f"{report.tolerance:.0e}; try --backend torch"
+        f"self-check failed: {worst.what} of {worst.image} differs from the reference by "
+        f"{worst.error:.2e}, and {worst.tolerance:.0e} is allowed; try --backend torch"
     )
 
 
-def _golden(model: Embedder, report: CheckReport) -> Golden:
-    """The image of the self-check, embedded as requests are."""
-    image = model.check_image()
+def _golden(model: Embedder) -> Golden:
+    """The noise of the check at load, embedded as requests are."""
+    image = noise_image(model.info)
     found = model.run(image.to(model.device), EmbedOptions())[EMBEDDING]
-    return Golden(image.numpy(), found.numpy(), report.tolerance)
+    return Golden(image.numpy(), found.numpy(), SELF_CHECK_TOLERANCE[model.dtype])
 
 
-def _announce(model: Embedder, report: CheckReport) -> None:
+def _announce(model: Embedder, report: LoadCheck) -> None:
     info = model.info
     _LOG.info(
         "model ready",

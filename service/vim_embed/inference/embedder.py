@@ -6,7 +6,6 @@ that are already on the device, so that both give the same bytes. Knows nothing 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +29,6 @@ from vim_embed.inference.staging import HostStaging
 from vim_embed.types.model_info import (
     EMBEDDING,
     GRANULARITIES,
-    CheckReport,
     EmbedOptions,
     ModelInfo,
 )
@@ -40,8 +38,6 @@ from vim_embed.types.token_layout import TokenLayout
 
 _CHUNK_ROWS = 32
 _MAX_SIZE = 4096
-# relative L2 against the float32 reference, by compute dtype
-SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 5e-2}
 
 
 class Backbone(Protocol):
@@ -154,7 +150,12 @@ class Embedder:
 
     def pooled(self, tokens: Tensor, pooling: str, height: int, width: int) -> Tensor:
         """What `compute` makes of final tokens (B, L, D) of such images, by another pooling."""
-        return self._pool(tokens, pooling, self._backbone.layout(height, width))
+        layout = self._backbone.layout(height, width)
+        return self._pool(tokens.to(self.dtype), pooling, layout)
+
+    def normalised(self, pixel_values: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) as the model's own normalisation has them, float32."""
+        return self._normalised(pixel_values, EmbedOptions())
 
     def run(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         """`compute` as it serves: through graphs where there are any; tensors on the host.
@@ -291,26 +292,6 @@ class Embedder:
     def layer_kinds(self) -> dict[str, str]:
         """Of every layer that is a module, the name of its class."""
         return {n: type(m).__name__ for n, m in layer_modules(self.module, "all").items()}
-
-    def self_check(self, seed: int = 0) -> CheckReport:
-        """Embed one seeded image, by every pooling, and compare with the module's reference."""
-        image = self.check_image(seed).to(self.device)
-        reference = Embedder(self.info, cast(nn.Module, self._backbone.in_reference()), self.device)
-        errors = []
-        for pooling in self.info.poolings:
-            options = EmbedOptions(pooling=pooling)
-            found = self.compute(image, options)[EMBEDDING]
-            expected = reference.compute(image, options)[EMBEDDING]
-            errors.append(float((found - expected).norm() / expected.norm()))
-        worst = math.nan if any(map(math.isnan, errors)) else max(errors)
-        return CheckReport(worst, SELF_CHECK_TOLERANCE[self.dtype])
-
-    def check_image(self, seed: int = 0) -> Tensor:
-        """The seeded image (1, 3, S, S) uint8 of the self-check, on the host."""
-        size = self.info.preprocessing.image_size
-        generator = torch.Generator().manual_seed(seed)
-        shape = (1, self.info.channels, size, size)
-        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
     def _in_chunks(
         self, pixel_values: ArrayLike | Tensor, options: EmbedOptions

@@ -307,11 +307,11 @@ class Vim(nn.Module):
     def prepare_for_graphs(self) -> None:
         """Nothing is to be joined: the kernels do that."""
 
-    def in_reference(self) -> Self:
-        """The same weights in float32 on the reference operations; float32 weights are shared."""
+    def in_reference(self, dtype: torch.dtype = torch.float32) -> Self:
+        """The same weights in `dtype` on the reference operations; shared where they are so."""
         with torch.device("meta"):
             twin = type(self)(self.config, ReferenceOps())
-        weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
+        weights = {name: tensor.to(dtype) for name, tensor in self.state_dict().items()}
         twin.load_state_dict(weights, assign=True)
         return twin.requires_grad_(False).eval()
 

@@ -296,6 +296,16 @@ class ServiceCollector(Collector):
         up = GaugeMetricFamily(
             "vim_embed_device_up", "Whether a device's worker is at work", labels=("device",)
         )
+        error = GaugeMetricFamily(
+            "vim_embed_load_check_error",
+            "Relative L2 error against the reference at load, of the worst image",
+            labels=("model", "output"),
+        )
+        tolerance = GaugeMetricFamily(
+            "vim_embed_load_check_tolerance",
+            "What that error may be",
+            labels=("model", "output"),
+        )
         for name, status in self._models().items():
             ready.add_metric((name,), float(status.answers))
             idle.add_metric((name,), float(status.state == "idle"))
@@ -303,8 +313,11 @@ class ServiceCollector(Collector):
                 random = str(m.weights.random).lower()
                 values = (name, m.kind, m.dtype, m.device, m.backend, m.weights.digest, random)
                 info.add_metric(values, 1)
+                for one in m.self_check.outputs if m.self_check else ():
+                    error.add_metric((name, one.what), one.error)
+                    tolerance.add_metric((name, one.what), one.tolerance)
         for place, size in self._memory().items():
             memory.add_metric(place, size)
         for device, state in self._queue.devices.items():
             up.add_metric((device,), float(state == "up"))
-        yield from (ready, idle, info, memory, up)
+        yield from (ready, idle, info, error, tolerance, memory, up)

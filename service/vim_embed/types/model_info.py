@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf, isnan
 
 from vim_embed.types.certificate import Certificate
 from vim_embed.types.preprocessing import PerChannel, Preprocessing
@@ -31,6 +32,51 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckedOutput:
+    """One output at load: the largest relative L2 error against the reference, and on which image.
+
+    what: a pooling, "tokens" (all of an image) or "worst token".
+    """
+
+    what: str
+    error: float
+    tolerance: float
+    image: str
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadCheck:
+    """Outcome of the check at load. images: that were compared, in words."""
+
+    outputs: tuple[CheckedOutput, ...]
+    images: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(one.ok for one in self.outputs)
+
+    @property
+    def error(self) -> float:
+        """The largest; NaN where one is."""
+        return max(self.outputs, key=lambda one: inf if isnan(one.error) else one.error).error
+
+    @property
+    def worst(self) -> CheckedOutput:
+        """The one that is furthest over, or nearest to, its tolerance."""
+        return max(self.outputs, key=_share_of_tolerance)
+
+
+def _share_of_tolerance(one: CheckedOutput) -> float:
+    if isnan(one.error):
+        return inf
+    return one.error / one.tolerance if one.tolerance else inf if one.error else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """A loaded model as `/models` shows it.
 
@@ -42,6 +88,7 @@ class ModelInfo:
     any_size: whether images of other sizes than the native one are taken. exact_rows: rows of
     every batch in exact mode at the native size, fewer of larger images; exact_reason: why.
     dtype_reason: why it computes in this dtype. certificate: of its precision, where one fits.
+    self_check: what the check at load found, where there was one.
     """
 
     name: str
@@ -70,6 +117,7 @@ class ModelInfo:
     granularities: tuple[str, ...] = GRANULARITIES
     dtype_reason: str = "as set"
     certificate: Certificate | None = None
+    self_check: LoadCheck | None = None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches of an image of that many pixels."""

@@ -72,6 +72,7 @@ def test_the_models_entry_and_every_answer_tell_it(tmp_path: Path) -> None:
     pixels = np.zeros((1, 3, 64, 64), np.uint8)
     with running(create_app(settings)) as url:
         entry = httpx.get(f"{url}/models/m").json()
+        metrics = httpx.get(f"{url}/metrics").text
         with Client(url) as client:
             told = {
                 pooling: client.embed(pixels, pooling=pooling).provenance.certificate
@@ -81,6 +82,11 @@ def test_the_models_entry_and_every_answer_tell_it(tmp_path: Path) -> None:
     assert entry["certificate"]["statement"] == statement
     assert entry["certificate"]["kept"][1]["pooling"] == "cls"
     assert entry["dtype_reason"] == "as set"
+    checked = {one["what"]: one for one in entry["self_check"]["outputs"]}
+    assert 0 < checked["worst token"]["error"] < checked["worst token"]["tolerance"] < 0.01
+    error = 'vim_embed_load_check_error{model="m",output="worst token"} '
+    assert f"{error}{checked['worst token']['error']}" in metrics
+    assert 'vim_embed_load_check_tolerance{model="m",output="cls"}' in metrics
     ascii_statement = statement.replace("±", "+/-")
     assert told == {"mean": ascii_statement, "cls": ascii_statement, "max": ""}
 

@@ -15,6 +15,7 @@ from support.serving import NPY, from_npy, npy, running
 from vim_embed import load_model
 from vim_embed.engines.build import build_engines
 from vim_embed.http.app import create_app
+from vim_embed.inference.self_check import self_check
 from vim_embed.settings import Settings
 
 
@@ -36,7 +37,7 @@ def test_bands_beyond_rgb(channels: int, tmp_path: Path) -> None:
         alone[:, :1] = fixture.pixel_values[:, :1]
         expected = load_model("rgb", fixture.path, device="cpu").embed(alone)
     assert relative_l2(model.embed(pixels), expected) < 1e-5
-    assert model.self_check().ok
+    assert self_check(model).ok
     with pytest.raises(ValueError, match=f"expected {channels} channels"):
         model.embed(fixture.pixel_values)
     with pytest.raises(ValueError, match="mean and deviation are not known"):

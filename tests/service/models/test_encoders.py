@@ -18,6 +18,7 @@ from support.fixtures_vim import relative_l2
 from vim_embed import Embedder, load_model
 from vim_embed.errors import WeightsError
 from vim_embed.http.formats.images import fit_of
+from vim_embed.inference.self_check import self_check
 from vim_embed.models.encoder import ENCODERS, Encoder
 from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_pixels.images import fit
@@ -145,7 +146,7 @@ def test_against_transformers(kind: str, tmp_path: Path) -> None:
             assert pooled is not None
             assert relative_l2(found, pooled) < 1e-5
     assert relative_l2(model.embed_layers(pixels)["last_hidden_state"], tokens.mean(1)) < 1e-5
-    assert model.self_check().error < 1e-5
+    assert self_check(model).error < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3_vit", "convnext"])
@@ -171,14 +172,14 @@ def test_the_self_check_is_a_second_computation(
     """Attention that is wrong only in the fused form is found."""
     saved("dinov2", tmp_path)
     model = load_model("mine", f"hf:{tmp_path}", device="cpu")
-    assert model.self_check().ok
+    assert self_check(model).ok
     real = torch.nn.functional.scaled_dot_product_attention
 
     def wrong(*args: Any, **kwargs: Any) -> Tensor:
         return real(*args, **kwargs) * 1.5
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", wrong)
-    assert not model.self_check().ok
+    assert not self_check(model).ok
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -190,7 +191,7 @@ def test_the_self_check_in_half_precision_with_joined_projections(
     saved("vit", tmp_path)
     model = load_model("mine", f"hf:{tmp_path}", device="cpu", dtype=dtype)
     assert share_projections(model.module) == 2
-    assert model.self_check().ok
+    assert self_check(model).ok
 
 
 def _loaded(folder: Path) -> Embedder:

@@ -8,6 +8,7 @@ import torch
 
 from support.fixtures_vim import DATA, RELATIVES, load_arrays, relative_l2
 from vim_embed import Embedder, load_model
+from vim_embed.inference.self_check import self_check
 from vim_embed.models.mamba_reg import MambaReg
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_rope import RopeVim, rope_tables
@@ -72,7 +73,7 @@ def test_exact_mode_and_the_self_check(name: str) -> None:
     whole = model.embed(pixels, exact=True)
     alone = [model.embed(row, exact=True) for row in pixels]
     assert np.concatenate(alone).tobytes() == whole.tobytes()
-    report = model.self_check()
+    report = self_check(model)
     assert report.ok
     assert report.error < FLOAT32
 

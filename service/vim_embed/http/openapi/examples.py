@@ -42,6 +42,12 @@ MODEL: Described = {
     "dtype": "float32",
     "dtype_reason": "as set",
     "certificate": None,
+    "self_check": {
+        "outputs": [
+            {"what": "tokens", "error": 9e-7, "tolerance": 5e-5, "image": "a saturated star"}
+        ],
+        "images": ["noise", "a dark sky with a source", "a saturated star"],
+    },
     "device": "cpu",
     "backend": "cpu",
     "backend_reason": "C++ kernels for AVX512, cached",

@@ -152,6 +152,20 @@ class CertificateEntry(_Answer):
     source: str
 
 
+class CheckedOutputEntry(_Answer):
+    """Relative L2 error at load of a pooling, all tokens or the worst token, on its worst image."""
+
+    what: str
+    error: float
+    tolerance: float
+    image: str
+
+
+class LoadCheckEntry(_Answer):
+    outputs: list[CheckedOutputEntry]
+    images: list[str]
+
+
 class ModelEntry(_Answer):
     """A configured model; what follows `reason` is there once it is ready."""
 
@@ -170,6 +184,7 @@ class ModelEntry(_Answer):
     dtype: str | None = None
     dtype_reason: str | None = None
     certificate: CertificateEntry | None = None
+    self_check: LoadCheckEntry | None = None
     device: str | None = None
     backend: str | None = None
     backend_reason: str | None = None
