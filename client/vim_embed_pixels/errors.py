@@ -3,6 +3,8 @@ own, into which they turn these."""
 
 from __future__ import annotations
 
+import re
+
 _LONGEST = 300
 
 
@@ -20,6 +22,13 @@ class UnusableImage(PixelsError):
 
 class UnusableOptions(PixelsError):
     """No image could be shown so: an option is wrong, contradicts another, or needs a package."""
+
+
+def in_a_query(message: str) -> str:
+    """A message that names options of the command line, with the parameters of a query instead:
+    `--blank sky` becomes `blank=sky`."""
+    with_values = re.sub(r"--([a-z-]+) (sky|[A-Z0-9][^\s;)]*)", r"\1=\2", message)
+    return re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), with_values)
 
 
 def described(error: BaseException) -> str:

@@ -6,15 +6,15 @@ astropy reads the file; what its parts mean is decided here, for the client and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import IO, Any
 
 import numpy as np
 
 from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
 from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science
-from vim_embed_pixels.stretch import Array, Stretch, select_places
+from vim_embed_pixels.stretch import Array, Stretch, cropped, select_places, to_rgb
 from vim_embed_pixels.surveys import bands_chosen
 
 HduName = int | str
@@ -22,6 +22,30 @@ ALL_HDUS: tuple[HduName, ...] = ("all",)
 
 # A compressed image that claims more pixels for each byte of its file, and is not small, lies.
 _MOST_PIXELS_PER_BYTE, _SMALL = 2000, 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitsOptions:
+    """How one FITS file becomes one image.
+
+    hdus: those that are meant. crop: side of its middle square. flip: upside down.
+    """
+
+    stretch: Stretch = field(default_factory=Stretch)
+    hdus: tuple[HduName, ...] | None = None
+    crop: int | None = None
+    flip: bool = False
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> FitsOptions:
+        """What `dataclasses.asdict` made of one, also after a way through JSON."""
+        hdus = told["hdus"]
+        return cls(
+            stretch=Stretch.of(told["stretch"]),
+            hdus=None if hdus is None else tuple(hdus),
+            crop=told["crop"],
+            flip=told["flip"],
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +79,46 @@ class Hdu:
         header = self.hdu.header
         told = (self.hdu.name, str(header.get("HDUCLAS2", "")), str(header.get("EXTTYPE", "")))
         return any(map(is_auxiliary, told))
+
+
+def rgb_of(
+    file: IO[bytes], size: int, options: FitsOptions, check: Callable[[int, int], None]
+) -> Array:
+    """The one image of a FITS file of `size` bytes as (3, H, W) uint8, its first row uppermost.
+
+    check: is called with its width and height before its numbers are read, and may raise.
+    Raises UnusableImage or UnusableOptions, and whatever astropy raises for a damaged file.
+    """
+    with library().open(file, memmap=False) as opened:
+        hdus, damage = sound_hdus(opened)
+        listed = image_hdus(hdus)
+        if not listed and damage:
+            raise UnusableImage(damage)
+        chosen = chosen_hdus(hdus, listed, options.hdus)
+        for one in chosen:
+            check_size(one, size)
+            check(one.shape[-1], one.shape[-2])
+        if len(chosen) > 1:
+            flux, stretch = joined_planes(chosen, options.stretch)
+        else:
+            flux, stretch = planes_of(chosen[0], options.stretch, _one_image(chosen[0], options))
+        turned = upwards(chosen[0].hdu) != options.flip
+    pixels = to_rgb(cropped(flux, options.crop), stretch)
+    return pixels[:, ::-1] if turned else pixels
+
+
+def _one_image(one: Hdu, options: FitsOptions) -> tuple[int, ...]:
+    """The place of its first axis where a file holds one image; raises UnusableImage for more."""
+    shape = one.shape
+    if len(shape) > 4 or (len(shape) == 4 and shape[0] > 1):
+        raise UnusableImage(
+            f"its shape is {shape}, which are several images: send them in files of their own, or "
+            "with `vim-embed embed`"
+        )
+    bands = shape[-3] if len(shape) > 2 else 1
+    if bands > 1 and options.stretch.bands is None and colours(one.hdu.header, shape) is None:
+        raise UnusableImage(f"it has {bands} bands: choose one or three with --bands R,G,B")
+    return (0,) * (len(shape) - 3)
 
 
 def sound_hdus(file: Any) -> tuple[list[Any], str]:

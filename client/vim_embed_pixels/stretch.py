@@ -6,8 +6,8 @@ from its data sets is the image that it embeds itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -127,6 +127,16 @@ class Stretch:
         places = [b if isinstance(b, int) else known[b.lower()] for b in self.bands or ()]
         return replace(self, bands=tuple(places))
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Stretch:
+        """What `dataclasses.asdict` made of one, also after a way through JSON."""
+        names = {one.name for one in fields(cls)}
+        return cls(**{
+            name: _tuples(value)
+            for name, value in told.items()
+            if name in names and value is not None
+        })  # fmt: skip
+
     @property
     def fixed(self) -> Limits | None:
         """The limits that are numbers."""
@@ -141,6 +151,10 @@ class Stretch:
     def shape(self) -> StretchName:
         """The kind that is meant."""
         return self.kind or ("linear" if self.limits else "platonic")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def to_rgb(flux: Array, how: Stretch) -> Array:

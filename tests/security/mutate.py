@@ -251,6 +251,33 @@ def mutate_tiff(random: Random, data: bytes) -> bytes:
     return bytes(out)
 
 
+def mutate_fits(random: Random, data: bytes) -> bytes:
+    """Other numbers and words in cards, cards that are gone or there twice, HDUs again."""
+    blocks = len(data) // 2880
+    out = bytearray(data)
+    for _ in range(random.choice((1, 1, 2, 4))):
+        cards = [
+            at for at in range(0, len(out) - 79, 80)
+            if out[at + 8 : at + 9] == b"=" and out[at : at + 8].strip().isalnum()
+        ]  # fmt: skip
+        if not cards:
+            break
+        at = random.choice(cards)
+        dice = random.random()
+        if dice < 0.6:
+            value = str(random.choice((*_EDGES, "T", "'X'", "1E400", "-", "-64", "1.5")))
+            out[at + 10 : at + 80] = value.rjust(20).ljust(70)[:70].encode()
+        elif dice < 0.75:
+            out[at : at + 80] = b"COMMENT".ljust(80)
+        elif dice < 0.9:
+            out[at : at + 80] = out[random.choice(cards) :][:80]
+        else:
+            begin = 2880 * random.randrange(max(1, blocks))
+            out += out[begin:] * random.choice((1, 3, 300))
+            del out[1_000_000:]
+    return bytes(out)
+
+
 def mutate_form(random: Random, data: bytes) -> bytes:
     """Lines of a multipart body removed, doubled, swapped or rewritten."""
     lines = data.split(b"\r\n")

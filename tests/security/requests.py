@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
+from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save
@@ -66,6 +67,12 @@ _PARAMETERS = (
     "timeout",
     "mean",
     "std",
+    "survey",
+    "bands",
+    "hdu",
+    "limits",
+    "stretch",
+    "crop",
     "x",
 )
 _TYPES = (
@@ -190,6 +197,30 @@ def image_request(random: Random) -> Request:
     )
     content = _maybe(random, image(random, form), edit)
     return Request(f"image {form}", "POST", "/embed", {"Content-Type": "image/png"}, content)
+
+
+def fits_request(random: Random) -> Request:
+    """A FITS file of one or several images, compressed or not, with the parameters it has."""
+    fluxes = np.frombuffer(random.randbytes(3 * 9 * 12), np.uint8).reshape(3, 9, 12)
+    shape = random.choice(((9, 12), (3, 9, 12), (1, 3, 9, 12)))
+    array = np.resize(fluxes, shape).astype(random.choice(("u1", "i2", "f4", "f8")))
+    hdus = [
+        fits.ImageHDU(array, name="SCI"),
+        *([fits.CompImageHDU(array[..., :9, :12], name="TILES")] if random.random() < 0.4 else []),
+    ]
+    file = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(file)
+    content = _maybe(random, file.getvalue(), mutate.mutate_fits)
+    if random.random() < 0.2:
+        content = _maybe(random, gzip.compress(content), None)
+    query = {"bands": "2,1,0"} if len(shape) > 2 else {}
+    query |= random.choice((
+        {}, {}, {"blank": "sky"}, {"hdu": "TILES"}, {"stretch": "zscale"}, {"stretch": "lupton"},
+        {"stretch": "asinh", "softening": "0.1"}, {"crop": "5", "flip": "true"},
+        {"limits": "0:200"},
+    ))  # fmt: skip
+    headers = {"Content-Type": random.choice(("application/fits", "image/fits"))}
+    return Request("fits", "POST", f"/embed?{urlencode(query)}", headers, content)
 
 
 def form_request(random: Random) -> Request:
@@ -318,6 +349,7 @@ def route_request(random: Random) -> Request:
 
 _MAKERS: tuple[Callable[[Random], Request], ...] = (
     npy_request, safetensors_request, json_request, image_request, image_request, form_request,
+    fits_request,
     v2_request, v2_request, route_request,
 )  # fmt: skip
 
@@ -333,7 +365,7 @@ def make(seed: int, number: int) -> Request:
     if random.random() < 0.3:
         names = [random.choice(_PARAMETERS) for _ in range(random.choice((1, 1, 2, 3)))]
         pairs = [(name, random.choice(_WORDS).encode("utf-8", "surrogatepass")) for name in names]
-        request.path += "?" + urlencode(pairs)
+        request.path += ("&" if "?" in request.path else "?") + urlencode(pairs)
     if random.random() < 0.3:
         request.headers["Accept"] = random.choice(_ACCEPTS)
     if random.random() < 0.05:

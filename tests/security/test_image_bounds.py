@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from astropy.io import fits
 from PIL import Image
 
 from security.processes import server_process
@@ -37,11 +39,12 @@ from vim_embed.http.app import create_app
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.workspace import Workspace
 from vim_embed.http.formats import image_pool
-from vim_embed.http.formats.image_pool import DecodeBudget, DecoderPool
+from vim_embed.http.formats.image_pool import DecodeBudget, DecoderPool, File
 from vim_embed.http.formats.images import decode_image
 from vim_embed.settings import Settings
 from vim_embed.types.pixels import PixelArray
 from vim_embed.types.preprocessing import Preprocessing
+from vim_embed_pixels.fits import FitsOptions
 
 HALF = (0.5, 0.5, 0.5)
 SPEC = Preprocessing(image_size=8, interpolation="bicubic", mean=HALF, std=HALF)
@@ -94,7 +97,7 @@ async def pooled(
     memory: int = 1 << 30,
     max_pixels: int = 10**8,
 ) -> PixelArray:
-    named = [(f"image {row}", memoryview(data)) for row, data in enumerate(files)]
+    named = [File(f"image {row}", memoryview(data)) for row, data in enumerate(files)]
     workspace = Workspace(Arena.private(memory))
     return await pool.decode(
         named, SPEC, DecodeBudget(pixels, seconds), workspace, max_pixels=max_pixels
@@ -164,9 +167,24 @@ async def test_what_an_image_takes_is_counted(pool: DecoderPool) -> None:
     Workspace(arena).count(24 << 20)
     with pytest.raises(QueueFull):
         await pool.decode(
-            [("x", memoryview(LARGE))], SPEC, DecodeBudget(10**9, 60), Workspace(arena),
+            [File("x", memoryview(LARGE))], SPEC, DecodeBudget(10**9, 60), Workspace(arena),
             max_pixels=10**8,
         )  # fmt: skip
+
+
+async def test_the_fluxes_of_a_fits_file_count_eight_times(pool: DecoderPool) -> None:
+    buffer = io.BytesIO()
+    fits.PrimaryHDU(np.random.default_rng(0).normal(size=(400, 400))).writeto(buffer)
+    told = asdict(FitsOptions())
+    file = File("a.fits", memoryview(buffer.getvalue()), told)
+
+    async def decoded_in(memory: int) -> PixelArray:
+        workspace, budget = Workspace(Arena.private(memory)), DecodeBudget(10**9, 60)
+        return await pool.decode([file], SPEC, budget, workspace, max_pixels=10**8)
+
+    assert (await decoded_in(40 << 20)).shape == (1, 3, 8, 8)
+    with pytest.raises(PayloadTooLarge, match="inflight-bytes"):
+        await decoded_in(20 << 20)
 
 
 async def test_large_images_wait_for_their_turn(pool: DecoderPool) -> None:

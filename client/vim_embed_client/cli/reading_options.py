@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -16,8 +15,8 @@ from vim_embed_client.bulk.sources.registry import find_sources, without_effect
 from vim_embed_client.cli.option_groups import grouped
 from vim_embed_client.cli.sky_options import KEEP, SKY, sky_options
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_pixels import texts
 from vim_embed_pixels.errors import UnusableOptions
-from vim_embed_pixels.fits import ALL_HDUS
 from vim_embed_pixels.stretch import STRETCHES
 from vim_embed_pixels.surveys import NAMES, survey_stretch
 
@@ -36,71 +35,25 @@ def numbers(
     kind: Callable[[str], Any], form: str, *, count: int | None = None
 ) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...] | None]:
     """A callback that splits a value at its commas. form: an example, for the message."""
+    return _parsed(lambda text: texts.several(text, kind, form, count))
 
-    def callback(
-        ctx: click.Context, param: click.Parameter, value: str | None
-    ) -> tuple[Any, ...] | None:
-        if value is None:
-            return None
+
+def _parsed(
+    parse: Callable[[str], Any],
+) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         try:
-            found = tuple(map(kind, value.split(",")))
-        except ValueError:
-            found = ()
-        if not found or (count is not None and len(found) != count):
-            raise click.BadParameter(f"{value!r} is not of the form {form}")
-        return found
+            return None if value is None else parse(value)
+        except UnusableOptions as error:
+            raise click.BadParameter(error.message) from None
 
     return callback
-
-
-def _pair(text: str) -> tuple[float, float]:
-    low, high = map(float, text.split(":"))
-    return low, high
-
-
-def _limits(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[tuple[float, float], ...] | str | None:
-    if value == "zscale":
-        return value
-    return numbers(_pair, "-0.06:1.5 (one, or three), nor zscale")(ctx, param, value)
-
-
-def _hdu(text: str) -> int | str:
-    text = text.strip()
-    if not text:
-        raise ValueError
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
-def _band(text: str) -> int | str:
-    text = text.strip()
-    return int(text) if text.lstrip("-").isdigit() else _word(text.replace("-", "")) and text
 
 
 def _word(text: str) -> str:
     if not text.strip().isalnum():
         raise ValueError
     return text.strip()
-
-
-def _blank(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
-    if value is None or value == "sky":
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise click.BadParameter(f"{value!r} is neither a finite number nor sky")
-    return number
-
-
-def _hdus(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[int | str, ...] | None:
-    found = numbers(_hdu, "1, SCI, SCI:2, Z,R,G or all")(ctx, param, value)
-    return ALL_HDUS if found and str(found[0]).lower() == "all" and len(found) == 1 else found
 
 
 _SOURCES = (
@@ -136,7 +89,7 @@ _SOURCES = (
         help="Turn arrays, fluxes and FITS images upside down. FITS rows go upwards already.",
     ),
     click.option(
-        "--hdu", "hdus", metavar="NAME,…", callback=_hdus,
+        "--hdu", "hdus", metavar="NAME,…", callback=_parsed(texts.hdus),
         help="HDU of FITS files by number or name (SCI:2 with its EXTVER), three that are red, "
         "green, blue, or all: a row of each image.  [default: the first that is named SCI or "
         "IMAGE, else the first that is not named as mask, error or weight]",
@@ -155,16 +108,16 @@ _FLUXES = (
         "fluxes; @head: its development head, with its zoom.",
     ),
     click.option(
-        "--bands", metavar="R,G,B", callback=numbers(_band, "3,1,0 or z,r,g"),
+        "--bands", metavar="R,G,B", callback=_parsed(texts.bands),
         help="Places, from 0, of the bands of a cube that are shown as red, green and blue; one "
         "is shown as grey.",
     ),
     click.option(
-        "--percentiles", metavar="LOW,HIGH", callback=numbers(float, "1,99", count=2),
+        "--percentiles", metavar="LOW,HIGH", callback=_parsed(texts.percentiles),
         help="Of each image's fluxes: what the stretch takes as 0 and 1.  [default: 1,99]",
     ),
     click.option(
-        "--limits", metavar="LOW:HIGH,…|zscale", callback=_limits,
+        "--limits", metavar="LOW:HIGH,…|zscale", callback=_parsed(texts.limits),
         help="Fluxes that are 0 and 1, in place of percentiles: one pair, or one for each band, in "
         "the unit of the file; zscale finds them in each image, as IRAF and DS9 do.",
     ),
@@ -184,7 +137,7 @@ _FLUXES = (
         help="Percentiles of each band, and not of the three together.",
     ),
     click.option(
-        "--blank", metavar="VALUE|sky", callback=_blank,
+        "--blank", metavar="VALUE|sky", callback=_parsed(texts.blank),
         help="In place of fluxes that are not finite: a number, or the median of the band.",
     ),
 )  # fmt: skip

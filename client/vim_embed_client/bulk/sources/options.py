@@ -97,12 +97,7 @@ class ReadOptions:
         told = {name: _tuples(identity[name]) for name in known - {"stretch", "sky"}}
         if sky := identity.get("sky"):
             told["sky"] = SkyOptions(**{name: _tuples(value) for name, value in sky.items()})
-        stretch = {
-            one.name: _tuples(value)
-            for one in fields(Stretch)
-            if (value := identity.get("stretch", {}).get(one.name)) is not None
-        }
-        return cls(**told, stretch=Stretch(**stretch))
+        return cls(**told, stretch=Stretch.of(identity.get("stretch", {})))
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes rows."""

@@ -19,8 +19,10 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vim_embed.errors import ServiceError
+from vim_embed.http.formats import fits
 from vim_embed.http.formats.images import Large, decode_planes
 from vim_embed_pixels.images import Fit
 
@@ -36,7 +38,8 @@ class Order:
     """What to do with the bytes that follow.
 
     large: pixels from which on leave is asked for. place: what messages call the image. slot: of
-    the shared memory, whose size is `shared`. seconds: of CPU time.
+    the shared memory, whose size is `shared`. seconds: of CPU time. fits: how FITS is
+    read, as FitsOptions tells.
     """
 
     size: int
@@ -50,6 +53,7 @@ class Order:
     place: str
     slot: int
     shared: int
+    fits: dict[str, Any] | None = None
 
 
 class Decoder:
@@ -60,6 +64,8 @@ class Decoder:
         self._shared: mmap.mmap | None = None
 
     def answer(self, order: Order, data: bytes) -> dict[str, object]:
+        if order.fits is not None:
+            fits.preload(order.fits)
         _limit(order)
         try:
             decoded = decode_planes(
@@ -68,6 +74,7 @@ class Decoder:
                 max_pixels=order.max_pixels,
                 place=order.place,
                 large=order.large,
+                fits=order.fits,
             )
         except Large as large:
             return {"large": large.pixels}
@@ -91,7 +98,8 @@ def _limit(order: Order) -> None:
     The CPU time by a timer: RLIMIT_CPU counts whole seconds.
     """
     signal.setitimer(signal.ITIMER_PROF, order.seconds)
-    pixels = min(order.max_pixels, order.large)
+    weight = 1 if order.fits is None else fits.WEIGHT
+    pixels = weight * min(order.max_pixels, order.large)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
     most = now + _EVERYDAY + _OF_FILE * order.size + _OF_PIXEL * pixels
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from vim_embed.errors import (
     WorkerFailed,
 )
 from vim_embed.http.body.workspace import Workspace
+from vim_embed.http.formats.fits import WEIGHT
 from vim_embed.http.formats.image_decoder import Order
 from vim_embed.types.pixels import PixelArray
 from vim_embed.types.preprocessing import Preprocessing
@@ -58,7 +60,21 @@ _KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(4 * _MIB),
 }
 _BY_CODE = {error.code: error for error in ERRORS}
-File = tuple[str, memoryview]  # what it is called in messages, and its bytes
+
+
+@dataclass(frozen=True)
+class File:
+    """An encoded image. name: what it is called in messages. fits: how it is read where it is FITS,
+    as FitsOptions tells."""
+
+    name: str
+    data: memoryview
+    fits: dict[str, Any] | None = None
+
+    @property
+    def weight(self) -> int:
+        """Memory of a pixel of it, in that of an encoded image's."""
+        return 1 if self.fits is None else WEIGHT
 
 
 class DecodeBudget:
@@ -127,11 +143,12 @@ class DecoderPool:
 
     async def _run(self, job: _Job, workspace: Workspace) -> None:
         """First what is small, then by turns what is large, with its memory counted."""
-        with workspace.working(_AHEAD * max(len(data) for _, data in job.files)):
+        with workspace.working(_AHEAD * max(len(file.data) for file in job.files)):
             large = await job.decode(range(len(job.files)), _LARGE_PIXELS)
         job.budget.take(sum(large.values()))
         for number, pixels in large.items():
-            counted = _PIXEL_BYTES * pixels + len(job.files[number][1])
+            file = job.files[number]
+            counted = _PIXEL_BYTES * pixels * file.weight + len(file.data)
             async with self._large:
                 with workspace.working(counted):
                     await job.decode([number], pixels)
@@ -331,29 +348,30 @@ class _Job:
         return left
 
     async def _send(self, number: int, large: int) -> None:
-        place, data = self.files[number]
+        file = self.files[number]
         side = self.spec.image_size
         order = Order(
-            size=len(data),
+            size=len(file.data),
             side=side,
             interpolation=self.spec.interpolation,
             resize_to=self.spec.resize_to,
             keep_aspect=self.spec.keep_aspect,
             max_pixels=self.max_pixels,
-            large=large,
-            seconds=_cpu_seconds(len(data)),
-            place=place,
+            large=large // file.weight if large == _LARGE_PIXELS else large,
+            seconds=_cpu_seconds(len(file.data)),
+            place=file.name,
             slot=number % _AHEAD,
             shared=self.process.shared(_AHEAD * 3 * side * side),
+            fits=file.fits,
         )
-        await self.process.send(order, data)
+        await self.process.send(order, file.data)
 
     async def _receive(self, number: int, large: int) -> int | None:
         """Take over an image's pixels; how many it has in its file, if it needs leave."""
         reply = await self.process.reply()
         if reply is None:
-            place, data = self.files[number]
-            raise ProcessEnded(place, len(data))
+            file = self.files[number]
+            raise ProcessEnded(file.name, len(file.data))
         if "code" in reply:
             raise _BY_CODE.get(str(reply["code"]), InternalError)(str(reply["message"]))
         if "large" in reply:

@@ -12,8 +12,9 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -24,6 +25,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
+from vim_embed.http.formats.fits import read_fits
 from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_pixels.errors import UnusableImage
 from vim_embed_pixels.images import FORMATS, Fit, check_image, fit, upright_rgb
@@ -86,15 +88,21 @@ def decode_planes(
     max_pixels: int,
     place: str = "the image",
     large: int | None = None,
+    fits: Mapping[str, Any] | None = None,
 ) -> Decoded:
     """One image, at the model's size.
 
-    large: raise Large for an image of more pixels, before it is decoded. Else as `decode_image`.
+    large: raise Large for an image of more pixels, before it is decoded. fits: options with which
+    it is read as FITS, and not as another format. Else as `decode_image`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own size and metadata warnings
         try:
-            rgb = _decode(data, max_pixels, place, large)
+            if fits is None:
+                rgb = _decode(data, max_pixels, place, large)
+            else:
+                check = partial(_check_sides, max_pixels, place, large)
+                rgb = read_fits(bytes(data), fits, check, place)
         except UnidentifiedImageError as error:
             raise UnsupportedMediaType(
                 f"{place} is no image that can be read here: send PNG, JPEG, WebP or TIFF"
@@ -166,6 +174,10 @@ def _check_pixels(size: tuple[int, int], max_pixels: int, place: str, large: int
         )
     if large is not None and width * height > large:
         raise Large(width * height)
+
+
+def _check_sides(max_pixels: int, place: str, large: int | None, width: int, height: int) -> None:
+    _check_pixels((width, height), max_pixels, place, large)
 
 
 def _webp_pixels(data: bytes) -> tuple[int, int]:

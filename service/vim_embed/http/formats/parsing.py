@@ -20,7 +20,9 @@ from vim_embed.http.body.reading import Limits
 from vim_embed.http.body.workspace import Workspace
 from vim_embed.http.disconnect import unless_gone
 from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
-from vim_embed.http.formats.image_pool import DecodeBudget, DecoderPool
+from vim_embed.http.formats.fits import MEDIA_TYPES, check_installed, looks_like_fits
+from vim_embed.http.formats.fits_query import NO_FITS, FitsQuery
+from vim_embed.http.formats.image_pool import DecodeBudget, DecoderPool, File
 from vim_embed.http.formats.multipart import read_files
 from vim_embed.http.request_memory import request_memory
 from vim_embed.types.model_info import ModelInfo
@@ -42,11 +44,11 @@ _LOG = logging.getLogger(__name__)
 def media_type(request: Request) -> str:
     """The request's media type, checked against those that are taken."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in _ARRAYS or kind == MULTIPART or kind.startswith("image/"):
+    if kind in (*_ARRAYS, MULTIPART, *MEDIA_TYPES) or kind.startswith("image/"):
         return kind
     raise UnsupportedMediaType(
         f"Content-Type {kind or '(none)'!r} is not taken: send {NPY}, {JSON}, {SAFETENSORS}, "
-        f"{MULTIPART} or image/*"
+        f"{MULTIPART}, image/* or {MEDIA_TYPES[0]}"
     )
 
 
@@ -58,14 +60,17 @@ async def parse_pixels(
     limits: Limits,
     *,
     seconds: float | None = None,
+    fits: FitsQuery = NO_FITS,
 ) -> PixelArray:
     """The pixel array of a body, encoded images included; checked for rows, not yet for values.
 
-    seconds: that decoding may take, if less than the limits'. Raises ServiceError, and
+    seconds: that decoding may take, if less than the limits'. fits: how FITS files are read, which
+    is an error where there are none. Raises ServiceError, and
     ClientDisconnect where the client left while its images were decoded.
     """
     with reading_memory(request, len(body)) as workspace:
         if kind in _ARRAYS:
+            fits.check_used(False)
             parse = _ARRAYS[kind]
             inline = kind == NPY or len(body) <= _INLINE_BYTES
             if inline:
@@ -81,17 +86,27 @@ async def parse_pixels(
             )
         most = limits.decode_seconds if seconds is None else min(limits.decode_seconds, seconds)
         budget = DecodeBudget(limits.request_pixels, max(0.0, most))
-        files = [("the image", body)]
+        named = [("the image", body)]
         if kind == MULTIPART:
-            named = await asyncio.to_thread(
+            parts = await asyncio.to_thread(
                 read_files, body, request.headers["content-type"], limits.rows, workspace
             )
-            files = [(f"image {row} ({name})", data) for row, (name, data) in enumerate(named)]
+            named = [(f"image {row} ({name})", data) for row, (name, data) in enumerate(parts)]
+        files = [_file(name, data, fits, told=kind in MEDIA_TYPES) for name, data in named]
+        fits.check_used(any(file.fits is not None for file in files))
         decoders: DecoderPool = request.app.state.decoders
         decoding = decoders.decode(
             files, model.preprocessing, budget, workspace, max_pixels=limits.image_pixels
         )
         return await unless_gone(request, decoding)
+
+
+def _file(name: str, data: memoryview, fits: FitsQuery, *, told: bool) -> File:
+    """told: whether the Content-Type says that it is FITS."""
+    if not (told or looks_like_fits(data)):
+        return File(name, data)
+    check_installed()
+    return File(name, data, fits.told())
 
 
 @contextmanager

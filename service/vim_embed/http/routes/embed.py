@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -34,6 +34,7 @@ from vim_embed.http.formats.answers import (
     rendering_bytes,
     with_grid,
 )
+from vim_embed.http.formats.fits_query import FitsQuery
 from vim_embed.http.formats.parsing import media_type, parse_pixels
 from vim_embed.http.openapi import examples
 from vim_embed.http.openapi.schemas import (
@@ -58,7 +59,7 @@ _KNOWN_QUERIES = 256
 _INLINE_BYTES = 1024 * 1024  # answers that take less memory are made without a thread hop
 
 
-class EmbedQuery(BaseModel):
+class EmbedQuery(FitsQuery):
     """Query parameters of `/embed`; see docs/http.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -131,6 +132,7 @@ _REQUEST = {
             "application/vnd.safetensors": _BINARY,
             "image/png": {**_BINARY, "examples": _EXAMPLE_IMAGE},
             "image/jpeg": _BINARY,
+            "application/fits": _BINARY,
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -172,7 +174,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     try:
         body = await read_body(request, limits)
         left = None if timeout is None else begin + timeout - time.monotonic()
-        pixels = await parse_pixels(request, kind, body, info, limits, seconds=left)
+        pixels = await parse_pixels(request, kind, body, info, limits, seconds=left, fits=query)
     except ClientDisconnect:
         return Response(status_code=GONE)
     done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)

@@ -1,0 +1,163 @@
+"""FITS files to pixels, in the decoder processes: headers are bounded here, before astropy reads.
+
+What a header claims is compared with the file. Numbers, HDUs and stretches are `vim_embed_pixels`',
+which the client uses too. astropy is the extra `astro`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from vim_embed.errors import InvalidInput, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MEDIA_TYPES = ("application/fits", "image/fits")
+# Of its pixels, in those of an encoded image: fluxes are stretched as several arrays of floats.
+WEIGHT = 8
+_MAGIC, _EXTENSION, _GZIP = b"SIMPLE  =", b"XTENSION=", b"\x1f\x8b"
+_BLOCK, _CARD = 2880, 80
+_MOST_HDUS, _MOST_HEADER_BYTES = 256, 2 * 1024 * 1024
+_MOST_AXES = 8
+_UNPACKED, _UNPACKED_MULTIPLE = 16 * 1024 * 1024, 4  # bytes that a gzip file may become
+_COUNTS = {b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT"}
+
+
+def looks_like_fits(data: bytes | memoryview) -> bool:
+    """Whether the first bytes are a FITS file's, or those of gzip, which no other image has."""
+    start = bytes(data[: len(_MAGIC)])
+    return start == _MAGIC or start.startswith(_GZIP)
+
+
+def check_installed() -> None:
+    """Raise UnsupportedMediaType where the service has no astropy."""
+    if find_spec("astropy") is None:
+        raise UnsupportedMediaType(
+            "FITS is not read by this service, which lacks astropy: its operator installs "
+            "vim-embed[astro]; `vim-embed embed` reads FITS without it, and sends pixels"
+        )
+
+
+def preload(told: Mapping[str, Any]) -> None:
+    """Import what reading with these options takes, so that no image is charged for it."""
+    needed = ["astropy.io.fits", "vim_embed_pixels.fits"]
+    stretch = told["stretch"]
+    if stretch["kind"] is not None or stretch["limits"] is not None:
+        needed.append("astropy.visualization")
+    if stretch["zoom"] is not None:
+        needed.append("scipy.ndimage")
+    for name in needed:
+        import_module(name)
+
+
+def read_fits(
+    data: bytes, told: Mapping[str, Any], check: Callable[[int, int], None], place: str
+) -> Image.Image:
+    """The one image of a FITS file as RGB. told: FitsOptions as a mapping.
+
+    check: is called with width and height before the numbers are read, and may raise. Raises
+    InvalidInput, MalformedRequest or PayloadTooLarge; `place` names the image in their messages.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from vim_embed_pixels.errors import PixelsError, in_a_query
+    from vim_embed_pixels.fits import FitsOptions, rgb_of
+
+    data = _unpacked(data, place)
+    data = data[: check_headers(data, place)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # astropy's remarks on headers
+        try:
+            pixels = rgb_of(io.BytesIO(data), len(data), FitsOptions.of(told), check)
+        except PixelsError as error:
+            raise InvalidInput(f"{place}: {in_a_query(error.message)}") from None
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def check_headers(data: bytes, place: str = "the file") -> int:
+    """Go from header to header, and compare what each claims with the bytes that there are.
+
+    The bytes of all HDUs; what follows them is none. Raises MalformedRequest or PayloadTooLarge.
+    """
+    if not data.startswith(_MAGIC):
+        raise MalformedRequest(f"{place} is no FITS file: it does not begin with SIMPLE")
+    begin = hdus = of_headers = 0
+    while begin == 0 or data.startswith(_EXTENSION, begin):
+        hdus += 1
+        if hdus > _MOST_HDUS:
+            raise PayloadTooLarge(f"{place} has over {_MOST_HDUS} HDUs: send the one that is meant")
+        end, counts = _header(data, begin, _MOST_HEADER_BYTES - of_headers, place)
+        of_headers += end - begin
+        size = _data_bytes(counts, place)
+        if end + size > len(data):
+            raise MalformedRequest(
+                f"{place} is cut short: its HDU {hdus - 1} claims {size:,} bytes of data, and "
+                f"{max(0, len(data) - end):,} follow its header"
+            )
+        begin = end + -(-size // _BLOCK) * _BLOCK
+    return begin
+
+
+def _header(data: bytes, begin: int, most: int, place: str) -> tuple[int, dict[bytes, int]]:
+    """Where a header's last block ends, and its whole numbers that say how much data follows."""
+    counts: dict[bytes, int] = {}
+    for at in range(begin, min(len(data), begin + most), _CARD):
+        card = data[at : at + _CARD]
+        key = card[:8].rstrip()
+        if key == b"END":
+            return begin + -(-(at + _CARD - begin) // _BLOCK) * _BLOCK, counts
+        if (key in _COUNTS or key.startswith(b"NAXIS")) and card[8:9] == b"=":
+            counts[key] = _whole(card, place)
+    if len(data) - begin > most:
+        raise PayloadTooLarge(
+            f"{place} has over {_MOST_HEADER_BYTES:,} bytes of headers: send the image alone"
+        )
+    raise MalformedRequest(f"{place} is cut short, or damaged: a header has no END")
+
+
+def _whole(card: bytes, place: str) -> int:
+    text = card[9:].partition(b"/")[0].strip()
+    if not text.lstrip(b"-").isdigit() or len(text) > 18:
+        name = card[:8].decode("latin-1").strip()
+        raise MalformedRequest(f"{place} is damaged: its {name} is no whole number")
+    return int(text)
+
+
+def _data_bytes(counts: Mapping[bytes, int], place: str) -> int:
+    axes = counts.get(b"NAXIS", 0)
+    if not 0 <= axes <= _MOST_AXES:
+        raise MalformedRequest(f"{place} has {axes} axes: at most {_MOST_AXES} are read")
+    if axes == 0:
+        return 0
+    sides = [counts.get(b"NAXIS%d" % axis, 0) for axis in range(1, axes + 1)]
+    if sides[0] == 0 and axes > 1:  # random groups, which count their parameters elsewhere
+        sides[0] = 1
+    extra, groups = counts.get(b"PCOUNT", 0), counts.get(b"GCOUNT", 1)
+    if min(*sides, extra, groups) < 0:
+        raise MalformedRequest(f"{place} is damaged: a header counts below 0")
+    return abs(counts.get(b"BITPIX", 8)) // 8 * groups * (extra + math.prod(sides))
+
+
+def _unpacked(data: bytes, place: str) -> bytes:
+    if not data.startswith(_GZIP):
+        return data
+    most = max(_UNPACKED, _UNPACKED_MULTIPLE * len(data))
+    stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        found = stream.decompress(data, most)
+    except zlib.error as error:
+        raise MalformedRequest(f"{place} is damaged: it cannot be unpacked ({error})") from None
+    if stream.unconsumed_tail:
+        raise PayloadTooLarge(f"{place} unpacks to over {most:,} bytes: send it unpacked")
+    if not stream.eof:
+        raise MalformedRequest(f"{place} is cut short: its gzip stream has no end")
+    return found

@@ -1,0 +1,267 @@
+"""`POST /embed` of FITS files: the pixels that the client makes of them, and bounds by header."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from astropy.io import fits
+from numpy.typing import NDArray
+from PIL import Image
+
+from support.serving import from_npy, running
+from vim_embed.engines.arithmetic import ArithmeticEngine
+from vim_embed.errors import MalformedRequest, PayloadTooLarge
+from vim_embed.http.app import create_app
+from vim_embed.http.formats.fits import check_headers
+from vim_embed.settings import Settings
+from vim_embed.types.model_info import EmbedOptions
+from vim_embed_client.cli.main import run
+
+SIZE = 16
+MOST_PIXELS = 40_000
+Array = NDArray[Any]
+FITS = {"Content-Type": "application/fits"}
+
+
+class Recording(ArithmeticEngine):
+    """Keeps every row of pixels that reaches it."""
+
+    def __init__(self) -> None:
+        super().__init__(image_size=SIZE)
+        self.rows: list[Array] = []
+
+    def stage(self, model: str, parts: Sequence[Array], options: EmbedOptions) -> Any:
+        self.rows += [row.copy() for part in parts for row in part]
+        return super().stage(model, parts, options)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Recording:
+    return Recording()
+
+
+@pytest.fixture(scope="module")
+def url(engine: Recording) -> Iterator[str]:
+    with running(create_app(Settings(max_image_pixels=MOST_PIXELS), engine)) as url:
+        yield url
+
+
+def sky(bands: int, side: int = 30, seed: int = 0) -> Array:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    spot = 2 * np.exp(-np.hypot(x - side / 2, y - side / 3) / 4)
+    made: Array = spot * np.linspace(0.5, 1, bands)[:, None, None]
+    return (made + rng.normal(0, 0.05, (bands, side, side))).astype(np.float32)
+
+
+def written(*hdus: Any) -> bytes:
+    buffer = io.BytesIO()
+    first = () if isinstance(hdus[0], fits.PrimaryHDU) else (fits.PrimaryHDU(),)
+    fits.HDUList([*first, *hdus]).writeto(buffer)
+    return buffer.getvalue()
+
+
+def primary(data: Array, **header: Any) -> bytes:
+    hdu = fits.PrimaryHDU(data)
+    hdu.header.update(header)
+    return written(hdu)
+
+
+def holed() -> Array:
+    flux = sky(1)[0]
+    flux[3:6, 4:9] = np.nan
+    return flux
+
+
+def scaled() -> bytes:
+    hdu = fits.ImageHDU(sky(1)[0])
+    hdu.scale("int16", bzero=1.0, bscale=0.001)
+    return written(hdu)
+
+
+GREY, CUBE = primary(sky(1)[0]), primary(sky(5))
+SEVERAL = written(
+    fits.ImageHDU(np.ones((30, 30), np.int16), name="DQ"),
+    *(fits.ImageHDU(sky(1, seed=n)[0], name=name) for n, name in enumerate("GRZ")),
+)
+COMPRESSED = written(fits.CompImageHDU(sky(1)[0], compression_type="RICE_1", quantize_level=-0.01))
+
+SAME: dict[str, tuple[bytes, dict[str, str]]] = {
+    "grey": (GREY, {}),
+    "gzip": (gzip.compress(GREY), {}),
+    "tiles": (COMPRESSED, {}),
+    "scaled integers": (scaled(), {}),
+    "top down": (primary(sky(1)[0], ROWORDER="TOP-DOWN"), {}),
+    "one of one": (primary(sky(3)[None]), {"bands": "2,1,0"}),
+    "colours of the header": (primary(sky(3), BANDS="grz"), {}),
+    "bands, limits": (CUBE, {"bands": "3,1,0", "limits": "-0.1:1.5", "stretch": "sqrt"}),
+    "survey": (CUBE, {"survey": "hsc"}),
+    "the head's survey": (CUBE, {"survey": "hsc@head"}),
+    "percentiles": (CUBE, {"bands": "4", "percentiles": "2,98", "per_band": "true"}),
+    "lupton": (
+        CUBE, {"bands": "4,2,0", "stretch": "lupton", "limits": "0:1", "softening": "5"},
+    ),
+    "zscale, crop and flip": (
+        CUBE, {"bands": "1", "stretch": "zscale", "crop": "17", "flip": "true"},
+    ),
+    "blank": (primary(holed()), {"blank": "sky"}),
+    "the image, not the mask": (SEVERAL, {}),
+    "an HDU": (SEVERAL, {"hdu": "R"}),
+    "three HDUs": (SEVERAL, {"hdu": "Z,R,G"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_service_makes_the_pixels_that_the_client_makes(
+    engine: Recording, url: str, tmp_path: Path, name: str
+) -> None:
+    data, query = SAME[name]
+    path = tmp_path / "a.fits"
+    path.write_bytes(data)
+    flags = [
+        f"--{key.replace('_', '-')}" + ("" if value == "true" else f"={value}")
+        for key, value in query.items()
+    ]
+    engine.rows.clear()
+    output = str(tmp_path / "o.npy")
+    assert run(["embed", str(path), "--url", url, "-o", output, "--quiet", *flags]) == 0
+    answer = httpx.post(f"{url}/embed", params=query, content=data, headers=FITS)
+    assert answer.status_code == 200, answer.text
+    ours, theirs = engine.rows
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(ours)) > 20
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(3 * 99, dtype=np.uint8).reshape(9, 11, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_fits_and_other_images_in_one_form(url: str) -> None:
+    files = [("images", ("a.fits", GREY)), ("images", ("b.png", png())),
+             ("images", ("c.fits.gz", gzip.compress(GREY)))]  # fmt: skip
+    rows = from_npy(httpx.post(f"{url}/embed?crop=20", files=files).content)
+    alone = httpx.post(f"{url}/embed?crop=20", content=GREY, headers={"Content-Type": "image/fits"})
+    np.testing.assert_array_equal(rows[0], from_npy(alone.content)[0])
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert (rows[0] != rows[1]).any()
+
+
+REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
+    "no FITS": (png(), {}, 400, "does not begin with SIMPLE"),
+    "nothing to choose": (CUBE, {}, 422, "5 bands: choose one or three with bands=R,G,B"),
+    "galaxies": (primary(sky(6).reshape(2, 3, 30, 30)), {}, 422, "which are several images"),
+    "NaN": (primary(holed()), {}, 422, "give blank=sky, or blank=VALUE"),
+    "flat": (primary(np.ones((9, 9), np.float32)), {}, 422, "too flat"),
+    "no such HDU": (SEVERAL, {"hdu": "SCI"}, 422, "no HDU SCI: it has 0 PRIMARY, 1 DQ, 2 G"),
+    "all HDUs": (SEVERAL, {"hdu": "all"}, 422, "name the one"),
+    "no such stretch": (GREY, {"stretch": "cube"}, 422, "no stretch 'cube': use one of linear"),
+    "no such survey": (GREY, {"survey": "sdss"}, 422, "no survey 'sdss'"),
+    "contradiction": (GREY, {"limits": "0:1", "percentiles": "1,99"}, 422, "exclude each other"),
+    "limits": (GREY, {"limits": "1"}, 422, "'1' is not of the form -0.06:1.5"),
+    "crop": (GREY, {"crop": "31"}, 422, "30×30 pixels, fewer than crop=31"),
+    "a table": (
+        written(fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])])), {}, 422,
+        "holds no image",
+    ),
+    "too many pixels": (
+        primary(np.zeros((201, 200), np.uint8)), {}, 413, "over the limit of 40000",
+    ),
+    "tiles that claim more": (
+        written(fits.CompImageHDU(np.zeros((3000, 3000), np.float32))), {}, 413, "over the limit",
+    ),
+    "cut short": (GREY[:-2880], {}, 400, "claims 3,600 bytes of data"),
+    "gzip cut short": (gzip.compress(GREY)[:-20], {}, 400, "gzip stream has no end"),
+    "a gzip bomb": (gzip.compress(bytes(1 << 25)), {}, 413, "unpacks to over"),
+    "survey of a PNG": (png(), {"survey": "hsc"}, 422, "survey would have no effect"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_that_name_the_fix(url: str, name: str) -> None:
+    data, query, status, words = REFUSED[name]
+    headers = {"Content-Type": "image/png"} if "PNG" in name else FITS
+    answer = httpx.post(f"{url}/embed", params=query, content=data, headers=headers)
+    assert (answer.status_code, words in answer.json()["error"]["message"]) == (status, True), (
+        answer.text
+    )
+
+
+def test_parameters_of_fits_are_an_error_beside_an_array(url: str) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((3, SIZE, SIZE), np.uint8))
+    answer = httpx.post(
+        f"{url}/embed?bands=2,1,0&flip=true", content=buffer.getvalue(),
+        headers={"Content-Type": "application/x-npy"},
+    )  # fmt: skip
+    assert answer.status_code == 422
+    assert "bands, flip would have no effect" in answer.json()["error"]["message"]
+
+
+def test_a_service_without_astropy_names_the_extra(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = util.find_spec
+    monkeypatch.setattr(
+        "vim_embed.http.formats.fits.find_spec",
+        lambda name: None if name == "astropy" else found(name),
+    )
+    answer = httpx.post(f"{url}/embed", content=GREY, headers=FITS)
+    assert answer.status_code == 415
+    assert "vim-embed[astro]" in answer.json()["error"]["message"]
+
+
+def header(*cards: str) -> bytes:
+    return b"".join(card.ljust(80).encode() for card in (*cards, "END")).ljust(2880)
+
+
+EMPTY = ("SIMPLE  =                    T", "BITPIX  =                    8")
+NO_AXES = (*EMPTY, "NAXIS   =                    0")
+EXTENSION = (
+    "XTENSION= 'IMAGE   '",
+    "BITPIX  =                    8",
+    "NAXIS   =                    0",
+)
+HEADERS: dict[str, tuple[bytes, type[Exception], str]] = {
+    "no END": (b"SIMPLE  =".ljust(5760), MalformedRequest, "no END"),
+    "half a block": (header(*NO_AXES)[:160], MalformedRequest, "no END"),
+    "huge axes": (
+        header(*EMPTY, "NAXIS   = 2", "NAXIS1  = 999999999", "NAXIS2  = 999999999"),
+        MalformedRequest, "claims 999,999,998,000,000,001 bytes",
+    ),
+    "many axes": (header(*EMPTY, "NAXIS   = 999"), MalformedRequest, "999 axes"),
+    "a negative side": (header(*EMPTY, "NAXIS   = 1", "NAXIS1  = -9"), MalformedRequest, "below 0"),
+    "a negative count": (
+        header(*EMPTY, "NAXIS   = 1", "NAXIS1  = 9", "GCOUNT  = -1"), MalformedRequest, "below 0",
+    ),
+    "no number": (header(*EMPTY, "NAXIS   = 'two'"), MalformedRequest, "NAXIS is no whole number"),
+    "many HDUs": (
+        header(*NO_AXES) + 256 * header(*EXTENSION), PayloadTooLarge, "over 256 HDUs",
+    ),
+    "a long header": (
+        b"SIMPLE  =".ljust(80) + b"HISTORY x".ljust(80) * 30_000, PayloadTooLarge, "of headers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_are_bounded(name: str) -> None:
+    data, kind, words = HEADERS[name]
+    with pytest.raises(kind, match=words):
+        check_headers(data)
+
+
+def test_what_follows_the_last_hdu_is_not_read() -> None:
+    whole = header(*NO_AXES) + header(*EXTENSION)
+    assert check_headers(whole) == check_headers(whole + b"junk" * 999) == len(whole)
+    for data in (GREY, CUBE, SEVERAL, COMPRESSED, scaled()):
+        assert check_headers(data) == len(data)
