@@ -116,7 +116,8 @@ def _one_image(one: Hdu, options: FitsOptions) -> tuple[int, ...]:
             "with `vim-embed embed`"
         )
     bands = shape[-3] if len(shape) > 2 else 1
-    if bands > 1 and options.stretch.bands is None and colours(one.hdu.header, shape) is None:
+    chosen = options.stretch.by_number(band_names(one)).bands
+    if bands > 1 and chosen is None and colours(one.hdu.header, shape) is None:
         raise UnusableImage(f"it has {bands} bands: choose one or three with --bands R,G,B")
     return (0,) * (len(shape) - 3)
 
@@ -143,7 +144,11 @@ def sound_hdus(file: Any) -> tuple[list[Any], str]:
 
 def image_hdus(hdus: Sequence[Any]) -> list[Hdu]:
     """Those that hold an image of any shape, named so that no two have one name."""
-    images = [(number, hdu) for number, hdu in enumerate(hdus) if hdu.is_image and hdu.shape]
+    images = [
+        (number, hdu)
+        for number, hdu in enumerate(hdus)
+        if hdu.is_image and getattr(hdu, "shape", ())
+    ]
     times = Counter(hdu.name for _, hdu in images)
     labels: set[str] = set()
     listed = []

@@ -16,7 +16,7 @@ import warnings
 import zlib
 from email.message import Message
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,12 @@ from safetensors.numpy import load
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.errors import ERRORS
 from vim_embed.types.model_info import EmbedOptions
+from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.reader import Item
+from vim_embed_client.bulk.sources.registry import _open_member as open_member
+from vim_embed_pixels import texts
+from vim_embed_pixels.surveys import survey_stretch
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -39,6 +45,7 @@ _CODES = {(error.status, error.code) for error in ERRORS if error.code != "inter
 _STATUSES = {status for status, _ in _CODES}
 _NAMES = {"UINT8": np.uint8, "FP32": np.float32, "FP16": np.float16}
 _Array = NDArray[Any]
+_FITS = (b"SIMPLE  =", b"\x1f\x8b")
 
 
 def check_answer(request: Request, status: int, headers: Message, body: bytes) -> str | None:
@@ -161,7 +168,33 @@ def _pixels(request: Request) -> _Array:
         return _json_pixels(json.loads(request.content))
     if kind == "multipart/form-data":
         return np.stack([_image(part) for part in _parts(request.content)])
+    if kind in ("application/fits", "image/fits") or request.content.startswith(_FITS):
+        return _fits(request)[None]
     return _image(request.content)[None]
+
+
+def _fits(request: Request) -> _Array:
+    """As the client reads a file of its disk."""
+    query = dict(parse_qsl(urlsplit(request.path).query, encoding="utf-8", errors="replace"))
+    given = {
+        name: texts.PARSERS.get(name, str)(query[name])
+        for name in ("survey", "bands", "limits", "blank", "stretch", "hdu") if name in query
+    }  # fmt: skip
+    softening = float(query["softening"]) if "softening" in query else None
+    hdus, kind = given.pop("hdu", None), given.pop("stretch", None)
+    stretch = survey_stretch(given.pop("survey", None), kind=kind, softening=softening, **given)
+    options = ReadOptions(
+        stretch=stretch, hdus=hdus, crop=int(query["crop"]) if "crop" in query else None,
+        flip="flip" in query,
+    )  # fmt: skip
+    reader = open_member(Content("a.fits", data=request.content), options)
+    assert reader is not None
+    row = next(reader.read(0))
+    assert isinstance(row, Item), row
+    assert callable(row.data)
+    shown = Image.fromarray(np.ascontiguousarray(row.data().transpose(1, 2, 0)))
+    small = shown.resize((8, 8), Image.Resampling.BICUBIC)
+    return np.asarray(small, np.uint8).transpose(2, 0, 1)
 
 
 def _plain(request: Request) -> bytes:

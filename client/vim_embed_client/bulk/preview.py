@@ -24,7 +24,7 @@ from vim_embed_pixels.images import Fit, decoded, fitted
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewRow:
-    """A row as (3, H, W) uint8 RGB. remark: what is wrong with it, or nothing."""
+    """A row as (channels, H, W) uint8. remark: what is wrong with it, or nothing."""
 
     id: str
     pixels: Array
@@ -49,7 +49,7 @@ def preview_rows(
         reader = open_reader(source, options)
         try:
             for entry in reader.read(0):
-                made = _made(entry, spec, resize=options.resize)
+                made = _made(entry, spec, options)
                 yield made
                 shown += isinstance(made, PreviewRow)
                 if shown == quota:
@@ -61,26 +61,26 @@ def preview_rows(
             return
 
 
-def seen_pixels(item: Item, spec: PreprocessingEntry | None, *, resize: bool) -> Array:
-    """What the model sees of a row, as (3, H, W) uint8. Raises InputError.
+def seen_pixels(item: Item, spec: PreprocessingEntry | None, options: ReadOptions) -> Array:
+    """What the model sees of a row, as (channels, H, W) uint8. Raises InputError.
 
     Of normalised floats, with a spec, the RGB that normalises to them; else their own range.
     """
     if item.like is None:
         with named("it cannot be read"):
-            pixels: Array = decoded(encoded_bytes(item))
+            pixels: Array = decoded(encoded_bytes(item, options.channels))
         return pixels if spec is None else fitted(pixels, Fit.of(spec))
-    pixels = sent_pixels(item, spec, resize=resize)
+    pixels = sent_pixels(item, spec, resize=options.resize)
     return pixels if pixels.dtype == np.uint8 else _shown(pixels, spec)
 
 
 def _made(
-    entry: Item | Skipped, spec: PreprocessingEntry | None, *, resize: bool
+    entry: Item | Skipped, spec: PreprocessingEntry | None, options: ReadOptions
 ) -> PreviewRow | Skipped:
     if isinstance(entry, Skipped):
         return entry
     try:
-        pixels = seen_pixels(entry, spec, resize=resize)
+        pixels = seen_pixels(entry, spec, options)
     except InputError as error:
         return Skipped(id=entry.id, reason=error.message)
     return PreviewRow(id=entry.id, pixels=pixels, clipped=clipped(pixels), remark=remark(pixels))
@@ -96,7 +96,7 @@ def _spread(sources: Sequence[str], count: int) -> list[str]:
 def _shown(normalised: Array, spec: PreprocessingEntry | None) -> Array:
     values = normalised.astype(np.float64)
     if spec is not None:
-        mean, std = (np.reshape(spec[name], (3, 1, 1)) for name in ("mean", "std"))
+        mean, std = (np.reshape(spec[name], (-1, 1, 1)) for name in ("mean", "std"))
         unit = values * std + mean
     else:
         unit = (values - values.min()) / (np.ptp(values) or 1)

@@ -81,12 +81,7 @@ class BatchSender:
 
     def ready(self, item: Item) -> Ready:
         if item.like is None:
-            if self._channels != 3:
-                raise InputError(
-                    f"it is an encoded image, which has no {self._channels} bands as the model "
-                    "takes: give FITS, arrays or tables"
-                )
-            data = encoded_bytes(item)
+            data = encoded_bytes(item, self._channels)
             mark = fingerprint(data, "encoded")
             return Ready(data=data, fingerprint=mark, note=_note_of_some(data, mark))
         pixels = sent_pixels(item, self._spec, resize=self._resize)
@@ -163,8 +158,16 @@ def fingerprint(data: bytes | memoryview, kind: str) -> int:
     return int.from_bytes(hashed.digest(), "little") or 1
 
 
-def encoded_bytes(item: Item) -> bytes:
-    """Of a row that is an encoded image or the path of one. Raises InputError."""
+def encoded_bytes(item: Item, channels: int) -> bytes:
+    """Of a row that is an encoded image or the path of one, for a model of so many bands.
+
+    Raises InputError.
+    """
+    if channels != 3:
+        raise InputError(
+            f"it is an encoded image, which has no {channels} bands as the model takes: give FITS, "
+            "arrays or tables"
+        )
     if isinstance(item.data, bytes):
         return item.data
     try:

@@ -66,6 +66,7 @@ def preview(
     sources = checked_sources(paths, output, read_options, found)
     entry = _model(url, api_key, model)
     spec = entry["preprocessing"] if entry else None
+    read_options = read_options.for_channels((entry and entry.get("channels")) or 3)
     rows: list[PreviewRow] = []
     for one in preview_rows(sources, read_options, spec, count):
         if isinstance(one, Skipped):

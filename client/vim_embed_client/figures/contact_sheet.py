@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from vim_embed_client.bulk.preview import PreviewRow
 from vim_embed_client.figures.canvas import CELL, Canvas
-from vim_embed_client.figures.images import as_picture
+from vim_embed_client.figures.images import Picture, as_picture
 from vim_embed_client.figures.style import (
     FAINT,
     GREY,
@@ -60,9 +60,17 @@ def _words(figure: Figure, heading: str, remarks: Sequence[str]) -> tuple[float,
     return top, foot
 
 
+def _picture(row: PreviewRow) -> Picture:
+    """Of other bands than three, the last, the middle and the first as red, green and blue."""
+    count = len(row.pixels)
+    if count == 3:
+        return as_picture(row.pixels)
+    return as_picture(row.pixels[[count - 1, count // 2, 0]])
+
+
 def _cell(canvas: Canvas, x: float, y: float, row: PreviewRow, label: str) -> None:
     colour, line = (VERMILLION, 2.0) if row.remark else (GREY, 0.6)
-    canvas.picture(x, y, as_picture(row.pixels), colour, line)
+    canvas.picture(x, y, _picture(row), colour, line)
     centre, below = x + CELL / 2, y + CELL + 0.055
     black, white = (f"{100 * share:.1f} %" for share in row.clipped)
     told = f"black {black}, white {white}"

@@ -17,6 +17,8 @@ from astropy.io import fits
 from vim_embed_client.bulk.sources.options import SKY_OPTIONS
 from vim_embed_client.cli.embed import embed as embed_command
 from vim_embed_client.cli.main import EXIT_CODES, run
+from vim_embed_client.cli.preview import preview as preview_command
+from vim_embed_client.options import DEFAULT_URL
 from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .survey import SIZE, Array, pictures, png, write_images
@@ -55,6 +57,7 @@ def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     pixels = pictures(4)
     write_images(tmp_path / "survey", pixels)
     write_images(tmp_path / "more", pictures(2, seed=1))
+    write_images(tmp_path / "galaxies", pictures(1).repeat(40, axis=2).repeat(30, axis=3))
     np.save("cutouts.npy", pixels)
     np.savez("cutouts.npz", images=pixels)
     Path("shards").mkdir()
@@ -77,10 +80,13 @@ def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(place: Path, command: str, capsys: Any) -> None:
-    words = shlex.split(command)
-    assert words[:2] == ["vim-embed", "embed"]
+def test_commands_run(place: Path, service_url: str, command: str, capsys: Any) -> None:
+    words = shlex.split(command.replace(DEFAULT_URL, service_url))
+    assert words[0] == "vim-embed"
     assert run(words[1:]) == 0, capsys.readouterr().err
+    if words[1] == "preview":
+        assert Path("sheet.png").stat().st_size > 1000
+        return
     layer = ":last_hidden_state" if "--layers" in words else ""
     found = read_embeddings(words[words.index("-o") + 1] + layer)
     assert len(found.embeddings) == len(found.ids or []) > 0
@@ -102,9 +108,12 @@ def test_exit_codes_are_the_command_line_s() -> None:
 
 
 def test_every_option_named_exists_and_every_reading_option_is_named() -> None:
-    known = {name for param in embed_command.params for name in param.opts + param.secondary_opts}
+    known, of_preview = (
+        {name for param in command.params for name in param.opts + param.secondary_opts}
+        for command in (embed_command, preview_command)
+    )
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS))
-    assert named <= known
+    assert named <= known | of_preview
     common = {"--output", "--url", "--api-key", "--model", "--pooling", "--exact", "--no-exact"}
     common |= SKY_OPTIONS | {"--catalog", "--keep"}  # of docs/sky.md
     assert known - named - common <= {"-o", "--mean", "--std", "paths"}

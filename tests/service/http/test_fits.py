@@ -76,7 +76,7 @@ def primary(data: Array, **header: Any) -> bytes:
 
 
 def holed() -> Array:
-    flux = sky(1)[0]
+    flux: Array = sky(1)[0]
     flux[3:6, 4:9] = np.nan
     return flux
 
@@ -102,6 +102,7 @@ SAME: dict[str, tuple[bytes, dict[str, str]]] = {
     "top down": (primary(sky(1)[0], ROWORDER="TOP-DOWN"), {}),
     "one of one": (primary(sky(3)[None]), {"bands": "2,1,0"}),
     "colours of the header": (primary(sky(3), BANDS="grz"), {}),
+    "bands by name": (primary(sky(5), BANDS="grizy"), {"bands": "z,r,g"}),
     "bands, limits": (CUBE, {"bands": "3,1,0", "limits": "-0.1:1.5", "stretch": "sqrt"}),
     "survey": (CUBE, {"survey": "hsc"}),
     "the head's survey": (CUBE, {"survey": "hsc@head"}),
@@ -163,6 +164,7 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "NaN": (primary(holed()), {}, 422, "give blank=sky, or blank=VALUE"),
     "flat": (primary(np.ones((9, 9), np.float32)), {}, 422, "too flat"),
     "no such HDU": (SEVERAL, {"hdu": "SCI"}, 422, "no HDU SCI: it has 0 PRIMARY, 1 DQ, 2 G"),
+    "a band by a name": (GREY, {"bands": "z"}, 422, "its bands have no names"),
     "all HDUs": (SEVERAL, {"hdu": "all"}, 422, "name the one"),
     "no such stretch": (GREY, {"stretch": "cube"}, 422, "no stretch 'cube': use one of linear"),
     "no such survey": (GREY, {"survey": "sdss"}, 422, "no survey 'sdss'"),

@@ -65,7 +65,7 @@ def _told(query: FitsQuery) -> dict[str, Any]:
         }
         hdus, crop, flip = read.pop("hdu", None), read.pop("crop", None), read.pop("flip", False)
         kind = read.pop("stretch", None)
-        stretch = survey_stretch(read.pop("survey", None), kind=kind, **read)
+        stretch = survey_stretch(read.pop("survey", None), kind=kind, **read).for_channels(3)
     except UnusableOptions as error:
         raise InvalidInput(in_a_query(error.message)) from None
     if hdus == ("all",):
