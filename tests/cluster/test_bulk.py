@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
 from PIL import Image
 
 from support.cluster_parts import arithmetic, arithmetic_embeddings, wary
-from support.fixtures_vim import DATA
+from support.fixtures_vim import DATA, banded
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client.bulk.sources.registry import ReadOptions
 from vim_embed_client.errors import InputError, ResumeError
+from vim_embed_pixels.stretch import Stretch, to_rgb
 
 pytest.importorskip("ray", reason='needs the extra: pip install "vim-embed[ray]"')
 pytestmark = [
@@ -48,7 +50,8 @@ def embed(sources: Path, output: Path, **others: Any) -> Any:
 
     job = Job(
         settings=SETTINGS,
-        options=EmbedOptions(),
+        options=others.pop("options", EmbedOptions()),
+        mode=others.pop("mode", ""),
         read_options=others.pop("read_options", ReadOptions()),
         on_error=others.pop("on_error", "fail"),
     )
@@ -98,6 +101,17 @@ def test_it_goes_on_where_it_was_interrupted(survey: Path, tmp_path: Path) -> No
     assert (summary.rows, summary.resumed) == (40, whole)
     np.testing.assert_array_equal(column(pq.read_table(out)), arithmetic_embeddings(PIXELS))
     assert not parts.exists()
+
+
+def test_a_column_of_each_layer(survey: Path, tmp_path: Path) -> None:
+    options, out = EmbedOptions(layers="blocks"), tmp_path / "out.parquet"
+    summary = embed(survey, out, options=options, mode="hsc")
+    table = pq.read_table(out)
+    assert table.column_names == ["first_hsc", "last_hidden_state_hsc", "id"]
+    wanted = arithmetic_embeddings(PIXELS)
+    for name, layer in (("first_hsc", -wanted), ("last_hidden_state_hsc", wanted)):
+        np.testing.assert_array_equal(np.array(table[name].to_pylist(), "f4"), layer)
+    assert (summary.rows, summary.dim) == (40, 8)
 
 
 def test_what_cannot_be_embedded_is_named_or_left_out(tmp_path: Path) -> None:
@@ -158,6 +172,40 @@ def test_the_command_embeds_with_a_real_vim(tmp_path: Path) -> None:
     np.testing.assert_allclose(column(table), model.embed(pixels), rtol=1e-5, atol=1e-6)
     about = json.loads(table.schema.metadata[b"vim_embed.provenance"])
     assert about["weights_digest"] == model.info.weights.digest
+
+
+@pytest.mark.soak
+def test_the_command_writes_tokens_poolings_and_bands(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from vim_embed import load_model
+    from vim_embed.cluster.bulk import main
+
+    weights = banded(tmp_path, 5)
+    model = load_model("five", weights, device="cpu")
+    pixels = np.random.default_rng(1).standard_normal((5, 5, 64, 64)).astype("f4")
+    np.save(tmp_path / "a.npy", pixels)
+    fits.PrimaryHDU(np.abs(pixels[0]), fits.Header({"BANDS": "grizy"})).writeto(tmp_path / "b.fits")
+    out = tmp_path / "out.npy"
+
+    def embedded(source: str, *options: str) -> Any:
+        arguments = [str(tmp_path / source), "-o", str(out), "--model", f"five={weights}"]
+        done = CliRunner().invoke(main, [*arguments, "--part-rows", "2", *options])
+        assert done.exit_code == 0, done.output
+        return np.load(out), json.loads((tmp_path / "out.npy.json").read_text())
+
+    found, about = embedded("a.npy", "--pooling", "tokens", "--dtype", "float16")
+    assert (found.dtype, found.shape[:2]) == (np.dtype("f2"), (5, 17))
+    np.testing.assert_allclose(found, model.embed(pixels, "tokens"), rtol=2e-3, atol=2e-3)
+    assert about["provenance"]["grid"] == "4,4"
+    found, about = embedded("a.npy", "--pooling", "max")
+    np.testing.assert_allclose(found, model.embed(pixels, "max"), rtol=1e-5, atol=1e-6)
+    assert about["provenance"]["pooling"] == "max"
+    scale = ",".join(["0.5"] * 5)
+    found, _ = embedded("b.fits", "--bands", "y,z,i,r,g", "--mean", scale, "--std", scale)
+    levels = to_rgb(np.abs(pixels[0])[::-1], Stretch(channels=5))[None, :, ::-1]
+    wanted = model.embed(((levels / 255 - 0.5) / 0.5).astype("f4"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.soak

@@ -41,7 +41,7 @@ from vim_embed_client.options import GRANULARITIES, OF_THE_LAST_LAYER, POOLINGS
 _SHOWN = 10
 
 
-_per_band = numbers(float, "0.5,0.5,0.5, a number for each band")
+per_band = numbers(float, "0.5,0.5,0.5, a number for each band")
 
 
 @click.command(cls=GroupedCommand)
@@ -76,9 +76,9 @@ _per_band = numbers(float, "0.5,0.5,0.5, a number for each band")
     "--exact/--no-exact", default=None,
     help="The same bytes whatever shares a batch.  [default: the service's setting]",
 )  # fmt: skip
-@click.option("--mean", callback=_per_band, metavar="R,G,B", help="Mean in place of the model's.")
+@click.option("--mean", callback=per_band, metavar="R,G,B", help="Mean in place of the model's.")
 @click.option(
-    "--std", callback=_per_band, metavar="R,G,B", help="Deviation in place of the model's."
+    "--std", callback=per_band, metavar="R,G,B", help="Deviation in place of the model's."
 )
 @click.option(
     "--batch-rows", default=64, show_default=True, type=click.IntRange(1),

@@ -53,7 +53,7 @@ from vim_embed_client.bulk.run import (
 from vim_embed_client.bulk.sender import BatchSender
 from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, without_effect
 from vim_embed_client.cli.common import SOME_LEFT_OUT
-from vim_embed_client.cli.embed import check_combination, mode_of
+from vim_embed_client.cli.embed import check_combination, mode_of, per_band
 from vim_embed_client.cli.reading_options import reading_options
 from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.options import GRANULARITIES, POOLINGS
@@ -63,17 +63,22 @@ OnError = Literal["fail", "skip"]
 _AT_ONCE = 2  # parts of one engine: one is read and written while the other is computed
 _BATCH_ROWS, _IN_FLIGHT = 64, 4
 _BLOCKS = 10_000
+_PART_OF_WIDE_ROWS = 256  # of all tokens of vim-base 155 MB, which an engine holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What each engine of a run needs to know. mode: in the names of layers, see Contents."""
+    """What each engine of a run needs to know.
+
+    mode: in the names of layers, see Contents. dtype: of the output, float32 or float16.
+    """
 
     settings: Settings
     options: EmbedOptions
     read_options: ReadOptions = field(default_factory=ReadOptions)
     on_error: OnError = "fail"
     mode: str = ""
+    dtype: str = "float32"
 
 
 def embed_sources(
@@ -90,7 +95,8 @@ def embed_sources(
     """Embed every row of the sources on the cluster that Ray is connected to.
 
     output: a file as of `vim-embed embed`. part_rows: rows of a part, which is what is lost at
-    worst. on_progress: called with the rows that are finished.
+    worst; of layers or tokens at most _PART_OF_WIDE_ROWS. on_progress: called with the rows that
+    are finished.
     Raises InputError for a bad row or source, ResumeError for finished parts of another run,
     OutputError, and ValueError for options that cannot work.
     """
@@ -102,6 +108,8 @@ def embed_sources(
         raise InputError(f"nothing was embedded{first_reason(found)}")
     if idle := without_effect(sources, job.read_options):
         raise ValueError(f"{', '.join(idle)} would have no effect on any of these sources")
+    if job.options.layers is not None or job.options.pooling == "tokens":
+        part_rows = min(part_rows, _PART_OF_WIDE_ROWS)
     planned = plan(sources, part_rows, job.read_options)
     with writing(output):
         parts = PartFolder(output.absolute(), _identity(sources, job, part_rows), restart=restart)
@@ -201,7 +209,7 @@ def _options(job: Job) -> dict[str, Any]:
         "model": job.settings.models[0].partition("=")[0],
         "pooling": asked.pooling,
         "layers": asked.layers,
-        "dtype": "float32",
+        "dtype": job.dtype,
         "exact": asked.exact,
         "mean": asked.mean,
         "std": asked.std,
@@ -235,7 +243,7 @@ class PartEmbedder:
         changes: dict[str, Any] = {} if gpus else {"device": "cpu"}
         settings = job.settings.model_copy(update=changes)
         tune_memory(settings.device)
-        service = EngineService(settings, job.options, make_engines)
+        service = EngineService(settings, job.options, make_engines, dtype=job.dtype)
         self._job, self._folder = job, Path(folder)
         self._read_options = job.read_options.for_channels(service.channels)
         self._sender = BatchSender(
@@ -296,6 +304,9 @@ class PartEmbedder:
     "--layers", type=click.Choice(GRANULARITIES), help="As of `vim-embed embed`, and so is --mode."
 )
 @click.option("--mode", metavar="NAME")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32")
+@click.option("--mean", callback=per_band, metavar="R,G,B", help="In place of the model's.")
+@click.option("--std", callback=per_band, metavar="R,G,B", help="In place of the model's.")
 @reading_options
 @click.option("--part-rows", default=4096, show_default=True, help="Rows that are written at once.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
@@ -307,6 +318,9 @@ def main(
     pooling: str,
     layers: str | None,
     mode: str | None,
+    dtype: str,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     read_options: ReadOptions,
     part_rows: int,
     on_error: OnError,
@@ -324,10 +338,13 @@ def main(
         settings = settings.model_copy(update={"models": (model or settings.models[0],)})
         job = Job(
             settings=settings,
-            options=EmbedOptions(pooling=pooling, layers=layers, exact=settings.exact),
+            options=EmbedOptions(
+                pooling=pooling, layers=layers, mean=mean, std=std, exact=settings.exact
+            ),
             read_options=read_options,
             on_error=on_error,
             mode=mode or mode_of(read_options),
+            dtype=dtype,
         )
         summary = embed_sources(
             sources,

@@ -13,7 +13,7 @@ import numpy as np
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.cluster.replica import MakeEngines
 from vim_embed.errors import ServiceError
-from vim_embed.http.formats.answers import provenance, with_grid
+from vim_embed.http.formats.answers import narrowed, provenance, with_grid
 from vim_embed.http.formats.images import decode_image
 from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
@@ -32,9 +32,18 @@ class EngineService:
     """Embeds alike rows as Client does: the same checks, the same errors, the same provenance."""
 
     def __init__(
-        self, settings: Settings, options: EmbedOptions, make_engines: MakeEngines
+        self,
+        settings: Settings,
+        options: EmbedOptions,
+        make_engines: MakeEngines,
+        *,
+        dtype: str = "float32",
     ) -> None:
-        """Blocks until the model is loaded. Raises ServiceError with the reason if it cannot be."""
+        """Blocks until the model is loaded. Raises ServiceError with the reason if it cannot be.
+
+        dtype: of the embeddings.
+        """
+        self._dtype = np.dtype(dtype)
         # No model rests: nobody else could want its memory before the job ends.
         changes = {"queue_rows": _NO_BOUND, "queue_bytes": _NO_BOUND, "idle_unload": 0.0}
         self._settings = settings.model_copy(update=changes)
@@ -86,14 +95,15 @@ class EngineService:
         try:
             checked = check_pixels(pixels, self._info, max_size=self._settings.max_image_size)
             queued = EmbedRequest(self._info.name, checked, self._options)
-            found = self._service.queue.submit(queued).future.result().outputs
+            outputs = self._service.queue.submit(queued).future.result().outputs
+            found = {name: narrowed(one, self._dtype) for name, one in outputs.items()}
         except PixelError as error:
             raise InvalidInputError(str(error)) from error
         except ServiceError as error:
             raise _as_clients(error) from error
         told = with_grid(provenance(self._info, self._options), self._info, self._options, checked)
         if self._options.layers is not None:
-            return LayerEmbeddings(layers=dict(found), provenance=_provenance(dict(told)))
+            return LayerEmbeddings(layers=found, provenance=_provenance(dict(told)))
         return Embeddings(embeddings=found[EMBEDDING], provenance=_provenance(dict(told)))
 
 
