@@ -293,10 +293,10 @@ class PartEmbedder:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True)
+@click.argument("paths", metavar="SOURCES...", nargs=-1, required=True)
 @click.option(
     "-o", "--output", required=True, type=Path, metavar="FILE",
-    help="FILE.parquet, .npy or .safetensors, as of `vim-embed embed`.",
+    help="FILE.parquet, .npy, .npz or .safetensors, as of `vim-embed embed`.",
 )  # fmt: skip
 @click.option("--model", help="As of `vim-embed-server serve`; else the first of VIM_EMBED_MODELS.")
 @click.option("--pooling", default="mean", show_default=True, type=click.Choice(POOLINGS))
@@ -312,7 +312,7 @@ class PartEmbedder:
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
 @click.option("--restart", is_flag=True, help="Throw finished parts away and begin anew.")
 def main(
-    sources: tuple[str, ...],
+    paths: tuple[str, ...],
     output: Path,
     model: str | None,
     pooling: str,
@@ -347,7 +347,7 @@ def main(
             dtype=dtype,
         )
         summary = embed_sources(
-            sources,
+            paths,
             output,
             job,
             ClusterSettings(),
