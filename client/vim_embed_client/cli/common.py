@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from vim_embed_client.cli.angles import angle
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.options import DEFAULT_URL
 
@@ -40,14 +42,39 @@ def json_option(command: F) -> F:
 
 
 def pairing_options(command: F) -> F:
-    """Add --by-row, --common and --drop-invalid, for commands that compare two files."""
+    """Add --by-row, --common, --match, --pairs and --drop-invalid, to compare files.
+
+    The command gets the first four as `pairing`, keywords of `pair`.
+    """
     by_row = click.option(
         "--by-row", is_flag=True, help="Pair rows by position, whatever the ids say."
     )
     common = click.option(
         "--common", is_flag=True, help="Keep the sources that both files have, by their ids."
     )
-    return by_row(common(drop_option(command)))
+    match = match_option(
+        "Pair the rows whose positions are each other's nearest within this angle, such as 1arcsec."
+    )
+    pairs = click.option(
+        "--pairs", metavar="TABLE[:ONE,TWO]",
+        help="Pair rows by a table with an id of the first file and one of the second in a row.",
+    )  # fmt: skip
+
+    @wraps(command)
+    def paired(**given: Any) -> Any:
+        pairing = {name: given.pop(name) for name in ("by_row", "common", "match", "pairs")}
+        chosen = [f"--{name.replace('_', '-')}" for name, value in pairing.items() if value]
+        if len(chosen) > 1:
+            raise click.UsageError(f"{' and '.join(chosen)} exclude each other: give one of them")
+        return command(pairing=pairing, **given)
+
+    wrapped: Any = by_row(common(match(pairs(drop_option(paired)))))
+    return wrapped  # type: ignore[no-any-return]
+
+
+def match_option(text: str) -> Callable[[F], F]:
+    """--match, an angle in arcseconds."""
+    return click.option("--match", metavar="ANGLE", callback=angle, help=text)
 
 
 def drop_option(command: F) -> F:

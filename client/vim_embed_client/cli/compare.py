@@ -80,8 +80,7 @@ def compare_command(
     k: int,
     seed: int,
     outputs: tuple[Path, ...],
-    by_row: bool,
-    common: bool,
+    pairing: dict[str, Any],
     drop_invalid: bool,
     as_json: bool,
 ) -> None:
@@ -90,8 +89,8 @@ def compare_command(
     Each model has a name and two files of embeddings, as `vim-embed score` takes them; all files
     hold the same sources. The first model is the one that the others are compared with.
     """
-    read = [read_embeddings(path, by_row=by_row) for _, *two in models for path in two]
-    files = usable_rows(*pair_all(read, by_row=by_row, common=common), drop=drop_invalid)
+    read = [read_embeddings(path, by_row=pairing["by_row"]) for _, *two in models for path in two]
+    files = usable_rows(*pair_all(read, **pairing), drop=drop_invalid)
     named = [
         (name, files[2 * place].embeddings, files[2 * place + 1].embeddings)
         for place, (name, *_) in enumerate(models)

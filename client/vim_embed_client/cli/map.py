@@ -16,6 +16,7 @@ from vim_embed_client.cli.common import (
     drop_option,
     figure_path,
     json_option,
+    match_option,
     print_json,
     say,
     stdout,
@@ -67,6 +68,9 @@ def _outputs(
     help="Principal components, or UMAP by cosine distance.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of UMAP.")
+@match_option(
+    "Join the table by position on the sky, within this angle, such as 1arcsec, and not by id."
+)
 @drop_option
 @json_option
 def map_command(
@@ -78,6 +82,7 @@ def map_command(
     kind: Any,
     method: str,
     seed: int,
+    match: float | None,
     drop_invalid: bool,
     as_json: bool,
 ) -> None:
@@ -91,10 +96,14 @@ def map_command(
 
     if not (outputs or as_json):
         raise click.UsageError("nothing to do: give -o FILE, --json or both")
+    if match is not None and ":" not in (colour or ""):
+        raise click.UsageError("--match is for a column of a table: --colour TABLE:COLUMN")
     (file,) = usable_rows(read_embeddings(embeddings), drop=drop_invalid)
     if len(file) < _LEAST_ROWS:
         raise InputError(f"{file.label} has {len(file)} rows: a map needs {_LEAST_ROWS} or more")
-    column = read_column(colour, file, id_column=id_column, kind=kind) if colour else None
+    column = (
+        read_column(colour, file, id_column=id_column, kind=kind, match=match) if colour else None
+    )
     projection = METHODS[method](file.embeddings, seed)
     for path in outputs:
         if path.suffix.lower() in FIGURES:

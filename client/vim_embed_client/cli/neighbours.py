@@ -22,8 +22,9 @@ from vim_embed_client.cli.common import (
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.ids import below_common_folder
 from vim_embed_client.scoring.neighbours import neighbours_of
-from vim_embed_client.scoring.pairing import below_common_folder, pair, usable_rows
+from vim_embed_client.scoring.pairing import pair, usable_rows
 
 if TYPE_CHECKING:
     from vim_embed_client.figures.sheet import Sheet
@@ -75,8 +76,7 @@ def neighbours(
     asked: tuple[str, ...],
     count: int,
     seed: int,
-    by_row: bool,
-    common: bool,
+    pairing: dict[str, Any],
     drop_invalid: bool,
     as_json: bool,
 ) -> None:
@@ -89,7 +89,9 @@ def neighbours(
     """
     if second_images is not None and second is None:
         raise click.UsageError("--second-images needs a second file of embeddings")
-    files = _files(first, second, by_row=by_row, common=common, drop=drop_invalid)
+    if second is None and (given := [name for name in ("match", "pairs") if pairing[name]]):
+        raise click.UsageError(f"--{given[0]} needs a second file of embeddings")
+    files = _files(first, second, pairing, drop=drop_invalid)
     n = len(files[0])
     if k >= n:
         raise InputError(f"-k {k} needs more than {k} sources, and there are {n}: lower -k")
@@ -103,13 +105,13 @@ def neighbours(
 
 
 def _files(
-    first: str, second: str | None, *, drop: bool, by_row: bool, common: bool
+    first: str, second: str | None, pairing: dict[str, Any], *, drop: bool
 ) -> tuple[EmbeddingFile, ...]:
-    one = read_embeddings(first, by_row=by_row)
+    one = read_embeddings(first, by_row=pairing["by_row"])
     if second is None:
         return usable_rows(one, drop=drop)
-    two = read_embeddings(second, by_row=by_row)
-    one, two, _ = pair(one, two, by_row=by_row, common=common)
+    two = read_embeddings(second, by_row=pairing["by_row"])
+    one, two, _ = pair(one, two, **pairing)
     return usable_rows(one, two, drop=drop)
 
 

@@ -27,7 +27,7 @@ from vim_embed_client.cli.reading_options import checked_sources, reading_option
 from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import InputError
 from vim_embed_client.results import ModelEntry
-from vim_embed_client.scoring.pairing import below_common_folder
+from vim_embed_client.scoring.ids import below_common_folder
 
 
 @click.command()

@@ -113,8 +113,7 @@ def score(
     first: str,
     second: str,
     ks: tuple[int, ...] | None,
-    by_row: bool,
-    common: bool,
+    pairing: dict[str, Any],
     drop_invalid: bool,
     float64: bool,
     permutations: int | None,
@@ -132,8 +131,8 @@ def score(
     `vim-embed demo` write them; FILE:NAME takes one array, layer or column. Rows are paired by
     their ids where both files have them, else by position. platonic-universe's own k is 10.
     """
-    read = (read_embeddings(argument, by_row=by_row) for argument in (first, second))
-    *paired, how = pair(*read, by_row=by_row, common=common)
+    read = (read_embeddings(argument, by_row=pairing["by_row"]) for argument in (first, second))
+    *paired, how = pair(*read, **pairing)
     files = usable_rows(*paired, drop=drop_invalid)
     if float64 and approximate is not None:
         raise click.UsageError("--approximate finds neighbours in float32: leave out --float64")
@@ -150,7 +149,7 @@ def score(
     scores = [each for each in curve if each.k in wanted]
     measured = _measured(files, searches, metrics, k=k, **options)
     for argument in properties:
-        measured += _agreements(files, argument, id_column, k=k, **options)
+        measured += _agreements(files, argument, id_column, pairing["match"], k=k, **options)
     recalls = find.recalls[: len(files)] if find else []
     distinct = without_repeats(files)
     repeats = Repeated(files, distinct, ks, find, options) if distinct is not files else None
@@ -198,13 +197,17 @@ def _measured(
 
 
 def _agreements(
-    files: Sequence[EmbeddingFile], argument: str, id_column: str, **options: Any
+    files: Sequence[EmbeddingFile],
+    argument: str,
+    id_column: str,
+    match: float | None,
+    **options: Any,
 ) -> list[MetricScore]:
-    """Of each file, in a column of a catalogue that goes by the first file's ids."""
+    """Of each file, in a column of a catalogue that goes by the first file's ids or positions."""
     from vim_embed_client.figures.columns import read_column
     from vim_embed_client.scoring.catalogue_property import property_agreement
 
-    column = read_column(argument, files[0], id_column=id_column)
+    column = read_column(argument, files[0], id_column=id_column, match=match, ids_first=True)
     try:
         return [
             property_agreement(

@@ -9,8 +9,8 @@ import click
 
 from vim_embed_client.bulk.row_columns import check_names
 from vim_embed_client.bulk.sources.options import SkyOptions
+from vim_embed_client.cli.angles import angle
 from vim_embed_client.errors import ConfigurationError
-from vim_embed_client.sky.angles import arcsec
 
 _NAMES = (
     "catalogue", "size", "scale", "north_up", "max_blank", "position", "mask", "weight",
@@ -19,15 +19,6 @@ _NAMES = (
 _SHARE = click.FloatRange(0, 1)
 
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
-
-
-def _angle(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        return arcsec(value)
-    except ConfigurationError as error:
-        raise click.BadParameter(error.message) from None
 
 
 def column_names(count: int | None = None) -> Callback:
@@ -75,11 +66,11 @@ SKY = (
         "are the FITS files of a mosaic then. May be repeated.",
     ),
     click.option(
-        "--size", metavar="ANGLE", callback=_angle,
+        "--size", metavar="ANGLE", callback=angle,
         help="Side of a cut-out on the sky, such as 6arcsec or 0.1arcmin.",
     ),
     click.option(
-        "--scale", metavar="ANGLE", callback=_angle,
+        "--scale", metavar="ANGLE", callback=angle,
         help="Of a cut-out's pixel, such as 0.05arcsec.  [default: that of the mosaic]",
     ),
     click.option(

@@ -11,8 +11,9 @@ import numpy as np
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
-from vim_embed_client.scoring.ids import id_texts, refuse_repeats
-from vim_embed_client.scoring.pairing import below_common_folder, without_endings
+from vim_embed_client.scoring.ids import id_texts, refuse_repeats, spellings
+from vim_embed_client.scoring.kept_columns import kept_table
+from vim_embed_client.scoring.matching import row_matches
 from vim_embed_client.sky.tables import ENDINGS, read_table, split_table_name
 
 Kind = Literal["categorical", "continuous"]
@@ -39,29 +40,42 @@ class Column:
 
 
 def read_column(
-    argument: str, file: EmbeddingFile, *, id_column: str = "id", kind: Kind | None = None
+    argument: str,
+    file: EmbeddingFile,
+    *,
+    id_column: str = "id",
+    kind: Kind | None = None,
+    match: float | None = None,
+    ids_first: bool = False,
 ) -> Column:
     """COLUMN of the embedding file itself, or TABLE:COLUMN of a catalogue (tables.ENDINGS).
 
-    A table's rows are joined by id where both have ids, else they go by position. kind: found
-    out from the values if not given. Raises ConfigurationError for a table or column that is not
-    there, and InputError where the rows do not fit.
+    A table's rows are joined by id where both have ids, else they go by their numbers. match: they
+    are joined by position on the sky, within so many arcseconds; with `ids_first`, only where the
+    table has no such id column. kind: found out from the values if not given. Raises
+    ConfigurationError for a table or column that is not there, and InputError where the rows do
+    not fit.
     """
     named = split_table_name(argument)
     if named is None:
-        if file.path.suffix != ".parquet":
+        kept = kept_table(file)
+        if not kept.names:
             raise ConfigurationError(
                 f"{file.path} has no columns beside the embeddings: colour by FILE:COLUMN, "
-                f"with a FILE of {', '.join(ENDINGS)}"
+                f"with a FILE of {', '.join(ENDINGS)}, or embed with --keep"
             )
-        values = read_table(file.path)[argument]
+        values = kept[argument]
         return _column(argument, [values[i] for i in file.numbers], kind)
     path, part, name = named
     if not name:
         raise ConfigurationError(f"{argument} lacks the column: give {argument}:COLUMN")
     table = read_table(path, part, name)
     values = table[name]
-    if file.ids is not None and table.find(id_column) is not None:
+    by_id = file.ids is not None and table.find(id_column) is not None
+    if match is not None and not (ids_first and by_id):
+        rows = row_matches(file, table, match)
+        joined = [values[row] if row >= 0 else None for row in rows]
+    elif by_id:
         joined = _join(file, table[id_column], values, path)
     else:
         joined = _by_row(file, values, path, id_column)
@@ -82,18 +96,13 @@ def _join(file: EmbeddingFile, ids: list[Any], values: list[Any], table: Path) -
     keys = [key for key, _ in rows]
     refuse_repeats(keys, str(table), or_else="")
     places = dict(rows)
-    for mine in _spellings(file.ids or []):
+    for mine in spellings(file.ids or []):
         if any(name in places for name in mine):
             return [places.get(name) for name in mine]
     raise InputError(
         f"no id of {table} is one of {file.label}: {', '.join(keys[:2])} there, "
         f"{', '.join((file.ids or [])[:2])} here"
     )
-
-
-def _spellings(ids: list[str]) -> list[list[str]]:
-    """Ids as they are, below their common folder, without endings, and as bare names."""
-    return [ids, below_common_folder(ids), without_endings(ids), [Path(i).stem for i in ids]]
 
 
 def _column(name: str, values: list[Any], kind: Kind | None) -> Column:

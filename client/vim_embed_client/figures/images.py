@@ -26,7 +26,7 @@ from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
-from vim_embed_client.scoring.pairing import below_common_folder
+from vim_embed_client.scoring.ids import below_common_folder
 
 Picture = NDArray[np.uint8]
 

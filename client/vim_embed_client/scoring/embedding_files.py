@@ -204,6 +204,11 @@ def _read_safetensors(path: Path, name: str | None) -> _Contents:
     return _choose(tensors, name, path), ids, provenance
 
 
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The texts of a file's header."""
+    return _tensors(path)[1]
+
+
 def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Views of the mapped file: a tensor is read when it is used."""
     with path.open("rb") as file:

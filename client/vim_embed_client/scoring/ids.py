@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vim_embed_client.errors import InputError
 
+_ROW = re.compile(r"#\d+$")
+# Of a file and of its compression; the 7 of J1234+56.7 is no ending.
+_ENDING = re.compile(r"(?<=[^/])\.[A-Za-z]\w{0,8}(\.(gz|fz|bz2|xz|zst|Z))?$")
 _SHOWN = 5
 _BY_ROW = ", or pair rows by position with --by-row"
 
@@ -69,3 +74,36 @@ def counted(rows: Sequence[int]) -> str:
 def listed(rows: Sequence[int]) -> str:
     """The first rows by number, counted from 0."""
     return ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
+
+
+def below_common_folder(ids: Sequence[str]) -> list[str]:
+    """The ids without the folder that all of them have in common."""
+    paths = [os.path.normpath(_ROW.sub("", name)) for name in ids]
+    try:
+        folder = os.path.commonpath(paths)
+    except ValueError:  # absolute and relative paths mixed
+        return list(ids)
+    return [
+        (os.path.relpath(path, folder) if folder else path) + name[len(_ROW.sub("", name)) :]
+        for path, name in zip(paths, ids, strict=True)
+    ]
+
+
+def without_endings(ids: Sequence[str]) -> list[str]:
+    """The ids below their common folder without a file's endings: `7.fits.gz#3` is `7#3`."""
+    return [_without_ending(name) for name in below_common_folder(ids)]
+
+
+def _without_ending(name: str) -> str:
+    path = _ROW.sub("", name)
+    return _ENDING.sub("", path) + name[len(path) :]
+
+
+def spellings(ids: Sequence[str]) -> list[list[str]]:
+    """Ids as they are, below their common folder, without endings, and as bare names."""
+    return [
+        list(ids),
+        below_common_folder(ids),
+        without_endings(ids),
+        [_without_ending(os.path.basename(name)) for name in ids],
+    ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,11 +10,9 @@ from numpy.typing import NDArray
 
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
-from vim_embed_client.scoring.ids import refuse_repeats
+from vim_embed_client.scoring.ids import below_common_folder, refuse_repeats, without_endings
+from vim_embed_client.scoring.matching import by_position, by_table, unmatched
 
-_ROW = re.compile(r"#\d+$")
-# Of a file and of its compression; the 7 of J1234+56.7 is no ending.
-_ENDING = re.compile(r"(?<=[^/])\.[A-Za-z]\w{0,8}(\.(gz|fz|bz2|xz|zst|Z))?$")
 _PER_BLOCK = 2**24
 
 
@@ -29,16 +25,27 @@ class Pairing(NamedTuple):
 
 
 def pair(
-    first: EmbeddingFile, second: EmbeddingFile, *, by_row: bool = False, common: bool = False
+    first: EmbeddingFile,
+    second: EmbeddingFile,
+    *,
+    by_row: bool = False,
+    common: bool = False,
+    match: float | None = None,
+    pairs: str | None = None,
 ) -> Pairing:
     """The files with the rows of `second` in the order of `first`.
 
     Where no id is in both files, they are compared below the folder that a file's ids have in
     common, so that `hst/7.png` and `hsc/7.png` are one source; then also without their endings,
     so that `hst/7.fits.gz` and `hsc/7.png` are. Without ids on both sides, or with `by_row`, rows
-    go by position. common: keep the sources that both have. Raises InputError where the files do
-    not hold the same sources, or an id stands for several rows.
+    go by position. common: keep the sources that both have. match: pair the rows whose positions
+    on the sky, columns beside the embeddings, are each other's nearest within so many arcseconds.
+    pairs: a table of ids of the one and of the other file (see `by_table`). Raises InputError
+    where the files do not hold the same sources, or an id stands for several rows.
     """
+    if match is not None or pairs is not None:
+        found = by_position(first, second, match) if match else by_table(first, second, pairs or "")
+        return Pairing(first.take(found[0]), second.take(found[1]), found[2])
     if by_row or first.ids is None or second.ids is None:
         if len(first) != len(second):
             raise InputError(_different_lengths(first, second))
@@ -57,16 +64,25 @@ def pair(
             f"{first.label} and {second.label} have {len(shared)} sources in common: "
             f"{_examples(mine, theirs)}; pair rows by position with --by-row"
         )
+    if not len(shared) == len(mine) == len(theirs):
+        how += f"; {unmatched(first, second, len(shared))}"
     return Pairing(first.take(shared), second.take([places[mine[row]] for row in shared]), how)
 
 
 def pair_all(
-    files: Sequence[EmbeddingFile], *, by_row: bool = False, common: bool = False
+    files: Sequence[EmbeddingFile],
+    *,
+    by_row: bool = False,
+    common: bool = False,
+    match: float | None = None,
+    pairs: str | None = None,
 ) -> list[EmbeddingFile]:
     """Any number of files with the same sources in the order of the first; see `pair`."""
     paired = [files[0]]
     for file in files[1:]:
-        first, other, _ = pair(paired[0], file, by_row=by_row, common=common)
+        first, other, _ = pair(
+            paired[0], file, by_row=by_row, common=common, match=match, pairs=pairs
+        )
         kept = np.isin(paired[0].numbers, first.numbers)
         paired = [one if kept.all() else one.take(kept) for one in paired]
         paired.append(other)
@@ -115,29 +131,6 @@ def _usable(file: EmbeddingFile) -> NDArray[np.bool_]:
     step = max(1, _PER_BLOCK // z.shape[1])
     blocks = (z[start : start + step] for start in range(0, len(z), step))
     return np.concatenate([np.isfinite(b).all(axis=1) & (b != 0).any(axis=1) for b in blocks])
-
-
-def below_common_folder(ids: Sequence[str]) -> list[str]:
-    """The ids without the folder that all of them have in common."""
-    paths = [os.path.normpath(_ROW.sub("", name)) for name in ids]
-    try:
-        folder = os.path.commonpath(paths)
-    except ValueError:  # absolute and relative paths mixed
-        return list(ids)
-    return [
-        (os.path.relpath(path, folder) if folder else path) + name[len(_ROW.sub("", name)) :]
-        for path, name in zip(paths, ids, strict=True)
-    ]
-
-
-def without_endings(ids: Sequence[str]) -> list[str]:
-    """The ids below their common folder without a file's endings: `7.fits.gz#3` is `7#3`."""
-    return [_without_ending(name) for name in below_common_folder(ids)]
-
-
-def _without_ending(name: str) -> str:
-    path = _ROW.sub("", name)
-    return _ENDING.sub("", path) + name[len(path) :]
 
 
 def _different_lengths(first: EmbeddingFile, second: EmbeddingFile) -> str:

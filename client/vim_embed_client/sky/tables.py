@@ -6,6 +6,7 @@ import csv
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,11 @@ class Table:
 
     def __init__(self, path: Path, columns: Mapping[str, _Column]) -> None:
         self.path, self._columns = path, columns
+
+    @classmethod
+    def of(cls, path: Path, columns: Mapping[str, list[Any]]) -> Table:
+        """The table of columns that are read already. path: to be named in messages."""
+        return cls(path, {name: _Column(partial(list, found)) for name, found in columns.items()})
 
     @property
     def names(self) -> list[str]:

@@ -14,16 +14,15 @@ from astropy.io import fits
 from vim_embed_client.bulk.sources.options import SKY_OPTIONS
 from vim_embed_client.cli.embed import embed as embed_command
 from vim_embed_client.cli.main import run
+from vim_embed_client.cli.map import map_command
+from vim_embed_client.cli.score import score as score_command
 from vim_embed_client.scoring.embedding_files import read_embeddings
 
 from .skies import around, catalogue, painted, tangent, write
 
 DOCS = (Path(__file__).parents[3] / "docs" / "sky.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
-    for line in block.strip().splitlines()
-]
+BLOCKS = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
+_COMMANDS = (embed_command, map_command, score_command)
 
 
 @pytest.fixture
@@ -47,14 +46,16 @@ def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto("tile.fits")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.usefixtures("place")
-def test_commands_run(command: str, capsys: Any) -> None:
-    words = [found for word in shlex.split(command) for found in _expanded(word)]
-    assert words[:2] == ["vim-embed", "embed"]
-    assert run(words[1:]) == 0, capsys.readouterr().err
-    found = read_embeddings(words[words.index("-o") + 1])
-    assert len(found.ids or []) == len(found.embeddings) == 4
+def test_commands_run(block: str, capsys: Any) -> None:
+    for line in block.strip().splitlines():
+        words = [found for word in shlex.split(line) for found in _expanded(word)]
+        assert words[0] == "vim-embed"
+        assert run(words[1:]) == 0, capsys.readouterr().err
+        if words[1] == "embed":
+            found = read_embeddings(words[words.index("-o") + 1])
+            assert len(found.ids or []) == len(found.embeddings) == 4
 
 
 def _expanded(word: str) -> list[str]:
@@ -63,7 +64,8 @@ def _expanded(word: str) -> list[str]:
 
 
 def test_every_option_named_exists_and_every_option_of_cutouts_is_named() -> None:
-    known = {name for param in embed_command.params for name in param.opts + param.secondary_opts}
+    params = (param for command in _COMMANDS for param in command.params)
+    known = {name for param in params for name in param.opts + param.secondary_opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS))
     assert named <= known
     assert (SKY_OPTIONS | {"--keep"}) <= named
