@@ -32,6 +32,7 @@ help:
 	@echo "make bulk-soak       100,000 images through vim-embed embed, killed twice"
 	@echo "make score-soak      the memory of scoring 100,000 rows"
 	@echo "make rivals          the HTTP path beside LitServe and plain FastAPI"
+	@echo "make train           train vim-micro and write its model card (a GPU; training/README.md)"
 	@echo "make audit           known faults in the pinned packages (needs the network)"
 	@echo "make site            the documentation as a site, in build/site"
 	@echo "make docs            write the tables and openapi.json of the documentation anew"
@@ -206,3 +207,12 @@ audit: $(VENV)/.installed-dev
 fuzz-readers: INPUTS = 20000
 fuzz-readers: $(VENV)/.installed-dev
 	PYTHONPATH=tests:scripts $(BIN)/python scripts/fuzz_readers.py --inputs $(INPUTS)
+
+# Trains vim-micro for at most TRAIN_MINUTES and writes its model card; exit 1 where it misses a bar.
+TRAIN_MINUTES ?= 18
+.PHONY: train
+train: $(VENV)/.installed
+	@$(PIP) -e '.[train]'
+	@mkdir -p build
+	$(BIN)/python -m training.train --minutes $(TRAIN_MINUTES) -o build/vim-micro.safetensors
+	$(BIN)/python -m training.card build/vim-micro.safetensors -o docs/vim-micro.md

@@ -1,0 +1,6 @@
+"""Trains `vim-micro`, a small Vim that shows the package at work without a download.
+
+Not part of the wheel. README.md has the one command. scan: the selective scan with a backward pass.
+data: the pictures. views: two views of a source. train: the steps. evaluate: the figures of the
+held-out region. card: the model card.
+"""
