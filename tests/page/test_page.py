@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from astropy.io import fits
 from PIL import Image
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
@@ -72,6 +74,29 @@ def press(browser: Browser, key: str) -> None:
 
 def until_embedded(browser: Browser) -> None:
     browser.until(lambda: browser.find("#result").is_displayed(), "an embedding")
+
+
+def test_a_fits_file_is_dropped_and_shown_as_the_model_sees_it(browser: Browser, url: str) -> None:
+    sky = np.random.default_rng(0).normal(size=(5, 30, 30)).astype(np.float32)
+    buffer = io.BytesIO()
+    fits.PrimaryHDU(sky).writeto(buffer)
+    browser.open(url)
+    browser.until(lambda: browser.find("#model").is_enabled(), "the models")
+    drop(browser, "sky.fits", "", buffer.getvalue())
+    browser.until_text("#try-error", "choose one or three with bands=R,G,B")
+    fields = {name: browser.find(f"#fits [name={name}]") for name in ("bands", "stretch")}
+    fields["bands"].send_keys("3,1,0", Keys.TAB)
+    until_embedded(browser)
+    browser.until_text("#preview-note", "what the model sees; black")
+    assert browser.find("#preview").get_property("naturalWidth") == 8
+    assert "bands=3%2C1%2C0" in browser.text("#curl")
+    fields["stretch"].send_keys("zscale")
+    browser.until(lambda: "stretch=zscale" in browser.text("#curl"), "the other stretch")
+    code = browser.text("#python")
+    compile(code, "snippet", "exec")
+    assert "application/fits" in code
+    browser.screenshot("fits")
+    assert [line for line in browser.console() if "422" not in line] == []
 
 
 def test_models_and_their_state_are_shown(browser: Browser, url: str) -> None:

@@ -34,7 +34,7 @@ from vim_embed.http.formats.image_pool import DecoderPool
 from vim_embed.http.forwarded import ForwardedAddresses
 from vim_embed.http.methods import HeadAndOptions
 from vim_embed.http.middleware import RequestContext, RequireKey
-from vim_embed.http.routes import control, embed, page, v2, v2_state
+from vim_embed.http.routes import control, embed, page, preview, v2, v2_state
 from vim_embed.http.routes import models as state
 from vim_embed.http.web_pages import OnlyOwnPages, WebPages, listed, origins
 from vim_embed.serving.memory_limit import inflight_bytes
@@ -84,6 +84,7 @@ def create_app(
     decoders = app.state.decoders = DecoderPool()
     service.on_drain = decoders.stop
     embed.add_route(app.router)
+    app.include_router(preview.router, tags=["Embedding"])
     app.include_router(control.router(settings, faults), tags=[_STATE])
     app.include_router(state.router, tags=[_STATE])
     app.include_router(v2.router)

@@ -209,6 +209,32 @@ def test_parameters_of_fits_are_an_error_beside_an_array(url: str) -> None:
     assert "bands, flip would have no effect" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("data", "kind"), [(CUBE, "application/fits"), (png(), "image/png")])
+def test_a_preview_is_what_the_model_sees(
+    engine: Recording, url: str, data: bytes, kind: str
+) -> None:
+    query = {"bands": "4,2,0", "limits": "0.2:1", "crop": "20"} if data is CUBE else {}
+    headers = {"Content-Type": kind}
+    engine.rows.clear()
+    assert httpx.post(f"{url}/embed", params=query, content=data, headers=headers).is_success
+    answer = httpx.post(f"{url}/preview", params=query, content=data, headers=headers)
+    assert answer.headers["Content-Type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as image:
+        shown = np.asarray(image).transpose(2, 0, 1)
+    (sent,) = engine.rows
+    np.testing.assert_array_equal(shown, sent)
+    black, white = (float(answer.headers[f"X-Vim-Embed-{name}"]) for name in ("Black", "White"))
+    assert black == pytest.approx((sent == 0).all(axis=0).mean(), abs=1e-6)
+    assert white == pytest.approx((sent == 255).any(axis=0).mean(), abs=1e-6)
+
+
+def test_a_preview_of_an_array_is_refused(url: str) -> None:
+    headers = {"Content-Type": "application/x-npy"}
+    answer = httpx.post(f"{url}/preview", content=b"x", headers=headers)
+    assert answer.status_code == 415
+    assert "one encoded image or FITS file" in answer.json()["error"]["message"]
+
+
 def test_a_service_without_astropy_names_the_extra(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,11 @@ def media_type(request: Request) -> str:
     )
 
 
+def is_array(kind: str) -> bool:
+    """Whether bodies of this media type are arrays, and no encoded images."""
+    return kind in _ARRAYS
+
+
 async def parse_pixels(
     request: Request,
     kind: str,

@@ -3,10 +3,12 @@
 import { ask, byId, element, fillPairs, Failure, getKey, setText } from "./api.js";
 
 const TYPES = { npy: "application/x-npy", tif: "image/tiff", tiff: "image/tiff", webp: "image/webp", bmp: "image/bmp" };
+const FITS = /\.(fits|fit|fts|fz|fits\.gz|fit\.gz)$/i;
 const SHOWN = 8; // values
 let models = [];
 let running = null; // the AbortController of the request under way
 let array = null; // { shape, values } of the last answer
+let last = null; // the file that was sent last
 const links = new Map(); // blob addresses in use
 
 document.addEventListener("models", ({ detail }) => {
@@ -33,6 +35,7 @@ function fill(select, names, standard) {
 async function embed(file) {
   running?.abort();
   const mine = (running = new AbortController());
+  last = file;
   byId("try-error").hidden = true;
   byId("result").hidden = true;
   setText("try-state", `Embedding ${file.name}…`);
@@ -41,9 +44,12 @@ async function embed(file) {
     const begin = performance.now();
     const answer = await ask(request.path, { method: "POST", body: file, headers: request.headers, signal: mine.signal });
     const content = await answer.arrayBuffer();
+    const roundTrip = performance.now() - begin;
+    const seen = await preview(file, request, mine.signal);
     if (mine !== running) return;
     array = readNpy(content);
-    show(file, request, answer, content, performance.now() - begin);
+    show(file, request, answer, content, roundTrip);
+    showPreview(seen);
   } catch (error) {
     if (error.name === "AbortError") return;
     setText("try-state", "");
@@ -54,17 +60,37 @@ async function embed(file) {
 }
 
 function requestFor(file) {
-  const type = TYPES[file.name.split(".").pop().toLowerCase()] ?? file.type;
-  if (type !== TYPES.npy && !type.startsWith("image/")) {
-    throw new Failure("unsupported_media_type", `${file.name} is neither an image nor a .npy: save it as PNG, or with numpy.save.`);
+  const fits = FITS.test(file.name);
+  const type = fits ? "application/fits" : (TYPES[file.name.split(".").pop().toLowerCase()] ?? file.type);
+  if (!fits && type !== TYPES.npy && !type.startsWith("image/")) {
+    throw new Failure("unsupported_media_type", `${file.name} is neither an image, a FITS file nor a .npy: save it as PNG, or with numpy.save.`);
   }
+  if (fits) byId("fits").open = true;
   const model = models.find(({ name }) => name === byId("model").value);
   if (!model) throw new Failure("not_ready", "No model is ready yet: try again when one is.");
   if (file.size > model.limits.max_body_bytes) {
     throw new Failure("payload_too_large", `${file.name} has ${file.size} bytes, over the limit of ${model.limits.max_body_bytes}: send fewer rows.`);
   }
   const params = { model: model.name, pooling: byId("pooling").value };
-  return { ...params, path: `embed?${new URLSearchParams(params)}`, headers: { "Content-Type": type, Accept: TYPES.npy } };
+  const shown = { model: model.name, ...(fits ? fitsOptions() : {}) };
+  const path = `embed?${new URLSearchParams({ ...params, ...shown })}`;
+  const preview = type === TYPES.npy ? null : `preview?${new URLSearchParams(shown)}`;
+  return { ...params, fits, path, preview, headers: { "Content-Type": type, Accept: TYPES.npy } };
+}
+
+/** The fields below FITS that are filled in, by the names of the query. */
+function fitsOptions() {
+  const fields = [...byId("fits").querySelectorAll("[name]")];
+  return Object.fromEntries(fields.filter(({ value }) => value.trim()).map(({ name, value }) => [name, value.trim()]));
+}
+
+/** What the model sees of an image, with the shares that are black and white; null for an array. */
+async function preview(file, request, signal) {
+  if (!request.preview) return null;
+  const headers = { "Content-Type": request.headers["Content-Type"] };
+  const answer = await ask(request.preview, { method: "POST", body: file, headers, signal });
+  const [black, white] = ["Black", "White"].map((name) => `${(100 * Number(answer.headers.get(`X-Vim-Embed-${name}`))).toFixed(1)} %`);
+  return { picture: await answer.blob(), note: `what the model sees; black ${black}, white ${white}` };
 }
 
 function readNpy(content) {
@@ -84,7 +110,6 @@ function show(file, request, answer, content, roundTrip) {
   setText("result-title", `${file.name}: ${rows === 1 ? "" : `${rows} rows of `}${dim} numbers`);
   setText("try-state", `${file.name} was embedded: ${rows} × ${dim} numbers.`);
   byId("random").hidden = answer.headers.get("X-Vim-Embed-Random-Weights") !== "true";
-  showPreview(file, request);
   byId("row-label").hidden = rows === 1;
   byId("row").max = rows - 1;
   byId("row").value = 0;
@@ -98,10 +123,11 @@ function show(file, request, answer, content, roundTrip) {
   byId("result-title").focus();
 }
 
-function showPreview(file, request) {
-  const image = request.headers["Content-Type"].startsWith("image/");
-  byId("preview-figure").hidden = !image;
-  if (image) byId("preview").src = link("preview", file);
+function showPreview(seen) {
+  byId("preview-figure").hidden = !seen;
+  if (!seen) return;
+  byId("preview").src = link("preview", seen.picture);
+  setText("preview-note", seen.note);
 }
 
 function showRow() {
@@ -164,6 +190,7 @@ function curl(file, request) {
 
 function python(file, request) {
   const text = JSON.stringify;
+  if (request.fits) return pythonOfFits(file, request);
   const isArray = request.headers["Content-Type"] === TYPES.npy;
   const call = isArray ? `embed(np.load(${text(file.name)})` : `embed_images(${text(file.name)}`;
   return [
@@ -174,6 +201,24 @@ function python(file, request) {
     `with Client(${text(new URL(".", location.href).href)}) as client:`,
     `    answer = client.${call}, model=${text(request.model)}, pooling=${text(request.pooling)})`,
     "print(answer.embeddings.shape, answer.provenance.weights_digest)",
+  ].join("\n");
+}
+
+function pythonOfFits(file, request) {
+  const text = JSON.stringify;
+  const key = getKey() ? [`    headers |= {"Authorization": f"Bearer {os.environ['VIM_EMBED_API_KEY']}"}`] : [];
+  return [
+    "import io",
+    ...(key.length ? ["import os"] : []),
+    "",
+    "import httpx",
+    "import numpy as np",
+    "",
+    `with open(${text(file.name)}, "rb") as file:`,
+    `    headers = {"Content-Type": "application/fits"}`,
+    ...key,
+    `    answer = httpx.post(${text(new URL(request.path, location.href).href)}, content=file.read(), headers=headers)`,
+    "print(np.load(io.BytesIO(answer.raise_for_status().content)).shape)",
   ].join("\n");
 }
 
@@ -225,6 +270,7 @@ byId("file").addEventListener("change", (event) => {
   if (file) embed(file);
 });
 byId("try-form").addEventListener("submit", (event) => event.preventDefault());
+byId("fits").addEventListener("change", () => last && FITS.test(last.name) && embed(last));
 byId("example").addEventListener("click", example);
 byId("row").addEventListener("input", showRow);
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button));
