@@ -92,7 +92,8 @@ class Encoder(nn.Module):
     @property
     def features_dim(self) -> int:
         """Width of `features`."""
-        return self.family.widths * self.dim
+        projection = getattr(self.model, "visual_projection", None)
+        return self.family.widths * self.dim if projection is None else projection.out_features
 
     @property
     def image_size(self) -> int | None:
@@ -162,6 +163,12 @@ def _normed_mean(model: Any, tokens: Tensor, layout: TokenLayout) -> Tensor:
 def _normed_cls(model: Any, tokens: Tensor, layout: TokenLayout) -> Tensor:
     normed: Tensor = model.post_layernorm(tokens[:, 0])
     return normed
+
+
+def _projected(model: Any, tokens: Tensor, layout: TokenLayout) -> Tensor:
+    """CLIP's image embedding, which it compares with those of texts."""
+    projected: Tensor = model.visual_projection(_normed_cls(model.vision_model, tokens, layout))
+    return projected
 
 
 def _attention_head(model: Any, tokens: Tensor, layout: TokenLayout) -> Tensor:
@@ -248,12 +255,13 @@ ENCODERS: dict[str, EncoderFamily] = {
             model_type="beit", title="BEiT", model="BeitModel", classifier="features",
             **{**_PLAIN, "features": _pooler},
         ),
-        *(
-            EncoderFamily(
-                model_type=name, title="CLIP's vision tower", model="CLIPVisionModel",
-                classifier="features", **{**_PLAIN, "features": _normed_cls},
-            )
-            for name in ("clip", "clip_vision_model")
+        EncoderFamily(
+            model_type="clip", title="CLIP", model="CLIPVisionModelWithProjection",
+            classifier="features", **{**_PLAIN, "features": _projected},
+        ),
+        EncoderFamily(
+            model_type="clip_vision_model", title="CLIP's vision tower", model="CLIPVisionModel",
+            classifier="features", **{**_PLAIN, "features": _normed_cls},
         ),
         *(
             EncoderFamily(

@@ -95,7 +95,8 @@ def eager(kind: str, folder: Path) -> Any:
 
 
 def right(kind: str, folder: Path, pixels: Any) -> tuple[Tensor, Tensor | None]:
-    """Final tokens in row-major order, and what transformers calls the pooler's output."""
+    """Final tokens in row-major order, and what transformers makes of them: CLIP's projected
+    embedding, else what it calls the pooler's output."""
     original = eager(kind, folder)
     extra = {"noise": torch.arange(16.0).expand(len(pixels), -1)} if kind == "vit_mae" else {}
     with torch.inference_mode():
@@ -103,7 +104,7 @@ def right(kind: str, folder: Path, pixels: Any) -> tuple[Tensor, Tensor | None]:
     tokens: Tensor = out.last_hidden_state
     if tokens.ndim == 4:
         tokens = tokens.flatten(2).transpose(1, 2)
-    return tokens, getattr(out, "pooler_output", None)
+    return tokens, getattr(out, "image_embeds", getattr(out, "pooler_output", None))
 
 
 def test_every_row_has_a_small_model_and_a_row_in_the_docs() -> None:
