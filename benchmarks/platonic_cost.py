@@ -1,22 +1,36 @@
-"""What one batch costs the client: prints CPU seconds, peak memory and bytes on the wire as JSON.
+"""What the adapters cost the host, as JSON.
 
-`python benchmarks/platonic_cost.py uint8`, with a service at VIM_EMBED_URL. Memory is what the call
-adds to the process's peak beyond what is resident before it, with the batch itself already there.
+`python benchmarks/platonic_cost.py uint8` (or float32, float16), with a service at VIM_EMBED_URL:
+CPU seconds, peak memory and bytes on the wire of one batch. Memory is what the call adds to the
+process's peak beyond what is resident before it, with the batch itself already there.
+
+`PYTHONPATH=tests python benchmarks/platonic_cost.py ahead`: rows/s of a run in which preparing a
+batch takes as long as embedding it, with calls sent ahead and without, by turns; of a service
+whose forward takes a set time, and of a vim-tiny with random weights on the CPU.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from vim_embed_client import LocalServer
 from vim_embed_client.platonic import RemoteAdapter
 
 ROWS, SIDE = 128, 224
 _KIB = 1024
+# A run: batches of one survey, as many rows as one request holds; each kind by turns.
+BATCH, BATCHES, TURNS = 64, 8, 3
 
 
 def pixels(wire: str, rows: int) -> torch.Tensor:
@@ -27,19 +41,18 @@ def pixels(wire: str, rows: int) -> torch.Tensor:
     return torch.randn(shape, dtype=getattr(torch, wire))
 
 
-def main(wire: str) -> None:
-    adapter = RemoteAdapter("vim-tiny", "tiny", alias="vim-remote")
-    adapter.load()
+def one_batch(wire: str) -> dict[str, Any]:
+    adapter = loaded()
     batch = {"hsc": pixels(wire, ROWS)}
     adapter.embed_for_mode({"hsc": pixels(wire, 1)}, "hsc")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
     before, cpu = _status("VmRSS"), time.process_time()
-    embedded = adapter.embed_for_mode(batch, "hsc")
+    embedded = adapter.embed_for_mode(batch, "hsc").cpu().numpy()
     cpu = time.process_time() - cpu
     added = _status("VmHWM") - before
     sent = batch["hsc"].nbytes
     assert len(embedded) == ROWS
-    print(json.dumps({"bytes": sent, "cpu_s": cpu, "peak_bytes": added, "ratio": added / sent}))
+    return {"bytes": sent, "cpu_s": cpu, "peak_bytes": added, "ratio": added / sent}
 
 
 def _status(field: str) -> int:
@@ -47,5 +60,129 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * _KIB
 
 
+def loaded() -> RemoteAdapter:
+    adapter = RemoteAdapter("vim-tiny", "tiny", alias="vim-remote")
+    adapter.load()
+    return adapter
+
+
+class Preparation:
+    """Images of galaxies to pixels, over and over until a batch takes about so many seconds."""
+
+    def __init__(self, adapter: RemoteAdapter, seconds: float, rows: int) -> None:
+        self._process = adapter.processor
+        self._images = list(np.random.default_rng(0).integers(0, 256, (rows, 160, 160, 3), "u1"))
+        self._times = 1
+        once = min(self._timed() for _ in range(3))
+        self._times = max(1, round(seconds / once))
+        self.seconds = self._timed()
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        assert self._process is not None
+        for _ in range(self._times):
+            made = self._process(self._images, return_tensors="pt")["pixel_values"]
+        return {"hsc": made}
+
+    def _timed(self) -> float:
+        start = time.perf_counter()
+        self.batch()
+        return time.perf_counter() - start
+
+
+def run(ahead: int, seconds: float, rows: int) -> tuple[float, float, np.ndarray[Any, Any]]:
+    """Rows/s of the host's loop, the seconds of a preparation, and the rows."""
+    os.environ["VIM_EMBED_AHEAD"] = str(ahead)
+    adapter = loaded()
+    prepare = Preparation(adapter, seconds, rows)
+    adapter.embed_for_mode(prepare.batch(), "hsc")
+    start = time.perf_counter()
+    embedded = []
+    for _ in range(BATCHES):
+        embedded.append(adapter.embed_for_mode(prepare.batch(), "hsc"))
+    found = torch.cat(embedded).numpy()
+    return BATCHES * rows / (time.perf_counter() - start), prepare.seconds, found
+
+
+def embedding_seconds(rows: int) -> float:
+    """The least of a few calls that wait for their rows."""
+    os.environ["VIM_EMBED_AHEAD"] = "0"
+    adapter = loaded()
+    batch = {"hsc": pixels("uint8", rows)}
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        adapter.embed_for_mode(batch, "hsc")
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def side_by_side(rows: int) -> dict[str, Any]:
+    seconds = embedding_seconds(rows)
+    rates: dict[int, list[float]] = {0: [], 4: []}
+    preparing = []
+    answers = []
+    for _ in range(TURNS):
+        for ahead, found in rates.items():
+            rate, prepared, embedded = run(ahead, seconds, rows)
+            found.append(rate)
+            preparing.append(prepared)
+            answers.append(embedded)
+    waiting, sent_ahead = (float(np.median(found)) for found in rates.values())
+    return {
+        "embedding_s": seconds,
+        "preparing_s": float(np.median(preparing)),
+        "rows_per_s": {"waiting": waiting, "sent ahead": sent_ahead},
+        "ratio": sent_ahead / waiting,
+        "same_bytes": all(np.array_equal(answers[0], other) for other in answers[1:]),
+    }
+
+
+def serve_with_a_set_time(seconds: float) -> None:
+    """A service whose every answer takes so long; prints its URL and runs until it is ended."""
+    import asyncio
+
+    from client import fake_service
+
+    fake_service.SIZE = SIDE
+    service = fake_service.FakeService()
+
+    async def wait(service: Any, request: Any) -> None:
+        await request.body()
+        await asyncio.sleep(seconds)
+
+    service.always = wait
+    with fake_service.serve(service.app()) as url:
+        print(url, flush=True)
+        sys.stdin.read()
+
+
+@contextmanager
+def set_time_service(seconds: float) -> Iterator[str]:
+    command = [sys.executable, __file__, "serve", str(seconds)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+def ahead() -> dict[str, Any]:
+    os.environ["VIM_EMBED_ALLOW"] = "missing-sizes"
+    os.environ["VIM_EMBED_PROVENANCE"] = "off"
+    told = {}
+    with set_time_service(0.5) as url:
+        os.environ["VIM_EMBED_URL"] = url
+        told["set time"] = side_by_side(BATCH)
+    args = ["--device", "cpu", "--random-weights"]
+    with LocalServer(["vim-tiny"], args=args) as server:
+        os.environ["VIM_EMBED_URL"] = server.url
+        told["vim-tiny on the CPU"] = side_by_side(8)
+    return told
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if sys.argv[1] == "serve":
+        serve_with_a_set_time(float(sys.argv[2]))
+    else:
+        print(json.dumps(ahead() if sys.argv[1] == "ahead" else one_batch(sys.argv[1])))

@@ -52,6 +52,15 @@ NOT_RUN = {
     ("docs/models.md", "vim-embed-server serve --model dinov2=hf:facebook/dinov2-base"): (
         "downloads weights; tests/service/models/test_encoders.py serves small ones"
     ),
+    ("docs/platonic-universe.md", "vim-embed attach --models dino"): (
+        "downloads weights and a survey; tests/client/platonic/test_twins.py runs the same on "
+        "small ones"
+    ),
+    (
+        "docs/platonic-universe.md",
+        'rows = np.stack(polars.read_parquet("data/jwst_vim-remote.parquet")'
+        '["vim-remote_tiny_hsc"].to_list())',
+    ): "needs a run's table; tests/client/platonic/test_host.py compares the digests",
     ("docs/v2.md", 'pip install "tritonclient[http]"'): "installs from the package index",
     ("docs/v2.md", "import numpy as np"): "tests/service/http/test_v2_docs.py runs it",
     ("docs/ray.md", 'pip install -c constraints.txt "vim-embed[service,ray]"'): (

@@ -11,7 +11,7 @@ from vim_embed_client.cli.common import json_option, print_json
 from vim_embed_client.client import Client
 from vim_embed_client.errors import VimEmbedError
 from vim_embed_client.platonic import attach as attaching
-from vim_embed_client.platonic.aliases import ALIASES
+from vim_embed_client.platonic.aliases import ALIASES, twin_alias
 from vim_embed_client.platonic.interpreter import ask
 from vim_embed_client.platonic.remote import missing_models
 
@@ -25,6 +25,11 @@ _SERVICE_S = 2.0
     help="Say whether it knows them and its Python can run them; exit 0 or 1.",
 )  # fmt: skip
 @click.option("--diff", "action", flag_value="diff", help="Print the change and write nothing.")
+@click.option(
+    "--models", metavar="NAMES", callback=lambda context, option, value: _names(value),
+    help="The host's own models that get a remote twin, with commas: dino,vit makes --model "
+    "dino-remote and vit-remote; all, or none.  [default: those that have one]",
+)  # fmt: skip
 @click.option("--undo", is_flag=True, help="Take the aliases out again; with --diff, show how.")
 @click.option(
     "--replace", is_flag=True,
@@ -39,6 +44,7 @@ _SERVICE_S = 2.0
 def attach(
     path: Path | None,
     action: str | None,
+    models: set[str] | None,
     undo: bool,
     replace: bool,
     python: Path | None,
@@ -47,14 +53,16 @@ def attach(
     """Teach platonic-universe the models vim, vim-proxy, vim-remote and vim-remote-proxy.
 
     PATH is a checkout or the folder of its package pu; without it, the package installed beside
-    this command. Afterwards `platonic_universe run --model vim-remote --mode jwst` works.
+    this command. Afterwards `platonic_universe run --model vim-remote --mode jwst` works, and
+    `--model vim-remote-tiny` runs one size alone.
     """
     if undo and action == "check":
         raise click.UsageError("--check and --undo do not go together")
-    if undo and replace:
-        raise click.UsageError("--replace and --undo do not go together")
+    if undo and (replace or models is not None):
+        raise click.UsageError("--replace or --models and --undo do not go together")
     package = attaching.find_package(path)
-    changes = attaching.pending(attaching.plan(package, undo=undo, replace=replace))
+    planned = attaching.plan(package, models=models, undo=undo, replace=replace)
+    changes = attaching.pending(planned)
     diff = attaching.diff(changes, package) if action == "diff" else None
     if action is None:
         attaching.write(changes)
@@ -107,7 +115,7 @@ def _described(
     """For JSON: `attached` as it is now, and the files that were, or would be, changed."""
     return {
         "package": str(package),
-        "aliases": list(ALIASES),
+        "aliases": _known(package),
         "attached": (bool(changes) if undo else not changes) if action else not undo,
         "changed": action is None and bool(changes),
         "files": [str(change.path) for change in changes],
@@ -115,15 +123,32 @@ def _described(
 
 
 def _tell(package: Path, changes: list[attaching.Change]) -> None:
+    known = ", ".join(_known(package))
     if not changes:
-        click.echo(f"{package} knows {', '.join(ALIASES)}")
+        click.echo(f"{package} knows {known}")
         return
     names = ", ".join(change.path.relative_to(package).as_posix() for change in changes)
-    click.echo(f"{package} does not know all of {', '.join(ALIASES)} (in {names}): attach it")
+    click.echo(f"{package} does not know all that was asked for (in {names}): attach it")
 
 
 def _report(package: Path, changes: list[attaching.Change], *, undo: bool) -> None:
     for change in changes:
         click.echo(f"changed {change.path}")
     state = "no longer knows" if undo else "knows"
-    click.echo(f"{package} {state} {', '.join(ALIASES)}" + ("" if changes else " (as before)"))
+    known = ", ".join(ALIASES if undo else _known(package))
+    click.echo(f"{package} {state} {known}" + ("" if changes else " (as before)"))
+
+
+def _known(package: Path) -> list[str]:
+    """Our aliases with all sizes, and those of the twins that are attached."""
+    return [*ALIASES, *map(twin_alias, attaching.twins_of(package))]
+
+
+def _names(value: str | None) -> set[str] | None:
+    """Names with commas, `none` for none of them."""
+    if value is None:
+        return None
+    names = {name.strip() for name in value.split(",") if name.strip()} - {"none"}
+    if not names and value.strip() != "none":
+        raise click.BadParameter("name models, all, or none")
+    return names

@@ -11,21 +11,26 @@ import difflib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.platonic.aliases import TWINS, Names
 from vim_embed_client.platonic.source_edits import (
     ForeignAliasError,
     UnknownLayoutError,
+    attached_twins,
     foreign_adapters,
+    host_models,
     with_registration,
     with_tables,
     without_marked,
 )
+
+T = TypeVar("T")
 
 NOTHING = "Nothing was changed"
 REGISTRY = "models/__init__.py"
@@ -67,34 +72,73 @@ def _installed() -> Path:
     return find_package(Path(folders[0]))
 
 
-def plan(package: Path, *, undo: bool = False, replace: bool = False) -> list[Change]:
+def plan(
+    package: Path,
+    *,
+    models: Collection[str] | None = None,
+    undo: bool = False,
+    replace: bool = False,
+) -> list[Change]:
     """The changes that attach `package`, or detach it. Writes nothing.
 
-    replace: put models of our names that are not ours aside, as comments that `undo` brings back.
-    Raises ConfigurationError, naming the file, for source that is not recognised, and for such
-    models without `replace`.
+    models: which of the host's own get a remote twin, `all` for all that can; None: those that
+    have one. replace: put models of our names that are not ours aside, as comments that `undo`
+    brings back. Raises ConfigurationError, naming the file, for source that is not recognised, and
+    for such models without `replace`.
     """
     present = [package / name for name in TABLES if (package / name).is_file()]
     if undo:
         return [_change(path, without_marked) for path in (package / REGISTRY, *present)]
-    changes = [_change(path, partial(with_tables, replace=replace)) for path in present]
+    twins = _twins(present, models)
+    tables = partial(with_tables, twins=twins, replace=replace)
+    changes = [_change(path, tables) for path in present]
     if not (replace or any(b"vim-embed replaced" in change.after for change in changes)):
         for path in sorted((package / "models").glob("*.py")):
-            _change(path, _without_foreign)
-    return [_change(package / REGISTRY, with_registration), *changes]
+            _change(path, partial(_without_foreign, twins=twins))
+    return [_change(package / REGISTRY, partial(with_registration, twins=twins)), *changes]
 
 
-def _without_foreign(source: str) -> str:
+def twins_of(package: Path) -> list[str]:
+    """The host's models whose remote twins `package` knows."""
+    sources = [(package / name) for name in TABLES if (package / name).is_file()]
+    found = {alias for path in sources for alias in _read(path, attached_twins)}
+    return [alias for alias in TWINS if alias in found]
+
+
+def _twins(tables: Sequence[Path], models: Collection[str] | None) -> dict[str, Names]:
+    """The sizes and names of the models that are to have a twin. Raises ConfigurationError."""
+    known: dict[str, Names] = {}
+    present: set[str] = set()
+    for path in tables:
+        present |= _read(path, attached_twins)
+        for alias, names in _read(path, host_models).items():
+            known[alias] = {**known.get(alias, {}), **names}
+    wanted = set(known) if models and "all" in models else present if models is None else {*models}
+    unknown = sorted(wanted - set(known)) if models is not None else []
+    if unknown:
+        raise ConfigurationError(
+            f"there is no remote twin of {', '.join(unknown)}: this platonic-universe has "
+            f"{', '.join(sorted(known))} of what a vim-embed service can be"
+        )
+    return {alias: known[alias] for alias in TWINS if alias in wanted and alias in known}
+
+
+def _without_foreign(source: str, twins: Mapping[str, Names]) -> str:
     """The source itself. Raises ForeignAliasError where it registers a name of ours."""
-    for line, alias in foreign_adapters(source):
+    for line, alias in foreign_adapters(source, twins):
         raise ForeignAliasError(f"line {line} registers an adapter {alias!r} of its own")
     return source
 
 
 def _change(path: Path, edit: Callable[[str], str]) -> Change:
+    before = _read(path, lambda source: source.encode())
+    return Change(path, before, _read(path, lambda source: edit(source).encode()))
+
+
+def _read(path: Path, look: Callable[[str], T]) -> T:
+    """What `look` finds in a file. Raises ConfigurationError for one that is not recognised."""
     try:
-        before = path.read_bytes()
-        return Change(path, before, edit(before.decode()).encode())
+        return look(path.read_bytes().decode())
     except ForeignAliasError as error:
         raise ConfigurationError(
             f"{path}: {error}. Nothing was changed. Give that model another name, or attach with "

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vim_embed_client.errors import ServiceNotInstalledError
 from vim_embed_client.formats import Array
-from vim_embed_client.platonic.model import Spec
+from vim_embed_client.platonic.model import Spec, check_pooling
+from vim_embed_client.results import Provenance
 
 if TYPE_CHECKING:
     from vim_embed.inference.embedder import Embedder
@@ -23,9 +24,10 @@ class LocalModel:
     _entry: CatalogueEntry
     _settings: Settings
     _embedder: Embedder
+    _pooling: str
 
     @classmethod
-    def load(cls, model: str) -> Self:
+    def load(cls, model: str, pooling: str) -> Self:
         """Load a catalogue name or Hub id as `vim-embed-server serve` would.
 
         VIM_EMBED_MODELS may name other weights for it (vim-tiny=/data/my_vim.pth).
@@ -44,12 +46,21 @@ class LocalModel:
         wanted = parse_model(model)
         configured = (parse_model(argument) for argument in settings.models)
         entry = next((e for e in configured if e.name == wanted.name), wanted)
-        return cls(entry, settings, _loaded(entry, settings, settings.dtype))
+        embedder = _loaded(entry, settings, settings.dtype)
+        check_pooling(pooling, embedder.info.poolings, entry.name)
+        return cls(entry, settings, embedder, pooling)
 
     @property
     def spec(self) -> Spec:
         found = self._embedder.info.preprocessing
-        return Spec(found.image_size, found.interpolation, found.mean, found.std)
+        return Spec(
+            found.image_size,
+            found.interpolation,
+            found.mean,
+            found.std,
+            found.resize_to,
+            found.keep_aspect,
+        )
 
     def describe(self) -> str:
         info = self._embedder.info
@@ -58,14 +69,36 @@ class LocalModel:
         warning = "; RANDOM WEIGHTS: the numbers mean nothing" if weights.random else ""
         return (
             f"{info.name} in this process: {weights.source}{revision} ({weights.digest}), "
-            f"{info.backend} on {info.device} in {info.dtype}{warning}"
+            f"{info.backend} on {info.device} in {info.dtype}, "
+            f"pooling {self._pooling}{warning}"
+        )
+
+    def provenance(self) -> Provenance:
+        import vim_embed
+
+        info, exact = self._embedder.info, self._settings.exact
+        return Provenance(
+            model=info.name,
+            revision=info.weights.revision or "",
+            weights_digest=info.weights.digest,
+            family=info.family,
+            preprocessing_digest=info.preprocessing.digest,
+            pooling=self._pooling,
+            dtype=info.dtype,
+            backend=info.backend,
+            device=info.device,
+            exact=exact,
+            exact_rows=str(info.exact_rows) if exact else "",
+            random_weights=info.weights.random,
+            version=vim_embed.__version__,
         )
 
     def embed(self, pixels: Array) -> Array:
-        return self._embedder.embed(pixels, exact=self._settings.exact)
+        return self._embedder.embed(pixels, self._pooling, exact=self._settings.exact)
 
     def embed_layers(self, pixels: Array, granularity: str) -> Mapping[str, Array]:
-        return self._embedder.embed_layers(pixels, granularity, exact=self._settings.exact)
+        exact = self._settings.exact
+        return self._embedder.embed_layers(pixels, granularity, self._pooling, exact=exact)
 
     def layer_names(self, granularity: str) -> list[str]:
         return self._embedder.layer_names()[granularity]
@@ -81,7 +114,7 @@ class LocalModel:
         if not self._embedder.info.dtype.startswith("float32"):
             return self
         embedder = _loaded(self._entry, self._settings, "float16")
-        return type(self)(self._entry, self._settings, embedder)
+        return type(self)(self._entry, self._settings, embedder, self._pooling)
 
 
 def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:

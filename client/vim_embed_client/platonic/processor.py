@@ -7,25 +7,14 @@ hash and data loader workers to unpickle.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.platonic.model import Spec
-
-WIRES = ("uint8", "float32", "float16")
-
-
-def wire_from_environment() -> str:
-    """VIM_EMBED_WIRE, by default uint8. Raises ConfigurationError for an unknown one."""
-    wire = os.environ.get("VIM_EMBED_WIRE") or "uint8"
-    if wire not in WIRES:
-        raise ConfigurationError(f"VIM_EMBED_WIRE is {wire!r}: use one of {', '.join(WIRES)}")
-    return wire
 
 
 class ImageProcessor:
@@ -56,10 +45,16 @@ class ImageProcessor:
 
         if not isinstance(image, Image.Image):
             image = Image.fromarray(_eight_bit(np.asarray(image)))
-        side = self.spec.image_size
-        method = Image.Resampling[self.spec.interpolation.upper()]
-        resized = image.convert("RGB").resize((side, side), resample=method)
-        return np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1)
+        spec = self.spec
+        method = Image.Resampling[spec.interpolation.upper()]
+        width = height = spec.resize_to or spec.image_size
+        if spec.keep_aspect:
+            first, shorter = width, min(image.size)
+            width, height = (max(first, int(first * edge / shorter)) for edge in image.size)
+        resized = image.convert("RGB").resize((width, height), resample=method)
+        left, top = (width - spec.image_size) // 2, (height - spec.image_size) // 2
+        cut = resized.crop((left, top, left + spec.image_size, top + spec.image_size))
+        return np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1)
 
     def _on_the_wire(self, pixels: Array) -> Array:
         if self.wire == "uint8":

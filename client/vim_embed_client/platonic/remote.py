@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from vim_embed_client.client import Client
 from vim_embed_client.errors import (
     ConfigurationError,
@@ -23,7 +25,8 @@ from vim_embed_client.errors import (
     VimEmbedError,
 )
 from vim_embed_client.formats import Array
-from vim_embed_client.platonic.model import Spec
+from vim_embed_client.platonic.aliases import Twin, serve_argument, served_name
+from vim_embed_client.platonic.model import Spec, check_pooling
 from vim_embed_client.results import ModelEntry, ModelList, Provenance
 
 T = TypeVar("T")
@@ -49,36 +52,42 @@ _seen: set[str] = set()
 class RemoteModel:
     """One model of a service. `connect` is the way to get one."""
 
-    def __init__(self, client: Client, entry: ModelEntry, patience: float) -> None:
+    def __init__(self, client: Client, entry: ModelEntry, patience: float, pooling: str) -> None:
         preprocessing = entry["preprocessing"]
         self.spec: Spec = Spec(
             preprocessing["image_size"],
             preprocessing["interpolation"],
             tuple(preprocessing["mean"]),
             tuple(preprocessing["std"]),
+            preprocessing.get("resize_to", 0),
+            preprocessing.get("keep_aspect", False),
         )
+        check_pooling(pooling, entry["poolings"], entry["name"])
+        self._pooling = pooling
         self._entry = entry
         self._patience = patience
         self._client = client.with_options(rows_per_request=_rows(entry))
         self._provenance: Provenance | None = None
 
     @classmethod
-    def connect(cls, model: str) -> Self:
+    def connect(cls, model: str, pooling: str, twin: Twin | None = None) -> Self:
         """Ask the service at VIM_EMBED_URL for a model that is ready to answer.
 
-        Raises VimEmbedError at once where there is no service, no such model, a wrong key, or
-        the model is not ready. A service that answered this process before is waited for.
+        twin: of which of the host's own models it is to be one; then the last part of the Hub's
+        name will do, too. Raises VimEmbedError at once where there is no service, no such model, a
+        wrong key, no such pooling, or the model is not ready. A service that answered this process
+        before is waited for.
         """
         patience = patience_from_environment()
         client = Client()
         asked = _Patience(patience if client.base_url in _seen else 0.0, client.base_url)
         try:
-            entry = asked.until_done(lambda: _ready_entry(client, model))
+            entry = asked.until_done(lambda: _ready_entry(client, model, twin))
+            connected = cls(client, entry, patience, pooling)
         except BaseException:
             client.close()
             raise
         _seen.add(client.base_url)
-        connected = cls(client, entry, patience)
         weakref.finalize(connected, client.close)  # the host only drops its adapters
         return connected
 
@@ -89,12 +98,21 @@ class RemoteModel:
         return (
             f"{entry['name']} at {self._client.base_url}: {weights['source']}{revision} "
             f"({weights['digest']}), {entry['backend']} on {entry['device']} "
-            f"in {entry['dtype']}{warning}"
+            f"in {entry['dtype']}, pooling {self._pooling}{warning}"
         )
+
+    def provenance(self) -> Provenance:
+        """What the service says of its answers; before the first one, it embeds a black image."""
+        if self._provenance is None:
+            self.embed(np.zeros((1, 3, self.spec.image_size, self.spec.image_size), np.uint8))
+        assert self._provenance is not None
+        return self._provenance
 
     def embed(self, pixels: Array) -> Array:
         def call() -> Array:
-            answer = self._client.embed(pixels, model=self._entry["name"], wire=_wire(pixels))
+            answer = self._client.embed(
+                pixels, model=self._entry["name"], wire=_wire(pixels), pooling=self._pooling
+            )
             self._check(answer.provenance)
             return answer.embeddings
 
@@ -103,7 +121,11 @@ class RemoteModel:
     def embed_layers(self, pixels: Array, granularity: str) -> Mapping[str, Array]:
         def call() -> Mapping[str, Array]:
             answer = self._client.embed_layers(
-                pixels, granularity=granularity, model=self._entry["name"], wire=_wire(pixels)
+                pixels,
+                granularity=granularity,
+                model=self._entry["name"],
+                wire=_wire(pixels),
+                pooling=self._pooling,
             )
             self._check(answer.provenance)
             return answer.layers
@@ -116,9 +138,10 @@ class RemoteModel:
     def layer_kinds(self, granularity: str) -> dict[str, str]:
         return self._patiently(lambda: self._client.layer_kinds(self._entry["name"], granularity))
 
-    def missing(self, models: Iterable[str]) -> list[str]:
+    def missing(self, models: Iterable[str], *, twins: bool = False) -> list[str]:
         """Which of these names the service does not have, or could not load."""
-        return missing_models(self._patiently(self._client.models), models)
+        listed = self._patiently(self._client.models)
+        return missing_twins(listed, models) if twins else missing_models(listed, models)
 
     def module(self) -> Any:
         """A torch module that asks the service: its parts are there, not here."""
@@ -136,7 +159,7 @@ class RemoteModel:
             for entry in listed:
                 same = entry["state"] == "ready" and entry["weights"]["digest"] == digest
                 if same and entry["dtype"] == dtype:
-                    return type(self)(self._client, entry, self._patience)
+                    return type(self)(self._client, entry, self._patience, self._pooling)
         raise ConfigurationError(
             f"{self._client.base_url} has no half-precision twin of {name}: start it with "
             f"--model {name} --model {name}-float16, or run without AMP"
@@ -224,15 +247,28 @@ def missing_models(listed: ModelList, wanted: Iterable[str]) -> list[str]:
     return [name for name in wanted if name not in served]
 
 
-def _ready_entry(client: Client, model: str) -> ModelEntry:
-    try:
-        entry = client.model(model)
-    except UnknownModelError as error:
-        raise UnknownModelError(
-            f"{client.base_url} does not serve {model} ({error.message}): start the service with "
-            "--model for each size of the run, `vim-embed models` lists what it has",
-            request_id=error.request_id,
-        ) from None
+def missing_twins(listed: ModelList, wanted: Iterable[str]) -> list[str]:
+    """As `missing_models`, of names in the host's tables of its own models."""
+    found = {model: find_twin(listed, model) for model in wanted}
+    return [name for name, entry in found.items() if entry is None or entry["state"] == "failed"]
+
+
+def find_twin(listed: ModelList, model: str) -> ModelEntry | None:
+    """The served model that is the host's `model`: by its name, an alias, or where it is from."""
+    entries = listed["models"]
+    for fits in (
+        lambda entry: entry["name"] == served_name(model),
+        lambda entry: model in entry["aliases"],
+        lambda entry: entry.get("weights", {}).get("source") == model,
+    ):
+        for entry in entries:
+            if fits(entry):
+                return entry
+    return None
+
+
+def _ready_entry(client: Client, model: str, twin: Twin | None) -> ModelEntry:
+    entry = _twin_entry(client, model, twin) if twin else _named_entry(client, model)
     if entry["state"] == "loading":
         raise NotReadyError(
             f"{model} is still loading at {client.base_url}: run again "
@@ -242,6 +278,36 @@ def _ready_entry(client: Client, model: str) -> ModelEntry:
         raise ConfigurationError(
             f"{model} failed to load at {client.base_url}: {entry['reason']}. "
             "Restart the service with weights that load"
+        )
+    if twin and entry.get("family") not in twin.families:
+        raise ConfigurationError(
+            f"{entry['name']} at {client.base_url} is a model of the family "
+            f"{entry.get('family')!r}, not {' or '.join(twin.families)}: serve {model} with "
+            f"`vim-embed-server serve --model {serve_argument(model)}`"
+        )
+    return entry
+
+
+def _named_entry(client: Client, model: str) -> ModelEntry:
+    try:
+        return client.model(model)
+    except UnknownModelError as error:
+        raise UnknownModelError(
+            f"{client.base_url} does not serve {model} ({error.message}): start the service with "
+            "--model for each size of the run, `vim-embed models` lists what it has",
+            request_id=error.request_id,
+        ) from None
+
+
+def _twin_entry(client: Client, model: str, twin: Twin) -> ModelEntry:
+    listed = client.models()
+    entry = find_twin(listed, model)
+    if entry is None:
+        names = ", ".join(each["name"] for each in listed["models"])
+        raise UnknownModelError(
+            f"{client.base_url} does not serve {model}, but {names}: start the service with "
+            f"`vim-embed-server serve --model {serve_argument(model)}`, or with a folder of its "
+            f"files, --model {served_name(model)}=hf:FOLDER"
         )
     return entry
 

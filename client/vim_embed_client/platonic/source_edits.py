@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import ast
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 
-from vim_embed_client.platonic.aliases import ALIASES, SIZES
+from vim_embed_client.platonic.aliases import (
+    TWINS,
+    Names,
+    own_aliases,
+    twin_alias,
+    twin_aliases,
+)
 
 _PACKAGE = "vim_embed_client.platonic"
 _KNOWN_ALIAS = "vit"  # every table of the host has it
@@ -25,9 +32,14 @@ try:  # optional: pip install vim-embed
 except ModuleNotFoundError:
     pass
 else:
-    register_aliases(register_adapter)
+    register_aliases(register_adapter%s)
 {_END}
 """
+# What a value in the host's tables may be made of; these parts alone are computed.
+_PLAIN = (
+    ast.Expression, ast.List, ast.Tuple, ast.Dict, ast.Constant, ast.JoinedStr, ast.FormattedValue,
+    ast.ListComp, ast.comprehension, ast.Name, ast.Load, ast.Store,
+)  # fmt: skip
 
 
 class UnknownLayoutError(ValueError):
@@ -38,10 +50,11 @@ class ForeignAliasError(ValueError):
     """Source that has a model of one of our names already; the message names it."""
 
 
-def with_tables(source: str, *, replace: bool = False) -> str:
+def with_tables(source: str, twins: Collection[str] = (), *, replace: bool = False) -> str:
     """`source` with our aliases in each of its model tables.
 
-    An alias that is there already with our sizes and names is left alone. One with others raises
+    twins: which of the host's models get a remote twin, in the tables that have them. An alias
+    that is there already with our sizes and names is left alone. One with others raises
     ForeignAliasError; with `replace`, or where that was done before, it becomes a comment.
     Raises UnknownLayoutError for other layouts.
     """
@@ -51,24 +64,41 @@ def with_tables(source: str, *, replace: bool = False) -> str:
     if not found:
         raise UnknownLayoutError(f"no model table (a dict named *model_map with {_KNOWN_ALIAS!r})")
     lines = _lines(source)
-    for table in reversed(found):
-        same, foreign = _present(table)
+    entries = [_entries_of(table, twins) for table in found]
+    for table, wanted in reversed(list(zip(found, entries, strict=True))):
+        same, foreign = _present(table, wanted)
         if foreign and not replace:
             key, _ = foreign[0]
             raise ForeignAliasError(
                 f"line {key.lineno} has a model {_text(key)!r} that is not vim-embed's"
             )
         place = _closing_line(table, lines)
-        wanted = [alias for alias in ALIASES if alias not in same]
-        if wanted:
-            lines[place:place] = _entries(table, lines, wanted)
+        missing = {alias: names for alias, names in wanted.items() if alias not in same}
+        if missing:
+            lines[place:place] = _entries(table, lines, missing)
         for key, value in reversed(foreign):
             _check_whole_lines(lines, key, value)
             rows = slice(key.lineno - 1, value.end_lineno)
             lines[rows] = [_REPLACED + line for line in lines[rows]]
     edited = "".join(lines)
-    _check_tables(edited, len(found))
+    _check_tables(edited, entries)
     return edited
+
+
+def host_models(source: str) -> dict[str, Names]:
+    """The host's models that a service can be a twin of, in any of the tables of `source`."""
+    found: dict[str, Names] = {}
+    for table in _tables(ast.parse(without_marked(source))):
+        for alias, value in _with_twins(table):
+            with suppress(UnknownLayoutError):  # said where its twin is wanted
+                found[alias] = {**found.get(alias, {}), **_names(alias, value)}
+    return found
+
+
+def attached_twins(source: str) -> set[str]:
+    """The host's models whose remote twins the tables of `source` have."""
+    keys = {_text(key) for table in _tables(ast.parse(source)) for key in table.keys if key}
+    return {alias for alias in TWINS if twin_alias(alias) in keys}
 
 
 def without_marked(source: str) -> str:
@@ -91,10 +121,11 @@ def without_marked(source: str) -> str:
     return "".join(kept)
 
 
-def with_registration(source: str) -> str:
+def with_registration(source: str, twins: Mapping[str, Names] | None = None) -> str:
     """`source` of the host's models/__init__.py with our adapters registered after all others.
 
-    One that registers them without our marks is left alone. Raises UnknownLayoutError.
+    twins: of which of the host's models, with their sizes and names. A source that registers
+    adapters without our marks is left alone. Raises UnknownLayoutError.
     """
     source = without_marked(source)
     tree = ast.parse(source)
@@ -103,26 +134,41 @@ def with_registration(source: str) -> str:
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     if not any((a.asname or a.name) == "register_adapter" for n in imports for a in n.names):
         raise UnknownLayoutError("register_adapter is not imported")
-    foreign = {line for line, _ in foreign_adapters(source)}
+    foreign = {line for line, _ in foreign_adapters(source, twins)}
     others = [n for n in tree.body if foreign & set(range(n.lineno, (n.end_lineno or 0) + 1))]
     place = max(node.end_lineno or 0 for node in [*imports, *others])
     lines = _lines(source)
-    lines[place:place] = [_line(text, lines) for text in _REGISTRATION.splitlines(keepends=True)]
+    registration = (_REGISTRATION % _twins_argument(twins or {})).splitlines(keepends=True)
+    lines[place:place] = [_line(text, lines) for text in registration]
     edited = "".join(lines)
     ast.parse(edited)
     return edited
 
 
-def foreign_adapters(source: str) -> list[tuple[int, str]]:
+def foreign_adapters(
+    source: str, twins: Mapping[str, Names] | None = None
+) -> list[tuple[int, str]]:
     """(line, alias) of each register_adapter("vim", ...) of one of our names, outside our marks."""
+    ours = own_aliases() | twin_aliases(twins or {})
     return [
         (node.lineno, str(_text(node.args[0])))
         for node in ast.walk(ast.parse(without_marked(source)))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith("register_adapter")
         and node.args
-        and _text(node.args[0]) in ALIASES
+        and _text(node.args[0]) in ours
     ]
+
+
+def _twins_argument(twins: Mapping[str, Names]) -> str:
+    """The second argument of register_aliases, as lines of source."""
+    if not twins:
+        return ""
+    lines = [", {"]
+    for alias, names in twins.items():
+        pairs = (f'            "{size}": "{name}",' for size, name in names.items())
+        lines += [f'        "{alias}": {{', *pairs, "        },"]
+    return "\n".join([*lines, "    }"])
 
 
 def _registers(tree: ast.Module) -> bool:
@@ -136,28 +182,60 @@ def _registers(tree: ast.Module) -> bool:
     return True
 
 
-def _present(table: ast.Dict) -> tuple[set[str], list[tuple[ast.expr, ast.expr]]]:
+def _entries_of(table: ast.Dict, twins: Collection[str]) -> dict[str, Names]:
+    """All that a table is to have of ours: alias -> size -> model name."""
+    theirs = {alias: _names(alias, v) for alias, v in _with_twins(table) if alias in twins}
+    return own_aliases() | twin_aliases(theirs)
+
+
+def _with_twins(table: ast.Dict) -> Iterator[tuple[str, ast.expr]]:
+    """The entries of models that a service can be a twin of."""
+    for key, value in zip(table.keys, table.values, strict=True):
+        alias = str(_text(key)) if key is not None else ""
+        if alias in TWINS:
+            yield alias, value
+
+
+def _names(alias: str, value: ast.expr) -> Names:
+    """Size -> model name, of an entry (sizes, names) or {size: name} of the host's."""
+    unknown = [node for node in ast.walk(value) if not isinstance(node, _PLAIN)]
+    try:
+        if unknown:
+            raise ValueError
+        code = compile(ast.Expression(value), "<model table>", "eval")
+        entry = eval(code, {"__builtins__": {}})
+        names = dict(entry) if isinstance(entry, dict) else dict(zip(*entry, strict=True))
+    except Exception:
+        raise UnknownLayoutError(
+            f"the entry {alias!r} at line {value.lineno} holds neither (sizes, names) nor "
+            "{size: name}"
+        ) from None
+    return {str(size): str(name) for size, name in names.items()}
+
+
+def _present(
+    table: ast.Dict, wanted: Mapping[str, Names]
+) -> tuple[set[str], list[tuple[ast.expr, ast.expr]]]:
     """Which of our aliases a table has as we would write them, and the entries of the others."""
     same: set[str] = set()
     foreign = []
     for key, value in zip(table.keys, table.values, strict=True):
         alias = _text(key) if key is not None else None
-        if key is None or not isinstance(alias, str) or alias not in ALIASES:
+        if key is None or not isinstance(alias, str) or alias not in wanted:
             continue
-        if _is_ours(alias, value):
+        if _is_ours(wanted[alias], value):
             same.add(alias)
         else:
             foreign.append((key, value))
     return same, foreign
 
 
-def _is_ours(alias: str, value: ast.expr) -> bool:
-    names = ALIASES[alias]
+def _is_ours(names: Names, value: ast.expr) -> bool:
     try:
         found = ast.literal_eval(value)
     except ValueError:
         return False
-    return found in ((list(SIZES), list(names)), dict(zip(SIZES, names, strict=True)))
+    return found in ((list(names), list(names.values())), names)
 
 
 def _lines(source: str) -> list[str]:
@@ -204,7 +282,7 @@ def _closing_line(table: ast.Dict, lines: list[str]) -> int:
     return index
 
 
-def _entries(table: ast.Dict, lines: list[str], aliases: Sequence[str]) -> list[str]:
+def _entries(table: ast.Dict, lines: list[str], wanted: Mapping[str, Names]) -> list[str]:
     """Our entries in the form of the table's first one: (sizes, names), or {size: name}."""
     key, value = table.keys[0], table.values[0]
     assert key is not None
@@ -212,9 +290,9 @@ def _entries(table: ast.Dict, lines: list[str], aliases: Sequence[str]) -> list[
     if lines[key.lineno - 1][: key.col_offset].strip():
         raise UnknownLayoutError(f"the model table at line {table.lineno} is not one entry a line")
     if isinstance(value, ast.Dict):
-        rows = [_size_entry(alias) for alias in aliases]
+        rows = [_size_entry(alias, names) for alias, names in wanted.items()]
     elif isinstance(value, ast.Tuple) and len(value.elts) == 2:
-        rows = [_pair_entry(alias) for alias in aliases]
+        rows = [_pair_entry(alias, names) for alias, names in wanted.items()]
     else:
         raise UnknownLayoutError(
             f"the model table at line {table.lineno} holds neither (sizes, names) nor "
@@ -224,15 +302,18 @@ def _entries(table: ast.Dict, lines: list[str], aliases: Sequence[str]) -> list[
     return [_line(indent + line + "\n", lines) for line in marked]
 
 
-def _pair_entry(alias: str) -> list[str]:
-    sizes = ", ".join(f'"{size}"' for size in SIZES)
-    names = [f'        "{name}",' for name in ALIASES[alias]]
-    return [f'"{alias}": (', f"    [{sizes}],", "    [", *names, "    ],", "),"]
+def _pair_entry(alias: str, names: Names) -> list[str]:
+    sizes = ", ".join(f'"{size}"' for size in names)
+    if len(names) == 1:
+        return [f'"{alias}": ([{sizes}], ["{names[next(iter(names))]}"]),']
+    rows = [f'        "{name}",' for name in names.values()]
+    return [f'"{alias}": (', f"    [{sizes}],", "    [", *rows, "    ],", "),"]
 
 
-def _size_entry(alias: str) -> list[str]:
-    pairs = zip(SIZES, ALIASES[alias], strict=True)
-    return [f'"{alias}": {{', *(f'    "{size}": "{name}",' for size, name in pairs), "},"]
+def _size_entry(alias: str, names: Names) -> list[str]:
+    if len(names) == 1:
+        return [f'"{alias}": {{"{size}": "{name}"}},' for size, name in names.items()]
+    return [f'"{alias}": {{', *(f'    "{size}": "{name}",' for size, name in names.items()), "},"]
 
 
 def _line(text: str, lines: list[str]) -> str:
@@ -250,11 +331,9 @@ def _check_whole_lines(lines: list[str], key: ast.expr, value: ast.expr) -> None
         )
 
 
-def _check_tables(edited: str, count: int) -> None:
+def _check_tables(edited: str, entries: list[dict[str, Names]]) -> None:
     """The edit must have given each table every alias, with our sizes and names."""
-    found = list(_tables(ast.parse(edited)))
-    assert len(found) == count
-    for table in found:
-        same, foreign = _present(table)
-        assert same == set(ALIASES)
+    for table, wanted in zip(_tables(ast.parse(edited)), entries, strict=True):
+        same, foreign = _present(table, wanted)
+        assert same == set(wanted)
         assert not foreign

@@ -103,7 +103,7 @@ def host(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Host:
     subprocess.run([attach, "attach", package], check=True, capture_output=True)
     environment = {name: v for name, v in os.environ.items() if not name.startswith("VIM_EMBED_")}
     environment |= {
-        "PYTHONPATH": f"{folder}{os.pathsep}{HOST}",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(HOST), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
         "VIM_EMBED_MODELS": ",".join(models),
         "VIM_EMBED_DEVICE": "cpu",

@@ -125,16 +125,30 @@ def test_signatures_are_the_host_s(cls: type, name: str) -> None:
     assert found == CONTRACT[name]
 
 
+KINDS: dict[str, type[VimAdapter]] = {
+    "vim": InProcessAdapter,
+    "vim-proxy": InProcessProxyAdapter,
+    "vim-remote": RemoteAdapter,
+    "vim-remote-proxy": RemoteProxyAdapter,
+}
+
+
+def registered(twins: dict[str, dict[str, str]] | None = None) -> dict[str, type[VimAdapter]]:
+    registry: dict[str, type[VimAdapter]] = {}
+    register_aliases(registry.__setitem__, twins)
+    return registry
+
+
 def test_every_alias_is_registered_with_its_kind() -> None:
-    registry: dict[str, type] = {}
-    register_aliases(registry.__setitem__)
-    assert registry == {
-        "vim": InProcessAdapter,
-        "vim-proxy": InProcessProxyAdapter,
-        "vim-remote": RemoteAdapter,
-        "vim-remote-proxy": RemoteProxyAdapter,
-    }
-    assert registry.keys() == ALIASES.keys()
+    registry = registered()
+    sizes = ("tiny", "small", "base")
+    assert {alias: registry[alias] for alias in KINDS} == KINDS
+    assert registry.keys() == {*KINDS, *(f"{alias}-{size}" for alias in KINDS for size in sizes)}
+    for alias, kind in KINDS.items():
+        for size in sizes:
+            one = registry[f"{alias}-{size}"]
+            assert issubclass(one, kind)
+            assert one.own_alias == f"{alias}-{size}"
 
 
 VIMS, PROXIES = ALIASES["vim"], ALIASES["vim-proxy"]
@@ -151,16 +165,17 @@ MEANT: list[tuple[str, str, str | None, str]] = [
     ("vim", "me/my-vim", "vim", "me/my-vim"),
     ("vim-proxy", "me/my-vit", "vim-proxy", "me/my-vit"),
     ("vim-proxy", VIMS[0], "another", VIMS[0]),
+    ("vim-proxy-tiny", VIMS[0], "vim-proxy-tiny", PROXIES[0]),
+    ("vim-proxy-tiny", VIMS[0], None, PROXIES[0]),
+    ("vim-remote-tiny", "vim-tiny-proxy", "vim-remote-tiny", VIMS[0]),
 ]
 
 
-@pytest.mark.parametrize(("registered", "name", "alias", "meant"), MEANT)
+@pytest.mark.parametrize(("kind", "name", "alias", "meant"), MEANT)
 def test_the_alias_decides_which_model_is_meant(
-    registered: str, name: str, alias: str | None, meant: str
+    kind: str, name: str, alias: str | None, meant: str
 ) -> None:
-    registry: dict[str, type[VimAdapter]] = {}
-    register_aliases(registry.__setitem__)
-    assert registry[registered](name, "tiny", alias=alias).model_name == meant
+    assert registered()[kind](name, "tiny", alias=alias).model_name == meant
 
 
 @pytest.mark.parametrize(("place", "size"), [(0, "tiny"), (1, "small"), (2, "base")])
@@ -274,7 +289,7 @@ def test_load_says_what_will_answer_and_what_is_missing(
     output = capsys.readouterr().out
     assert "[vim-remote tiny] vim-tiny at http://" in output
     assert "sha256:aaaa" in output
-    assert "reference on cpu in float32; RANDOM WEIGHTS" in output
+    assert "reference on cpu in float32, pooling mean; RANDOM WEIGHTS" in output
     assert "the service lacks hustvl/Vim-small-midclstok, hustvl/Vim-base-midclstok" in output
 
 
@@ -502,7 +517,7 @@ def test_a_service_that_comes_back_changed_ends_the_run(fake: FakeService, chang
     fake.provenance[changed] = "sha256:other"
     name = changed.lower().replace("-", "_")
     with pytest.raises(ProvenanceChangedError, match=rf"changed during the run \({name}\)"):
-        adapter.embed_for_mode({"hsc": rgb(2)}, "hsc")
+        adapter.embed_for_mode({"hsc": rgb(2)}, "hsc").numpy()
 
 
 SPEC = Spec(32, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.5))

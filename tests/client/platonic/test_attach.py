@@ -121,6 +121,103 @@ def test_every_table_maps_every_alias(tmp_path: Path) -> None:
         assert scope["run_benchmark"](None)[alias] == dict(zip(sizes, names, strict=True))  # type: ignore[operator]
 
 
+def aliases_of(package: Path) -> dict[str, Any]:
+    """What run_experiment of an attached package maps each alias to."""
+    scope: dict[str, Any] = {}
+    source = (package / "experiments.py").read_text()
+    exec(source.replace("return model_map[model_alias]", "return model_map"), scope)
+    table: dict[str, Any] = scope["run_experiment"]("", "")
+    return table
+
+
+def registered(package: Path) -> Any:
+    """What the attached models/__init__.py gives register_aliases beside the host's function."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse((package / "models" / "__init__.py").read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "register_aliases"
+    ]
+    return ast.literal_eval(calls[0].args[1]) if calls[0].args[1:] else {}
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_twins_have_the_host_s_own_sizes_and_names(tmp_path: Path, line_end: str) -> None:
+    table = EXPERIMENTS.replace('["small"]', '["small", "b-plus"]')
+    package = checkout(tmp_path, HEAD | {"experiments.py": table}, line_end=line_end)
+    before = contents(package)
+    assert invoke(tmp_path, "--models", "dino,vit").exit_code == 0
+    attached = contents(package)
+    assert all(text.count(b"\n") == text.count(line_end.encode()) for text in attached.values())
+    dino = {"small": "facebook/small", "b-plus": "facebook/b-plus"}
+    assert registered(package) == {"vit": {"base": "google/vit-base"}, "dino": dino}
+    found = aliases_of(package)
+    assert found["dino-remote"] == found["dino"] == (list(dino), list(dino.values()))
+    assert found["dino-remote-b-plus"] == (["b-plus"], ["facebook/b-plus"])
+    assert found["vit-remote"] == found["vit-remote-base"] == found["vit"]
+    assert found["vim-remote-tiny"] == (["tiny"], ["hustvl/Vim-tiny-midclstok"])
+    scope: dict[str, Any] = {}
+    exec(attached["benchmark.py"].decode(), scope)
+    benchmark = scope["run_benchmark"](None)
+    assert benchmark["vit-remote-base"] == benchmark["vit-remote"] == {"base": "google/vit-base"}
+    assert "dino-remote" not in benchmark  # a table without the model gets no twin of it
+    assert invoke(tmp_path, "--undo").exit_code == 0
+    assert contents(package) == before
+
+
+def test_twins_stay_until_others_are_asked_for(tmp_path: Path) -> None:
+    package = checkout(tmp_path, HEAD)
+    assert invoke(tmp_path, "--models", "dino").exit_code == 0
+    attached = contents(package)
+    for flags in ([], ["--check"], ["--models", "dino"], ["--models", "dino", "--check"]):
+        assert invoke(tmp_path, *flags).exit_code == 0
+        assert contents(package) == attached
+    assert "vim-remote-proxy, dino-remote" in invoke(tmp_path, "--check").output
+    assert json.loads(invoke(tmp_path, "--json").output)["aliases"] == [*ALIASES, "dino-remote"]
+    assert invoke(tmp_path, "--models", "vit", "--check").exit_code == 1
+    assert invoke(tmp_path, "--models", "all").exit_code == 0
+    assert registered(package).keys() == {"vit", "dino"}
+    assert invoke(tmp_path, "--models", "none").exit_code == 0
+    assert registered(package) == {}
+    assert aliases_of(package).keys().isdisjoint({"dino-remote", "vit-remote"})
+
+
+def test_a_model_without_a_twin_is_refused(tmp_path: Path) -> None:
+    package = checkout(tmp_path, HEAD)
+    before = contents(package)
+    with pytest.raises(
+        ConfigurationError, match=r"no remote twin of astropt, clip: .* has dino, v"
+    ):
+        invoke(tmp_path, "--models", "clip,astropt")
+    assert contents(package) == before
+    assert run(["attach", str(tmp_path), "--models", ","]) == 2
+    assert run(["attach", str(tmp_path), "--models", "dino", "--undo"]) == 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["(sizes(), names())", '(["small", "base"], ["facebook/small"])', "Entry()", '("a", __file__)'],
+)
+def test_an_entry_that_cannot_be_read_has_no_twin_and_harms_no_other(
+    tmp_path: Path, entry: str
+) -> None:
+    own = '(["small"], [f"facebook/{s}" for s in ["small"]])'
+    package = checkout(tmp_path, HEAD | {"experiments.py": EXPERIMENTS.replace(own, entry)})
+    with pytest.raises(ConfigurationError, match="no remote twin of dino"):
+        invoke(tmp_path, "--models", "dino")
+    assert invoke(tmp_path, "--models", "all").exit_code == 0
+    assert registered(package).keys() == {"vit"}
+
+
+def test_a_foreign_twin_is_refused_by_name(tmp_path: Path) -> None:
+    foreign = "from .registry import register_adapter\nregister_adapter('dino-remote', object)\n"
+    package = checkout(tmp_path, HEAD | {"models/own.py": foreign})
+    assert invoke(tmp_path).exit_code == 0
+    attached = contents(package)
+    with pytest.raises(ConfigurationError, match="line 2 registers an adapter 'dino-remote' of"):
+        invoke(tmp_path, "--models", "dino")
+    assert contents(package) == attached
+
+
 def test_the_diff_is_a_patch_that_git_applies(tmp_path: Path) -> None:
     package = checkout(tmp_path, HEAD)
     before = contents(package)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -76,6 +78,44 @@ def test_vim_and_vim_remote_agree_on_jwst(
     scores = read_scores(tmp_path, "jwst", "vim-remote")
     assert scores == read_scores(in_process, "jwst", "vim")
     assert set(scores) == set(SIZES)
+
+
+def test_what_computed_the_table_lies_beside_it(in_process: Path) -> None:
+    sizes = json.loads((in_process / "data" / "jwst_vim.provenance.json").read_text())["sizes"]
+    assert list(sizes) == list(SIZES)
+    table = read_table(in_process, "jwst", "vim")
+    for size, dim in SIZES.items():
+        said = sizes[size]
+        assert (said["model"], said["pooling"], said["dtype"]) == (f"vim-{size}", "mean", "float32")
+        assert said["weights_digest"].startswith("sha256:")
+        assert said["preprocessing_digest"].startswith("sha256:")
+        assert {*said["columns"]} == {f"vim_{size}_{mode}" for mode in ("hsc", "jwst")}
+        for name, column in said["columns"].items():
+            rows = table[name.removeprefix("vim_")]
+            digest = hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()
+            assert column == {"rows": SURVEYS["jwst"], "dim": dim, "sha256": digest}
+    assert len({said["weights_digest"] for said in sizes.values()}) == len(SIZES)
+
+
+def test_a_run_that_broke_off_costs_no_finished_row(
+    host: Host, service: str, in_process: Path, tmp_path: Path
+) -> None:
+    """Killed in the third size, then run again: the first two sizes are not sent a second time."""
+    cached = {"VIM_EMBED_URL": service, "VIM_EMBED_ROW_CACHE": str(tmp_path / "cache")}
+    broken = host.start(tmp_path, *RUN, "--model", "vim-remote", **cached)
+    assert broken.stdout is not None
+    for line in broken.stdout:
+        if line.startswith("[vim-remote base]"):
+            break
+    broken.kill()
+    broken.communicate()
+    assert not list((tmp_path / "data").glob("*.parquet"))
+    before = _served(service)
+    finish(host.start(tmp_path, *RUN, "--model", "vim-remote", **cached))
+    third = 2 * SURVEYS["jwst"]  # rows of both surveys
+    blank = len(SIZES)  # images that ask for the provenance
+    assert _served(service) - before <= third + blank
+    check_same(read_table(tmp_path, "jwst", "vim-remote"), read_table(in_process, "jwst", "vim"))
 
 
 def test_vim_and_vim_remote_agree_on_the_other_surveys(
