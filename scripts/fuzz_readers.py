@@ -1,9 +1,10 @@
 """Fuzzes the readers of `vim-embed embed`: damaged files of every format, with --on-error skip.
 
-`python scripts/fuzz_readers.py --inputs 20000` mutates sound FITS, Parquet, tar, npz, npy, PNG and
-TIFF files, embeds them a folder at a time through a real service, and fails on a traceback, a run
-that hangs, memory beyond a bound, and a file that is neither a row nor named as left out. Input
-number N of a seed is always the same, so `--seed S --first N --inputs 1` repeats a finding.
+`python scripts/fuzz_readers.py --inputs 20000` mutates sound FITS, HDF5, Parquet, tar, npz, npy,
+PNG and TIFF files, embeds them a folder at a time through a real service, and fails on a
+traceback, a run that hangs, memory beyond a bound, and a file that is neither a row nor named as
+left out. Input number N of a seed is always the same, so `--seed S --first N --inputs 1` repeats a
+finding.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -75,6 +77,7 @@ def sound_files() -> dict[str, bytes]:
         "deflated.npz": _saved(np.savez_compressed, images=pixels, labels=np.arange(2)),
         "pixels.npy": _saved(np.save, arr=pixels),
         "fluxes.npy": _saved(np.save, arr=np.asfortranarray(flux)),
+        "images.h5": _hdf5(pixels),
         "image.png": encoded["png"],
         "image.tiff": encoded["tiff"],
     }
@@ -89,6 +92,14 @@ def _image(pixels: Any, kind: str) -> bytes:
 def _fits(*hdus: Any) -> bytes:
     buffer = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(buffer)
+    return buffer.getvalue()
+
+
+def _hdf5(pixels: Any) -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("images", data=pixels, chunks=(1, *pixels.shape[1:]), compression=4)
+        file["ra"] = np.arange(len(pixels), dtype=float)
     return buffer.getvalue()
 
 

@@ -45,6 +45,7 @@ class Lazy(NamedTuple):
 COMMANDS = {
     "embed": Lazy("embed:embed", "Embed images and arrays into one file."),
     "preview": Lazy("preview:preview", "Draw a sheet of what a model would see."),
+    "cutout": Lazy("cutout:cutout", "Cut galaxies out of mosaics at a catalogue's positions."),
     "models": Lazy("info:models", "List the models that the service has."),
     "health": Lazy("info:health", "Ask whether the service takes requests."),
     "score": Lazy("score:score", "Score how far two embeddings agree (MKNN and others)."),

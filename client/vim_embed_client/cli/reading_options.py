@@ -56,16 +56,28 @@ def _word(text: str) -> str:
     return text.strip()
 
 
+ID_COLUMN = click.option(
+    "--id-column", metavar="NAME",
+    help="Column of a table or data set whose values are the ids of rows.",
+)  # fmt: skip
+HDU = click.option(
+    "--hdu", "hdus", metavar="NAME,…", callback=_parsed(texts.hdus),
+    help="HDU of FITS files by number or name (SCI:2 with its EXTVER), three that are red, "
+    "green, blue, or all: a row of each image.  [default: the first that is named SCI or "
+    "IMAGE, else the first that is not named as mask, error or weight]",
+)  # fmt: skip
+JOIN_BANDS = click.option(
+    "--join-bands", metavar="R,G,B", callback=numbers(_word, "z,r,g"),
+    help="Files whose names differ in these words alone are the red, green and blue band of "
+    "one image, such as g.fits, r.fits, z.fits with z,r,g.",
+)  # fmt: skip
 _SOURCES = (
     click.option(
         "--column", metavar="NAME",
         help="What to embed: a column of a table or data set, an array of an .npz, or an "
         "extension (`jpg`, `left.png`) in webdataset shards.",
     ),
-    click.option(
-        "--id-column", metavar="NAME",
-        help="Column of a table or data set whose values are the ids of rows.",
-    ),
+    ID_COLUMN,
     click.option(
         "--config", metavar="NAME", help="Of a data set that has several configurations."
     ),
@@ -88,17 +100,8 @@ _SOURCES = (
         "--flip", is_flag=True,
         help="Turn arrays, fluxes and FITS images upside down. FITS rows go upwards already.",
     ),
-    click.option(
-        "--hdu", "hdus", metavar="NAME,…", callback=_parsed(texts.hdus),
-        help="HDU of FITS files by number or name (SCI:2 with its EXTVER), three that are red, "
-        "green, blue, or all: a row of each image.  [default: the first that is named SCI or "
-        "IMAGE, else the first that is not named as mask, error or weight]",
-    ),
-    click.option(
-        "--join-bands", metavar="R,G,B", callback=numbers(_word, "z,r,g"),
-        help="Files whose names differ in these words alone are the red, green and blue band of "
-        "one image, such as g.fits, r.fits, z.fits with z,r,g.",
-    ),
+    HDU,
+    JOIN_BANDS,
     KEEP,
 )  # fmt: skip
 _FLUXES = (

@@ -52,6 +52,7 @@ class Cutout:
 
     side: int
     scale: float
+    grid: Grid
     off_edge: float
     masked: float
     tiles: tuple[str, ...]
@@ -79,6 +80,7 @@ def cut(grid: Grid, bands: Sequence[Sequence[Tile]], read: ReadWindow, scale: fl
     return Cutout(
         side=grid.side,
         scale=scale,
+        grid=grid,
         off_edge=float(outside.mean()),
         masked=float((masked & ~outside).mean()),
         tiles=tuple(names),

@@ -59,6 +59,24 @@ class AlongTile:
         return self.tile.projection.to_sky(self.x + self.step * u, self.y + self.step * v)
 
 
+def wcs_cards(grid: Grid) -> dict[str, str | float]:
+    """Cards of a FITS header that say where the grid's pixels lie: tangential, ICRS."""
+    steps = np.array([[0.0, 0], [1, 0], [0, 1]])
+    ra, dec = grid.to_sky(*steps.T)
+    turn = np.cos(np.radians(dec[0]))
+    across, up = (
+        (((ra[step] - ra[0] + 180) % 360 - 180) * turn, dec[step] - dec[0]) for step in (1, 2)
+    )
+    middle = (grid.side + 1) / 2
+    return {
+        "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "RADESYS": "ICRS",
+        "CUNIT1": "deg", "CUNIT2": "deg", "CRPIX1": middle, "CRPIX2": middle,
+        "CRVAL1": float(ra[0]), "CRVAL2": float(dec[0]),
+        "CD1_1": float(across[0]), "CD1_2": float(up[0]),
+        "CD2_1": float(across[1]), "CD2_2": float(up[1]),
+    }  # fmt: skip
+
+
 class PixelMap:
     """Where offsets on a grid lie on a tile: (u, v) to its pixels (x, y).
 

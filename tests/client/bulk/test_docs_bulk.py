@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -49,6 +50,21 @@ def _tables(pixels: Array) -> None:
     datasets.Dataset.from_dict(fluxes).save_to_disk("jwst_hsc")
 
 
+def _images_in_tables(pixels: Array) -> None:
+    with h5py.File("Galaxy10.h5", "w") as file:
+        file["images"] = pixels.transpose(0, 2, 3, 1)
+        for name in ("ra", "dec", "ans"):
+            file[name] = np.arange(len(pixels))
+    with h5py.File("universe.hdf5", "w") as file:
+        file["image_array"] = np.stack([galaxy(5, seed=seed) for seed in range(3)]).astype("f4")
+        file["image_band"] = [[b"HSC-G", b"HSC-R", b"HSC-I", b"HSC-Z", b"HSC-Y"]] * 3
+        file["object_id"] = np.arange(3)
+    flat = pixels.reshape(len(pixels), -1)
+    stamps = fits.Column("STAMP", f"{flat.shape[1]}B", array=flat, dim=f"({SIZE},{SIZE},3)")
+    ids = fits.Column("ID", "J", array=np.arange(len(pixels)))
+    fits.BinTableHDU.from_columns([stamps, ids]).writeto("stamps.fits")
+
+
 @pytest.fixture
 def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with everything that the page speaks of."""
@@ -75,6 +91,7 @@ def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> 
         fits.PrimaryHDU(galaxy(1)[0]).writeto(f"decam/ngc1-{band}.fits")
     np.save("fluxes.npy", np.stack([galaxy(5, seed=seed) for seed in range(2)]))
     np.save("stamps.npy", galaxy(4))
+    _images_in_tables(pixels)
     write_configurations(tmp_path / "two_surveys", {"wide": pixels[:1], "deep": pixels[1:]})
     return tmp_path
 

@@ -12,6 +12,7 @@ import pytest
 from astropy.io import fits
 
 from vim_embed_client.bulk.sources.options import SKY_OPTIONS
+from vim_embed_client.cli.cutout import cutout as cutout_command
 from vim_embed_client.cli.embed import embed as embed_command
 from vim_embed_client.cli.main import run
 from vim_embed_client.cli.map import map_command
@@ -22,7 +23,7 @@ from .skies import around, catalogue, painted, tangent, write
 
 DOCS = (Path(__file__).parents[3] / "docs" / "sky.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
-_COMMANDS = (embed_command, map_command, score_command)
+_COMMANDS = (cutout_command, embed_command, map_command, score_command)
 
 
 @pytest.fixture

@@ -324,7 +324,7 @@ CASES: dict[str, Case] = {
         "a.tar",
         tar({"1.fits": primary(G), "2.fits.gz": gzip.compress(primary(R)), "3.npy": npy(PIXELS[:1]),
              "4.npz": npz(x=PIXELS[1:2]), "5.parquet": table(x=PNGS[:1]), "6.cls": b"1",
-             "7_mask.fits": primary(Z), "8.h5": b"\x89HDF"}),
+             "7_mask.fits": primary(Z), "8.asdf": b"#ASDF"}),
         [("a.tar/1.fits", up(grey(G))), ("a.tar/2.fits.gz", up(grey(R))),
          ("a.tar/3.npy#0", PIXELS[0]), ("a.tar/4.npz:x#0", PIXELS[1]),
          ("a.tar/5.parquet#0", PNGS[0])],
@@ -404,9 +404,9 @@ CASES: dict[str, Case] = {
         {"1_mask.png": PNGS[0], "2_mask.png": PNGS[1]},
         [("1_mask.png", PNGS[0]), ("2_mask.png", PNGS[1])],
     ),
-    "HDF5 beside an image": Case(
-        {"a.h5": b"\x89HDF", "b.png": PNGS[0]}, [("b.png", PNGS[0])],
-        passed=["a.h5: HDF5 is not read: save the images"],
+    "ASDF beside an image": Case(
+        {"a.asdf": b"#ASDF", "b.png": PNGS[0]}, [("b.png", PNGS[0])],
+        passed=["a.asdf: ASDF is not read: save the images"],
     ),
 }  # fmt: skip
 
@@ -643,8 +643,8 @@ def test_images_at_addresses(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_read_are_named(embed: Embed, tmp_path: Path, capsys: Any) -> None:
-    write(tmp_path, {"a.h5": b"\x89HDF"})
-    embed(tmp_path / "a.h5", code=1)
-    assert "a.h5: HDF5 is not read: save the images as .npy or FITS" in capsys.readouterr().err
+    write(tmp_path, {"a.asdf": b"#ASDF"})
+    embed(tmp_path / "a.asdf", code=1)
+    assert "a.asdf: ASDF is not read: save the images as FITS" in capsys.readouterr().err
     embed(tmp_path, code=2)
-    assert "HDF5 is not read" in capsys.readouterr().err
+    assert "ASDF is not read" in capsys.readouterr().err

@@ -117,12 +117,13 @@ def _depth(kind: Any) -> int:
 class Values:
     """Turns a column's values into entries.
 
-    folder: where paths in it start.
+    folder: where paths in it start. keep: columns whose values go beside the rows.
     """
 
     def __init__(self, options: ReadOptions, folder: str = "") -> None:
         # In a table each row is one galaxy: three axes of one are bands, rows and columns.
         self._options, self._folder = replace(options, stack=False), folder
+        self.keep = options.keep
 
     def entries(self, column: Any, ids: Sequence[str | Skipped]) -> Iterator[Entry]:
         """An entry for each value of an Arrow array, or several for lists of images."""

@@ -16,7 +16,6 @@ from vim_embed_client.bulk.sources.faults import quiet
 from vim_embed_client.bulk.sources.layout import Shown
 from vim_embed_client.bulk.sources.mosaics import Mosaics, mask_files, mosaic_files
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, SKY_OPTIONS, ReadOptions
-from vim_embed_client.bulk.sources.parquet import RowIds
 from vim_embed_client.bulk.sources.reader import (
     Description,
     Entry,
@@ -26,6 +25,7 @@ from vim_embed_client.bulk.sources.reader import (
     Skipped,
     readable,
 )
+from vim_embed_client.bulk.sources.row_values import RowIds
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.cutouts import Cutout, cut

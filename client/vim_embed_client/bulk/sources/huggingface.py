@@ -12,8 +12,9 @@ from typing import Any
 from vim_embed_client.bulk.sources.arrow_values import Values, are_lists_of_images
 from vim_embed_client.bulk.sources.faults import described
 from vim_embed_client.bulk.sources.options import ReadOptions
-from vim_embed_client.bulk.sources.parquet import RowIds, TableColumns, table_entries
+from vim_embed_client.bulk.sources.parquet import TableColumns, table_entries
 from vim_embed_client.bulk.sources.reader import Description, Entry, readable
+from vim_embed_client.bulk.sources.row_values import RowIds
 from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
 
 PREFIX = "hf:"

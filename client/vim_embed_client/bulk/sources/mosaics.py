@@ -140,7 +140,7 @@ class Mosaics:
             chosen = fits.chosen_hdus(opened.hdus, opened.listed, hdus)
             for number, one in enumerate(chosen):
                 label, hdu = one.label, one.hdu
-                planes = self._planes(hdu.shape, fits.colours(hdu.header, one.shape))
+                planes = self._planes(one)
                 if len(planes) > 1 and (not apart or self._options.join_bands):
                     raise InputError(f"its {label} is a cube, where one plane is wanted")
                 projection = Projection(hdu.header, opened.file)
@@ -161,14 +161,17 @@ class Mosaics:
                     )
         return found
 
-    def _planes(self, shape: Sequence[int], colours: Sequence[int] | None) -> list[int | None]:
+    def _planes(self, one: fits.Hdu) -> list[int | None]:
+        shape = one.shape
         if len(shape) == 2:
             return [None]
         if len(shape) != 3:
             raise InputError(f"its shape is {shape}: expected (H, W) or (bands, H, W)")
         if self._whole:
             return list(range(shape[0]))
-        places = select_places(self._options.stretch.bands or colours, shape[0])
+        stretch = self._options.stretch.by_number(fits.band_names(one))
+        colours = fits.colours(one.hdu.header, shape)
+        places = select_places(stretch.bands or colours, shape[0], stretch.channels)
         return list(dict.fromkeys(places)) if len(set(places)) == 1 else list(places)
 
     def _joined_band(self, path: str, header: Any) -> int | None:

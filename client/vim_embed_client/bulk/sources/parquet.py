@@ -22,14 +22,14 @@ from vim_embed_client.bulk.sources.reader import (
     Entry,
     FileReader,
     Image,
-    Skipped,
     readable,
 )
-from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.bulk.sources.row_values import RowIds, plain_value, with_columns
+from vim_embed_client.errors import ConfigurationError
 
 _ROWS = 16
 _ID_ROWS = 4096
-_TABLE_OPTIONS = frozenset({"--column", "--id-column"})
+_TABLE_OPTIONS = frozenset({"--column", "--id-column", "--keep"})
 
 
 class TableColumns:
@@ -43,11 +43,10 @@ class TableColumns:
         return TableColumns(replace(self.options, column=column or self.options.column))
 
     def names(self, schema: Any) -> list[str]:
-        """The image column, then the id column if there is one. Raises InputError."""
-        column = choose_column(schema, self.options.column)
-        if self.options.id_column is None:
-            return [column]
-        return [column, choose_column(schema, self.options.id_column)]
+        """The image column, then the id column and those that are kept. Raises InputError."""
+        wanted = (self.options.id_column, *self.options.keep)
+        others = [choose_column(schema, one) for one in wanted if one is not None]
+        return list(dict.fromkeys([choose_column(schema, self.options.column), *others]))
 
     def describe(self, table: Any, names: Sequence[str]) -> Description:
         """Of an Arrow table with the first rows."""
@@ -55,56 +54,6 @@ class TableColumns:
         found = Values(self.options).effective(column) | _TABLE_OPTIONS
         image = Image(name=names[0], shape=(), dtype=str(column.type))
         return Description(images=(image,), options=found)
-
-
-class RowIds:
-    """The ids of a table's rows: its number, or the value of a column.
-
-    A value that is null, no text or number, no UTF-8, or that an earlier row had, is a fault of
-    its row, which is then named by its number.
-    """
-
-    def __init__(self, name: str, column: str | None) -> None:
-        self._name, self._column = name, column
-        self._seen: set[int] = set()
-
-    def of(self, table: Any, first: int) -> list[str | Skipped]:
-        """The ids of an Arrow table whose first row is number `first`."""
-        if self._column is None:
-            return self.numbered(len(table), first)
-        return self.of_values(plain(_whole(table.column(self._column))).to_pylist(), first)
-
-    def numbered(self, rows: int, first: int) -> list[str | Skipped]:
-        """The ids of rows that have no others."""
-        return [f"{self._name}#{first + row}" for row in range(rows)]
-
-    def of_values(self, values: Sequence[Any], first: int) -> list[str | Skipped]:
-        """The ids of rows whose id column has these values."""
-        return [self._id(v, f"{self._name}#{first + row}") for row, v in enumerate(values)]
-
-    def _id(self, value: Any, at: str) -> str | Skipped:
-        try:
-            found = _text(value)
-        except InputError as error:
-            return Skipped(id=at, reason=f"its id in {self._column} {error.message}")
-        if hash(found) in self._seen:
-            return Skipped(id=at, reason=f"its id {found!r} is that of an earlier row too")
-        self._seen.add(hash(found))
-        return found
-
-
-def _text(value: Any) -> str:
-    """An id as text, the value itself. Raises InputError."""
-    if value is None:
-        raise InputError("is null")
-    if isinstance(value, (list, dict)):
-        raise InputError("is no text or number, but several values")
-    if not isinstance(value, bytes):
-        return str(value)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise InputError(f"is no UTF-8: {value!r}") from None
 
 
 def _whole(column: Any) -> Any:
@@ -116,8 +65,20 @@ def table_entries(
 ) -> Iterator[Entry]:
     """The rows of Arrow tables that follow each other, the first of which is number `first`."""
     for table in tables:
-        yield from values.entries(_whole(table.column(column)), ids.of(table, first))
+        images, names = _whole(table.column(column)), ids.of(table, first)
+        if not values.keep:
+            yield from values.entries(images, names)
+        for row, kept in enumerate(_kept(table, values.keep)):
+            for entry in values.entries(images.slice(row, 1), names[row : row + 1]):
+                yield with_columns(entry, kept)
         first += len(table)
+
+
+def _kept(table: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The values of each row in these columns; nothing where there are none."""
+    columns = [plain(_whole(table.column(name))).to_pylist() for name in names]
+    for values in zip(*columns, strict=True):
+        yield {name: plain_value(v) for name, v in zip(names, values, strict=True)}
 
 
 class ParquetReader(FileReader):

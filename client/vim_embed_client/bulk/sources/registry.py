@@ -15,6 +15,8 @@ from vim_embed_client.bulk.sources.catalogue import CatalogueReader
 from vim_embed_client.bulk.sources.content import Content, unpacked_name
 from vim_embed_client.bulk.sources.files import PassOver, find_files
 from vim_embed_client.bulk.sources.fits import FitsReader
+from vim_embed_client.bulk.sources.fits_tables import FitsTableReader
+from vim_embed_client.bulk.sources.hdf5 import Hdf5Reader
 from vim_embed_client.bulk.sources.huggingface import PREFIX, HfReader
 from vim_embed_client.bulk.sources.joined import JoinedReader
 from vim_embed_client.bulk.sources.names import join_groups, look_like_bands
@@ -52,6 +54,7 @@ class Format:
     bands: bool = False
 
 
+_TABLE_OPTIONS = frozenset({"--column", "--id-column", "--keep"})
 _ARRAY_OPTIONS = FLUX_OPTIONS | {"--crop", "--flip", "--stack", "--resize"}
 
 FORMATS: tuple[Format, ...] = (
@@ -73,16 +76,23 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="a tar file", endings=(".tar", ".tgz", ".tbz", ".tbz2", ".txz"),
         reader=lambda content, options: TarReader(content, options, _open_member),
-        options=_ARRAY_OPTIONS | {"--column", "--id-column", "--shape", "--hdu"},
+        options=_ARRAY_OPTIONS | _TABLE_OPTIONS | {"--shape", "--hdu"},
     ),
     Format(
         name="Parquet", endings=(".parquet",), reader=ParquetReader,
-        options=_ARRAY_OPTIONS - {"--stack"} | {"--column", "--id-column", "--shape"},
+        options=_ARRAY_OPTIONS - {"--stack"} | _TABLE_OPTIONS | {"--shape"},
         magic=b"PAR1",
     ),
     Format(
-        name="FITS", endings=(".fits", ".fit", ".fts", ".fz"), reader=FitsReader,
-        options=_ARRAY_OPTIONS - {"--resize"} | {"--hdu"}, magic=b"SIMPLE  =", bands=True,
+        name="FITS", endings=(".fits", ".fit", ".fts", ".fz"),
+        reader=lambda content, options: (
+            FitsReader if options.column is None else FitsTableReader
+        )(content, options),
+        options=_ARRAY_OPTIONS | {"--hdu", *_TABLE_OPTIONS}, magic=b"SIMPLE  =", bands=True,
+    ),
+    Format(
+        name="HDF5", endings=(".h5", ".hdf5", ".hdf", ".he5"), reader=Hdf5Reader,
+        options=_ARRAY_OPTIONS - {"--stack"} | _TABLE_OPTIONS, magic=b"\x89HDF\r\n",
     ),
 )  # fmt: skip
 _HF_OPTIONS = frozenset({"--config"}).union(
@@ -91,7 +101,6 @@ _HF_OPTIONS = frozenset({"--config"}).union(
 
 # Endings of files that hold images but are not read, and what to do with them.
 _UNREAD = {
-    (".h5", ".hdf5", ".he5"): "HDF5 is not read: save the images as .npy or FITS",
     (".asdf",): "ASDF is not read: save the images as FITS",
     (".zip",): "zip files are not read: unpack it, or give hf:FOLDER for a data set of them",
     (".rar", ".7z"): "such archives are not read: unpack it",

@@ -1,0 +1,88 @@
+"""Rows of FITS tables with a column of images, such as cut-outs that a survey's archive sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.image_columns import (
+    describe_image_column,
+    image_column_entries,
+)
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.reader import Description, Entry, FileReader, readable
+from vim_embed_client.errors import InputError
+from vim_embed_client.formats import Array
+from vim_embed_pixels import fits
+
+
+class FitsTableReader(FileReader):
+    """A row for each of a table, whose column `options.column` holds an image in each."""
+
+    def __init__(self, content: Content, options: ReadOptions) -> None:
+        super().__init__(content)
+        self._options = options
+
+    def count(self) -> int:
+        with self._column() as column:
+            return column.shape[0]
+
+    def describe(self) -> Description:
+        with self._column() as column:
+            return describe_image_column(column, self._options)
+
+    def read(self, start: int) -> Iterator[Entry]:
+        with self._column() as column:
+            yield from image_column_entries(column, readable(self.name), self._options, start)
+
+    @contextmanager
+    def _column(self) -> Iterator[_Images]:
+        library = fits.library()
+        with self.content.open() as opened, library.open(opened, memmap=False) as file:
+            hdus, _ = fits.sound_hdus(file)
+            wanted = str(self._options.column).lower()
+            tables = [hdu for hdu in hdus if fits.is_table(hdu)]
+            for table in tables:
+                for name in table.columns.names:
+                    if name.lower() == wanted:
+                        yield _Images(table, name)
+                        return
+            listed = [name for table in tables for name in table.columns.names]
+            raise InputError(
+                f"it has no table with a column {self._options.column!r}, but "
+                f"{', '.join(listed) or 'no table at all'}"
+            )
+
+
+class _Images:
+    """A column of a table as a column of images."""
+
+    chunk = 64
+
+    def __init__(self, table: Any, name: str) -> None:
+        self._table, self.name = table, name
+        first = np.asarray(table.data[name])
+        if first.ndim < 3 or first.dtype.kind not in "iuf":
+            raise InputError(f"its column {name} holds no image in a row: it is {first.shape}")
+        self._data: Array = first
+        self.shape: tuple[int, ...] = first.shape
+        self.dtype: np.dtype[Any] = first.dtype
+        self.bands: Sequence[str] = tuple(
+            str(table.header.get("BANDS", "")).replace(",", " ").split()
+        )
+
+    def rows(self, start: int, stop: int) -> Array:
+        return self._data[start:stop]
+
+    def values(self, column: str) -> list[Any]:
+        own = {name.lower(): name for name in self._table.columns.names}.get(column.lower())
+        if own is None or np.ndim(self._table.data[own]) != 1:
+            raise InputError(
+                f"its table has no column {column!r} of a value a row, but "
+                f"{', '.join(self._table.columns.names)}"
+            )
+        return list(self._table.data[own].tolist())

@@ -1,0 +1,78 @@
+"""`vim-embed cutout`: galaxies out of mosaics, kept as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from vim_embed_client.bulk.cutout_files import write_cutouts
+from vim_embed_client.bulk.reasons import LeftOut
+from vim_embed_client.bulk.sources.catalogue import CatalogueReader, CutRow
+from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.reader import Skipped
+from vim_embed_client.bulk.sources.registry import without_effect
+from vim_embed_client.cli.common import SOME_LEFT_OUT, json_option, print_json, say, stderr
+from vim_embed_client.cli.option_groups import GroupedCommand, grouped
+from vim_embed_client.cli.reading_options import HDU, ID_COLUMN, JOIN_BANDS
+from vim_embed_client.cli.sky_options import KEEP, SKY, sky_options
+from vim_embed_client.errors import InputError
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("paths", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FOLDER|FILE",
+    help="A folder for FITS files, or a .parquet or .h5 file.",
+)  # fmt: skip
+@click.option(
+    "--on-error", default="fail", show_default=True, type=click.Choice(["fail", "skip"]),
+    help="What to do about a position that cannot be cut out.",
+)  # fmt: skip
+@grouped("Cut-outs of a mosaic", *SKY)
+@grouped("What is read", ID_COLUMN, KEEP, HDU, JOIN_BANDS)
+@json_option
+def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
+    """Cut galaxies out of mosaics at a catalogue's positions.
+
+    PATHS and the options are those of `vim-embed embed`, which reads what is written: FITS files
+    with their WCS, or fluxes as the column `image` of a Parquet file or the data set `images` of
+    an HDF5 file. All planes of a cube are kept. Blank pixels are NaN.
+    """
+    sky, catalogues = sky_options(given)
+    if sky is None:
+        raise click.UsageError("give the positions with --catalogue")
+    rest = {name: given[name] for name in ("id_column", "keep", "hdus", "join_bands")}
+    options = ReadOptions(sky=sky, **rest)
+    if idle := without_effect(catalogues, options):
+        raise click.UsageError(f"{', '.join(idle)} would have no effect here: leave it out")
+    found = LeftOut()
+    written = write_cutouts(output, _rows(catalogues, options, found, fail=on_error == "fail"))
+    console = stderr()
+    for group in (*found.skipped, *found.passed_over):
+        say(console, f"[yellow]{group.count:,} left out[/]: {escape(group.reason)}")
+    say(console, f"{written:,} cut-outs -> {escape(str(output))}")
+    if as_json:
+        print_json({
+            "output": str(output),
+            "cutouts": written,
+            "skipped_reasons": found.skipped.as_json(),
+            "passed_over_reasons": found.passed_over.as_json(),
+        })  # fmt: skip
+    return SOME_LEFT_OUT if found.skipped.count else 0
+
+
+def _rows(
+    catalogues: Sequence[str], options: ReadOptions, found: LeftOut, *, fail: bool
+) -> Iterator[CutRow]:
+    for source in catalogues:
+        for row in CatalogueReader(source, options, whole=True).cutouts(0):
+            if not isinstance(row, Skipped):
+                yield row
+            elif row.fault and fail:
+                raise InputError(f"{row.id}: {row.reason}")
+            else:
+                found.add(row)
