@@ -317,7 +317,10 @@ def _write_member(
 
 def _write_parquet(files: _Replacing, contents: Contents) -> bool:
     pa, parquet = _import_pyarrow()
-    about = {f"vim_embed.{name}": json.dumps(value) for name, value in contents.metadata().items()}
+    told = contents.metadata()
+    if is_layers(contents.shape):
+        told["mode"] = contents.mode
+    about = {f"vim_embed.{name}": json.dumps(value) for name, value in told.items()}
     number = pa.from_numpy_dtype(contents.dtype)
     columns = {_column(one, contents): _lists_of(pa, number, one.shape) for one in contents.shape}
     # platonic-universe takes its models' names from the first column.

@@ -54,6 +54,7 @@ COMMANDS = {
         "neighbours:neighbours", "Draw sources beside those that a model finds alike."
     ),
     "map": Lazy("map:map_command", "Draw embeddings as points on a plane."),
+    "join": Lazy("join:join", "Put two surveys in one table, for platonic-universe."),
     "bench": Lazy("bench:bench", "Measure rows per second and latency."),
     "attach": Lazy("attach:attach", "Teach platonic-universe the models of vim-embed."),
     "demo": Lazy("demo:demo", "Run everything once on real galaxies.", "demo"),

@@ -16,6 +16,7 @@ from vim_embed_client.scoring.ids import counted
 
 PROVENANCE = b"vim_embed.provenance"
 LAYERS = b"vim_embed.layers"
+MODE = b"vim_embed.mode"
 
 
 class ParquetColumns(Mapping[str, Array]):
