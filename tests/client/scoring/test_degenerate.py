@@ -66,6 +66,10 @@ READ: dict[str, tuple[dict[str, Any], Any]] = {
 def test_a_column_is_read_as_what_it_is(tmp_path: Path, case: str) -> None:
     columns, expected = READ[case]
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
+    try:
+        pq.read_table(tmp_path / "a.parquet")
+    except pa.ArrowInvalid as error:
+        pytest.skip(f"this pyarrow cannot read what it wrote: {error}")
     found = read_embeddings(str(tmp_path / "a.parquet"))
     np.testing.assert_array_equal(found.embeddings, np.array(expected))
 
