@@ -34,7 +34,7 @@ def test_scripts_are_well_formed(script: Path) -> None:
     shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install -e '.[dev]'")
-    command = [shellcheck, "--severity=warning", script]
+    command = [shellcheck, "--severity=warning", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
