@@ -216,6 +216,7 @@ def planes_of(one: Hdu, stretch: Stretch, at: tuple[int, ...] = ()) -> tuple[Arr
     Bands that the stretch does not take stay unread, and the stretch that comes back takes all.
     """
     shape, whole = one.shape[len(at) :], (slice(None), slice(None))
+    stretch = stretch.calibrated(one.hdu.header)
     if len(shape) == 2:
         return _section(one.hdu, (*at, *whole)), stretch
     chosen = stretch.by_number(band_names(one)).bands
@@ -235,6 +236,7 @@ def joined_planes(chosen: Sequence[Hdu], stretch: Stretch) -> tuple[Array, Stret
     stretch = stretch.by_number([one.label for one in chosen])
     places = select_places(stretch.bands, len(chosen), stretch.channels)
     flux = np.stack([_section(chosen[place].hdu, (slice(None),) * 2) for place in places])
+    stretch = stretch.of_bands([stretch.calibrated(chosen[p].hdu.header) for p in places])
     return flux, replace(stretch, bands=None)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed_pixels import curves
+from vim_embed_pixels import curves, units
 from vim_embed_pixels.errors import UnusableImage, UnusableOptions
 
 Array = NDArray[Any]
@@ -21,7 +21,7 @@ StretchName = Literal[
     "linear", "sqrt", "log", "asinh", "lupton", "zscale", "platonic", "platonic@head"
 ]
 STRETCHES: tuple[StretchName, ...] = get_args(StretchName)
-Limits = tuple[tuple[float, float], ...]
+Limits = tuple[tuple[Any, Any], ...]  # numbers, or texts with units
 
 # Of float32's rounding against the range that becomes 0 to 1: a sixteenth of a grey level.
 _ROUNDING = 2.0**-12
@@ -37,7 +37,9 @@ class Stretch:
         red, green and blue, or of one shown as grey; None takes cubes of as many as they are.
     percentiles: fluxes at these become 0 and 1 before the stretch, in each image by itself, over
         the finite fluxes of its three bands together, or of each by itself with `per_band`.
-    limits: such fluxes for each band in place of percentiles; `zscale`: those of IRAF's zscale.
+    limits: such fluxes for each band in place of percentiles; `zscale`: those of IRAF's zscale. A
+        limit with a unit is text, such as `22mag/arcsec2`, until `calibrated` makes a number of it.
+    zero_point: AB magnitude of a flux of 1, for limits with units; None: as the file's BUNIT.
     kind: `platonic` takes arcsinh and then scales to the image's own least and greatest value.
         Every other one cuts off what is beyond 0 and 1: `linear`; `platonic@head`, which is
         arcsinh(20 x) / arcsinh(20); `asinh`, `sqrt` and `log`, as astropy's stretches; `lupton`,
@@ -54,6 +56,7 @@ class Stretch:
     bands: tuple[int | str, ...] | None = None
     percentiles: tuple[float, float] = (1.0, 99.0)
     limits: Limits | Literal["zscale"] | None = None
+    zero_point: float | None = None
     kind: StretchName | None = None
     softening: float | None = None
     per_band: bool = False
@@ -69,8 +72,11 @@ class Stretch:
 
     def _check_limits(self) -> None:
         for low, high in self.fixed or ():
-            if not low < high:
+            numbers = not isinstance(low, str) and not isinstance(high, str)
+            if numbers and not low < high:
                 raise UnusableOptions(f"limits must rise, got {low:g},{high:g}")
+        if self.zero_point is not None and not np.isfinite(self.zero_point):
+            raise UnusableOptions(f"the zero point is a magnitude, got {self.zero_point:g}")
 
     def _check_kind(self) -> None:
         if self.kind not in (None, *STRETCHES):
@@ -137,9 +143,39 @@ class Stretch:
             if name in names and value is not None
         })  # fmt: skip
 
+    def calibrated(self, header: Any) -> Stretch:
+        """The same with limits in the unit of an image's fluxes. Raises UnusableImage.
+
+        header: of the image's HDU, or None where it has none.
+        """
+        if not self.has_units:
+            return self
+        image = units.Calibration(header, self.zero_point)
+        limits: Any = tuple(
+            tuple(units.in_flux(one, image) if isinstance(one, str) else one for one in pair)
+            for pair in self.fixed or ()
+        )
+        try:
+            return replace(self, limits=limits)
+        except UnusableOptions as error:
+            raise UnusableImage(error.message) from None
+
+    def of_bands(self, calibrated: Sequence[Stretch]) -> Stretch:
+        """The same with the limits of images that are a band each, calibrated by themselves."""
+        if not self.has_units:
+            return self
+        pairs = [one.fixed or () for one in calibrated]
+        limits = [own[place] if len(own) > 1 else own[0] for place, own in enumerate(pairs)]
+        return replace(self, limits=tuple(limits))
+
+    @property
+    def has_units(self) -> bool:
+        """Whether a limit is text with a unit."""
+        return any(isinstance(one, str) for pair in self.fixed or () for one in pair)
+
     @property
     def fixed(self) -> Limits | None:
-        """The limits that are numbers."""
+        """The limits that are not found in the image."""
         return None if self.limits == "zscale" else self.limits
 
     @property
@@ -159,6 +195,7 @@ def _tuples(value: Any) -> Any:
 
 def to_rgb(flux: Array, how: Stretch) -> Array:
     """(H, W) or (bands, H, W) fluxes as (channels, H, W) uint8. Raises UnusableImage."""
+    how = how.calibrated(None)
     with np.errstate(all="ignore"):  # what overflows is looked for, and named
         rgb = _selected(np.asarray(flux), how)
         finite = np.isfinite(rgb)

@@ -86,6 +86,8 @@ def survey_stretch(survey: str | None, **given: Any) -> Stretch:
     if "percentiles" in chosen or chosen.get("kind") == "zscale":
         start = replace(start, limits=None)
     made = replace(start, **chosen)
+    if made.zero_point is not None and not made.has_units:
+        raise UnusableOptions("--zero-point is for --limits with units, such as 0:22mag")
     if made.per_band and made.fixed and made.shape != "platonic":
         raise UnusableOptions(
             "--per-band has no effect beside limits: leave it out, or give --percentiles"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+from vim_embed_pixels import units
 from vim_embed_pixels.errors import UnusableOptions
 from vim_embed_pixels.fits import ALL_HDUS, HduName
 from vim_embed_pixels.stretch import Limits
@@ -19,6 +20,8 @@ def several(
     """A value split at its commas. form: an example, for the message. Raises UnusableOptions."""
     try:
         found = tuple(map(kind, text.split(",")))
+    except UnusableOptions:  # which says more
+        raise
     except ValueError:
         found = ()
     if not found or (count is not None and len(found) != count):
@@ -38,7 +41,7 @@ def percentiles(text: str) -> tuple[float, float]:
 def limits(text: str) -> Limits | Literal["zscale"]:
     if text == "zscale":
         return "zscale"
-    return several(text, _pair, "-0.06:1.5 (one, or three), nor zscale")
+    return several(text, _pair, "-0.06:1.5 or 0:22mag (one, or three), nor zscale")
 
 
 def blank(text: str) -> float | Literal["sky"]:
@@ -58,9 +61,9 @@ def hdus(text: str) -> tuple[HduName, ...]:
     return ALL_HDUS if [str(name).lower() for name in found] == ["all"] else found
 
 
-def _pair(text: str) -> tuple[float, float]:
-    low, high = map(float, text.split(":"))
-    return low, high
+def _pair(text: str) -> tuple[float | str, float | str]:
+    low, high = text.split(":")
+    return units.pair(low, high)
 
 
 def _band(text: str) -> int | str:

@@ -24,7 +24,16 @@ _SEE = "leave it out, or see what it is for in `vim-embed embed --help`"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_STRETCH = ("bands", "percentiles", "limits", "kind", "softening", "per_band", "blank")
+_STRETCH = (
+    "bands",
+    "percentiles",
+    "limits",
+    "zero_point",
+    "kind",
+    "softening",
+    "per_band",
+    "blank",
+)
 _REST = (
     "column", "id_column", "config", "shape", "resize", "stack", "crop", "flip", "join_bands",
     "hdus", "keep",
@@ -122,7 +131,12 @@ _FLUXES = (
     click.option(
         "--limits", metavar="LOW:HIGH,…|zscale", callback=_parsed(texts.limits),
         help="Fluxes that are 0 and 1, in place of percentiles: one pair, or one for each band, in "
-        "the unit of the file; zscale finds them in each image, as IRAF and DS9 do.",
+        "the unit of the file, or with one (0:500nJy, 0:22mag/arcsec2); zscale finds them in each "
+        "image, as IRAF and DS9 do.",
+    ),
+    click.option(
+        "--zero-point", metavar="MAG", type=float,
+        help="AB magnitude of a flux of 1, for limits with units.  [default: as the file's BUNIT]",
     ),
     click.option(
         "--stretch", "kind", type=click.Choice(STRETCHES),

@@ -84,6 +84,9 @@ def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     _tables(pixels)
     Path("fits").mkdir()
     fits.HDUList([fits.PrimaryHDU(galaxy(5))]).writeto("fits/a.fits")
+    calibrated = fits.PrimaryHDU(100 * galaxy(1)[0])
+    calibrated.header["BUNIT"] = "nJy"
+    calibrated.writeto("calibrated.fits")
     named = [fits.ImageHDU(galaxy(1, seed=i)[0], name=name) for i, name in enumerate("GRZ")]
     fits.HDUList([fits.PrimaryHDU(), *named]).writeto("bands.fits")
     Path("decam").mkdir()

@@ -113,6 +113,8 @@ SAME: dict[str, tuple[bytes, dict[str, str]]] = {
     "zscale, crop and flip": (
         CUBE, {"bands": "1", "stretch": "zscale", "crop": "17", "flip": "true"},
     ),
+    "limits with units": (CUBE, {"bands": "1", "limits": "0:27mag", "zero_point": "27"}),
+    "units of the file": (primary(sky(1)[0], BUNIT="uJy"), {"limits": "-50nJy:2uJy"}),
     "blank": (primary(holed()), {"blank": "sky"}),
     "the image, not the mask": (SEVERAL, {}),
     "an HDU": (SEVERAL, {"hdu": "R"}),
@@ -170,6 +172,7 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "no such survey": (GREY, {"survey": "sdss"}, 422, "no survey 'sdss'"),
     "contradiction": (GREY, {"limits": "0:1", "percentiles": "1,99"}, 422, "exclude each other"),
     "limits": (GREY, {"limits": "1"}, 422, "'1' is not of the form -0.06:1.5"),
+    "units": (GREY, {"limits": "0:22mag"}, 422, "give zero_point, the AB magnitude"),
     "crop": (GREY, {"crop": "31"}, 422, "30×30 pixels, fewer than crop=31"),
     "a table": (
         written(fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])])), {}, 422,

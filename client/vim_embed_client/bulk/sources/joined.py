@@ -11,6 +11,7 @@ from vim_embed_client.bulk.sources.layout import Shown, flux_item
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Description, Entry, Item, Reader, Skipped, readable
 from vim_embed_client.errors import InputError
+from vim_embed_pixels.stretch import select_places
 from vim_embed_pixels.surveys import bands_chosen
 
 OpenReader = Callable[[str], Reader]
@@ -57,6 +58,10 @@ class JoinedReader:
         stretch = bands_chosen(stretch) if len(shown) == 3 else stretch
         with named("it cannot be shown"):
             stretch = stretch.by_number(self._wanted)
+            own = [one.stretch.calibrated(None) for one in shown]
+            stretch = stretch.of_bands(
+                [own[place] for place in select_places(stretch.bands, len(own), stretch.channels)]
+            )
         flux = np.stack([one.flux for one in shown])
         crop, flip = shown[0].crop, shown[0].flip
         item = flux_item(readable(self.name), flux, stretch, crop=crop, flip=flip)

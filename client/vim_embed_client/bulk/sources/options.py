@@ -15,8 +15,8 @@ from vim_embed_pixels.surveys import survey_base
 # Options of the command line by the field that they fill, in Stretch and in ReadOptions.
 _STRETCH = {
     "survey": "--survey", "bands": "--bands", "percentiles": "--percentiles",
-    "limits": "--limits", "kind": "--stretch", "softening": "--softening",
-    "per_band": "--per-band", "blank": "--blank",
+    "limits": "--limits", "zero_point": "--zero-point", "kind": "--stretch",
+    "softening": "--softening", "per_band": "--per-band", "blank": "--blank",
 }  # fmt: skip
 _REST = {
     "column": "--column", "id_column": "--id-column", "shape": "--shape", "hdus": "--hdu",

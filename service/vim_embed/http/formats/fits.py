@@ -51,7 +51,7 @@ def preload(told: Mapping[str, Any]) -> None:
     needed = ["astropy.io.fits", "vim_embed_pixels.fits"]
     stretch = told["stretch"]
     if stretch["kind"] is not None or stretch["limits"] is not None:
-        needed.append("astropy.visualization")
+        needed += ["astropy.visualization", "astropy.wcs"]
     if stretch["zoom"] is not None:
         needed.append("scipy.ndimage")
     for name in needed:

@@ -29,6 +29,9 @@ class FitsQuery(BaseModel):
     softening: float | None = Field(None, description="FITS: of the stretches asinh and lupton")
     percentiles: str | None = Field(None, description="FITS: fluxes that are 0 and 1, as 1,99")
     limits: str | None = Field(None, description="FITS: fluxes that are 0 and 1, as -0.1:2")
+    zero_point: float | None = Field(
+        None, description="FITS: AB magnitude of a flux of 1, for limits with units"
+    )
     per_band: bool | None = Field(None, description="FITS: percentiles of each band by itself")
     blank: str | None = Field(None, description="FITS: in place of NaN: a number, or sky")
     crop: int | None = Field(None, ge=1, description="FITS: side of the middle square")
