@@ -55,6 +55,7 @@ COMMANDS = {
     ),
     "map": Lazy("map:map_command", "Draw embeddings as points on a plane."),
     "join": Lazy("join:join", "Put two surveys in one table, for platonic-universe."),
+    "explain": Lazy("explain:explain", "Draw where a Vim looks: hidden attention and token norms."),
     "bench": Lazy("bench:bench", "Measure rows per second and latency."),
     "attach": Lazy("attach:attach", "Teach platonic-universe the models of vim-embed."),
     "demo": Lazy("demo:demo", "Run everything once on real galaxies.", "demo"),
