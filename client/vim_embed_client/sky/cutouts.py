@@ -8,8 +8,9 @@ multiplied by the ratio of the areas, unless the tile's unit is a surface bright
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -220,15 +221,38 @@ def _sampled(piece: _Piece, side: int) -> Array:
 
 
 def _shifted(fluxes: Array, piece: _Piece, side: int) -> Array:
-    """The same by a whole and a part of a pixel, several times as fast."""
+    """The same by a whole and a part of a pixel, along one axis and then the other.
+
+    The weights of a spline's coefficients are the same for every pixel then, which takes a third
+    of the time.
+    """
     from scipy import ndimage
 
     first: Array = np.full(1, -(side - 1) / 2)
     x, y = (float(one[0]) for one in piece.pixels(first, first))
-    x, y = x - piece.window.left, y - piece.window.bottom
-    left, bottom = math.floor(x), math.floor(y)
-    moved: Array = ndimage.shift(fluxes, (bottom - y, left - x), order=3, mode="nearest")
-    rows = np.arange(bottom, bottom + side).clip(0, fluxes.shape[0] - 1)
-    columns = np.arange(left, left + side).clip(0, fluxes.shape[1] - 1)
-    found: Array = moved[np.ix_(rows, columns)]
+    coefficients: Array = ndimage.spline_filter(fluxes, order=3)
+    along = _weighted(coefficients, y - piece.window.bottom, side, axis=0)
+    return _weighted(along, x - piece.window.left, side, axis=1).astype(fluxes.dtype)
+
+
+def _weighted(coefficients: Array, first: float, side: int, *, axis: int) -> Array:
+    """A cubic spline at `side` places along an axis, a pixel apart from `first` on."""
+    whole = math.floor(first)
+    neighbours = np.arange(-1, 3)
+    weights = _basis()(first - whole - neighbours)
+    places = whole + np.arange(side)
+    parts = (
+        weight * coefficients.take(places + step, axis, mode="clip")
+        for step, weight in zip(neighbours, weights, strict=True)
+    )
+    found: Array = sum(parts, start=np.zeros(1))
     return found
+
+
+@cache
+def _basis() -> Callable[[Array], Array]:
+    """The cubic B-spline about 0, which is 0 beyond 2."""
+    from scipy.interpolate import BSpline
+
+    spline = BSpline.basis_element(np.arange(-2, 3), extrapolate=False)
+    return lambda at: np.nan_to_num(spline(at))
