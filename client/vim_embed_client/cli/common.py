@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SOME_LEFT_OUT = 5
 FIGURES = (".png", ".pdf", ".svg")
+TABLES = (".csv", ".tex", ".md")
 RANDOM_WEIGHTS = "[bold red]RANDOM WEIGHTS: not a scientific result.[/]"
 
 
@@ -84,17 +85,66 @@ def drop_option(command: F) -> F:
     )(command)
 
 
+def style_option(command: F) -> F:
+    """Add --style."""
+    return click.option(
+        "--style", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="matplotlib style sheet for the figures: fonts, sizes, colours.",
+    )(command)  # fmt: skip
+
+
 def figure_path(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """An option's callback: the path of a figure, refused before any work if it cannot be one."""
     if value is None:
         return None
-    if value.suffix.lower() not in FIGURES:
-        raise click.BadParameter(f"{value} does not end in one of {', '.join(FIGURES)}")
-    if not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {value.absolute().parent}: make it first")
+    _check_output(value, FIGURES)
     if find_spec("matplotlib") is None:
         raise ConfigurationError('figures need matplotlib: pip install "vim-embed[plot]"')
     return value
+
+
+def table_or_figure(
+    ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """An option's callback: paths of tables and figures, refused before any work."""
+    for path in value:
+        if path.suffix.lower() in FIGURES:
+            figure_path(ctx, param, path)
+        else:
+            _check_output(path, (*TABLES, *FIGURES))
+    return value
+
+
+def tables(ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]) -> tuple[Path, ...]:
+    """An option's callback: paths of tables, refused before any work."""
+    for path in value:
+        _check_output(path, TABLES)
+    return value
+
+
+def _check_output(path: Path, endings: Sequence[str]) -> None:
+    if path.suffix.lower() not in endings:
+        raise click.BadParameter(f"{path} does not end in one of {', '.join(endings)}")
+    if not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {path.absolute().parent}: make it first")
+
+
+def metrics_option(text: str, default: str | None = None) -> Callable[[F], F]:
+    """Add --metric: names with commas, or `all`."""
+    from vim_embed_client.scoring.metrics import METRICS
+
+    def names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+        found = value.split(",") if value else []
+        if found == ["all"]:
+            return list(METRICS)
+        if unknown := [name for name in found if name not in METRICS]:
+            raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(METRICS)}, or all")
+        return found
+
+    return click.option(
+        "--metric", "metrics", callback=names, metavar="NAME,...", default=default,
+        show_default=default is not None, help=text,
+    )  # fmt: skip
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from vim_embed_client.cli.common import (
     print_json,
     say,
     stdout,
+    tables,
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.comparison import Difference, compare
@@ -25,8 +25,18 @@ from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddi
 from vim_embed_client.scoring.metrics import METRICS
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.pairing import pair_all, usable_rows
+from vim_embed_client.scoring.table_files import (
+    ResultTable,
+    interval_text,
+    number_text,
+    provenance_notes,
+    write_table,
+)
 
-_TABLES = (".csv", ".tex")
+METHOD = (
+    "Jackknife over twentieths of the sources, the same for all models; p of a paired t test, "
+    "not corrected for the number of models."
+)
 
 
 def _models(
@@ -47,15 +57,6 @@ def _models(
     return models
 
 
-def _output(ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]) -> Any:
-    for path in value:
-        if path.suffix not in _TABLES:
-            raise click.BadParameter(f"{path} does not end in one of {', '.join(_TABLES)}")
-        if not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"there is no folder {path.absolute().parent}: make it first")
-    return value
-
-
 @click.command("compare")
 @click.argument("models", nargs=-1, callback=_models, metavar="NAME=FIRST,SECOND ...")
 @click.option(
@@ -68,9 +69,9 @@ def _output(ctx: click.Context, param: click.Parameter, value: tuple[Path, ...])
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the jackknife's groups.")
 @click.option(
-    "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=_output,
+    "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=tables,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the table: .csv or .tex; may be repeated.",
+    help="Also write the table: .csv, .tex (with booktabs) or .md; may be repeated.",
 )  # fmt: skip
 @pairing_options
 @json_option
@@ -100,7 +101,7 @@ def compare_command(
     except ValueError as error:
         raise InputError(f"the models cannot be compared: {error}") from None
     for path in outputs:
-        (_write_csv if path.suffix == ".csv" else _write_latex)(path, found, files)
+        write_table(path, _table(found, files))
     if as_json:
         print_json(_report(found, files, outputs))
     else:
@@ -131,64 +132,28 @@ def _print(
     for each in found:
         table.add_row(*_cells(each))
     console.print(table)
-    say(
-        console,
-        "Jackknife over twentieths of the sources, the same for all models; p of a paired t test, "
-        "not corrected for the number of models.",
-    )
+    say(console, METHOD)
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")
 
 
 def _cells(each: Difference) -> list[str]:
-    def number(value: float, form: str = ".4f") -> str:
-        return "" if value != value else format(value, form)
-
-    def between(low: float, high: float, form: str = ".4f") -> str:
-        return "" if low != low else f"{low:{form}} to {high:{form}}"
-
     return [
         each.model,
-        number(each.value),
-        between(each.value_low, each.value_high),
-        number(each.difference, "+.4f"),
-        between(each.low, each.high, "+.4f"),
-        number(each.p_value),
+        number_text(each.value),
+        interval_text(each.value_low, each.value_high),
+        number_text(each.difference, "+.4f"),
+        interval_text(each.low, each.high, "+.4f"),
+        number_text(each.p_value),
     ]
 
 
-def _write_csv(path: Path, found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> None:
-    rows = [each.as_dict() for each in found]
-    with path.open("w", newline="", encoding="utf-8") as lines:
-        lines.writelines(f"# {line}\n" for line in _origins(files))
-        writer = csv.DictWriter(lines, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_latex(path: Path, found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> None:
-    head = ["model", found[0].metric, r"95\,\%", f"less {found[0].model}", r"95\,\%", "$p$"]
-    body = [[_latex(cell) for cell in _cells(each)] for each in found]
-    lines = [
-        *(f"% {line}" for line in _origins(files)),
-        r"\begin{tabular}{lrrrrr}",
-        r"\hline",
-        " & ".join(_latex(cell) if "$" not in cell and "\\" not in cell else cell for cell in head)
-        + r" \\",
-        r"\hline",
-        *(" & ".join(row) + r" \\" for row in body),
-        r"\hline",
-        r"\end{tabular}",
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _latex(text: str) -> str:
-    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
-
-
-def _origins(files: Sequence[EmbeddingFile]) -> list[str]:
-    return [
-        f"{file.label}: {file.origin}" + (", RANDOM WEIGHTS" if file.random_weights else "")
-        for file in files
-    ]
+def _table(found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> ResultTable:
+    first = found[0]
+    at = "" if first.k is None else f" at k = {first.k}"
+    return ResultTable(
+        records=[each.as_dict() for each in found],
+        head=["model", first.metric, "95 %", f"less {first.model}", "95 %", "p"],
+        rows=[_cells(each) for each in found],
+        notes=[*provenance_notes(files), f"{first.metric}{at}, {first.n} sources. {METHOD}"],
+    )

@@ -49,6 +49,8 @@ COMMANDS = {
     "models": Lazy("info:models", "List the models that the service has."),
     "health": Lazy("info:health", "Ask whether the service takes requests."),
     "score": Lazy("score:score", "Score how far two embeddings agree (MKNN and others)."),
+    "table": Lazy("table:table_command", "Score many models on many surveys."),
+    "layers": Lazy("layers:layers_command", "Score every layer of a file with every other."),
     "compare": Lazy("compare:compare_command", "Compare models on the same sources."),
     "neighbours": Lazy(
         "neighbours:neighbours", "Draw sources beside those that a model finds alike."

@@ -8,26 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 from rich.markup import escape
 
 from vim_embed_client.cli.common import (
     FIGURES,
     RANDOM_WEIGHTS,
-    drop_option,
     figure_path,
     json_option,
-    match_option,
+    pairing_options,
     print_json,
     say,
     stdout,
+    style_option,
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
-from vim_embed_client.scoring.pairing import usable_rows
+from vim_embed_client.scoring.pairing import pair, usable_rows
 
 if TYPE_CHECKING:
     from vim_embed_client.figures.columns import Column
-    from vim_embed_client.figures.projection import Projection
+    from vim_embed_client.figures.map import MapData
 
 _LEAST_ROWS = 3
 
@@ -43,6 +44,7 @@ def _outputs(
 
 @click.command("map")
 @click.argument("embeddings", type=click.Path())
+@click.argument("second", type=click.Path(), required=False)
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=_outputs,
     type=click.Path(path_type=Path, dir_okay=False),
@@ -63,127 +65,164 @@ def _outputs(
     "--categorical", "kind", flag_value="categorical", help="Colour by classes, even of numbers."
 )
 @click.option("--continuous", "kind", flag_value="continuous", help="Colour by value.")
+@click.option("--log", is_flag=True, help="Colour by the logarithm of the value.")
 @click.option(
     "--method", default="pca", show_default=True, type=click.Choice(["pca", "umap"]),
     help="Principal components, or UMAP by cosine distance.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of UMAP.")
-@match_option(
-    "Join the table by position on the sky, within this angle, such as 1arcsec, and not by id."
-)
-@drop_option
+@pairing_options
+@style_option
 @json_option
 def map_command(
     embeddings: str,
+    second: str | None,
     outputs: tuple[Path, ...],
     colour: str | None,
     label: str | None,
     id_column: str,
     kind: Any,
+    log: bool,
     method: str,
     seed: int,
-    match: float | None,
+    pairing: dict[str, Any],
     drop_invalid: bool,
+    style: Path | None,
     as_json: bool,
 ) -> None:
     """Draw embeddings as points on a plane.
 
-    EMBEDDINGS is a file that `vim-embed score` takes. Classes get a colour and a shape each,
-    numbers a scale of colours; few whole numbers count as classes.
+    EMBEDDINGS is a file that `vim-embed score` takes. With SECOND, another survey's embeddings of
+    the same sources by the same model, both are on one map, and a line joins the two views of a
+    source. Classes get a colour and a shape each, numbers a scale of colours; few whole numbers
+    count as classes.
     """
-    from vim_embed_client.figures.columns import read_column
+    from vim_embed_client.figures.map import MapData
     from vim_embed_client.figures.projection import METHODS
 
     if not (outputs or as_json):
         raise click.UsageError("nothing to do: give -o FILE, --json or both")
-    if match is not None and ":" not in (colour or ""):
-        raise click.UsageError("--match is for a column of a table: --colour TABLE:COLUMN")
-    (file,) = usable_rows(read_embeddings(embeddings), drop=drop_invalid)
-    if len(file) < _LEAST_ROWS:
-        raise InputError(f"{file.label} has {len(file)} rows: a map needs {_LEAST_ROWS} or more")
-    column = (
-        read_column(colour, file, id_column=id_column, kind=kind, match=match) if colour else None
+    by_pairing = [f"--{name.replace('_', '-')}" for name, value in pairing.items() if value]
+    of_table = ":" in (colour or "") and by_pairing == ["--match"]
+    if second is None and by_pairing and not of_table:
+        raise click.UsageError(
+            f"{by_pairing[0]} pairs two files, and --match also joins a table to colour by "
+            "(--colour TABLE:COLUMN): give a second file"
+        )
+    if log and (kind == "categorical" or not colour):
+        raise click.UsageError("--log is of numbers to colour by: give --colour, --continuous")
+    files = _files(embeddings, second, pairing, drop=drop_invalid)
+    column = _column(colour, files[0], id_column, "continuous" if log else kind, pairing["match"])
+    rows = np.concatenate([file.embeddings for file in files])
+    data = MapData(
+        files=files,
+        projection=METHODS[method](rows, seed),
+        column=column,
+        label=label or (column.name if column else ""),
+        log=log,
     )
-    projection = METHODS[method](file.embeddings, seed)
     for path in outputs:
-        if path.suffix.lower() in FIGURES:
-            _draw(path, file, projection, column, label)
-        else:
-            _write_csv(path, file, projection, column)
+        (_draw if path.suffix.lower() in FIGURES else _write_csv)(path, data, style)
     if as_json:
-        print_json(_report(file, projection, column, outputs))
+        print_json(_report(data, outputs))
     else:
-        _print(file, projection, column, outputs)
+        _print(data, outputs)
 
 
-def _draw(
-    path: Path,
-    file: EmbeddingFile,
-    projection: Projection,
-    column: Column | None,
-    label: str | None,
-) -> None:
+def _column(
+    colour: str | None, file: EmbeddingFile, id_column: str, kind: Any, match: float | None
+) -> Column | None:
+    from vim_embed_client.figures.columns import read_column
+
+    if colour is None:
+        return None
+    by_position = match if ":" in colour else None
+    return read_column(colour, file, id_column=id_column, kind=kind, match=by_position)
+
+
+def _files(
+    embeddings: str, second: str | None, pairing: dict[str, Any], *, drop: bool
+) -> tuple[EmbeddingFile, ...]:
+    """One file, or two with the same sources in the same rows, in one space."""
+    by_row = pairing["by_row"]
+    files: tuple[EmbeddingFile, ...] = (read_embeddings(embeddings, by_row=by_row),)
+    if second is not None:
+        files = pair(files[0], read_embeddings(second, by_row=by_row), **pairing)[:2]
+    files = usable_rows(*files, drop=drop)
+    if len(files[0]) < _LEAST_ROWS:
+        raise InputError(
+            f"{files[0].label} has {len(files[0])} rows: a map needs {_LEAST_ROWS} or more"
+        )
+    widths = [file.embeddings.shape[1] for file in files]
+    digests = {file.provenance.get("weights_digest", "") for file in files} - {""}
+    if len(set(widths)) > 1 or len(digests) > 1:
+        raise InputError(
+            f"{' and '.join(file.label for file in files)} are of two models ({widths[0]} and "
+            f"{widths[-1]} numbers a row): one map has the embeddings of one model"
+        )
+    return files
+
+
+def _draw(path: Path, data: MapData, style: Path | None) -> None:
     from vim_embed_client.figures.map import map_figure
-    from vim_embed_client.figures.style import save
+    from vim_embed_client.figures.style import save, styled
 
-    save(map_figure(file, projection, column, label or (column.name if column else "")), path)
+    with styled(style):
+        save(map_figure(data), path)
 
 
-def _points(
-    file: EmbeddingFile, projection: Projection, column: Column | None
-) -> list[dict[str, Any]]:
-    """A dictionary for each row: id, row, x, y and the column's value, None where it has none."""
+def _points(data: MapData) -> list[dict[str, Any]]:
+    """A dictionary for each row: id, row, x, y, the column's value (None where it has none).
+
+    Of two files, also which of them.
+    """
     points = []
-    for row, (x, y) in enumerate(projection.coordinates.tolist()):
-        point = {"id": file.name(row), "row": int(file.numbers[row]), "x": x, "y": y}
-        if column is not None:
-            value = column.values[row].item()
-            missing = value == "" or (isinstance(value, float) and math.isnan(value))
-            point["colour"] = None if missing else value
-        points.append(point)
+    for place, file in enumerate(data.files):
+        for row, (x, y) in enumerate(data.points(place).T.tolist()):
+            point = {"id": file.name(row), "row": int(file.numbers[row]), "x": x, "y": y}
+            if len(data.files) > 1:
+                point = {"file": file.label, **point}
+            if data.column is not None:
+                value = data.column.values[row].item()
+                missing = value == "" or (isinstance(value, float) and math.isnan(value))
+                point["colour"] = None if missing else value
+            points.append(point)
     return points
 
 
-def _write_csv(
-    path: Path, file: EmbeddingFile, projection: Projection, column: Column | None
-) -> None:
-    points = _points(file, projection, column)
+def _write_csv(path: Path, data: MapData, style: Path | None) -> None:
+    points = _points(data)
     with path.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, list(points[0]))
         writer.writeheader()
         writer.writerows(points)
 
 
-def _report(
-    file: EmbeddingFile,
-    projection: Projection,
-    column: Column | None,
-    outputs: tuple[Path, ...],
-) -> dict[str, Any]:
+def _report(data: MapData, outputs: tuple[Path, ...]) -> dict[str, Any]:
+    column = data.column
     return {
-        "file": file.label,
-        "provenance": dict(file.provenance),
-        "random_weights": file.random_weights,
-        "axes": list(projection.axes),
-        "method": projection.about,
-        "colour": {"name": column.name, "kind": column.kind} if column else None,
+        "file": data.files[0].label,
+        "provenance": dict(data.files[0].provenance),
+        "second": [{"file": f.label, "provenance": dict(f.provenance)} for f in data.files[1:]],
+        "random_weights": any(file.random_weights for file in data.files),
+        "axes": list(data.projection.axes),
+        "method": data.projection.about,
+        "colour": {"name": column.name, "kind": column.kind, "log": data.log} if column else None,
         "outputs": [str(path) for path in outputs],
-        "points": _points(file, projection, column),
+        "points": _points(data),
     }
 
 
-def _print(
-    file: EmbeddingFile,
-    projection: Projection,
-    column: Column | None,
-    outputs: tuple[Path, ...],
-) -> None:
-    console = stdout()
-    if file.random_weights:
+def _print(data: MapData, outputs: tuple[Path, ...]) -> None:
+    console, column = stdout(), data.column
+    if any(file.random_weights for file in data.files):
         console.print(RANDOM_WEIGHTS)
-    say(console, f"{len(file):,} sources: {' and '.join(projection.axes)}")
+    twice = " in two files" if len(data.files) > 1 else ""
+    axes = " and ".join(data.projection.axes)
+    say(console, f"{len(data.files[0]):,} sources{twice}: {axes}")
     if column is not None:
         missing = f", {column.missing:,} without a value" if column.missing else ""
-        console.print(f"Coloured by {escape(column.name)} ({column.kind}{missing})")
+        log = ", logarithmic" if data.log else ""
+        console.print(f"Coloured by {escape(column.name)} ({column.kind}{log}{missing})")
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")

@@ -16,10 +16,12 @@ from vim_embed_client.cli.common import (
     RANDOM_WEIGHTS,
     figure_path,
     json_option,
+    metrics_option,
     pairing_options,
     print_json,
     say,
     stdout,
+    style_option,
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.approximate import ApproximateSearch, Recall
@@ -63,15 +65,6 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[
     return tuple(ks)
 
 
-def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    names = value.split(",") if value else []
-    if names == ["all"]:
-        return list(METRICS)
-    if unknown := [name for name in names if name not in METRICS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(METRICS)}, or all")
-    return names
-
-
 @click.command()
 @click.argument("first", type=click.Path())
 @click.argument("second", type=click.Path())
@@ -92,10 +85,7 @@ def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     help="Find neighbours by faiss, at least this share of the true ones (0.99, say): for a "
     "million sources. The share is measured and printed.",
 )  # fmt: skip
-@click.option(
-    "--metric", "metrics", callback=_metrics, metavar="NAME,...",
-    help=f"Also measure by {', '.join(METRICS)}, or by all.",
-)  # fmt: skip
+@metrics_option(f"Also measure by {', '.join(METRICS)}, or by all.")
 @click.option(
     "--property", "properties", multiple=True, metavar="TABLE:COLUMN",
     help="Also measure whether neighbours agree in this column, as of `map --colour`; may be "
@@ -108,6 +98,7 @@ def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     "--figure", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
     callback=figure_path, help="Also draw MKNN against k: .png, .pdf or .svg.",
 )  # fmt: skip
+@style_option
 @json_option
 def score(
     first: str,
@@ -123,6 +114,7 @@ def score(
     properties: tuple[str, ...],
     id_column: str,
     figure: Path | None,
+    style: Path | None,
     as_json: bool,
 ) -> None:
     """Score how far two embeddings of the same sources agree (MKNN, and other metrics).
@@ -131,6 +123,8 @@ def score(
     `vim-embed demo` write them; FILE:NAME takes one array, layer or column. Rows are paired by
     their ids where both files have them, else by position. platonic-universe's own k is 10.
     """
+    if style and figure is None:
+        raise click.UsageError("--style is of the figure: give --figure FILE too")
     read = (read_embeddings(argument, by_row=pairing["by_row"]) for argument in (first, second))
     *paired, how = pair(*read, **pairing)
     files = usable_rows(*paired, drop=drop_invalid)
@@ -154,7 +148,7 @@ def score(
     distinct = without_repeats(files)
     repeats = Repeated(files, distinct, ks, find, options) if distinct is not files else None
     if figure is not None:
-        _draw(files, scores, curve, figure)
+        _draw(files, scores, curve, figure, style)
     if as_json:
         report = _report(files, scores, repeats, how)
         report["metrics"] = [score.as_dict() for score in measured]
@@ -290,12 +284,17 @@ def _headline(scores: Sequence[Score]) -> Score:
 
 
 def _draw(
-    files: Sequence[EmbeddingFile], scores: Sequence[Score], curve: Sequence[Score], path: Path
+    files: Sequence[EmbeddingFile],
+    scores: Sequence[Score],
+    curve: Sequence[Score],
+    path: Path,
+    style: Path | None,
 ) -> None:
     from vim_embed_client.figures.curve import curve_figure
-    from vim_embed_client.figures.style import save
+    from vim_embed_client.figures.style import save, styled
 
-    save(curve_figure(curve, _headline(scores), files), path)
+    with styled(style):
+        save(curve_figure(curve, _headline(scores), files), path)
 
 
 def _report(

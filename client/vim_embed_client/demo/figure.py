@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from vim_embed_client.demo.flow import Pixels, Result
 from vim_embed_client.demo.views import HYPER_SUPRIME_CAM
 from vim_embed_client.figures.curve import draw_curve
-from vim_embed_client.figures.style import GREY, INK, ORANGE, VERMILLION
+from vim_embed_client.figures.style import GREY, INK, ORANGE, VERMILLION, styled
 from vim_embed_client.scoring.neighbours import Indices, nearest_neighbours
 
 _ROWS, _SHOWN = 6, 5
@@ -18,6 +18,7 @@ _BRIGHTEST = 128
 _TITLE_LETTERS = 96
 
 
+@styled()
 def demo_figure(result: Result) -> Figure:
     """Sources with their nearest neighbours in both views, beside MKNN against k.
 

@@ -16,6 +16,7 @@ from vim_embed_client.figures.style import (
     VERMILLION,
     shortened,
     small_print,
+    styled,
     title,
 )
 
@@ -28,6 +29,7 @@ _COLUMNS = 8
 _CAPTION_LETTERS = 23
 
 
+@styled()
 def contact_sheet(
     rows: Sequence[PreviewRow], labels: Sequence[str], heading: str, remarks: Sequence[str]
 ) -> Figure:

@@ -9,9 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from vim_embed_client.figures.style import (
-    BLUE,
     GREY,
-    INK,
     called,
     origins,
     small_print,
@@ -32,7 +30,7 @@ _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 def curve_figure(curve: Sequence[Score], headline: Score, files: Sequence[EmbeddingFile]) -> Figure:
     """MKNN of two files at each k of `curve`, the score that counts marked."""
-    figure = Figure(figsize=(_WIDTH, 9), facecolor="white")
+    figure = Figure(figsize=(_WIDTH, 9))
     top, foot = _words(figure, headline, files)
     height = top + _LEGEND + _AXES + _LABELS + foot
     figure.clear()
@@ -41,7 +39,7 @@ def curve_figure(curve: Sequence[Score], headline: Score, files: Sequence[Embedd
     box = (_LEFT / _WIDTH, (foot + _LABELS) / height, 1 - (_LEFT + 0.2) / _WIDTH, _AXES / height)
     axes = figure.add_axes(box)
     draw_curve(axes, curve, headline)
-    axes.set_ylabel("MKNN (share, 0 to 1)", fontsize=11, color=INK)
+    axes.set_ylabel("MKNN (share, 0 to 1)")
     return figure
 
 
@@ -71,10 +69,10 @@ def draw_curve(axes: Any, curve: Sequence[Score], headline: Score) -> None:
     if any(s.has_interval for s in curve):
         axes.fill_between(
             ks, [s.low for s in curve], [s.high for s in curve],
-            color=BLUE, alpha=0.2, lw=0, label="95 % interval",
+            color="C0", alpha=0.2, lw=0, label="95 % interval",
         )  # fmt: skip
-    axes.plot(ks, [s.mknn for s in curve], "-", color=BLUE, lw=2.2, clip_on=False, label="MKNN")
-    axes.plot(headline.k, headline.mknn, "o", ms=8, color=BLUE, clip_on=False)
+    axes.plot(ks, [s.mknn for s in curve], "-", color="C0", clip_on=False, label="MKNN")
+    axes.plot(headline.k, headline.mknn, "o", ms=8, color="C0", clip_on=False)
     _dress(axes, ks)
 
 
@@ -85,12 +83,5 @@ def _dress(axes: Any, ks: Sequence[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{k:,}" for k in ticks or ks])
     axes.set_ylim(0, 1)
-    axes.set_xlabel("neighbours k", fontsize=11, color=INK)
-    axes.grid(color="#E6E6E6", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=10, ncols=2,
-        reverse=True,
-    )  # fmt: skip
+    axes.set_xlabel("neighbours k")
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, reverse=True)

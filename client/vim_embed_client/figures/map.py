@@ -1,28 +1,30 @@
-"""Embeddings as points on a plane, coloured by a column."""
+"""Embeddings as points on a plane, coloured by a column; of two files, with pairs joined."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps, rcParams
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
+from vim_embed_client.errors import InputError
 from vim_embed_client.figures.columns import Column
 from vim_embed_client.figures.projection import Projection
 from vim_embed_client.figures.style import (
-    BLUE,
     FAINT,
-    GREEN,
     GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
     called,
+    colours,
+    names,
     origins,
     shortened,
     small_print,
@@ -31,13 +33,11 @@ from vim_embed_client.figures.style import (
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 # A shape for each colour, for those who cannot tell the colours apart.
-_CLASSES = (
-    (BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (VERMILLION, "D"),
-    (PURPLE, "v"), (SKY, "P"), (INK, "X"),
-)  # fmt: skip
+_SHAPES = "o^sDvPX"
 _PERCENTILES = (2.0, 98.0)
 _MANY = 5000
 _LETTERS = 16
+_RING = 0.9  # points
 
 # Inches.
 _WIDTH = 8.4
@@ -45,27 +45,66 @@ _AXES = (5.46, 7.25)  # width beside a legend or colour bar, and alone
 _HEIGHTS = (2.4, 5.2)
 _LEFT = 0.85
 _LABELS = 0.55
+_SURVEYS = 0.35  # the legend of two files
 
 
-def map_figure(
-    file: EmbeddingFile, projection: Projection, column: Column | None, label: str
-) -> Figure:
-    """The map with a legend or colour bar. label: what the colours mean, with its unit.
+@dataclass(frozen=True, kw_only=True)
+class MapData:
+    """What a map shows.
+
+    files: one, or two with the same sources in the same rows. projection: of the rows of all
+    files, one file after the other. column: a value for each source. label: what the colours
+    mean, with its unit. log: whether numbers are coloured by their logarithm.
+    """
+
+    files: Sequence[EmbeddingFile]
+    projection: Projection
+    column: Column | None = None
+    label: str = ""
+    log: bool = False
+
+    def points(self, place: int) -> NDArray[np.float64]:
+        """(2, n) of a file."""
+        n = len(self.files[0])
+        return self.projection.coordinates[place * n : (place + 1) * n].T
+
+    def numbers(self) -> NDArray[np.float64]:
+        """(n,) values to colour by, NaN where there is none, or no logarithm.
+
+        Raises InputError where no value has one.
+        """
+        assert self.column is not None
+        values: NDArray[np.float64] = self.column.values
+        if not self.log:
+            return values
+        values = np.where(values > 0, values, np.nan)
+        if np.isnan(values).all():
+            raise InputError(
+                f"no value of {self.column.name} is above zero: leave out --log, or colour by "
+                "another column"
+            )
+        return values
+
+
+def map_figure(data: MapData) -> Figure:
+    """The map with a legend or colour bar.
 
     Both axes have one scale, so that distances on paper are distances of the projection.
     """
-    figure = Figure(figsize=(_WIDTH, 9), facecolor="white")
-    words = (file, projection, column, label)
-    top, foot = _words(figure, *words)
-    across, up = _extent(projection.coordinates, alone=column is None)
+    figure = Figure(figsize=(_WIDTH, 9))
+    top, foot = _words(figure, data)
+    top += _SURVEYS * (len(data.files) > 1)
+    across, up = _extent(data.projection.coordinates, alone=data.column is None)
     height = top + 0.15 + up + _LABELS + foot
     figure.clear()
     figure.set_size_inches(_WIDTH, height)
-    _words(figure, *words)
+    _words(figure, data)
     box = (_LEFT / _WIDTH, (foot + _LABELS) / height, across / _WIDTH, up / height)
     axes = figure.add_axes(box)
-    _dress(axes, projection)
-    _points(figure, axes, projection.coordinates, column, label)
+    _dress(axes, data.projection)
+    if len(data.files) > 1:
+        _join(axes, data)
+    _draw(figure, axes, data)
     return figure
 
 
@@ -77,46 +116,85 @@ def _extent(xy: NDArray[np.float64], *, alone: bool) -> tuple[float, float]:
     return across, float(np.clip(across * flatness, *_HEIGHTS))
 
 
-def _words(
-    figure: Figure, file: EmbeddingFile, projection: Projection, column: Column | None, label: str
-) -> tuple[float, float]:
-    method = projection.axes[0].split()[0].replace("PC", "PCA")
-    by = f", coloured by {shortened(label, 48)}" if column else ""
+def _words(figure: Figure, data: MapData) -> tuple[float, float]:
+    method = data.projection.axes[0].split()[0].replace("PC", "PCA")
+    by = f", coloured by {shortened(data.label, 48)}" if data.column else ""
+    twice = ", seen twice" if len(data.files) > 1 else ""
     top = title(
-        figure, f"{method} map of {len(file):,} sources{by}", called([file]),
-        random_weights=file.random_weights,
+        figure, f"{method} map of {len(data.files[0]):,} sources{twice}{by}", called(data.files),
+        random_weights=any(file.random_weights for file in data.files),
     )  # fmt: skip
-    about = f"Map: {projection.about}."
-    if column and column.kind == "continuous":
+    about = f"Map: {data.projection.about}."
+    if len(data.files) > 1:
+        about += " A line joins the two views of a source."
+    if data.column and data.column.kind == "continuous":
         about += " Colours end at the 2nd and the 98th percentile."
-    return top, small_print(figure, [about, *origins([file])])
+        if data.log and (lost := int((data.column.values <= 0).sum())):
+            about += f" {lost:,} values are not above zero and have no colour."
+    return top, small_print(figure, [about, *origins(data.files)])
 
 
 def _dress(axes: Any, projection: Projection) -> None:
-    axes.set_xlabel(projection.axes[0], fontsize=11, color=INK)
-    axes.set_ylabel(projection.axes[1], fontsize=11, color=INK)
-    axes.grid(color="#EEEEEE", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(projection.axes[0])
+    axes.set_ylabel(projection.axes[1])
     axes.margins(0.04)
     axes.set_aspect("equal", adjustable="datalim")
 
 
-def _points(
-    figure: Figure, axes: Any, xy: NDArray[np.float64], column: Column | None, label: str
-) -> None:
-    # Points of a large survey are drawn as pixels even in .pdf and .svg.
-    many = len(xy) > _MANY
-    style = {
-        "s": _area(len(xy)), "lw": 0 if many else 0.4, "edgecolor": "white", "rasterized": many
-    }  # fmt: skip
-    if column is None:
-        axes.scatter(*xy.T, color=BLUE, alpha=_alpha(len(xy)), **style)
-    elif column.kind == "continuous":
-        _continuous(figure, axes, xy, column.values, label, style)
+def _join(axes: Any, data: MapData) -> None:
+    """A line between the two points of each source, and the legend of the two files."""
+    lines = np.stack([data.points(0).T, data.points(1).T], axis=1)
+    many = len(lines) > _MANY
+    axes.add_collection(
+        LineCollection(
+            list(lines), colors=GREY, linewidths=0.7, alpha=_alpha(len(lines)),
+            zorder=0.5, rasterized=many,
+        )
+    )  # fmt: skip
+    ink = colours()[0] if data.column is None else FAINT
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=6, color=ink, label=names(data.files)[0]),
+        Line2D(
+            [], [], ls="", marker="o", ms=6, mfc="none", mew=1.2,
+            mec=colours()[1] if data.column is None else FAINT, label=names(data.files)[1],
+        ),
+    ]  # fmt: skip
+    legend = axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handletextpad=0.2
+    )
+    axes.add_artist(legend)
+
+
+def _draw(figure: Figure, axes: Any, data: MapData) -> None:
+    if data.column is None:
+        for place in range(len(data.files)):
+            every = np.ones(len(data.files[0]), bool)
+            _scatter(axes, data, place, every, colours()[place], "o", alpha=_alpha(len(every)))
+    elif data.column.kind == "continuous":
+        _continuous(figure, axes, data)
     else:
-        _categorical(axes, xy, column.values, label, style)
+        _categorical(axes, data)
+
+
+def _scatter(
+    axes: Any,
+    data: MapData,
+    place: int,
+    mask: NDArray[np.bool_],
+    colour: Any,
+    marker: str,
+    **options: Any,
+) -> Any:
+    """Points of one file: discs, and rings for the second file."""
+    n = len(mask)
+    # Points of a large survey are drawn as pixels even in .pdf and .svg.
+    many = n > _MANY
+    look = {"s": _area(n), "rasterized": many, "marker": marker, **options}
+    if place:
+        look |= {"facecolors": "none", "edgecolors": colour, "linewidths": _RING}
+    else:
+        look |= {"color": colour, "edgecolors": "white", "linewidths": 0 if many else 0.4}
+    return axes.scatter(*data.points(place)[:, mask], **look)
 
 
 def _area(n: int) -> float:
@@ -128,27 +206,36 @@ def _alpha(n: int) -> float:
     return float(np.clip(1500 / n, 0.25, 0.85))
 
 
-def _continuous(
-    figure: Figure, axes: Any, xy: Any, values: Any, label: str, style: dict[str, Any]
-) -> None:
+def _continuous(figure: Figure, axes: Any, data: MapData) -> None:
+    values = data.numbers()
     none = np.isnan(values)
-    if none.any():
-        axes.scatter(
-            *xy[none].T, color=GREY, alpha=0.35, label=f"no value ({none.sum():,})", **style
-        )
-        _legend(axes, "")
     low, high = np.percentile(values[~none], _PERCENTILES)
-    drawn = axes.scatter(
-        *xy[~none].T, c=values[~none], cmap="viridis", vmin=low, vmax=high, **style
-    )
+    norm: Normalize = LogNorm(low, high) if data.log else Normalize(low, high)
+    colour_map = colormaps[rcParams["image.cmap"]]
+    for place in range(len(data.files)):
+        if none.any():
+            label = f"no value ({none.sum():,})" if not place else None
+            _scatter(axes, data, place, none, GREY, "o", alpha=0.35, label=label)
+        _scatter(axes, data, place, ~none, colour_map(norm(values[~none])), "o")
+    if none.any():
+        _legend(axes, "")
+    _colour_bar(figure, axes, data, norm, short=bool(none.any()))
+
+
+def _colour_bar(figure: Figure, axes: Any, data: MapData, norm: Normalize, *, short: bool) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    low, high = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
     x0, y0, width, height = axes.get_position().bounds
-    bar_axes = figure.add_axes(
-        (x0 + width + 0.025, y0, 0.022, height * (0.85 if none.any() else 1))
+    bar_axes = figure.add_axes((x0 + width + 0.025, y0, 0.022, height * (0.85 if short else 1)))
+    known = data.numbers()
+    known = known[~np.isnan(known)]
+    bar = figure.colorbar(
+        ScalarMappable(norm, rcParams["image.cmap"]), cax=bar_axes, extend=_extend(known, low, high)
     )
-    bar = figure.colorbar(drawn, cax=bar_axes, extend=_extend(values[~none], low, high))
-    bar.set_label(shortened(label, 48), fontsize=11, color=INK)
-    bar.ax.tick_params(labelsize=9.5)
-    if 1e4 <= max(abs(low), abs(high)) < 1e7:
+    bar.set_label(shortened(data.label, 48))
+    bar.ax.grid(False)
+    if not data.log and 1e4 <= max(abs(low), abs(high)) < 1e7:
         bar.formatter = StrMethodFormatter("{x:,.0f}")
     bar.outline.set_visible(False)
 
@@ -160,30 +247,34 @@ def _extend(values: Any, low: float, high: float) -> str:
     )
 
 
-def _categorical(axes: Any, xy: Any, values: Any, label: str, style: dict[str, Any]) -> None:
+def _categorical(axes: Any, data: MapData) -> None:
+    assert data.column is not None
+    values = data.column.values
     counts = Counter(values[values != ""].tolist())
-    shown = [name for name, _ in counts.most_common(len(_CLASSES))]
+    palette = colours()[: len(_SHAPES)]
+    shown = [name for name, _ in counts.most_common(len(palette))]
     rest = ~np.isin(values, [*shown, ""])
     groups = [
         (values == name, name if len(name) <= _LETTERS else f"{name[:_LETTERS]}…", *look, 2)
-        for name, look in zip(shown, _CLASSES, strict=False)
+        for name, look in zip(shown, zip(palette, _SHAPES, strict=False), strict=False)
     ]
     groups.append((rest, f"{len(counts) - len(shown)} others", FAINT, "h", 1))
     groups.append((values == "", "no value", GREY, "o", 1))
     for mask, name, colour, marker, layer in groups:
         if mask.any():
-            axes.scatter(
-                *xy[mask].T, color=colour, marker=marker, zorder=layer,
-                alpha=max(0.5, _alpha(len(xy))) if layer > 1 else 0.4,
-                label=f"{name} ({mask.sum():,})", **style,
-            )  # fmt: skip
-    _legend(axes, label)
+            for place in range(len(data.files)):
+                _scatter(
+                    axes, data, place, mask, colour, marker, zorder=layer,
+                    alpha=max(0.5, _alpha(len(mask))) if layer > 1 else 0.4,
+                    label=None if place else f"{name} ({mask.sum():,})",
+                )  # fmt: skip
+    _legend(axes, data.label)
 
 
 def _legend(axes: Any, heading: str) -> None:
     legend = axes.legend(
-        title=shortened(heading, 20), loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
-        fontsize=9.5, title_fontsize=10.5, alignment="left", handletextpad=0.3, borderaxespad=0,
+        title=shortened(heading, 20), loc="upper left", bbox_to_anchor=(1.01, 1.0),
+        alignment="left", handletextpad=0.3, borderaxespad=0,
     )  # fmt: skip
     for handle in legend.legend_handles:
         handle.set_sizes([36])

@@ -21,6 +21,7 @@ from vim_embed_client.figures.style import (
     origins,
     shortened,
     small_print,
+    styled,
     title,
 )
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
@@ -68,6 +69,7 @@ class Sheet:
         return np.isin(mine, other)
 
 
+@styled()
 def sheet_figure(sheet: Sheet) -> Figure:
     """Queries in the first column, neighbours with their distances beside them, nearest first."""
     _load(sheet)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import rcParams, style
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
+from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -18,24 +22,76 @@ GREEN, SKY, PURPLE, YELLOW = "#009E73", "#56B4E9", "#CC79A7", "#F0E442"
 INK = "#222222"
 FAINT = "#666666"
 
-_DPI = 160
+# A matplotlib style of the user's own goes on top of this.
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 11,
+    "axes.prop_cycle": "cycler('color', ['0072B2', 'E69F00', '009E73', 'D55E00', 'CC79A7', "
+    "'56B4E9', '222222'])",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "white",
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
+    "grid.color": "#E6E6E6",
+    "image.cmap": "viridis",
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 2.2,
+    "pdf.fonttype": 42,  # TrueType, so that text stays text
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+}
+_SMALL = 0.75  # of font.size
+
 _MARGIN = 0.2  # inches
 _LEADING = 1.3
 _SAFE = 0.95  # glyphs are set on whole pixels, which may widen a line
 
 
+@contextmanager
+def styled(sheet: Path | None = None) -> Iterator[None]:
+    """Draw and save within this: STYLE, and on top of it a matplotlib style sheet of the user's.
+
+    Raises ConfigurationError where the sheet cannot be read.
+    """
+    try:
+        context = style.context([STYLE, *([str(sheet)] if sheet else [])])
+        context.__enter__()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{sheet} is no matplotlib style sheet: {error}") from None
+    try:
+        yield
+    finally:
+        context.__exit__(None, None, None)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a file of the path's format; text stays text in .svg and .pdf."""
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure.savefig(path, dpi=_DPI)
+    kept = {"svg.fonttype": "none", "pdf.fonttype": 42}
+    with style.context(kept):
+        dpi = rcParams["savefig.dpi"]
+        dpi = STYLE["savefig.dpi"] if dpi == "figure" else dpi
+        figure.savefig(path, dpi=dpi)
+
+
+def colours() -> list[str]:
+    """The colours of the style, in order."""
+    return [to_hex(each["color"]) for each in rcParams["axes.prop_cycle"]]
 
 
 def title(figure: Figure, text: str, subtitle: str = "", *, random_weights: bool = False) -> float:
     """Put a title over the figure, under a warning for random weights; the inches that it takes."""
     used = 0.18
-    parts = [(text, 13.0, "bold", INK), (subtitle, 10.5, "normal", INK)]
+    large, weight = _points("figure.titlesize"), str(rcParams["figure.titleweight"])
+    ink = str(rcParams["axes.labelcolor"])
+    parts = [(text, large, weight, ink), (subtitle, _points("legend.fontsize"), "normal", ink)]
     if random_weights:
-        parts.insert(0, ("RANDOM WEIGHTS, not a scientific result", 13.0, "bold", VERMILLION))
+        parts.insert(0, ("RANDOM WEIGHTS, not a scientific result", large, "bold", VERMILLION))
     width, height = figure.get_size_inches()
     for words, size, weight, colour in parts:
         lines = fitted(words, size, width - 2 * _MARGIN, weight) if words else []
@@ -50,13 +106,18 @@ def title(figure: Figure, text: str, subtitle: str = "", *, random_weights: bool
 def small_print(figure: Figure, lines: Sequence[str]) -> float:
     """Put lines at the foot of the figure; the inches that they take."""
     width, height = figure.get_size_inches()
-    size = 7.5
+    size = _SMALL * _points("font.size")
     folded = [part for line in lines for part in fitted(line, size, width - 2 * _MARGIN)]
     figure.text(
         _MARGIN / width, 0.12 / height, "\n".join(folded), fontsize=size, color=FAINT, va="bottom",
         linespacing=_LEADING,
     )  # fmt: skip
     return 0.12 + len(folded) * size * _LEADING / 72 + 0.1
+
+
+def _points(name: str) -> float:
+    """A font size of the style, in points."""
+    return float(FontProperties(size=rcParams[name]).get_size_in_points())
 
 
 def fitted(text: str, size: float, inches: float, weight: str = "normal") -> list[str]:

@@ -18,6 +18,7 @@ from vim_embed_client.figures.style import (
     SKY,
     VERMILLION,
     small_print,
+    styled,
     title,
 )
 
@@ -28,6 +29,7 @@ _LEFT, _GAP, _LEGEND, _LABELS = 0.8, 0.9, 0.21, 0.6  # _LEGEND: of a line
 Cases = list[dict[str, Any]]
 
 
+@styled()
 def throughput_figure(report: dict[str, Any]) -> Figure:
     """Rows per second on the left, latency on the right; a colour for each rows per request."""
     figure = Figure(figsize=(_WIDTH, 9), facecolor="white")

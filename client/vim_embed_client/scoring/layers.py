@@ -79,20 +79,20 @@ def score_layers(
     *,
     k: int = PLATONIC_K,
     by_row: bool = False,
-    common: bool = False,
     drop_invalid: bool = False,
+    **pairing: Any,
 ) -> LayerScores:
     """MKNN of every layer of one file with every layer of another.
 
     first, second: files as `vim-embed embed --layers` writes them; FILE:NAME is one layer, and
-    the same file twice compares a model's layers among themselves. by_row, common, drop_invalid:
-    as of `pair` and `usable_rows`; a row is dropped where any layer of either file has no
-    direction for it. Layers are read one at a time; of each, its neighbour lists stay.
+    the same file twice compares a model's layers among themselves. pairing: keywords of `pair`,
+    as by_row is. drop_invalid: as of `usable_rows`; a row is dropped where any layer of either
+    file has no direction for it. Layers are read one at a time; of each, its neighbour lists stay.
     Raises InputError and ConfigurationError as `read_embeddings` and `pair`.
     """
     columns = [vector_names(argument) for argument in (first, second)]
     one, two = (read_embeddings(some[0], by_row=by_row) for some in columns)
-    paired = pair(one, two, by_row=by_row, common=common)
+    paired = pair(one, two, by_row=by_row, **pairing)
     rows = [paired.first.numbers, paired.second.numbers]
     good = np.logical_and.reduce(
         [

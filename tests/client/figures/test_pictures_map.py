@@ -20,7 +20,7 @@ from support.figure_layout import assert_apart_and_within
 from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.figures.columns import Column, read_column
-from vim_embed_client.figures.map import map_figure
+from vim_embed_client.figures.map import MapData, map_figure
 from vim_embed_client.figures.projection import Projection, pca, umap
 from vim_embed_client.figures.style import fitted, names, shortened
 from vim_embed_client.results import Provenance
@@ -218,7 +218,14 @@ def test_nothing_leaves_the_map_or_covers_another(z: Array, kind: str) -> None:
         label="/data/" + "deep/" * 30 + "z.npy", embeddings=z,
         provenance={"model": "vim-tiny", "weights_digest": "sha256:ab", "random_weights": True},
     )  # fmt: skip
-    figure = map_figure(file, pca(z), column(kind), "a long label of what is shown (unit), " * 3)
+    figure = map_figure(
+        MapData(
+            files=[file],
+            projection=pca(z),
+            column=column(kind),
+            label="a long label of what is shown (unit), " * 3,
+        )
+    )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     assert "RANDOM WEIGHTS, not a scientific result" in words(figure)
@@ -237,7 +244,7 @@ def test_nothing_leaves_the_map_or_covers_another(z: Array, kind: str) -> None:
 
 def test_a_map_without_colours(z: Array) -> None:
     file = EmbeddingFile(label="z.npy", embeddings=z)
-    figure = map_figure(file, pca(z), None, "")
+    figure = map_figure(MapData(files=[file], projection=pca(z)))
     (axes,) = figure.axes
     np.testing.assert_array_equal(axes.collections[0].get_offsets(), pca(z).coordinates)
     assert "z.npy: the file does not name its model" in words(figure)
@@ -282,7 +289,14 @@ def test_distances_on_paper_are_those_of_the_projection(
     coordinates = square.coordinates * [1, flatness] / np.ptp(square.coordinates, axis=0)
     projection = Projection(coordinates=coordinates, axes=square.axes, about=square.about)
     file = EmbeddingFile(label="z.npy", embeddings=z)
-    figure = map_figure(file, projection, column(kind) if kind else None, "z")
+    figure = map_figure(
+        MapData(
+            files=[file],
+            projection=projection,
+            column=column(kind) if kind else None,
+            label="z",
+        )
+    )
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     scale = axes.transData.transform([(0, 0), (1, 1)])

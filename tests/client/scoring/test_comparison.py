@@ -148,7 +148,7 @@ def test_the_command_prints_and_writes_the_table(
         (["a=x,y,z", "b=x,y"], "'a=x,y,z' is not of the form"),
         (["a=x,y"], "give two models or more"),
         (["a=x,y", "a=z,q"], "'a' stands for several models"),
-        (["a=x,y", "b=x,y", "-o", "t.txt"], "does not end in one of .csv, .tex"),
+        (["a=x,y", "b=x,y", "-o", "t.txt"], "does not end in one of .csv, .tex, .md"),
         (["a=x,y", "b=x,y"], "x is not there"),
     ],
 )
