@@ -151,7 +151,7 @@ def test_a_style_of_one_s_own_changes_the_figure(
     ("arguments", "code", "message"),
     [
         (["map", "hsc.npy", "-o", "m.png", "--log"], 2, "--log is of numbers to colour by"),
-        (["map", "hsc.npy", "-o", "m.png", "--common"], 2, "pair two files: give a second one"),
+        (["map", "hsc.npy", "-o", "m.png", "--common"], 2, "--common pairs two files, and --match"),
         (["map", "hsc.npy", "wide.npy", "-o", "m.png", "--by-row"], 1, "are of two models"),
         (["score", "hsc.npy", "jwst.npy", "--style", "hsc.npy"], 2, "give --figure FILE too"),
         (["layers", "hsc.npz", "jwst.npz", "--style", "hsc.npy"], 2, "give -o FILE.pdf too"),

@@ -65,7 +65,7 @@ def test_commands_run(survey: Any, line: str, capsys: Any) -> None:
     if "--json" in arguments:
         assert json.loads(printed)["random_weights"] is False
     flags = [i for i, word in enumerate(arguments) if word in ("-o", "--figure")]
-    least = {".tex": 100, ".csv": 100}
+    least = {".tex": 100, ".csv": 100, ".md": 100}
     for path in (Path(arguments[i + 1]) for i in flags):
         assert path.stat().st_size > least.get(path.suffix, 1000)
 
