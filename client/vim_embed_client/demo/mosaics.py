@@ -53,7 +53,7 @@ def from_the_ground(band: Mosaic, seed: int) -> Mosaic:
     blocks = blurred[: height * COARSER, : width * COARSER]
     coarse = blocks.reshape(height, COARSER, width, COARSER).sum(axis=(1, 3))
     noise = COARSER**2 * NOISE * np.random.default_rng(seed).normal(size=coarse.shape)
-    return (coarse + noise).astype(np.float32)
+    return np.asarray(coarse + noise, np.float32)
 
 
 def catalogue(picture: Mosaic, sources: Sources) -> Table:

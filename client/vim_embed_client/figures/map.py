@@ -147,7 +147,7 @@ def _join(axes: Any, data: MapData) -> None:
     many = len(lines) > _MANY
     axes.add_collection(
         LineCollection(
-            list(lines), colors=GREY, linewidths=0.7, alpha=_alpha(len(lines)),
+            list(lines), colors=GREY, linewidths=0.7, alpha=0.6 * _alpha(len(lines)),
             zorder=0.5, rasterized=many,
         )
     )  # fmt: skip
@@ -237,6 +237,9 @@ def _colour_bar(figure: Figure, axes: Any, data: MapData, norm: Normalize, *, sh
     bar.ax.grid(False)
     if not data.log and 1e4 <= max(abs(low), abs(high)) < 1e7:
         bar.formatter = StrMethodFormatter("{x:,.0f}")
+    if data.log and high < 100 * low:
+        for formatter in (bar.ax.yaxis.set_major_formatter, bar.ax.yaxis.set_minor_formatter):
+            formatter(StrMethodFormatter("{x:g}"))
     bar.outline.set_visible(False)
 
 

@@ -161,7 +161,13 @@ ListFunction = Callable[[Lists, Lists], float]
 
 
 def _mean_of(values: Callable[[Indices, Indices], NDArray[np.float64]]) -> ListFunction:
-    return lambda first, second: float(values(first.near[0], second.near[0]).mean())
+    """The mean of shares of k: of whole numbers, so that no rounding adds up."""
+
+    def mean(first: Lists, second: Lists) -> float:
+        counts = np.rint(first.k * values(first.near[0], second.near[0]))
+        return float(counts.mean() / first.k)
+
+    return mean
 
 
 def _cknna(first: Lists, second: Lists) -> float:

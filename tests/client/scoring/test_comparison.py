@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from vim_embed_client.cli.main import run
-from vim_embed_client.scoring.comparison import compare, student_p
+from vim_embed_client.scoring.comparison import Difference, compare, student_p
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
-from vim_embed_client.scoring.metrics import measure
+from vim_embed_client.scoring.metrics import T_95, measure
 from vim_embed_client.scoring.mknn import mknn
 from vim_embed_client.scoring.pairing import pair_all
 
@@ -76,9 +76,40 @@ def test_the_test_finds_a_difference_that_single_intervals_do_not() -> None:
     assert sum(other.value_high < first.value_low for first, other in pairs) < found
 
 
+def bright_and_faint(
+    rng: np.random.Generator, n: int, *noises: float
+) -> list[tuple[str, Array, Array]]:
+    """Models on sources of which a few are much brighter than others, as galaxies are."""
+    truth = rng.normal(size=(n, 6)) * [3, 2, 1.5, 1, 1, 1]
+    truth /= np.sqrt(rng.chisquare(3, size=(n, 1)) / 3)
+    shared = 0.5 / 3 * rng.normal(size=(2, n, 6)) * np.linalg.norm(truth, axis=1)[:, None]
+    return [
+        (f"m{place}", *(truth + shared + noise * rng.normal(size=(2, n, 6))))
+        for place, noise in enumerate(noises)
+    ]
+
+
+def unpaired_p(first: Difference, other: Difference) -> float:
+    """As if the two models had been scored on sources of their own."""
+    errors = [(each.value - each.value_low) / T_95 for each in (first, other)]
+    return student_p(other.difference, float(np.hypot(errors[0], errors[1])), 2 * 19)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_difference_of_two_hundredths_is_found_among_5000_sources() -> None:
+    """Only by the paired test, where the brightness of the sources that were drawn matters."""
+    rng = np.random.default_rng(4)
+    pairs = [compare(bright_and_faint(rng, 5000, 0.02, 0.45), "unbiased-cka") for _ in range(40)]
+    gaps = [first.value - other.value for first, other in pairs]
+    assert np.mean(gaps) == pytest.approx(0.02, abs=0.003)
+    assert np.mean([other.p_value < 0.05 for _, other in pairs]) >= 0.8
+    assert np.mean([unpaired_p(*pair) < 0.05 for pair in pairs]) < 0.5
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_difference_in_mknn_is_found_among_5000_sources() -> None:
     rng = np.random.default_rng(4)
     pairs = [compare(survey(rng, 5000, 0.02, 0.17, shared=0.4)) for _ in range(10)]
     gaps = [first.value - other.value for first, other in pairs]
