@@ -197,7 +197,7 @@ def test_a_file_of_another_kind_is_not_sent(browser: Browser, url: str) -> None:
     browser.open(url)
     browser.until(lambda: browser.find("#model").is_enabled(), "the models")
     drop(browser, "notes.txt", "text/plain", b"hello")
-    browser.until_text("#try-error", "neither an image nor a .npy")
+    browser.until_text("#try-error", "neither an image, a FITS file nor a .npy")
     assert httpx.get(f"{url}/status").json()["errors"] == []
 
 

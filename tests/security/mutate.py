@@ -273,8 +273,8 @@ def mutate_fits(random: Random, data: bytes) -> bytes:
             out[at : at + 80] = out[random.choice(cards) :][:80]
         else:
             begin = 2880 * random.randrange(max(1, blocks))
-            out += out[begin:] * random.choice((1, 3, 300))
-            del out[1_000_000:]
+            out += out[begin:] * random.choice((1, 3, 30))
+            del out[200_000:]
     return bytes(out)
 
 
