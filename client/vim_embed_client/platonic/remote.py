@@ -30,6 +30,7 @@ from vim_embed_client.platonic.model import Spec, check_pooling
 from vim_embed_client.results import ModelEntry, ModelList, Provenance
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 DEFAULT_PATIENCE_S = 600.0
 _POLL_S = 1.0
@@ -44,15 +45,22 @@ _AWAY = (
 )
 _BAD_GATEWAY = (502, 503, 504)
 _HALF = ("float16", "bfloat16")
+_WITHIN = "model."  # where the service has an encoder of transformers
 
 # Services that answered this process before: a run in its course waits for them.
 _seen: set[str] = set()
 
 
 class RemoteModel:
-    """One model of a service. `connect` is the way to get one."""
+    """One model of a service. `connect` is the way to get one.
 
-    def __init__(self, client: Client, entry: ModelEntry, patience: float, pooling: str) -> None:
+    within: where in the service's module the model is that the host knows; its layers are named
+    from there on, as the host's own adapters name them.
+    """
+
+    def __init__(
+        self, client: Client, entry: ModelEntry, patience: float, pooling: str, within: str = ""
+    ) -> None:
         preprocessing = entry["preprocessing"]
         self.spec: Spec = Spec(
             preprocessing["image_size"],
@@ -64,6 +72,7 @@ class RemoteModel:
         )
         check_pooling(pooling, entry["poolings"], entry["name"])
         self._pooling = pooling
+        self._within = within
         self._entry = entry
         self._patience = patience
         self._client = client.with_options(rows_per_request=_rows(entry))
@@ -83,7 +92,7 @@ class RemoteModel:
         asked = _Patience(patience if client.base_url in _seen else 0.0, client.base_url)
         try:
             entry = asked.until_done(lambda: _ready_entry(client, model, twin))
-            connected = cls(client, entry, patience, pooling)
+            connected = cls(client, entry, patience, pooling, _WITHIN if twin else "")
         except BaseException:
             client.close()
             raise
@@ -128,15 +137,17 @@ class RemoteModel:
                 pooling=self._pooling,
             )
             self._check(answer.provenance)
-            return answer.layers
+            return self._named(answer.layers)
 
         return self._patiently(call)
 
     def layer_names(self, granularity: str) -> list[str]:
-        return self._patiently(lambda: self._client.layers(self._entry["name"], granularity))
+        names = self._patiently(lambda: self._client.layers(self._entry["name"], granularity))
+        return list(self._named(dict.fromkeys(names)))
 
     def layer_kinds(self, granularity: str) -> dict[str, str]:
-        return self._patiently(lambda: self._client.layer_kinds(self._entry["name"], granularity))
+        name = self._entry["name"]
+        return self._named(self._patiently(lambda: self._client.layer_kinds(name, granularity)))
 
     def missing(self, models: Iterable[str], *, twins: bool = False) -> list[str]:
         """Which of these names the service does not have, or could not load."""
@@ -159,11 +170,18 @@ class RemoteModel:
             for entry in listed:
                 same = entry["state"] == "ready" and entry["weights"]["digest"] == digest
                 if same and entry["dtype"] == dtype:
-                    return type(self)(self._client, entry, self._patience, self._pooling)
+                    return type(self)(
+                        self._client, entry, self._patience, self._pooling, self._within
+                    )
         raise ConfigurationError(
             f"{self._client.base_url} has no half-precision twin of {name}: start it with "
             f"--model {name} --model {name}-float16, or run without AMP"
         )
+
+    def _named(self, layers: Mapping[str, V]) -> dict[str, V]:
+        """Layers by the host's names, without the whole model, which is `last_hidden_state`."""
+        whole = self._within.removesuffix(".")
+        return {k.removeprefix(self._within): v for k, v in layers.items() if k != whole}
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return _Patience(self._patience, self._client.base_url).until_done(call)

@@ -182,6 +182,38 @@ def test_another_pooling_by_a_setting(pooling: str, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(layers["last_hidden_state"].numpy(), found)
 
 
+@pytest.mark.parametrize("granularity", ["blocks", "all"])
+def test_layers_have_the_host_s_names_and_numbers(hub: Path, granularity: str) -> None:
+    """Its adapters hook the modules of transformers' own model, and pool as they pool its last."""
+    import transformers
+
+    small = of("dino")
+    own: Any = transformers.Dinov2WithRegistersModel.from_pretrained(hub / small.name)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    adapter = twin(small)
+    adapter.load()
+    found = adapter.embed_all_layers_for_mode({"hsc": pixels}, "hsc", granularity)
+    assert list(found) == adapter.get_layer_names(granularity)
+    assert {"encoder.layer.0", "encoder.layer.1", "last_hidden_state"} <= found.keys()
+    modules = dict(own.named_modules())
+    assert found.keys() - {"last_hidden_state"} <= modules.keys()
+    assert adapter.get_layer_info("all")["encoder.layer.0"] == "Dinov2WithRegistersLayer"
+    expected: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        expected[name] = getattr(output, "last_hidden_state", output)[:, 0]
+
+    for name in ("encoder.layer.0", "encoder.layer.1"):
+        modules[name].register_forward_hook(
+            lambda module, given, output, name=name: keep(name, output)
+        )
+    with torch.inference_mode():
+        expected["last_hidden_state"] = own.eval()(pixels).last_hidden_state[:, 0]
+    for name, rows in expected.items():
+        torch.testing.assert_close(found[name].clone(), rows, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("alias", "pooling", "message"),
     [
