@@ -40,7 +40,7 @@ class Recipe:
     `simulations`.
     """
 
-    steps: int = 8000
+    steps: int = 5000
     pairs: int = 256
     simulated: float = 0.5
     simulations: int = 6000
