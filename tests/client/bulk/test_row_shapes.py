@@ -18,6 +18,7 @@ from vim_embed import load_model
 from vim_embed.engines.build import build_engines
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
+from vim_embed_client import Client
 from vim_embed_client.bulk import outputs, run
 from vim_embed_client.bulk.checkpoint import Checkpoint
 from vim_embed_client.bulk.sender import BatchSender
@@ -228,3 +229,15 @@ def _noting(finished: list[int]) -> Any:
         real(self, part)
 
     return append
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tokens_of_64_images_over_http_are_those_in_process(
+    url: str, model: Any, dtype: str
+) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (64, 3, 64, 64), dtype=np.uint8)
+    wanted = model.embed(pixels, "tokens", exact=True).astype(dtype)
+    with Client(url, rows_per_request=24) as client:
+        found = client.embed(pixels, pooling="tokens", dtype=dtype, exact=True)
+    np.testing.assert_array_equal(found.embeddings, wanted)
+    assert (found.embeddings.dtype, found.grid) == (np.dtype(dtype), (4, 4))
