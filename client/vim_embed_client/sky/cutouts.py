@@ -113,17 +113,25 @@ def _pieces(
         if not there:
             continue
         fluxes, state, window = _assembled(there, wanted, read)
-        at = _nearest(y, window.bottom, window.top), _nearest(x, window.left, window.right)
-        inside = (at[0] >= 0) & (at[1] >= 0)
-        state_at = np.where(inside, state[at], _NOTHING)
-        off &= state_at == _NOTHING
-        use = bad & (state_at == _GOOD)
+        if window == wanted and (state == _GOOD).all():
+            use = bad.copy()
+            off[:] = False
+        else:
+            use = bad & _good(x, y, state, window, off)
         if use.any():
             scale = 1.0 if first.per_solid_angle else pixels.area
             pieces.append(_Piece(fluxes, state != _GOOD, pixels, window, scale, use))
             names.update(dict.fromkeys(part.tile.name for part in there))
             bad &= ~use
     return pieces, bad, off
+
+
+def _good(x: Array, y: Array, state: Array, window: Window, off: Array) -> Array:
+    """Which coordinates are at a pixel that counts; `off` is told where there is any."""
+    at = _nearest(y, window.bottom, window.top), _nearest(x, window.left, window.right)
+    found = np.where((at[0] >= 0) & (at[1] >= 0), state[at], _NOTHING)
+    off &= found == _NOTHING
+    return np.asarray(found == _GOOD)
 
 
 # What is at a pixel of a window: no tile, a pixel that is masked, or one that counts.

@@ -106,6 +106,8 @@ class PixelMap:
 
     def __call__(self, u: Array, v: Array) -> tuple[Array, Array]:
         """x and y of offsets of any one shape."""
+        if self.shift:
+            return self._x[0] + self._x[1] * u, self._y[0] + self._y[2] * v
         if self._exact:
             return self._projected(u, v)
         terms = _terms(u, v)
