@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
@@ -57,9 +57,8 @@ class Soak:
         self._process = psutil.Process(pid)
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._right = {model: self.post(model).content for model in MODELS}
+        self._right = {model: self._first(model) for model in MODELS}
         self._ordinary = {model: self._seconds(model) for model in MODELS}
-        self.found.loaded_mb = self.resident_mb()
 
     def post(self, model: str) -> httpx.Response:
         return httpx.post(f"{self.url}/embed?model={model}", content=BODY, headers=NPY, timeout=300)
@@ -78,6 +77,7 @@ class Soak:
             )
         }  # fmt: skip
         with self._lock:
+            self.found.loaded_mb = max(self.found.loaded_mb, self.resident_mb())
             self.found.answers[str(answer.status_code)] += 1
             self.found.wrong += answer.content != self._right[model]
             self.found.waited += "load" in timing
@@ -111,7 +111,15 @@ class Soak:
             beyond = timing["total"] - timing["load"] - self._ordinary[model]
             self.found.first_rows_beyond_load.append(round(beyond, 3))
 
+    def _first(self, model: str) -> bytes:
+        """The rows of a model that may still load for the first time."""
+        while (answer := self.post(model)).status_code == 503:
+            time.sleep(1)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
     def _seconds(self, model: str) -> float:
+        self.post(model)  # which may load it
         begin = time.monotonic()
         self.post(model)
         return time.monotonic() - begin
@@ -131,7 +139,7 @@ def main() -> int:
             soak.load(given.clients, min(20.0, max(1.0, end - time.monotonic())))
             soak.rest()
     found = soak.found
-    print(json.dumps(asdict(found), indent=2))
+    print(json.dumps(vars(found), indent=2))
     right = not found.wrong and set(found.answers) == {"200"} and found.waited > 0
     # vim-base alone is 390 MB in float32; what the process holds without models is far below.
     memory = max(found.idle_mb) < 0.6 * found.loaded_mb

@@ -23,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-CLIENT_SECONDS = 3.0  # of importing the client, on a slow machine
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,10 @@ def client_alone(wheel: Path, scratch: Path, pip: list[str]) -> None:
     environment.install(*pip, str(wheel))
     environment.run("vim-embed", "--version")
     begin = time.monotonic()
-    environment.run("python", "-c", "import vim_embed_client")
+    environment.run(
+        "python", "-c", "import sys, vim_embed_client; assert 'torch' not in sys.modules"
+    )
     seconds = time.monotonic() - begin
-    assert seconds < CLIENT_SECONDS, f"importing the client took {seconds:.1f} s"
     print(f"client alone: imported in {seconds:.2f} s")
 
 
