@@ -207,7 +207,7 @@ fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=tests:scripts $(BIN)/python scripts/fuzz.py --inputs $(INPUTS)
 	$(BIN)/python -m pytest -m soak tests/security/test_openapi_fuzz.py -s
 
-# What an unlucky machine or a hostile client does, under 20 minutes; needs root, libfaketime,
+# What an unlucky machine or a hostile client does, under 20 minutes; needs root,
 # nginx and haproxy for all of it, and says what it skips without.
 .PHONY: hostile
 hostile: $(VENV)/.installed-dev

@@ -21,7 +21,7 @@ import numpy as np
 
 from support.fixtures_vim import DATA
 from support.server_memory import processes, watching
-from support.server_process import Started, server_process
+from support.server_process import server_process
 from support.serving import from_npy
 from vim_embed_client.formats import NpyBody
 
@@ -59,12 +59,12 @@ def measure(*, http_processes: int, requests: int, rows: int, size: int, budget:
     flags += ["--inflight-bytes", str(budget), "--max-body-bytes", str(length + 1_000_000)]
     flags += ["--queue-rows", "100000", "--queue-bytes", str(2 * budget)]
     with server_process(*flags, "--http-processes", str(http_processes)) as started:
-        right = from_npy(_post(started, body).content)[0]
+        right = from_npy(_post(started.url, body).content)[0]
         with watching(started.process.pid, 0.05) as memory:
-            answers = _all_at_once(started, body, requests)
+            answers = all_at_once(started.url, body, requests)
         fronts = http_processes if http_processes > 1 else 0
         alive = len(processes(started.process.pid)) == 1 + fronts
-        alive = alive and _post(started, body).status_code == 200
+        alive = alive and _post(started.url, body).status_code == 200
     found = [from_npy(each.content) for each in answers if each.status_code == 200]
     return Report(
         processes=http_processes,
@@ -79,13 +79,14 @@ def measure(*, http_processes: int, requests: int, rows: int, size: int, budget:
     )
 
 
-def _all_at_once(started: Started, body: NpyBody, requests: int) -> list[httpx.Response]:
+def all_at_once(url: str, body: NpyBody, requests: int) -> list[httpx.Response]:
+    """The answers to so many requests that begin together."""
     answers: list[httpx.Response] = []
     begin = threading.Barrier(requests)
 
     def send() -> None:
         begin.wait()
-        answers.append(_post(started, body))
+        answers.append(_post(url, body))
 
     threads = [threading.Thread(target=send) for _ in range(requests)]
     for thread in threads:
@@ -95,9 +96,9 @@ def _all_at_once(started: Started, body: NpyBody, requests: int) -> list[httpx.R
     return answers
 
 
-def _post(started: Started, body: NpyBody) -> httpx.Response:
-    headers = body.headers | {"Host": started.url.removeprefix("http://")}
-    request = httpx.Request("POST", f"{started.url}/embed", headers=headers, stream=body)
+def _post(url: str, body: NpyBody) -> httpx.Response:
+    headers = body.headers | {"Host": url.removeprefix("http://")}
+    request = httpx.Request("POST", f"{url}/embed", headers=headers, stream=body)
     with httpx.Client(timeout=600) as client:
         return client.send(request)
 

@@ -380,6 +380,12 @@ _HINTS: tuple[tuple[type[Exception], str, str], ...] = (
     (httpx.ConnectError, "packet length too long", "{url} does not speak https: use http://"),
     (
         httpx.ConnectError,
+        "certificate has expired",
+        "the certificate of {url} has expired: whoever runs the service has to renew it, and send "
+        "it SIGHUP",
+    ),
+    (
+        httpx.ConnectError,
         "CERTIFICATE_VERIFY_FAILED",
         "the certificate of {url} is not trusted ({reason}): name the certificates that are in "
         "VIM_EMBED_CA_FILE",

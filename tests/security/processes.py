@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +55,25 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(folder: Path, *flags: str) -> Iterator[ServerProcess]:
-    """`serve` with these flags on a free port of loopback; its log goes to a file in `folder`."""
+def server_process(
+    folder: Path,
+    *flags: str,
+    before: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[ServerProcess]:
+    """`serve` with these flags on a free port of loopback; its log goes to a file in `folder`.
+
+    before: a command that ends in becoming the one behind it. environment: beside the test's own.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     log = folder / f"server-{port}.log"
-    command = [sys.executable, str(_STUB), "serve", "--port", str(port), *flags]
+    command = [*before, sys.executable, str(_STUB), "serve", "--port", str(port), *flags]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env={**os.environ, **(environment or {})}
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url, process, log)

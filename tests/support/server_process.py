@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def server_process(*arguments: str) -> Iterator[Started]:
-    """A server on the CPU with these flags, killed at the end if it is still there."""
+def server_process(
+    *arguments: str, before: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[Started]:
+    """A server on the CPU with these flags, killed at the end if it is still there.
+
+    before: a command that ends in becoming the one behind it. environment: beside the test's own.
+    """
     port = free_port()
     log = Path(f"/tmp/vim-embed-test-{port}.log")
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command("serve", "--port", str(port), "--device", "cpu", *arguments), stderr=out
+            [*before, *command("serve", "--port", str(port), "--device", "cpu", *arguments)],
+            stderr=out,
+            env={**os.environ, **(environment or {})},
         )
     scheme = "https" if "--tls-cert" in arguments else "http"
     started = Started(f"{scheme}://127.0.0.1:{port}", process, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -15,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 from vim_embed_client.errors import (
     ConfigurationError,
+    OutputError,
     ResumeError,
     ServerUnreachableError,
     VimEmbedError,
@@ -30,6 +32,8 @@ EXIT_CODES = {
     130: "interrupted by Ctrl-C or SIGTERM",
 }
 
+# A disk that is full, a quota or a limit of files that is reached, a disk that one may only read.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _PACKAGE = "vim_embed_client"
 _COMMANDS = f"{_PACKAGE}.cli"
 
@@ -134,9 +138,23 @@ def run(args: Sequence[str]) -> int:
         _tell(error)
         return _exit_code(error)
     except BrokenPipeError:
-        # The reader of our output has gone; keep Python from complaining when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader has gone
         return 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        what = error.filename or "the output"
+        _tell(OutputError(
+            f"{what} cannot be written ({error.strerror}): free space there, or choose another "
+            "folder"
+        ))  # fmt: skip
+        _drop_output()
+        return 1
+
+
+def _drop_output() -> None:
+    """Keep Python from complaining when it flushes what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(error: VimEmbedError) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,8 @@ class Server:
         """
         require_keys(accepted_keys(settings), *reachable_as(settings))
         allow_open_files(ConnectionLimits.of(settings))
+        if settings.http_processes > 1:
+            _require_temporary_folder()
         tune_memory(settings.device)
         log_memory(settings)
         self._settings = settings
@@ -147,6 +150,17 @@ class Server:
             self._pool.reload()
         else:
             reload_certificate(self._config, self._settings)
+
+
+def _require_temporary_folder() -> None:
+    """Raise ValueError where HTTP processes have no place for the socket of the model process."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ValueError(
+            "HTTP processes need a temporary folder, and none may be written to: set TMPDIR, or "
+            "leave out --http-processes"
+        ) from error
 
 
 def serve(settings: Settings) -> int:
