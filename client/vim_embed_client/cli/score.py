@@ -257,8 +257,10 @@ class Repeated:
         self.remarks = [describe(file, repeats) for file, repeats in found if repeats.groups]
         self.n = len(distinct[0])
         wanted = [k for k in ks or default_ks(self.n) if k < self.n]
-        searches = [NeighbourSearch(file.embeddings, find) for file in distinct]
-        self.scores = score_curve(searches[0], searches[1], wanted, **options) if wanted else []
+        self.scores: list[Score] = []
+        if wanted:
+            searches = [NeighbourSearch(file.embeddings, find) for file in distinct]
+            self.scores = score_curve(searches[0], searches[1], wanted, **options)
 
 
 def _wanted_ks(n: int, ks: Sequence[int] | None, *, drawn: bool) -> tuple[list[int], list[int]]:
