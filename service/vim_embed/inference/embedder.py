@@ -53,8 +53,8 @@ class Backbone(Protocol):
         """What the model's own classifier reads of the final tokens: (B, F)."""
         ...
 
-    def in_reference(self) -> Self:
-        """The same weights in float32, computed by other code where there is any."""
+    def in_reference(self, dtype: torch.dtype = torch.float32) -> Self:
+        """The same weights in `dtype`, computed by other code where there is any."""
         ...
 
     def prepare_for_graphs(self) -> None:

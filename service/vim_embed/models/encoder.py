@@ -123,19 +123,21 @@ class Encoder(nn.Module):
         """Compute the projections of each attention as one product."""
         share_projections(self)
 
-    def in_reference(self) -> Encoder:
-        """The same weights in float32 with attention written out; float32 weights are shared."""
-        return Encoder(_written_out(self.model, self.family), self.family)
+    def in_reference(self, dtype: torch.dtype = torch.float32) -> Encoder:
+        """The same weights in `dtype` with attention written out; shared where they are so."""
+        return Encoder(_written_out(self.model, self.family, dtype), self.family)
 
 
-def _written_out(model: PreTrainedModel, family: EncoderFamily) -> PreTrainedModel:
-    """A twin in float32 that uses no fused attention and no joined projections."""
-    shared = next(model.parameters()).dtype == torch.float32
+def _written_out(
+    model: PreTrainedModel, family: EncoderFamily, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A twin in `dtype` that uses no fused attention and no joined projections."""
+    shared = next(model.parameters()).dtype == dtype
     kept = [*model.parameters(), *model.buffers()] if shared else []
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
     for module in twin.modules():
         module.__dict__.pop("forward", None)  # what share_projections put there
-    twin = twin if shared else twin.float()
+    twin = twin if shared else twin.to(dtype)
     if family.attention:
         twin.set_attn_implementation("eager")
     return twin
