@@ -42,7 +42,7 @@ help:
 	@echo "make constraints     constraints.txt anew; ARGS=--upgrade takes the newest"
 	@echo "make gpu-image       build the gpu image (TORCH=cu126: for drivers of CUDA 12)"
 	@echo "make lint-workflows  the workflows; make lint-deploy: scripts and units"
-	@echo "make audit           known faults in the pinned packages (needs the network)"
+	@echo "make audit           known faults in the pinned packages (DATABASE=all.zip: without a network)"
 	@echo "make site            the documentation as a site, in build/site"
 	@echo "make docs            write the tables and openapi.json of the documentation anew"
 
@@ -219,9 +219,11 @@ identity: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/security/test_identity.py -s
 
 # Asks the advisory database about every pinned package; fails where it cannot be asked.
+# DATABASE=all.zip: advisories on disk (OSV's dump of PyPI) instead, without a network.
 .PHONY: audit
+DATABASE ?=
 audit: $(VENV)/.installed-dev
-	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+	$(if $(DATABASE),$(BIN)/python scripts/audit_offline.py $(DATABASE),$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt)
 
 # INPUTS=20000 damaged files of every format through `vim-embed embed --on-error skip`.
 .PHONY: fuzz-readers
