@@ -11,6 +11,7 @@ import ast
 import io
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from vim_embed_client.platonic.aliases import (
     TWINS,
@@ -35,13 +36,9 @@ else:
     register_aliases(register_adapter%s)
 {_END}
 """
+
+
 # What a value in the host's tables may be made of; these parts alone are computed.
-_PLAIN = (
-    ast.Expression, ast.List, ast.Tuple, ast.Dict, ast.Constant, ast.JoinedStr, ast.FormattedValue,
-    ast.ListComp, ast.comprehension, ast.Name, ast.Load, ast.Store,
-)  # fmt: skip
-
-
 class UnknownLayoutError(ValueError):
     """Source that is not what this edit was made for; the message says what is missing."""
 
@@ -198,19 +195,40 @@ def _with_twins(table: ast.Dict) -> Iterator[tuple[str, ast.expr]]:
 
 def _names(alias: str, value: ast.expr) -> Names:
     """Size -> model name, of an entry (sizes, names) or {size: name} of the host's."""
-    unknown = [node for node in ast.walk(value) if not isinstance(node, _PLAIN)]
     try:
-        if unknown:
-            raise ValueError
-        code = compile(ast.Expression(value), "<model table>", "eval")
-        entry = eval(code, {"__builtins__": {}})
+        entry = _written(value, {})
         names = dict(entry) if isinstance(entry, dict) else dict(zip(*entry, strict=True))
-    except Exception:
+    except (ValueError, TypeError):
         raise UnknownLayoutError(
             f"the entry {alias!r} at line {value.lineno} holds neither (sizes, names) nor "
             "{size: name}"
         ) from None
     return {str(size): str(name) for size, name in names.items()}
+
+
+def _written(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """What an expression of lists, texts and loops over these says; nothing of it is run.
+
+    `[f"facebook/{s}" for s in ["a", "b"]]` gives `["facebook/a", "facebook/b"]`.
+    Raises ValueError for anything else.
+    """
+    match node:
+        case ast.Constant(value):
+            return value
+        case ast.List(parts) | ast.Tuple(parts):
+            return [_written(part, names) for part in parts]
+        case ast.Dict(keys, values):
+            found = [None if key is None else _written(key, names) for key in keys]
+            return dict(zip(found, (_written(one, names) for one in values), strict=True))
+        case ast.Name(name) if name in names:
+            return names[name]
+        case ast.JoinedStr(parts):
+            return "".join(_written(part, names) for part in parts)
+        case ast.FormattedValue(value, conversion=-1, format_spec=None):
+            return str(_written(value, names))
+        case ast.ListComp(each, [ast.comprehension(ast.Name(name), over, [], 0)]):
+            return [_written(each, {**names, name: one}) for one in _written(over, names)]
+    raise ValueError(f"not a plain value: {ast.unparse(node)}")
 
 
 def _present(
