@@ -59,7 +59,7 @@ def test_both_clients_promise_the_same_types(name: str) -> None:
 )
 def test_the_options_of_a_method_are_those_of_its_request(name: str, options: Any) -> None:
     assert _hints(getattr(Client, name))["options"] == Unpack[options]
-    sent = set(inspect.signature(embed_params).parameters) - {"layers"}
+    sent = set(inspect.signature(embed_params).parameters) - {"layers", "channels"}
     assert set(get_type_hints(options)) - {"wire"} == sent
     documented = Client.embed.__doc__ or ""
     assert all(option in documented for option in get_type_hints(options))

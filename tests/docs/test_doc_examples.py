@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 from generate_docs import ROOT
 from PIL import Image
 
@@ -49,17 +50,20 @@ NOT_RUN = {
         "docs/containers.md",
         "docker compose run --rm vim-embed fetch vim-tiny vim-tiny-proxy  # with a network",
     ): "needs Docker; docker/verify/offline.sh runs the same with a small checkpoint",
+    (
+        "docs/containers.md",
+        "TORCH=cu126 docker compose build                     # or a line of .env",
+    ): ("needs Docker and PyTorch's own index"),
     ("docs/models.md", "vim-embed-server serve --model dinov2=hf:facebook/dinov2-base"): (
         "downloads weights; tests/service/models/test_encoders.py serves small ones"
     ),
     ("docs/platonic-universe.md", "vim-embed attach --models dino"): (
-        "downloads weights and a survey; tests/client/platonic/test_twins.py runs the same on "
-        "small ones"
+        "downloads weights and a survey; the twins' tests run the same on small ones"
     ),
     (
         "docs/platonic-universe.md",
         'table = polars.read_parquet("data/jwst_vim-remote.parquet")',
-    ): "needs a run's table; tests/client/platonic/test_host.py compares the digests",
+    ): "needs a run's table; the tests in the real host compare the digests",
     ("docs/v2.md", 'pip install "tritonclient[http]"'): "installs from the package index",
     ("docs/v2.md", "import numpy as np"): "tests/service/http/test_v2_docs.py runs it",
     ("docs/ray.md", 'pip install -c constraints.txt "vim-embed[service,ray]"'): (
@@ -79,6 +83,7 @@ RUN_BY = {
     "docs/bulk.md": "tests/client/bulk/test_docs_bulk.py",
     "docs/sky.md": "tests/client/bulk/test_docs_sky.py",
     "docs/scoring.md": "tests/client/figures/test_pictures_docs.py",
+    "docs/tutorial.md": "tests/client/demo/test_tutorial.py",
 }
 SOURCES = 50  # of each survey
 RUN = ("bash", "python")
@@ -113,6 +118,8 @@ def _reader_s_files(folder: Path) -> None:
         path = folder / image
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    fluxes = rng.random((4, 40, 40), dtype=np.float32)
+    fits.PrimaryHDU(fluxes).writeto(folder / "galaxy.fits")
     redshifts = [f"g{row:02},{row / SOURCES}" for row in range(SOURCES)]
     (folder / "catalogue.csv").write_text("\n".join(["id,z", *redshifts]))
     (folder / "data").mkdir()

@@ -22,7 +22,7 @@ from vim_embed_client.bulk.sender import BatchSender, HttpService
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.client import Client, ready_model
-from vim_embed_client.errors import InputError, OutputError, ResumeError
+from vim_embed_client.errors import ConfigurationError, InputError, OutputError, ResumeError
 from vim_embed_client.pixels import PixelValueWarning
 from vim_embed_client.results import Provenance
 
@@ -139,10 +139,19 @@ class BulkRun:
         """What must be the same for a run to go on."""
         return self._options | self._read_options.identity()
 
+    def _check_normalisation(self, channels: int) -> None:
+        for flag in ("mean", "std"):
+            values = self._options.get(flag)
+            if values is not None and len(values) != channels:
+                raise ConfigurationError(
+                    f"the model takes {channels} bands, and --{flag} has {len(values)} numbers"
+                )
+
     def _embed(self, checkpoint: Checkpoint) -> None:
         entry = ready_model(self._client, self._options.get("model"))
         channels = entry.get("channels") or 3
         read_options = self._read_options.for_channels(channels)
+        self._check_normalisation(channels)
         open_reader_of = partial(open_reader, options=read_options)
         sender = BatchSender(
             HttpService(self._client, self._options),

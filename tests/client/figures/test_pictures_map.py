@@ -161,7 +161,7 @@ def test_the_command_draws_and_tells(survey: Path, z: Array, capsys: Any) -> Non
     assert run([*args, "--label", "redshift z", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert Path("map.png").read_bytes().startswith(b"\x89PNG")
-    assert told["colour"] == {"name": "z", "kind": "continuous"}
+    assert told["colour"] == {"name": "z", "kind": "continuous", "log": False}
     expected = pca(z).coordinates
     assert [(p["x"], p["y"]) for p in told["points"]] == [tuple(xy) for xy in expected.tolist()]
     assert (told["points"][3]["id"], told["points"][3]["colour"]) == ("hst/g03.png", 0.3)

@@ -79,7 +79,8 @@ def test_a_hang_within_the_launch_ends_with_its_generation(
         thread.join(20)
         assert not thread.is_alive()
     np.testing.assert_array_equal(first[0][EMBEDDING], right)  # late, and to nobody
-    assert isinstance(second[0], RuntimeError)  # it waited for what is gone
+    # It waited for what is gone, or came while no model was there.
+    assert isinstance(second[0], RuntimeError | KeyError)
     np.testing.assert_array_equal(run()[EMBEDDING], right)
 
 
