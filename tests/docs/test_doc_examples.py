@@ -54,6 +54,20 @@ NOT_RUN = {
         "docs/containers.md",
         "TORCH=cu126 docker compose build                     # or a line of .env",
     ): ("needs Docker and PyTorch's own index"),
+    (
+        "docs/containers.md",
+        "docker run --gpus all -p 127.0.0.1:8000:8000 -v vim-embed-cache:/cache --read-only "
+        "--tmpfs /tmp \\",
+    ): "needs Docker and a GPU",
+    ("docs/containers.md", "python3 -m venv /opt/vim-embed"): "installs a unit of systemd",
+    (
+        "docs/containers.md",
+        "apptainer build vim-embed.sif docker/apptainer/vim-embed.def",
+    ): "needs Apptainer",
+    (
+        "docs/containers.md",
+        "MODEL=vim-tiny sbatch docker/slurm/one-node.sbatch hsc/ hsc.parquet",
+    ): "needs SLURM",
     ("docs/models.md", "vim-embed-server serve --model dinov2=hf:facebook/dinov2-base"): (
         "downloads weights; tests/service/models/test_encoders.py serves small ones"
     ),
