@@ -8,36 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.sources.content import Content
-from vim_embed_client.bulk.sources.image_columns import (
-    describe_image_column,
-    image_column_entries,
-)
-from vim_embed_client.bulk.sources.options import ReadOptions
-from vim_embed_client.bulk.sources.reader import Description, Entry, FileReader, readable
+from vim_embed_client.bulk.sources.image_columns import ImageColumnReader
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_pixels import fits
 
 
-class FitsTableReader(FileReader):
+class FitsTableReader(ImageColumnReader):
     """A row for each of a table, whose column `options.column` holds an image in each."""
-
-    def __init__(self, content: Content, options: ReadOptions) -> None:
-        super().__init__(content)
-        self._options = options
-
-    def count(self) -> int:
-        with self._column() as column:
-            return column.shape[0]
-
-    def describe(self) -> Description:
-        with self._column() as column:
-            return describe_image_column(column, self._options)
-
-    def read(self, start: int) -> Iterator[Entry]:
-        with self._column() as column:
-            yield from image_column_entries(column, readable(self.name), self._options, start)
 
     @contextmanager
     def _column(self) -> Iterator[_Images]:

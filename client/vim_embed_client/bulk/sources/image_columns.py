@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Layout, array_entry, layout_of
 from vim_embed_client.bulk.sources.options import ReadOptions
-from vim_embed_client.bulk.sources.reader import Description, Entry, Image, Skipped
+from vim_embed_client.bulk.sources.reader import (
+    Description,
+    Entry,
+    FileReader,
+    Image,
+    Skipped,
+    readable,
+)
 from vim_embed_client.bulk.sources.row_values import RowIds, plain_value, with_columns
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
@@ -38,6 +48,30 @@ class ImageColumn(Protocol):
     def values(self, column: str) -> list[Any]:
         """Another column, a value for each row. Raises InputError where it is not there."""
         ...
+
+
+class ImageColumnReader(FileReader, ABC):
+    """A row for each image of a file's column of images."""
+
+    def __init__(self, content: Content, options: ReadOptions) -> None:
+        super().__init__(content)
+        self._options = options
+
+    @abstractmethod
+    def _column(self) -> AbstractContextManager[ImageColumn]:
+        """The column, while the file is open. Raises InputError where there is none."""
+
+    def count(self) -> int:
+        with self._column() as column:
+            return column.shape[0]
+
+    def describe(self) -> Description:
+        with self._column() as column:
+            return describe_image_column(column, self._options)
+
+    def read(self, start: int) -> Iterator[Entry]:
+        with self._column() as column:
+            yield from image_column_entries(column, readable(self.name), self._options, start)
 
 
 def image_column_layout(column: ImageColumn, options: ReadOptions) -> tuple[Layout, ReadOptions]:
