@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from vim_embed.errors import ServiceError
 from vim_embed.http.formats.images import decode_image
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray, PixelError, check_bytes, check_pixels
-from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_client.bulk.pipeline import Cursor, read_from
 from vim_embed_client.bulk.sender import BatchSender
 from vim_embed_client.bulk.sources.options import ReadOptions
@@ -76,7 +76,9 @@ def read_images(
     total = sum(n for n in counts if n is not None) if None not in counts else None
     wanted = None if total is None or total <= most else _evenly(total, most)
     found = ImageSet([], [], ", ".join(paths), total, passed_over)
-    sender = BatchSender(_NoService(), _entry(info.preprocessing), resize=True)
+    sender = BatchSender(
+        _NoService(), cast(PreprocessingEntry, info.preprocessing.as_entry()), resize=True
+    )
     entries = read_from(sources, lambda path: open_reader(path, read_options), Cursor())
     for number, (_, entry) in enumerate(entries):
         if len(found) == most:
@@ -145,19 +147,6 @@ def _row(sender: BatchSender, item: Item, info: ModelInfo) -> PixelArray:
         raise InputError(f"it has {height}×{width} pixels: give it at the model's {side}×{side}")
     only: PixelArray = row[0]
     return only
-
-
-def _entry(spec: Preprocessing) -> PreprocessingEntry:
-    return {
-        "image_size": spec.image_size,
-        "interpolation": spec.interpolation,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "channels": spec.channels,
-        "resize_to": spec.resize_to,
-        "keep_aspect": spec.keep_aspect,
-        "digest": spec.digest,
-    }
 
 
 class _NoService:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -62,17 +62,7 @@ class EngineService:
     @property
     def spec(self) -> PreprocessingEntry:
         """How the model wants its images, as `GET /models` tells it."""
-        spec = self._info.preprocessing
-        return {
-            "image_size": spec.image_size,
-            "interpolation": spec.interpolation,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "channels": spec.channels,
-            "resize_to": spec.resize_to,
-            "keep_aspect": spec.keep_aspect,
-            "digest": spec.digest,
-        }
+        return cast(PreprocessingEntry, self._info.preprocessing.as_entry())
 
     def embed(self, pixels: Array) -> Answer:
         array = as_pixels(pixels, self._info.channels)

@@ -213,7 +213,7 @@ class Service:
         return {
             **asdict(info),
             **entry,
-            "preprocessing": {**asdict(info.preprocessing), "digest": info.preprocessing.digest},
+            "preprocessing": info.preprocessing.as_entry(),
             "certificate": _certificate(info),
             "limits": {
                 "max_rows": self.settings.max_rows,

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 PerChannel = tuple[float, ...]  # one number for each channel
 
@@ -59,6 +60,11 @@ class Preprocessing:
             del spec["resize_to"], spec["keep_aspect"]
         text = json.dumps(spec, sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def as_entry(self) -> dict[str, Any]:
+        """As `GET /models` tells it: the fields as JSON has them, and the digest."""
+        spec = asdict(self)
+        return spec | {"mean": list(self.mean), "std": list(self.std), "digest": self.digest}
 
     def normalised_with(self, mean: PerChannel | None, std: PerChannel | None) -> Preprocessing:
         """The same spec with another mean or std, where given."""
