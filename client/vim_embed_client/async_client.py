@@ -44,6 +44,7 @@ from vim_embed_client.results import (
     ModelList,
     Readiness,
 )
+from vim_embed_client.retries import caller_deadline
 
 
 class AsyncClient(BaseClient):
@@ -228,6 +229,7 @@ class AsyncClient(BaseClient):
                 if answered is None:
                     return response
                 error = answered
+            error = caller_deadline(error, _left(until), self._options)
             now = time.monotonic()
             failed = failed or now
             await asyncio.sleep(self._delay(error, request, attempt, now - failed))
@@ -235,9 +237,7 @@ class AsyncClient(BaseClient):
 
     async def _built(self, request: Request, until: asyncio.Timeout) -> httpx.Request:
         built = await asyncio.to_thread(request.build, self._options)
-        ends = until.when()
-        left = None if ends is None else ends - asyncio.get_running_loop().time()
-        tell_deadline(built, left)
+        tell_deadline(built, _left(until))
         built.extensions["timeout"] = httpx.Timeout(self._options.timeout).as_dict()
         return built
 
@@ -248,6 +248,12 @@ class AsyncClient(BaseClient):
                 yield until
         except TimeoutError:
             raise deadline_expired(self._options.deadline) from None
+
+
+def _left(until: asyncio.Timeout) -> float | None:
+    """Seconds until the deadline, negative after it; None without one."""
+    ends = until.when()
+    return None if ends is None else ends - asyncio.get_running_loop().time()
 
 
 @contextmanager

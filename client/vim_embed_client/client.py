@@ -44,6 +44,7 @@ from vim_embed_client.results import (
     ModelList,
     Readiness,
 )
+from vim_embed_client.retries import caller_deadline
 
 
 class Client(BaseClient):
@@ -264,6 +265,7 @@ class Client(BaseClient):
                 if answered is None:
                     return response
                 error = answered
+            error = caller_deadline(error, scope.left(), self._options)
             now = time.monotonic()
             failed = failed or now
             scope.sleep(self._delay(error, request, attempt, now - failed))

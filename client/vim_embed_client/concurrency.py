@@ -53,12 +53,14 @@ class Scope:
 
     def remaining(self) -> float | None:
         """Seconds left, or None without a deadline. Raises DeadlineExpiredError at its end."""
-        if self._ends is None:
-            return None
-        left = self._ends - time.monotonic()
-        if left <= 0:
+        left = self.left()
+        if left is not None and left <= 0:
             raise self.expired()
         return left
+
+    def left(self) -> float | None:
+        """Seconds until the deadline, negative after it; None without one."""
+        return None if self._ends is None else self._ends - time.monotonic()
 
     def expired(self) -> DeadlineExpiredError:
         return deadline_expired(self._deadline)

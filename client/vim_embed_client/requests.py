@@ -6,6 +6,7 @@ Both clients are thin drivers of these functions. The interface itself is docs/h
 from __future__ import annotations
 
 import json
+import math
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,9 +73,12 @@ class Request:
 
 
 def tell_deadline(request: httpx.Request, seconds: float | None) -> None:
-    """Let the service drop a request that nobody waits for any more after so many seconds."""
+    """Let the service drop a request that nobody waits for any more after so many seconds.
+
+    Rounded up to the millisecond: the service never gives up before its client.
+    """
     if seconds is not None and request.method == "POST":
-        request.headers["Timeout"] = f"{max(seconds, 0.001):.3f}"
+        request.headers["Timeout"] = f"{math.ceil(max(seconds, 0.001) * 1000) / 1000:.3f}"
 
 
 @dataclass(frozen=True, kw_only=True)

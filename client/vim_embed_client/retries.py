@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from vim_embed_client.errors import (
+    DeadlineExceededError,
     DrainingError,
     NotReadyError,
     ServerUnreachableError,
     StatusError,
+    TimedOutError,
     VimEmbedError,
+    deadline_expired,
 )
 from vim_embed_client.options import Options
 
@@ -42,6 +45,18 @@ def retry_delay(
     if asked is not None:
         return min(asked, MAX_RETRY_AFTER_S) * random.uniform(1.0, 1.1)
     return min(options.backoff * 2.0 ** min(attempt, 30), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+
+
+def caller_deadline(error: VimEmbedError, left: float | None, options: Options) -> VimEmbedError:
+    """DeadlineExpiredError where `error` says that the time is up and the caller's deadline passed.
+
+    left: seconds until that deadline, negative after it; None without one. The service and httpx
+    are told of it, so that all notice its end at once, and whichever speaks first: the caller has
+    one error to catch.
+    """
+    if left is not None and left <= 0 and isinstance(error, (DeadlineExceededError, TimedOutError)):
+        return deadline_expired(options.deadline)
+    return error
 
 
 def _retry_after(error: VimEmbedError) -> float | None:

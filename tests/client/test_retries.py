@@ -34,7 +34,13 @@ from vim_embed_client import (
 )
 from vim_embed_client.concurrency import Cancelled, GuardedStream, Scope
 from vim_embed_client.options import Options
-from vim_embed_client.retries import MAX_BACKOFF_S, MAX_RETRY_AFTER_S, retry_delay
+from vim_embed_client.requests import tell_deadline
+from vim_embed_client.retries import (
+    MAX_BACKOFF_S,
+    MAX_RETRY_AFTER_S,
+    caller_deadline,
+    retry_delay,
+)
 
 from .conftest import MakeClient
 from .fake_service import FakeService, answer, break_off, embed_rows, refuse, wait_for
@@ -296,3 +302,20 @@ def test_attempts_go_on_for_as_long_as_was_asked(
     client = make_client(max_retries=1, retry_for=60.0)
     np.testing.assert_array_equal(client.embed(pixels), embed_rows(pixels))
     assert len(service.seen) == 7
+
+
+@pytest.mark.parametrize("late", [DeadlineExceededError("504"), TimedOutError("silent")])
+def test_one_error_for_the_end_of_the_deadline(late: VimEmbedError) -> None:
+    options = _options(deadline=0.2)
+    assert isinstance(caller_deadline(late, -1e-6, options), DeadlineExpiredError)
+    for left in (0.1, None):  # the service's own limit, or the timeout of one attempt
+        assert caller_deadline(late, left, options) is late
+    refused = InvalidInputError("422")
+    assert caller_deadline(refused, -1e-6, options) is refused
+
+
+@pytest.mark.parametrize("seconds", [0.2990001, 0.0001, 1.0, 59.9999])
+def test_the_service_never_gives_up_before_its_client(seconds: float) -> None:
+    request = httpx.Request("POST", "http://localhost/embed")
+    tell_deadline(request, seconds)
+    assert seconds <= float(request.headers["Timeout"]) < seconds + 0.0011
