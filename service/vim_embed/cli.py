@@ -227,14 +227,17 @@ def bench(
     model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
     """
     from vim_embed.bench.bare import bare_loop
+    from vim_embed.engines.in_process import load_in_process, used_certificates
     from vim_embed.errors import WeightsError
     from vim_embed.types.devices import resolve_devices
-    from vim_embed.weights.load import load_model
+    from vim_embed.weights.catalogue import parse_model
 
     settings = read_settings(flags)
     _set_threads(settings.threads)
     try:
         device = resolve_devices(settings.device)[0]
+        entries = [parse_model(argument) for argument in settings.models]
+        certificates = used_certificates(settings, entries)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if device.type == "cpu":
@@ -243,27 +246,22 @@ def bench(
         _bench_gpu(settings, dtypes or settings.dtype, batches, sizes, output)
     elif not (bare or as_json):
         _print_kernels(settings, rows)
-    for argument in settings.models:
-        name, _, source = argument.partition("=")
+    for entry in entries:
         try:
-            model = load_model(
-                name,
-                source or None,
-                device=str(device),
-                dtype=settings.dtype,
-                backend=settings.backend,
-                random_weights=settings.random_weights,
-            )
+            model = load_in_process(entry, settings, certificates)
         except (ValueError, WeightsError) as error:
             raise click.ClickException(str(error)) from error
         result = bare_loop(model, rows=rows, seconds=seconds, wire=wire)
         if as_json or bare:
-            click.echo(json.dumps({"model": name, **asdict(result)}))
+            click.echo(json.dumps({"model": entry.name, **asdict(result)}))
         else:
             click.echo(
-                f"{name}: {result.rows_per_s:.1f} images/s in batches of {rows} "
-                f"({result.backend} on {result.device}, {result.threads} threads)"
+                f"{entry.name}: {result.rows_per_s:.1f} images/s in batches of {rows} "
+                f"({result.backend} on {result.device} in {result.dtype}, "
+                f"{result.threads} threads)"
             )
+            if model.info.dtype_reason:
+                click.echo(f"  {model.info.dtype_reason}")
 
 
 @main.command(short_help="Measure what a fast dtype keeps of float32, on your images.")
@@ -341,6 +339,9 @@ def _bench_gpu(
     from vim_embed.models.vim import VIM_CONFIGS
 
     names = [argument.partition("=")[0] for argument in settings.models]
+    if dtypes == "auto":
+        click.echo("In float32: auto goes by certificates, and these weights are random.")
+        dtypes = "float32"
     try:
         cases = gpu_bench.cases_of(
             [name for name in names if name in VIM_CONFIGS],

@@ -46,7 +46,7 @@ class LocalModel:
         wanted = parse_model(model)
         configured = (parse_model(argument) for argument in settings.models)
         entry = next((e for e in configured if e.name == wanted.name), wanted)
-        embedder = _loaded(entry, settings, settings.dtype)
+        embedder = _loaded(entry, settings)
         check_pooling(pooling, embedder.info.poolings, entry.name)
         return cls(entry, settings, embedder, pooling)
 
@@ -66,10 +66,11 @@ class LocalModel:
         info = self._embedder.info
         weights = info.weights
         revision = f" at {weights.revision}" if weights.revision else ""
+        dtype_reason = f" ({info.dtype_reason})" if info.dtype_reason else ""
         warning = "; RANDOM WEIGHTS: the numbers mean nothing" if weights.random else ""
         return (
             f"{info.name} in this process: {weights.source}{revision} ({weights.digest}), "
-            f"{info.backend} on {info.device} in {info.dtype}, "
+            f"{info.backend} on {info.device} in {info.dtype}{dtype_reason}, "
             f"pooling {self._pooling}{warning}"
         )
 
@@ -113,20 +114,17 @@ class LocalModel:
     def half(self) -> Self:
         if not self._embedder.info.dtype.startswith("float32"):
             return self
-        embedder = _loaded(self._entry, self._settings, "float16")
+        from vim_embed.engines.in_process import load_in_process
+
+        embedder = load_in_process(self._entry, self._settings, dtype="float16")
         return type(self)(self._entry, self._settings, embedder, self._pooling)
 
 
-def _loaded(entry: CatalogueEntry, settings: Settings, dtype: str) -> Embedder:
-    from vim_embed.types.devices import is_ieee, resolve_device, resolve_dtype
-    from vim_embed.weights.load import load_entry
+def _loaded(entry: CatalogueEntry, settings: Settings) -> Embedder:
+    """With those of the settings' certificates that are for it; the others are for other models."""
+    from vim_embed.engines.certified import check_used, read_certificates
+    from vim_embed.engines.in_process import load_in_process
 
-    return load_entry(
-        entry,
-        device=resolve_device(settings.device),
-        dtype=resolve_dtype(dtype),
-        ieee=is_ieee(dtype),
-        backend=settings.backend,
-        random_weights=settings.random_weights,
-        exact_rows=settings.exact_rows,
-    )
+    mine = [one for one in read_certificates(settings.certificates) if one.is_for(entry.name)]
+    check_used(mine, [entry], settings.dtype)
+    return load_in_process(entry, settings, mine)

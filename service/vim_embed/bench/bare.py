@@ -24,6 +24,7 @@ class BareResult:
     batch_rows: int
     backend: str
     device: str
+    dtype: str
     threads: int
     random_weights: bool
 
@@ -50,6 +51,7 @@ def bare_loop(model: Embedder, *, rows: int, seconds: float, wire: str) -> BareR
         batch_rows=rows,
         backend=model.info.backend,
         device=model.info.device,
+        dtype=model.info.dtype,
         threads=torch.get_num_threads(),
         random_weights=model.info.weights.random,
     )

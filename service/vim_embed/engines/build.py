@@ -17,7 +17,7 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
     """A torch engine for each device of the settings. Raises ValueError that names the fix."""
     import torch
 
-    from vim_embed.engines.certified import check_used, read_certificates
+    from vim_embed.engines.in_process import used_certificates
     from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
     from vim_embed.types.devices import cap_memory, resolve_devices
     from vim_embed.weights.catalogue import parse_model
@@ -29,11 +29,7 @@ def build_engines(settings: Settings, faults: Faults | None = None) -> list[Engi
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"model {', '.join(twice)} is given twice: give each its own name")
-    if settings.dtype != "auto" and "keep_neighbours" in settings.model_fields_set:
-        raise ValueError("--keep-neighbours has an effect with --dtype auto alone")
-    certificates = read_certificates(settings.certificates)
-    if not settings.model_control:  # models of other names may come
-        check_used(certificates, entries, settings.dtype)
+    certificates = used_certificates(settings, entries)
     devices = resolve_devices(settings.device)
     _tell_of(devices, settings.devices_expected)
     if settings.gpu_memory:

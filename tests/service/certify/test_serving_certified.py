@@ -11,10 +11,12 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from support.fixtures_vim import DATA
 from support.serving import running
 from vim_embed import __version__
+from vim_embed.cli import main
 from vim_embed.engines.build import build_engines
 from vim_embed.engines.certified import check_used, load_certified
 from vim_embed.http.app import create_app
@@ -25,6 +27,7 @@ from vim_embed.types.devices import device_name
 from vim_embed.weights.catalogue import parse_model
 from vim_embed.weights.load import load_model
 from vim_embed_client import Client
+from vim_embed_client.platonic.local import LocalModel
 
 MODEL = f"m=vim:{DATA / 'vim_micro.pth'}"
 ENTRY = parse_model(MODEL)
@@ -163,3 +166,35 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         build_engines(Settings(models=(MODEL,), certificates=(str(tmp_path / "none.json"),)))
     with pytest.raises(ValueError, match="--keep-neighbours has an effect with --dtype auto"):
         build_engines(Settings(models=(MODEL,), keep_neighbours=0.9))
+
+
+def test_auto_in_process_as_in_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """platonic-universe's adapter and `bench` load one model by the service's settings."""
+    path = write(tmp_path, certificate("float16"))
+    monkeypatch.setenv("VIM_EMBED_DTYPE", "auto")
+    monkeypatch.setenv("VIM_EMBED_DEVICE", "cpu")
+    monkeypatch.setenv("VIM_EMBED_MODELS", MODEL)
+    plain = LocalModel.load(MODEL, "mean")
+    assert plain.provenance().dtype == "float32"
+    assert "in float32 (auto: float32; no certificate of a faster dtype" in plain.describe()
+    monkeypatch.setenv("VIM_EMBED_CERTIFICATES", path)
+    fast = LocalModel.load(MODEL, "mean")
+    assert fast.provenance().dtype == "float16"
+    assert "in float16 (auto: 2.00 times as fast as float32" in fast.describe()
+    assert fast.half() is fast
+    assert plain.half().provenance().dtype == "float16"
+    done = CliRunner().invoke(main, ["bench", "--bare", "--seconds", "0", "--rows", "1"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["dtype"] == "float16"
+
+
+def test_in_process_a_certificate_without_effect_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIM_EMBED_CERTIFICATES", write(tmp_path, certificate("float16")))
+    monkeypatch.setenv("VIM_EMBED_MODELS", MODEL)
+    with pytest.raises(CertificateError, match="give --dtype float16 or --dtype auto"):
+        LocalModel.load(MODEL, "mean")
+    done = CliRunner().invoke(main, ["bench", "--bare", "--seconds", "0", "--device", "cpu"])
+    assert done.exit_code == 2
+    assert "give --dtype float16 or --dtype auto" in done.output
