@@ -107,7 +107,10 @@ def main() -> None:
         said = service.run(
             "vim-embed", "demo", "--weights", "random", "--count", "16", "--json", "--device", "cpu"
         )
-        print(f"vim-embed demo: {json.loads(said)}")
+        demo = json.loads(said)
+        provenance, seconds = demo["provenance"], demo["seconds"]
+        print(f"vim-embed demo: {demo['sources']} sources on {provenance['backend']}, {seconds} s")
+        assert provenance["backend"] == "cpu", provenance
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def resolve(*arguments: str, **environment: str) -> dict[str, Any]:
         [*command, "config", "--format", "json"],
         cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
