@@ -43,7 +43,7 @@ help:
 	@echo "make gpu-image       build the gpu image (TORCH=cu126: for drivers of CUDA 12)"
 	@echo "make lint-workflows  the workflows; make lint-deploy: scripts and units"
 	@echo "make audit           known faults in the pinned packages (DATABASE=all.zip: without a network)"
-	@echo "make site            the documentation as a site, in build/site"
+	@echo "make site            the documentation as a site, in build/site; make site-versions: of every release"
 	@echo "make docs            write the tables and openapi.json of the documentation anew"
 
 $(BIN)/python:
@@ -172,10 +172,15 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/generate_docs.py
 
 # The documentation as a site, in build/site; REPOSITORY_URL: where links to the code lead.
-.PHONY: site
+# site-versions: that of every tag too, with a choice of version, in build/pages.
+.PHONY: site site-versions
 site: $(VENV)/.installed
 	@$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+site-versions: $(VENV)/.installed
+	@$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/site_versions.py build/pages
 
 # The memory of scoring 100,000 rows; about ten minutes.
 .PHONY: score-soak
