@@ -96,8 +96,15 @@ unit-of-the-rest: $(VENV)/.installed-dev
 page-test: $(VENV)/.installed-dev
 	VIM_EMBED_NEEDS_BROWSER=1 $(BIN)/python -m pytest tests/page
 
-# The lowest versions that pyproject.toml allows, torch excepted: it stays at its pin.
+# The lowest versions that pyproject.toml allows, torch excepted: it stays at its pin. The tests are
+# some for each package; LOWEST_TESTS="tests/client tests/service tests/contract": nearly all.
 LOWEST ?= .venv-lowest
+LOWEST_TESTS ?= tests/docs/test_docs.py tests/contract \
+  $(addprefix tests/client/,test_embed.py test_wire.py test_compression.py cli/test_cli_embed.py \
+    bulk/test_sources.py bulk/test_rows.py bulk/test_flux.py bulk/test_hf.py bulk/test_tables_of_images.py \
+    bulk/test_totals_and_outputs.py demo/test_stamps.py figures/test_preview.py scoring/test_score.py) \
+  $(addprefix tests/service/,http/test_embed_http.py http/test_bad_input.py http/test_content_coding.py \
+    http/test_v2.py models/test_encoders.py models/test_vit.py observability server/test_process.py weights)
 UV = $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --only-binary :all: --no-binary vim-embed
 # Not what depends on the newest FastAPI's document, and on the size of other versions in memory.
 NOT_LOWEST = --deselect tests/docs/test_docs.py::test_openapi_is_the_code_s \
@@ -111,7 +118,7 @@ test-lowest:
 	@$(LOWEST)/bin/uv pip freeze --python $(LOWEST)/bin/python --exclude-editable | grep -v '^torch==' > $(LOWEST)/lowest.txt
 	@$(UV) -c $(LOWEST)/torch.txt -c $(LOWEST)/lowest.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest $(NOT_LOWEST) -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
-	  -p no:cacheprovider tests/client tests/service tests/contract tests/docs/test_docs.py --ignore tests/client/platonic
+	  -p no:cacheprovider $(LOWEST_TESTS) --ignore tests/client/platonic
 
 gpu-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu

@@ -4,8 +4,10 @@
     python scripts/compatibility.py --only numpy-1       one of them
     python scripts/compatibility.py --list
 
-Each combination is installed by uv with CPU builds of torch, and runs the tests of models, weights,
-batching and HTTP. `oldest` is what pyproject.toml allows, `newest` what the index has.
+Each combination is installed by uv with CPU builds of torch, and runs the tests of what the other
+version could change: models and kernels for torch, encoders and weights for transformers, wire
+formats, readers and scores for numpy, and rows over HTTP for each. `oldest` is what pyproject.toml
+allows, `newest` what the index has.
 """
 
 from __future__ import annotations
@@ -19,14 +21,36 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = (
-    "tests/service/models",
-    "tests/service/weights/test_weights.py",
-    "tests/service/kernels",
-    "tests/service/batching",
-    "tests/service/http/test_embed_http.py",
-    "tests/client/test_retries.py",
-)
+OVER_HTTP = "tests/service/http/test_embed_http.py"
+TESTS = {
+    "torch": (
+        "tests/service/models",
+        "tests/service/kernels/test_ops.py",
+        "tests/service/kernels/test_parity.py",
+        "tests/service/inference",
+        "tests/service/engines",
+        "tests/service/weights/test_weights.py",
+        OVER_HTTP,
+    ),
+    "transformers": (
+        "tests/service/models/test_attention.py",
+        "tests/service/models/test_encoders.py",
+        "tests/service/models/test_vit.py",
+        "tests/service/weights",
+        OVER_HTTP,
+    ),
+    "numpy": (
+        "tests/client/test_inputs.py",
+        "tests/client/test_wire.py",
+        "tests/client/bulk/test_rows.py",
+        "tests/client/bulk/test_flux.py",
+        "tests/client/scoring/test_score.py",
+        "tests/contract",
+        "tests/service/http/test_arrays.py",
+        "tests/service/kernels/test_parity.py",
+        OVER_HTTP,
+    ),
+}
 
 
 def allowed() -> dict[str, str]:
@@ -60,18 +84,9 @@ def run(requirements: list[str], tests: list[str], options: list[str]) -> int:
         pins = (ROOT / "constraints.txt").read_text().splitlines()
         torch = [] if given else [pin for pin in pins if pin.startswith("torch==")]
         install = [*uv, "pip", "install", "--quiet", f"--python={python}", *options]
-        install += ["-e", ".[service,test]", *torch, *requirements]
+        install += ["-e", ".[service,test,astro,parquet]", *torch, *requirements]
         subprocess.run(install, cwd=ROOT, check=True)
-        test = [
-            python,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "not gpu and not soak",
-            "-p",
-            "no:cacheprovider",
-        ]
+        test = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         quiet = ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
         return subprocess.run([*test, *quiet, *tests], cwd=ROOT, check=False).returncode
 
@@ -83,13 +98,16 @@ def main() -> int:
     parser.add_argument(
         "--uv", default="--torch-backend=cpu", help="options of uv: where CPU builds of torch are"
     )
-    parser.add_argument("tests", nargs="*", default=list(TESTS))
+    parser.add_argument("tests", nargs="*", help="in place of those of each combination")
     given = parser.parse_args()
     chosen = {k: v for k, v in combinations().items() if not given.only or k in given.only}
     if given.list:
         print("\n".join(f"{name}: {' '.join(asked)}" for name, asked in chosen.items()))
         return 0
-    codes = {name: run(asked, given.tests, given.uv.split()) for name, asked in chosen.items()}
+    codes = {
+        name: run(asked, given.tests or list(TESTS[name.partition("-")[0]]), given.uv.split())
+        for name, asked in chosen.items()
+    }
     for name, code in codes.items():
         print(f"{name}: {'passed' if code == 0 else f'failed ({code})'}")
     return max(codes.values())

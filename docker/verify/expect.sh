@@ -3,7 +3,7 @@
 expect() { # words, then docker run's arguments
     local words=$1 code=0
     shift
-    timeout 120 docker run --rm --read-only --tmpfs /tmp -e VIM_EMBED_PUBLISHED_HOST=127.0.0.1 "$@" \
+    timeout 600 docker run --rm --read-only --tmpfs /tmp -e VIM_EMBED_PUBLISHED_HOST=127.0.0.1 "$@" \
         > "$WORK/out" 2>&1 || code=$?
     if [ "$code" = 0 ] || ! grep -qi -- "$words" "$WORK/out" || grep -q Traceback "$WORK/out"; then
         echo "expected a failure with: $words; exit code $code and this came:"

@@ -32,10 +32,10 @@ fi
 # Under compose: tried a bounded number of times, the reason in the log each time, then exited.
 code=0
 VIM_EMBED_MODELS=vim-tiny=/checkpoints/no-such-file.pth \
-    docker compose up --detach --wait --wait-timeout 180 vim-embed > "$WORK/up" 2>&1 || code=$?
+    docker compose up --detach --wait --wait-timeout 900 vim-embed > "$WORK/up" 2>&1 || code=$?
 [ "$code" != 0 ]
 container=$(docker compose ps --all --quiet vim-embed)
-timeout 180 sh -c "until docker inspect $container -f '{{.State.Status}}' | grep -q exited; do
+timeout 900 sh -c "until docker inspect $container -f '{{.State.Status}}' | grep -q exited; do
     sleep 1; done"
 reasons=$(docker compose logs --no-color vim-embed | grep -c "no-such-file.pth.*neither" || true)
 restarts=$(docker inspect "$container" --format '{{.RestartCount}}')

@@ -9,7 +9,7 @@ docker compose run --rm -T vim-embed fetch "$model" 2> "$WORK/up" || { cat "$WOR
 
 alone() { # without any network; the name, then docker run's arguments
     docker run --detach --network none --read-only --tmpfs /tmp --name "$@" > /dev/null
-    timeout 180 sh -c "while docker inspect $1 -f '{{.State.Health.Status}}' | grep -q starting
+    timeout 900 sh -c "while docker inspect $1 -f '{{.State.Health.Status}}' | grep -q starting
         do sleep 1; done" || true
     docker inspect "$1" -f '{{.State.Health.Status}}' | grep -qw healthy ||
         { docker logs "$1"; return 1; }
