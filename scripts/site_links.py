@@ -1,7 +1,8 @@
 """For the documentation site: links that leave docs/ lead to the repository, at REPOSITORY_URL.
 
 Without that variable they become plain text. The pages are also read where they lie, on a
-repository's own pages, where `../README.md` is right.
+repository's own pages, where `../README.md` is right. A link that is called by its file, such as
+`[bulk.md](bulk.md)`, gets the title of that page.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 # Square brackets of a usage line, such as [:file], which are no links.
 _USAGE = re.compile(r"\[(?=@revision\]|:file\]|x>)")
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?:\.\./)+[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
+_BY_FILE = re.compile(
+    r"\[(?P<text>[\w./-]+\.md)\]\((?P<target>[\w./-]+\.md)(?P<anchor>#[^)\s]*)?\)"
+)
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
@@ -34,4 +38,14 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
             return match["text"]
         return f"[{match['text']}]({repository}/blob/main/{where}{match['anchor'] or ''})"
 
-    return _LINK.sub(outside, _USAGE.sub(r"\\[", markdown))
+    def titled(match: re.Match[str]) -> str:
+        target = (folder / match["target"]).resolve()
+        if not target.is_relative_to(docs) or not target.exists():
+            return match[0]
+        return f"[{_title(target)}]({match['target']}{match['anchor'] or ''})"
+
+    return _LINK.sub(outside, _BY_FILE.sub(titled, _USAGE.sub(r"\\[", markdown)))
+
+
+def _title(page: Path) -> str:
+    return page.read_text().partition("\n")[0].removeprefix("# ").strip()
