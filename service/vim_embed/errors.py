@@ -15,6 +15,7 @@ ServiceError
 ├── UnsupportedEncoding   415  with Accept-Encoding
 ├── InvalidInput          422
 ├── QueueFull             429  retry, with Retry-After
+│   └── ShareFull
 ├── HeadTooLarge          431
 ├── InternalError         500  retry
 ├── NotReady              503  retry
@@ -38,6 +39,7 @@ class ServiceError(Exception):
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
+    reason: ClassVar[str] = ""  # in metrics, where it says more than the code
     retryable: ClassVar[bool] = True
     headers: ClassVar[Mapping[str, str]] = {}  # of the answer
 
@@ -120,6 +122,12 @@ class InvalidInput(ServiceError):
 
 class QueueFull(ServiceError):
     code, status, retryable = "queue_full", 429, True
+
+
+class ShareFull(QueueFull):
+    """There is room, but not for this client, which fills its share."""
+
+    reason = "client_share"
 
 
 class HeadTooLarge(ServiceError):

@@ -127,7 +127,11 @@ class Settings(BaseSettings):
         "taken them; 0: 4 GiB, or half of the memory that the process may have if this is less",
     )
     client_share: float = Field(
-        0.75, gt=0, le=1, description="of the queue, how much one key or address may fill"
+        0.75,
+        gt=0,
+        le=1,
+        description="of the queue and of `inflight_bytes`, how much the requests of one key or "
+        "address may fill",
     )
     max_rows: int = Field(1024, ge=1, description="rows of one request")
     max_body_bytes: int = Field(512 * 1024**2, ge=1, description="bytes of one request body")

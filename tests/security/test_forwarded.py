@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
+from vim_embed.http.body.reading import HOLDER
 from vim_embed.http.forwarded import ForwardedAddresses, share_of
-from vim_embed.http.submit import client_of
 from vim_embed.settings import Settings
 
 
@@ -84,7 +84,7 @@ def _asked(settings: Settings) -> Iterator[tuple[httpx.Client, list[str]]]:
 
     @app.get("/whose")
     async def whose(request: Request) -> None:
-        seen.append(client_of(request))
+        seen.append(request.scope["state"][HOLDER].client)
 
     with running(app, wait=False) as url, httpx.Client(base_url=url) as http:
         yield http, seen

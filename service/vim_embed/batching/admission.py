@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vim_embed.batching.request import EmbedRequest
-from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError
+from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError, ShareFull
 
 _LONGEST_WAIT = 60  # seconds; beyond that an estimate is worth nothing
 
@@ -47,9 +47,9 @@ def refusal(
     own = [request for request in waiting if new.client and request.client == new.client]
     if own and _exceeds(own, new, limits, limits.client_share):
         rows = sum(request.waiting for request in own)
-        return QueueFull(
-            f"{rows} rows of this client are waiting already, its share of the queue: retry "
-            "after the time in Retry-After",
+        return ShareFull(
+            f"{rows} rows of this client are waiting already, its share of the queue "
+            "(--client-share): retry after the time in Retry-After",
             retry_after=retry_after(rows),
         )
     return None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vim_embed.engines.interface import Golden, ModelStatus, Outputs, Staged, State
 from vim_embed.types.model_info import (
     EMBEDDING,
+    GRANULARITIES,
     CheckedOutput,
     EmbedOptions,
     LoadCheck,
@@ -127,6 +128,7 @@ class ArithmeticEngine:
                 image_size=self.image_size, interpolation="bicubic", mean=half, std=half
             ),
             min_size=1,
+            layer_numbers=dict.fromkeys(GRANULARITIES, 2 * self.DIM),
             any_size=True,
             self_check=LoadCheck(
                 outputs=(CheckedOutput(what="mean", error=0.0, tolerance=1e-4, image="zeros"),),

@@ -299,7 +299,9 @@ class TorchEngine:
             report = self_check(model)
             if not report.ok:
                 raise SelfCheckFailed(_advice(report))
-            model.info = replace(model.info, self_check=report)
+            layers = model.layer_sizes()
+            numbers = {granularity: sum(sizes.values()) for granularity, sizes in layers.items()}
+            model.info = replace(model.info, self_check=report, layer_numbers=numbers)
             begin = time.monotonic()
 
             def progress(done: int, of: int) -> None:
@@ -309,7 +311,8 @@ class TorchEngine:
                     self._stage(entry, f"warming up, {done} of {of} batch sizes done{estimate}")
 
             model.warm_up(progress)
-            facts = _Facts(model.layer_names(), model.layer_kinds(), _golden(model))
+            names = {granularity: list(sizes) for granularity, sizes in layers.items()}
+            facts = _Facts(names, model.layer_kinds(), _golden(model))
         self._facts[entry.name], self._models[entry.name] = facts, model
         _announce(model, report)
         return model.info

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 from fastapi import FastAPI
@@ -24,6 +25,7 @@ from vim_embed.errors import QueueFull, ServiceError
 from vim_embed.http.auth import accepted_keys
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.held_answers import HoldAnswers
+from vim_embed.http.client_shares import client_of
 from vim_embed.http.error_answers import (
     error_response,
     on_http_exception,
@@ -79,7 +81,7 @@ def create_app(
         redirect_slashes=False,  # to the name that the caller gave for this host
     )
     app.state.service = service
-    arena = app.state.arena = Arena.private(inflight_bytes(settings))
+    arena = app.state.arena = Arena.private(inflight_bytes(settings), settings.client_share)
     service.trimming.rarely = arena.trim
     decoders = app.state.decoders = DecoderPool()
     service.on_drain = decoders.stop
@@ -95,7 +97,8 @@ def create_app(
     app.add_exception_handler(HTTPException, on_http_exception)
     keys = app.state.keys = accepted_keys(settings)
     # The last that is added is the first that a request meets.
-    app.add_middleware(HoldAnswers, arena=arena, refuse=_refuse_answer)
+    whose = partial(client_of, keys)
+    app.add_middleware(HoldAnswers, arena=arena, refuse=_refuse_answer, client_of=whose)
     app.add_middleware(HeadAndOptions)
     if keys:
         app.add_middleware(RequireKey, keys=keys)

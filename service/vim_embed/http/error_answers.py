@@ -33,6 +33,7 @@ _BY_STATUS: dict[int, type[ServiceError]] = {
 def error_response(error: ServiceError, scope: Scope) -> JSONResponse:
     state = scope["state"]
     state["error_code"], state["error_message"] = error.code, error.message
+    state["error_reason"] = error.reason or error.code
     headers = error_headers(error)
     if error.status == MethodNotAllowed.status:
         headers["Allow"] = allow(scope)

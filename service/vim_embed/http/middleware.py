@@ -125,7 +125,8 @@ class RequestContext:
     ) -> None:
         route = getattr(scope.get("route"), "path", "other")
         code = scope["state"].get("error_code", "")
-        self.service.metrics.answered(route, status, code, seconds)
+        reason = scope["state"].get("error_reason", "")
+        self.service.metrics.answered(route, status, code, seconds, reason)
         span.answered(route, status, code)
         if code and scope["path"] not in (*HEALTH, *V2_HEALTH):
             self._remember(scope, path, status, code)

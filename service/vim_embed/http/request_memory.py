@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from vim_embed.errors import QueueFull
 from vim_embed.http.body.held_answers import PIECE, hold
-from vim_embed.http.body.reading import RELEASES
+from vim_embed.http.body.reading import HOLDER, RELEASES
 from vim_embed.http.body.workspace import Workspace
 
 
@@ -21,8 +21,9 @@ def request_memory(request: Request, body_bytes: int = 0) -> Iterator[Workspace]
 
     body_bytes: what the request holds already.
     """
-    workspace = Workspace(request.app.state.arena, body_bytes)
-    request.scope["state"].setdefault(RELEASES, []).append(workspace.release)
+    state = request.scope["state"]
+    workspace = Workspace(request.app.state.arena, body_bytes, state[HOLDER])
+    state.setdefault(RELEASES, []).append(workspace.release)
     with _asking_for_patience(request):
         yield workspace
 
@@ -39,7 +40,7 @@ def answer_memory(request: Request, size: int) -> Iterator[None]:
     for release in request.scope["state"].get(RELEASES, ()):
         release()
     with _asking_for_patience(request):
-        give_back = hold(request.app.state.arena, size)
+        give_back = hold(request.app.state.arena, size, request.scope["state"][HOLDER])
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from dataclasses import replace
 
@@ -18,10 +17,10 @@ from vim_embed.errors import (
     PayloadTooLarge,
     ServiceError,
 )
-from vim_embed.http.auth import bearer
+from vim_embed.http.body.held_answers import PIECE, check_answer_fits
+from vim_embed.http.body.reading import HOLDER
 from vim_embed.http.disconnect import gone_first
 from vim_embed.http.formats.parsing import reading_memory
-from vim_embed.http.forwarded import share_of
 from vim_embed.serving.service import Service
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import (
@@ -34,20 +33,10 @@ from vim_embed.types.pixels import (
 )
 
 _INLINE_BYTES = 1024 * 1024
+_FLOAT32 = 4  # bytes
 _SOON = 0.02  # seconds in which a client that leaves is not worth a task that watches it
 _AS_THEY_ARE = frozenset(np.dtype(name) for name in WIRE_DTYPES)
 GONE = 499  # nobody reads this answer; the status is for the log
-
-
-def client_of(request: Request) -> str:
-    """Whose share of the queue a request takes: its key's (as a digest), else its address's.
-
-    Where no keys are set, a key is nobody's: callers could invent one for each request.
-    """
-    if request.app.state.keys:
-        key = bearer(request.headers.get("authorization", ""))
-        return hashlib.sha256(key.encode()).hexdigest()
-    return share_of(request.client.host) if request.client is not None else ""
 
 
 async def compute(
@@ -58,17 +47,22 @@ async def compute(
     *,
     timeout: float | None,
     begin: float,
+    number_bytes: int = _FLOAT32,
 ) -> Embedded | None:
     """Check and embed pixels whose body was read whole; None when the client left first.
 
-    timeout: seconds from `begin` after which nobody wants the answer. Raises ServiceError.
+    timeout: seconds from `begin` after which nobody wants the answer. number_bytes: what one number
+    takes at least while the answer is made. Raises ServiceError.
     """
     service: Service = request.app.state.service
     try:
-        _check_fit(options, info, pixels, service.settings.max_body_bytes)
+        _check_options(options, info, pixels)
         with reading_memory(request) as workspace:
-            if copied := _copied_bytes(pixels):
-                workspace.count(copied)
+            # What the request becomes is counted before it is there, and before any work for it.
+            outputs = output_bytes(options, info, pixels, service.settings.max_body_bytes)
+            check_answer_fits(request.app.state.arena, outputs // _FLOAT32 * number_bytes)
+            if more := _copied_bytes(pixels) + (outputs if outputs > PIECE else 0):
+                workspace.count(more)
             pixels = await _checked(pixels, info, service.settings.max_image_size)
         deadline = _deadline(service, timeout, begin)
         async with service.idle.using(info.name, deadline) as load_seconds:
@@ -78,7 +72,7 @@ async def compute(
                     pixels,
                     options,
                     deadline=deadline,
-                    client=client_of(request),
+                    client=request.scope["state"][HOLDER].client,
                     request_id=request.scope["state"]["request_id"],
                 )
             )
@@ -103,10 +97,8 @@ def _deadline(service: Service, timeout: float | None, begin: float) -> float:
     return deadline
 
 
-def _check_fit(options: EmbedOptions, info: ModelInfo, pixels: PixelArray, most: int) -> None:
-    """Raise MalformedRequest or InvalidInput for options that the model has not, PayloadTooLarge
-    for tokens of more than `most` bytes, float32.
-    """
+def _check_options(options: EmbedOptions, info: ModelInfo, pixels: PixelArray) -> None:
+    """Raise MalformedRequest or InvalidInput for options that the model has not."""
     numbers = {1: "one number", 3: "three numbers"}.get(info.channels, f"{info.channels} numbers")
     for name, values in (("mean", options.mean), ("std", options.std)):
         if values is not None and len(values) != info.channels:
@@ -118,14 +110,24 @@ def _check_fit(options: EmbedOptions, info: ModelInfo, pixels: PixelArray, most:
         check_bytes(pixels, options, info)
     except PixelError as error:
         raise InvalidInput(str(error)) from error
-    if options.pooling == "tokens" and info.tokens is not None:
-        rows, columns = info.grid(*pixels.shape[-2:])
-        each = 4 * info.dim * (rows * columns + len(info.tokens.special))
-        if pixels.ndim == 4 and len(pixels) * each > most:
-            raise PayloadTooLarge(
-                f"the tokens of {len(pixels)} images take {len(pixels) * each} bytes, over the "
-                f"limit of {most}: send {max(1, most // each)} at once"
-            )
+
+
+def output_bytes(options: EmbedOptions, info: ModelInfo, pixels: PixelArray, most: int) -> int:
+    """What the engine gives for these pixels, float32.
+
+    Raises PayloadTooLarge for tokens or layers of more than `most`, though the body be small.
+    """
+    if pixels.ndim < 3:
+        return 0  # it is refused when it is looked at
+    rows = len(pixels) if pixels.ndim == 4 else 1
+    each = _FLOAT32 * info.row_numbers(options, *pixels.shape[-2:])
+    what = "tokens" if options.pooling == "tokens" else options.layers and "layers"
+    if what and rows * each > most:
+        raise PayloadTooLarge(
+            f"the {what} of {rows} images take {rows * each} bytes, over the limit of {most}: send "
+            f"{max(1, most // each)} at once"
+        )
+    return rows * each
 
 
 async def _checked(pixels: PixelArray, info: ModelInfo, size: int) -> PixelArray:

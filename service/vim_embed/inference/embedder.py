@@ -284,10 +284,18 @@ class Embedder:
         return {**layers, LAST: pool(final, pooling, layout)}
 
     def layer_names(self) -> dict[str, list[str]]:
-        """By granularity, the layers that `embed_layers` gives; from one blank image's forward."""
-        names = list(self.compute(self._blank(1), EmbedOptions(layers="all")))
+        """By granularity, the layers that `embed_layers` gives."""
+        return {granularity: list(sizes) for granularity, sizes in self.layer_sizes().items()}
+
+    def layer_sizes(self) -> dict[str, dict[str, int]]:
+        """By granularity and layer, the numbers of a row; from one blank image's forward."""
+        found = self.compute(self._blank(1), EmbedOptions(layers="all"))
+        sizes = {name: tensor.numel() for name, tensor in found.items()}
         modules = {g: layer_modules(self.module, g) for g in GRANULARITIES}
-        return {g: [n for n in names if n in modules[g] or n == LAST] for g in GRANULARITIES}
+        return {
+            g: {name: size for name, size in sizes.items() if name in modules[g] or name == LAST}
+            for g in GRANULARITIES
+        }
 
     def layer_kinds(self) -> dict[str, str]:
         """Of every layer that is a module, the name of its class."""

@@ -17,7 +17,9 @@ from vim_embed.engines.interface import ModelStatus
 from vim_embed.observability.activity import Activity
 from vim_embed.observability.utilisation import Utilisation
 
-REFUSALS = ("unauthorized", "payload_too_large", "queue_full", "not_ready", "draining")
+REFUSALS = (
+    "unauthorized", "payload_too_large", "queue_full", "client_share", "not_ready", "draining",
+)  # fmt: skip
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -187,12 +189,14 @@ class Metrics:
 
     # the routes' reports
 
-    def answered(self, route: str, status: int, code: str, seconds: float) -> None:
-        """An answer went out; `code` is an error's, or empty."""
+    def answered(
+        self, route: str, status: int, code: str, seconds: float, reason: str = ""
+    ) -> None:
+        """An answer went out; `code` is an error's, or empty; `reason`, where it says more."""
         self.requests.labels(route, str(status), code).inc()
         self.request_seconds.labels(route).observe(seconds)
-        if code in REFUSALS:
-            self.refusals.labels(code).inc()
+        if (reason or code) in REFUSALS:
+            self.refusals.labels(reason or code).inc()
 
     def embedded(self, model: str, done: Embedded, seconds: float) -> None:
         """An embedding request is answered, `seconds` after its first byte."""

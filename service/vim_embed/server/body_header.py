@@ -14,14 +14,15 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vim_embed.errors import ERRORS, InternalError, ServiceError
+from vim_embed.errors import ERRORS, InternalError, ServiceError, ShareFull
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.reading import HANDED_OVER
 from vim_embed.http.deadline import BEGUN
 from vim_embed.http.web_pages import ADMITTED
 
 HEADER = "x-vim-embed-handover"
-_BY_CODE = {error.code: error for error in ERRORS}
+_KINDS: tuple[type[ServiceError], ...] = (*ERRORS, ShareFull)
+_BY_CODE = {error.reason or error.code: error for error in _KINDS}
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Handoff:
     """The header's value.
 
     begun: in `time.monotonic()`. client, server: as ASGI has them. admitted: the HTTP process found
-    nothing against Host and Origin. body: arena, offset and size. failed: code, message and
-    `Retry-After` of what reading the body failed with.
+    nothing against Host and Origin. body: arena, offset and size. failed: code (or
+    reason), message and `Retry-After` of what reading the body failed with.
     """
 
     begun: float
@@ -50,7 +51,7 @@ class Handoff:
 
 def failure(error: ServiceError) -> tuple[str, str, int | None]:
     """What `Handoff.failed` is of an error."""
-    return error.code, error.message, error.retry_after
+    return error.reason or error.code, error.message, error.retry_after
 
 
 class BodyHandoff:

@@ -58,7 +58,9 @@ class HttpPool:
             )
         self._folder = TemporaryDirectory(prefix="vim-embed-")  # for this user alone
         self.upstream = str(Path(self._folder.name) / "model.sock")
-        self.arenas = [Arena.create(share) for _ in range(settings.http_processes)]
+        self.arenas = [
+            Arena.create(share, settings.client_share) for _ in range(settings.http_processes)
+        ]
         self._settings = settings
         self._on_refused = on_refused
         self._silence = silence

@@ -18,8 +18,11 @@ import ssl
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
@@ -37,10 +40,12 @@ from vim_embed.http.auth import accepted_keys, bearer
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.buffer import BodyBuffer
 from vim_embed.http.body.held_answers import HoldAnswers
-from vim_embed.http.body.reading import RELEASES, Limits, receive_body
+from vim_embed.http.body.reading import HOLDER, RELEASES, Limits, receive_body
+from vim_embed.http.client_shares import client_of
 from vim_embed.http.error_shape import error_body, error_headers
+from vim_embed.http.forwarded import ForwardedAddresses
 from vim_embed.http.request_id import request_id_of
-from vim_embed.http.web_pages import WebPages
+from vim_embed.http.web_pages import WebPages, listed
 from vim_embed.observability.logs import configure_logging
 from vim_embed.server.body_header import HEADER, Handoff, failure
 from vim_embed.server.sockets import reload_certificate, uvicorn_config
@@ -84,6 +89,7 @@ class Relay:
     def __init__(self, settings: Settings, arena: Arena, number: int, upstream: str) -> None:
         self._limits = Limits.of(settings)
         self._keys = accepted_keys(settings)
+        self._client_of = partial(client_of, self._keys)
         self._pages = WebPages(settings, self._keys)
         self._arena = arena
         self._number = number
@@ -97,8 +103,8 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        buffer, started = BodyBuffer(self._arena), False
-        scope["state"] = {RELEASES: [buffer.release]}
+        started = False
+        scope["state"] = {}
 
         async def send_noted(message: Message) -> None:
             nonlocal started
@@ -106,19 +112,23 @@ class Relay:
             await send(message)
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            buffer = BodyBuffer(self._arena, scope["state"][HOLDER])
+            scope["state"][RELEASES] = [buffer.release]
             answer = await self._answer(scope, receive, buffer)
             if answer is not None:
                 await answer(scope, receive, send)
 
         try:
-            await HoldAnswers(application, self._arena, self._refused)(scope, receive, send_noted)
+            held = HoldAnswers(application, self._arena, self._refused, self._client_of)
+            await held(scope, receive, send_noted)
         except ClientDisconnect:
             return
         except asyncio.CancelledError:  # this process ends: see `UvicornServer.end_requests`
             if not started:
                 await self._stopping(scope)(scope, receive, send)
         finally:
-            buffer.release()
+            for release in scope["state"].get(RELEASES, ()):
+                release()
 
     def reload_keys(self) -> None:
         self._keys.reload()
@@ -126,7 +136,7 @@ class Relay:
     async def _answer(self, scope: Scope, receive: Receive, buffer: BodyBuffer) -> Response | None:
         """The model process's answer; None if the client left before it came."""
         handoff = Handoff(time.monotonic(), scope.get("client"), scope.get("server"))
-        request, body, seconds = Request(scope, receive), b"", None
+        request, body, seconds, read = Request(scope, receive), b"", None, False
         refusal = self._pages.refusal(scope)
         if isinstance(refusal, MalformedRequest):  # without one Host, it could not be relayed
             return self._own(scope, refusal)
@@ -141,19 +151,28 @@ class Relay:
                     small = replace(self._limits, body_bytes=_SMALL_BODY)
                     own = BodyBuffer(Arena.private(_SMALL_ROOM))  # there is always room for these
                     body = bytes(await receive_body(request, small, own))
+                read = True
             except ServiceError as error:
                 handoff = replace(handoff, failed=failure(error))
-        return await self._relayed(scope, receive, handoff, body, seconds)
+        # Who asks for more of a body that is refused tells its client to send it: RFC 9110, 10.1.1.
+        left = _disconnected(receive) if read else asyncio.Event().wait()
+        return await self._relayed(scope, left, handoff, body, seconds)
 
     def _has_key(self, request: Request) -> bool:
         key = bearer(request.headers.get("authorization", ""))
         return not self._keys or self._keys.allow(key)
 
     async def _relayed(
-        self, scope: Scope, receive: Receive, handoff: Handoff, body: bytes, seconds: float | None
+        self,
+        scope: Scope,
+        leaving: Coroutine[Any, Any, object],
+        handoff: Handoff,
+        body: bytes,
+        seconds: float | None,
     ) -> Response | None:
+        """leaving: ends when the client leaves."""
         asked = asyncio.ensure_future(self._ask(scope, handoff, body))
-        left = asyncio.ensure_future(_disconnected(receive))
+        left = asyncio.ensure_future(leaving)
         try:
             await asyncio.wait({asked, left}, timeout=seconds, return_when="FIRST_COMPLETED")
         finally:
@@ -235,9 +254,20 @@ def _tell_parent(line: str) -> None:
         os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what went wrong in the event loop, but for what is none.
+
+    anyio's sockets set the result of a future, which may be cancelled in the same moment because
+    the client left.
+    """
+    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+        loop.default_exception_handler(context)
+
+
 async def _serve(server: UvicornServer, listening: list[socket.socket]) -> None:
     """Serve until standard input ends, and show meanwhile that the event loop turns."""
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_report)
     parent_gone = asyncio.Event()
 
     def watch_parent() -> None:
@@ -270,10 +300,11 @@ def main() -> None:
     share_one_arena()
     # httpcore imports trio wherever it is installed, 4 MB that nobody here uses.
     sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
-    arena = Arena(given.arena_fd, given.arena_size)
+    arena = Arena(given.arena_fd, given.arena_size, settings.client_share)
     Trimming(lambda: 0.0, arena.trim).start()  # nothing large is elsewhere here
     relay = Relay(settings, arena, given.number, given.upstream)
-    config = uvicorn_config(relay, settings, lifespan="off", on_refused=_tell_parent)
+    application = ForwardedAddresses(relay, listed(settings.trusted_proxies))
+    config = uvicorn_config(application, settings, lifespan="off", on_refused=_tell_parent)
     server = UvicornServer(config, lambda: None)
 
     def reload(*_: object) -> None:

@@ -209,9 +209,11 @@ class Service:
         if status.info is None:
             return entry
         info = status.info
+        known = asdict(info)
+        del known["layer_numbers"]  # the service's own, for what an answer takes
         shape = (3, info.preprocessing.image_size, info.preprocessing.image_size)
         return {
-            **asdict(info),
+            **known,
             **entry,
             "preprocessing": info.preprocessing.as_entry(),
             "certificate": _certificate(info),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from math import inf, isnan
 
 from vim_embed.types.certificate import Certificate
@@ -88,7 +88,8 @@ class ModelInfo:
     any_size: whether images of other sizes than the native one are taken. exact_rows: rows of
     every batch in exact mode at the native size, fewer of larger images; exact_reason: why.
     dtype_reason: why it computes in this dtype. certificate: of its precision, where one fits.
-    self_check: what the check at load found, where there was one.
+    self_check: what the check at load found, where there was one. layer_numbers: how many numbers
+    the layers of a row are together, by granularity.
     """
 
     name: str
@@ -118,6 +119,16 @@ class ModelInfo:
     dtype_reason: str = "as set"
     certificate: Certificate | None = None
     self_check: LoadCheck | None = None
+    layer_numbers: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def row_numbers(self, options: EmbedOptions, height: int, width: int) -> int:
+        """How many numbers the answer to a row of that many pixels has."""
+        if options.layers is not None:
+            return self.layer_numbers.get(options.layers, self.dim)
+        if options.pooling == "tokens" and self.tokens is not None:
+            rows, columns = self.grid(height, width)
+            return self.dim * (rows * columns + len(self.tokens.special))
+        return self.features_dim if options.pooling == "features" else self.dim
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches of an image of that many pixels."""

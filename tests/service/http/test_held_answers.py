@@ -45,7 +45,7 @@ async def sent(
         await asyncio.Event().wait()
         raise AssertionError
 
-    app = HoldAnswers(answer, arena, refuse)
+    app = HoldAnswers(answer, arena, refuse, lambda _: "")
     await app({"type": "http", "method": "GET", **(scope or {})}, receive, send)
     return messages
 

@@ -17,7 +17,7 @@ from vim_embed import load_model
 from vim_embed.engines.build import build_engines
 from vim_embed.errors import PayloadTooLarge
 from vim_embed.http.app import create_app
-from vim_embed.http.submit import _check_fit
+from vim_embed.http.submit import output_bytes
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client import Client
@@ -86,10 +86,11 @@ def test_more_tokens_than_an_answer_may_have() -> None:
     info = load_model("micro", load_fixture("vim_micro").path, device="cpu").info
     pixels = np.zeros((70, 3, 64, 64), np.uint8)
     tokens = EmbedOptions(pooling="tokens")
-    _check_fit(tokens, info, pixels, 70 * 4352)
-    _check_fit(EmbedOptions(), info, pixels, 1)
+    assert output_bytes(tokens, info, pixels, 70 * 4352) == 70 * 4352
+    assert output_bytes(tokens, info, pixels[0], 4352) == 4352
+    assert output_bytes(EmbedOptions(), info, pixels, 1) == 70 * 4 * 64
     with pytest.raises(PayloadTooLarge, match="304640 bytes, over the limit of 9000: send 2 at"):
-        _check_fit(tokens, info, pixels, 9000)
+        output_bytes(tokens, info, pixels, 9000)
 
 
 def test_tokens_of_layers_are_refused(url: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vim_embed.errors import PayloadTooLarge, QueueFull
-from vim_embed.http.body.arena import Arena
+from vim_embed.errors import PayloadTooLarge, QueueFull, ShareFull
+from vim_embed.http.body.arena import Arena, Holder
 
 
 class BodyBuffer:
@@ -15,8 +15,9 @@ class BodyBuffer:
     All raise QueueFull, or PayloadTooLarge where the body would not fit if it were alone.
     """
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, holder: Holder | None = None) -> None:
         self._arena = arena
+        self._holder = holder or Holder()
         self._offset = 0
         self._capacity = 0  # taken from the arena
         self._filled = 0
@@ -42,7 +43,7 @@ class BodyBuffer:
 
     def whole(self) -> memoryview:
         """What was appended; what was taken beyond it goes back."""
-        self._arena.shrink(self._offset, self._capacity, self._filled)
+        self._arena.shrink(self._offset, self._capacity, self._filled, self._holder)
         self._capacity = self._filled
         return self._arena.view(self._offset, self._filled)
 
@@ -54,13 +55,13 @@ class BodyBuffer:
         try:
             yield
         finally:
-            self._arena.give_back(offset, size)
+            self._arena.give_back(offset, size, self._holder)
             self._working = 0
 
     def release(self) -> None:
         """Give all of it back; once is enough."""
         if self._capacity:
-            self._arena.give_back(self._offset, self._capacity)
+            self._arena.give_back(self._offset, self._capacity, self._holder)
             self._capacity = 0
 
     def count(self, size: int) -> None:
@@ -68,20 +69,21 @@ class BodyBuffer:
         self._offset, self._capacity = self._taken(size, written=False), size
 
     def _taken(self, size: int, *, written: bool = True) -> int:
-        offset = self._arena.take(size) if written else self._arena.count(size)
+        take = self._arena.take if written else self._arena.count
+        offset = take(size, self._holder)
         if offset is not None:
             return offset
         if size + self._working > self._arena.size:
             raise never_fits(self._arena.size)
-        raise _full(self._arena.held)
+        raise no_room(self._arena, size, self._holder)
 
     def _widen(self, size: int) -> None:
         """In place if what follows is free; else in another place with room for as much again."""
-        if self._capacity and self._arena.extend(self._offset, self._capacity, size):
+        if self._capacity and self._arena.extend(self._offset, self._capacity, size, self._holder):
             self._capacity = size
             return
         wanted = 2 * size if self._capacity else size
-        offset = self._arena.take(wanted)
+        offset = self._arena.take(wanted, self._holder)
         if offset is None:
             offset, wanted = self._taken(size), size
         moved = self._arena.view(self._offset, self._filled)
@@ -90,10 +92,18 @@ class BodyBuffer:
         self._offset, self._capacity = offset, wanted
 
 
-def _full(held: int) -> QueueFull:
+def no_room(arena: Arena, size: int, holder: Holder) -> QueueFull:
+    """Why `size` bytes have no room: the client has its share, or the whole is in use."""
+    own = arena.beyond_share(size, holder)
+    if own:
+        return ShareFull(
+            f"{own / 1e6:.0f} MB of bodies and answers of this client are held already, of a share "
+            f"of {arena.client_bytes / 1e6:.0f} MB (--client-share of --inflight-bytes): retry "
+            "after the time in Retry-After, or send fewer requests at once"
+        )
     return QueueFull(
-        f"{held / 1e6:.0f} MB of request bodies are held already: retry after the time in "
-        "Retry-After, or raise --inflight-bytes"
+        f"{arena.held / 1e6:.0f} MB of bodies and of answers that clients have not taken are held "
+        "already: retry after the time in Retry-After, or raise --inflight-bytes"
     )
 
 

@@ -12,9 +12,10 @@ from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vim_embed.errors import PayloadTooLarge, QueueFull, ServiceError
-from vim_embed.http.body.arena import Arena
-from vim_embed.http.body.reading import RELEASES
+from vim_embed.errors import PayloadTooLarge, ServiceError
+from vim_embed.http.body.arena import Arena, Holder
+from vim_embed.http.body.buffer import no_room
+from vim_embed.http.body.reading import HOLDER, RELEASES
 
 # Of an answer that a connection has at once. What is smaller is not counted.
 PIECE = 128 * 1024
@@ -24,16 +25,22 @@ Refuse = Callable[[ServiceError, Scope], ASGIApp]
 class HoldAnswers:
     """Sends an application's large answers piece by piece, counted as long as they last."""
 
-    def __init__(self, app: ASGIApp, arena: Arena, refuse: Refuse) -> None:
-        """refuse: the answer where the arena has no room for the right one."""
+    def __init__(
+        self, app: ASGIApp, arena: Arena, refuse: Refuse, client_of: Callable[[Scope], str]
+    ) -> None:
+        """refuse: the answer where the arena has no room for the right one. client_of: whose share
+        a request takes.
+        """
         self.app = app
         self.arena = arena
         self.refuse = refuse
+        self.client_of = client_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope.setdefault("state", {})[HOLDER] = Holder(self.client_of(scope))
         start: Message | None = None  # not sent before it is clear that there is room
         refused = False
 
@@ -69,27 +76,29 @@ class HoldAnswers:
             return lambda: None
         for release in scope.get("state", {}).get(RELEASES, ()):
             release()
-        return hold(self.arena, len(body))
+        return hold(self.arena, len(body), scope["state"][HOLDER])
 
 
-def hold(arena: Arena, size: int) -> Callable[[], None]:
+def hold(arena: Arena, size: int, holder: Holder) -> Callable[[], None]:
     """Count an answer of `size` bytes until the result is called.
 
     Raises QueueFull, or PayloadTooLarge where it would not fit if it were alone.
     """
-    offset = arena.count(size)
+    offset = arena.count(size, holder)
     if offset is not None:
-        return partial(arena.give_back, offset, size)
+        return partial(arena.give_back, offset, size, holder)
+    check_answer_fits(arena, size)
+    raise no_room(arena, size, holder)
+
+
+def check_answer_fits(arena: Arena, size: int) -> None:
+    """Raise PayloadTooLarge for an answer that would not even fit if it were alone."""
     if size > arena.size:
         raise PayloadTooLarge(
             f"the answer of {size / 1e6:.0f} MB does not fit into the {arena.size / 1e6:.0f} MB "
             "that are kept for bodies and answers: send fewer rows per request, or raise "
             "--inflight-bytes"
         )
-    raise QueueFull(
-        f"{arena.held / 1e6:.0f} MB of bodies and of answers that clients have not taken are held "
-        "already: retry after the time in Retry-After, or raise --inflight-bytes"
-    )
 
 
 async def _send_pieces(message: Message, body: bytes, send: Send) -> None:

@@ -26,6 +26,7 @@ from vim_embed.settings import Settings
 # Keys of a request's state: its body or what reading it failed with; what to call at its end.
 HANDED_OVER = "handed_over"
 RELEASES = "releases"
+HOLDER = "holder"  # the request, as the arena knows it: set by `held_answers.py`
 _DIRECT_BYTES = 256 * 1024  # larger bodies come from the socket into their memory
 _DECODED_BYTES = 256 * 1024  # of a compressed body that a thread takes at once
 
@@ -70,7 +71,7 @@ async def read_body(request: Request, limits: Limits) -> memoryview:
                 raise handed
             body: memoryview = handed
             return body
-        buffer = BodyBuffer(request.app.state.arena)
+        buffer = BodyBuffer(request.app.state.arena, state[HOLDER])
         state.setdefault(RELEASES, []).append(buffer.release)
         return await receive_body(request, limits, buffer)
     except QueueFull as error:  # whoever keeps the bodies does not know how fast rows are done

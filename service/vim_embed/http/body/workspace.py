@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vim_embed.errors import QueueFull
-from vim_embed.http.body.arena import Arena
+from vim_embed.http.body.arena import Arena, Holder
 from vim_embed.http.body.buffer import BodyBuffer, never_fits
 
 
@@ -19,15 +19,16 @@ class Workspace:
     Any thread may call it, but not several at once.
     """
 
-    def __init__(self, arena: Arena, body_bytes: int = 0) -> None:
-        """body_bytes: what the request holds in the arena already."""
+    def __init__(self, arena: Arena, body_bytes: int = 0, holder: Holder | None = None) -> None:
+        """body_bytes: what the request holds in the arena already. holder: the request."""
         self._arena = arena
+        self._holder = holder
         self._own = body_bytes
         self._buffers: list[BodyBuffer] = []
 
     def allocate(self, size: int) -> memoryview:
         """`size` bytes of the arena, which stay until `release`."""
-        buffer = BodyBuffer(self._arena)
+        buffer = BodyBuffer(self._arena, self._holder)
         with self._refusing(size):
             memory = buffer.allocate(size)
         self._keep(buffer, size)
@@ -35,7 +36,7 @@ class Workspace:
 
     def count(self, size: int) -> None:
         """Count `size` bytes that lie elsewhere, until `release`."""
-        buffer = BodyBuffer(self._arena)
+        buffer = BodyBuffer(self._arena, self._holder)
         with self._refusing(size):
             buffer.count(size)
         self._keep(buffer, size)

@@ -107,12 +107,16 @@ def render(
 
 def rendering_bytes(outputs: Outputs, kind: str, dtype: str) -> int:
     """Memory that `render` and the outputs take together, at most."""
-    each = {
+    return number_bytes(kind, dtype) * sum(array.size for array in outputs.values())
+
+
+def number_bytes(kind: str, dtype: str) -> int:
+    """Memory that one number takes, of an output and of the answer in the making."""
+    return {
         NPY: 8,  # the output and the answer, with float16 between them or none
         JSON: _JSON_VALUE_BYTES,
         SAFETENSORS: 4 + 3 * np.dtype(dtype).itemsize,
     }[kind]
-    return each * sum(array.size for array in outputs.values())
 
 
 def _json_pieces(

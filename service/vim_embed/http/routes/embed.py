@@ -29,6 +29,7 @@ from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.deadline import begun, seconds_left
 from vim_embed.http.formats.answers import (
     choose_format,
+    number_bytes,
     provenance,
     render,
     rendering_bytes,
@@ -177,7 +178,10 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         pixels = await parse_pixels(request, kind, body, info, limits, seconds=left, fits=query)
     except ClientDisconnect:
         return Response(status_code=GONE)
-    done = await compute(request, info, pixels, options, timeout=timeout, begin=begin)
+    number = number_bytes(answer_kind, query.dtype)
+    done = await compute(
+        request, info, pixels, options, timeout=timeout, begin=begin, number_bytes=number
+    )
     if done is None:
         return Response(status_code=GONE)
     make_answer = partial(
