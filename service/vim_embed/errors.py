@@ -33,6 +33,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+MESSAGE_LENGTH = 2000  # characters of a message
+
 
 class ServiceError(Exception):
     """A refusal or failure that the caller is told about, with the fix in its message."""
@@ -50,6 +52,8 @@ class ServiceError(Exception):
         detail: Mapping[str, object] | None = None,
         retry_after: int | None = None,
     ) -> None:
+        if len(message) > MESSAGE_LENGTH:  # it quotes what the caller sent
+            message = f"{message[:MESSAGE_LENGTH]}…"
         super().__init__(message)
         self.message = message
         self.detail = detail

@@ -177,3 +177,46 @@ def test_a_log_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(first)["path"].startswith("/a\nb")
     assert "\x1b[31m c" not in second
     assert "\r" not in second
+
+
+LONG = "x" * 200_000
+V2 = "/v2/models/arithmetic/infer"
+
+
+def _v2(**changes: object) -> dict[str, object]:
+    tensor = {"name": "pixel_values", "shape": [1, 3, 8, 8], "datatype": "UINT8", "data": [0] * 192}
+    of_tensor = {name: changes.pop(name) for name in ("name", "datatype") if name in changes}
+    return {"inputs": [{**tensor, **of_tensor}], **changes}
+
+
+LONG_TEXTS = {
+    "dtype": ("/embed", {"inputs": [1], "dtype": LONG}),
+    "dtype of base64": ("/embed", {"inputs": {"base64": "", "shape": [1], "dtype": LONG}}),
+    "a key": ("/embed", {LONG: 1}),
+    "v2 id": (V2, _v2(id=LONG)),
+    "v2 name": (V2, _v2(name=LONG)),
+    "v2 datatype": (V2, _v2(datatype=LONG)),
+    "v2 output": (V2, _v2(outputs=[{"name": LONG}])),
+    "v2 parameter": (V2, _v2(parameters={LONG: 1})),
+    **{
+        f"v2 {name}": (V2, _v2(parameters={name: LONG}))
+        for name in ("pooling", "layers", "mean", "std", "dtype", "sequence_id")
+    },
+    "v2 mean of many": (V2, _v2(parameters={"mean": "0.5," * 50_000 + "0.5"})),
+}
+
+
+@pytest.mark.parametrize("name", LONG_TEXTS)
+def test_no_answer_is_as_long_as_a_text_of_its_request(url: str, name: str) -> None:
+    path, body = LONG_TEXTS[name]
+    answer = httpx.post(url + path, json=body)
+    assert answer.status_code in (400, 422)
+    assert len(answer.content) < 5000
+
+
+@pytest.mark.parametrize("path", ["/embed", "/preview"])
+def test_a_parameter_that_is_there_twice_is_refused(url: str, path: str) -> None:
+    twice = "?model=arithmetic&hdu=0&model=other"
+    answer = httpx.post(url + path + twice, content=PIXELS, headers=NPY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_input")
+    assert "'model' is there twice" in answer.text

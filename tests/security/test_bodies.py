@@ -257,6 +257,7 @@ LIES = {
     "empty": head("Content-Length: "),
     "a word": head("Content-Length: many"),
     "unknown coding": head("Transfer-Encoding: gzip, identity"),
+    "a coding before chunked": head("Transfer-Encoding: gzip, chunked"),
 }
 
 

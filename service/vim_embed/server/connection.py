@@ -174,6 +174,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(_head_too_large(self.guard.limits.head_bytes))
         elif self.parser.get_method() == b"CONNECT":
             self._refuse(MalformedRequest("this is no proxy: CONNECT is not taken"))
+        elif any(n == b"transfer-encoding" and v.lower() != b"chunked" for n, v in self.headers):
+            self._refuse(MalformedRequest("of transfer codings, chunked alone is taken"))
         if self.transport.is_closing():
             return
         self._state, self._loose_bytes = State.BODY, 0

@@ -13,6 +13,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
 }
 _Side = Annotated[int, Field(strict=True, ge=1)]
+_Text = Annotated[str, Field(max_length=1024)]  # no text of a request is long
 
 
 class _Message(BaseModel):
@@ -40,9 +41,9 @@ class InputTensor(_Message):
     data: whether they are here; the lists themselves never become Python objects.
     """
 
-    name: str
+    name: _Text
     shape: Annotated[list[_Side], Field(min_length=1, max_length=8)]
-    datatype: str
+    datatype: _Text
     parameters: InputParameters = InputParameters()
     data: StrictBool | None = None
 
@@ -58,7 +59,7 @@ class OutputParameters(_Message):
 class RequestedOutput(_Message):
     """One requested output, by name."""
 
-    name: str
+    name: _Text
     parameters: OutputParameters = OutputParameters()
 
 
@@ -67,16 +68,16 @@ class InferParameters(_Message):
 
     model_config = ConfigDict(extra="forbid")
 
-    pooling: str = "mean"
-    layers: str | None = None
+    pooling: _Text = "mean"
+    layers: _Text | None = None
     exact: bool | None = None
-    mean: str | None = None
-    std: str | None = None
+    mean: _Text | None = None
+    std: _Text | None = None
     dtype: Literal["FP32", "FP16", "float32", "float16"] = "FP32"
     timeout: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0  # microseconds; 0: the server's
     binary_data_output: bool = False
     priority: int = 0
-    sequence_id: int | str = 0
+    sequence_id: int | _Text = 0
     sequence_start: bool = False
     sequence_end: bool = False
 
@@ -88,7 +89,7 @@ class InferParameters(_Message):
 class InferRequest(_Message):
     """The JSON part of a request."""
 
-    id: str | None = None
+    id: _Text | None = None
     inputs: list[InputTensor]
     outputs: list[RequestedOutput] = []
     parameters: InferParameters = InferParameters()

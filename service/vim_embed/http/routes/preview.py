@@ -32,6 +32,7 @@ from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.formats.fits_query import FitsQuery
 from vim_embed.http.formats.parsing import MULTIPART, is_array, media_type, parse_pixels
 from vim_embed.http.openapi.schemas import answers
+from vim_embed.http.routes.embed import check_once
 from vim_embed.http.submit import GONE
 from vim_embed.serving.service import Service
 from vim_embed_pixels.clipping import clipped
@@ -72,6 +73,7 @@ class PreviewQuery(FitsQuery):
 async def preview(request: Request, query: Annotated[PreviewQuery, Query()]) -> Response:
     """The pixels of one encoded image or FITS file as `/embed` gives them to the model, and the
     shares of them that are black and white."""
+    check_once(request.query_params)
     service: Service = request.app.state.service
     limits = Limits.of(service.settings)
     info = service.ready_model(query.model)
