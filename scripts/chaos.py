@@ -9,6 +9,7 @@ container's restart policy does.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 import signal
@@ -24,7 +25,9 @@ from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
+import psutil
 from numpy.typing import NDArray
+from PIL import Image
 
 from support.fixtures_vim import DATA
 from support.serving import NPY, npy
@@ -37,7 +40,8 @@ DEADLINE = 15.0  # seconds that a request gives the service
 SLACK = 2.0  # that its answer may take beyond, on a busy machine
 RECOVERY = 5.0
 FAULTS = ("exception", "out_of_memory", "hang", "thread", "engine")
-PROCESS_FAULTS = ("exit", "kill", "terminate")
+PROCESS_FAULTS = ("exit", "kill", "terminate", "stop")
+STILL = 3.0  # seconds that a process is stopped; one of HTTP is replaced after 20
 # drained, lost its device, killed, told to end while it still imported
 EXPECTED_CODES = {0, 70, -signal.SIGKILL, -signal.SIGTERM}
 _ALLOWED = {200, 429, 500, 503, 504}
@@ -75,7 +79,8 @@ class Report:
 class Keeper:
     """A server process that is started again whenever it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, http_processes: int = 1) -> None:
+        self._http_processes = http_processes
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -91,6 +96,7 @@ class Keeper:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "vim_embed.cli", "serve", "--port", str(self.port)]
         command += ["--model", f"micro={WEIGHTS}", "--device", "cpu", "--exact"]
+        command += ["--http-processes", str(self._http_processes)]
         command += ["--fault-injection", "--forward-timeout", str(FORWARD_TIMEOUT)]
         command += ["--worker-restarts", "20", "--drain-timeout", "3", "--log-level", "error"]
         self._log.seek(0)
@@ -108,6 +114,17 @@ class Keeper:
         if code not in EXPECTED_CODES:
             self._log.seek(0)
             self.last_words.append(self._log.read()[-2000:].decode(errors="replace"))
+
+    def stop_one(self) -> bool:
+        """Stop the model process, or one of HTTP or that decodes images, and let it go on."""
+        with suppress(psutil.NoSuchProcess):
+            model = psutil.Process(self.process.pid)
+            still = random.choice([model, *model.children()])
+            still.suspend()
+            time.sleep(STILL)
+            still.resume()
+            return True
+        return False
 
     def close(self) -> None:
         self._stop.set()
@@ -136,15 +153,27 @@ class Pool:
         return found.tobytes() == self.expected[rows].tobytes()
 
 
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """One row as a file, of the model's own size: its pixels stay as they are."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
 def plain_requests(url: str, pool: Pool, report: Report, stop: threading.Event) -> None:
-    """One request after the other, without retries: each is answered or refused in time."""
+    """One request after the other, without retries: each is answered or refused in time. Every
+    fifth is an encoded image.
+    """
     with httpx.Client(timeout=DEADLINE + 5) as http:
         while not stop.is_set():
-            rows = pool.draw(40)
+            image = random.random() < 0.2
+            rows = pool.draw(1 if image else 40)
+            content = png(pool.pixels[rows[0]]) if image else npy(pool.pixels[rows])
+            headers = {"Content-Type": "image/png"} if image else NPY
             begin = time.monotonic()
             try:
                 answer = http.post(
-                    f"{url}/embed?timeout={DEADLINE}", content=npy(pool.pixels[rows]), headers=NPY
+                    f"{url}/embed?timeout={DEADLINE}", content=content, headers=headers
                 )
             except httpx.TransportError as error:  # the process was ended
                 report.count(type(error).__name__)
@@ -229,6 +258,8 @@ def _cause(kind: str, keeper: Keeper) -> bool:
         with suppress(subprocess.TimeoutExpired):
             keeper.process.wait(10)
         return True
+    if kind == "stop":
+        return keeper.stop_one()
     fault = {"kind": kind, "forwards": random.randint(1, 3), "seconds": 3.0}
     fault["forwards"] = 1 if kind in ("hang", "exit") else fault["forwards"]
     with suppress(httpx.TransportError):
@@ -263,12 +294,12 @@ def _name(answer: httpx.Response) -> str:
     return f"{answer.status_code} {answer.json()['error']['code']}"
 
 
-def run(seconds: float, least_faults: int = 0) -> tuple[Report, Keeper]:
+def run(seconds: float, least_faults: int = 0, http_processes: int = 1) -> tuple[Report, Keeper]:
     """The report of so many seconds and at least so many kinds of faults, and the keeper, who knows
     how the server ended.
     """
     pool, report, stop = Pool(), Report(), threading.Event()
-    keeper = Keeper()
+    keeper = Keeper(http_processes)
     try:
         _recover(keeper.url, pool)
         jobs = [(plain_requests, keeper.url)] * 3 + [(patient_clients, keeper.url)] * 2
@@ -293,7 +324,9 @@ def run(seconds: float, least_faults: int = 0) -> tuple[Report, Keeper]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=900)
-    report, keeper = run(parser.parse_args().seconds)
+    parser.add_argument("--http-processes", type=int, default=2)
+    given = parser.parse_args()
+    report, keeper = run(given.seconds, http_processes=given.http_processes)
     ends = {"exit_codes": dict(keeper.codes), "last_words": keeper.last_words}
     print(json.dumps({**report.summary(), **ends}, indent=2))
     slow = max((max(times) for times in report.recoveries.values()), default=0.0)

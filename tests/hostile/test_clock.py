@@ -1,8 +1,8 @@
 """The time of day jumps, forwards and back, while requests are under way.
 
 The server's processes, those that speak HTTP and those that decode included, have a `time.time`
-that a file shifts. (libfaketime, which shifts the clock of the C library too, hangs now and then
-before Python has begun.)
+that a file shifts. C code that reads the clock by itself is not shifted. (libfaketime would shift
+it, but processes under it did not always get as far as Python here; why was not looked into.)
 """
 
 from __future__ import annotations
