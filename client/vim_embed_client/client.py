@@ -174,7 +174,10 @@ class Client(BaseClient):
         """Embed encoded images: paths, bytes or Pillow images, one or many; one row each.
 
         Files and bytes are sent as they are (PNG, JPEG, WebP, TIFF, ...); the service decodes,
-        resizes and normalises them. For the rest see `embed`.
+        resizes and normalises them. FITS files too, where the service has astropy: `bands`, `hdu`,
+        `stretch`, `limits` and so on say how their fluxes become pixels (`FluxOptions`), as in
+        `embed_images("m51.fits", bands=(3, 1, 0), limits=(0, 2), stretch="asinh")`. For the rest
+        see `embed`.
         """
         plan = plan_images(images, self._options, **options)
         return self._run(plan, on_progress).embeddings()

@@ -29,8 +29,29 @@ GRANULARITIES = ("blocks", "residual", "leaves", "all")
 Timeout = float | httpx.Timeout | None
 
 
-class ImageOptions(TypedDict, total=False):
-    """How `embed_images` embeds; `Client.embed` says what each option means."""
+class FluxOptions(TypedDict, total=False):
+    """How FITS files become pixels: the options of `vim-embed embed`, by their names.
+
+    Each may be the text that the command takes, such as `"3,1,0"` or `"0:22mag"`, or a number, a
+    tuple of them, or for `limits` one pair or a tuple of pairs.
+    """
+
+    survey: str
+    bands: str | Sequence[int | str]
+    hdu: str | int | Sequence[int | str]
+    stretch: str
+    softening: float
+    percentiles: str | Sequence[float]
+    limits: str | Sequence[Any]
+    zero_point: float
+    per_band: bool
+    blank: str | float
+    crop: int
+    flip: bool
+
+
+class CommonOptions(TypedDict, total=False):
+    """What images and arrays have in common; `Client.embed` says what each option means."""
 
     model: str | None
     pooling: str
@@ -40,10 +61,17 @@ class ImageOptions(TypedDict, total=False):
     std: Sequence[float] | None
 
 
-class EmbedOptions(ImageOptions, total=False):
+class ImageOptions(CommonOptions, FluxOptions, total=False):
+    """How `embed_images` embeds; `Client.embed` says what each option means."""
+
+
+class EmbedOptions(CommonOptions, total=False):
     """How `embed` and `embed_layers` embed; `Client.embed` says what each option means."""
 
     wire: str
+
+
+FLUX_OPTIONS = tuple(FluxOptions.__annotations__)
 
 
 class OptionChanges(TypedDict, total=False):

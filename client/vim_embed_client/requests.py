@@ -23,7 +23,7 @@ from vim_embed_client import formats, pixels
 from vim_embed_client.compression import CompressedBody, Compression
 from vim_embed_client.errors import BadAnswerError, InputError
 from vim_embed_client.formats import Array
-from vim_embed_client.options import ImageOptions, Options
+from vim_embed_client.options import FLUX_OPTIONS, CommonOptions, ImageOptions, Options
 from vim_embed_client.results import Provenance
 
 MAX_CHUNK_BYTES = 64 << 20
@@ -141,6 +141,23 @@ def embed_params(
     return {name: value for name, value in given.items() if value is not None}
 
 
+def flux_params(given: Mapping[str, Any]) -> Params:
+    """Query parameters of FITS files, as the command line spells them. None leaves one out."""
+    return {name: _spelt(name, value) for name, value in given.items() if value is not None}
+
+
+def _spelt(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return str(value)
+    values = list(value)
+    if name == "limits":
+        pairs = values if all(isinstance(one, (tuple, list)) for one in values) else [values]
+        return ",".join(":".join(map(str, pair)) for pair in pairs)
+    return ",".join(map(str, values))
+
+
 def _per_band(name: str, values: Sequence[float] | None, channels: int) -> str | None:
     if values is None:
         return None
@@ -160,7 +177,7 @@ def plan_pixels(
     layers: str | None,
     channels: int = 3,
     wire: str = "auto",
-    **embed: Unpack[ImageOptions],
+    **embed: Unpack[CommonOptions],
 ) -> ChunkPlan:
     """Check pixels and cut them into chunks that share their memory.
 
@@ -193,7 +210,9 @@ def plan_images(
 
     layers: a granularity.
     """
-    params = embed_params(layers=layers, **embed)
+    given: dict[str, Any] = dict(embed)
+    params = flux_params({name: given.pop(name) for name in FLUX_OPTIONS if name in given})
+    params = embed_params(layers=layers, **given) | params
     accept = formats.SAFETENSORS if layers else formats.NPY
     listed = pixels.as_images(images)
     sizes = [pixels.image_bytes(image) for image in listed]

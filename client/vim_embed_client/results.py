@@ -24,7 +24,8 @@ class Provenance:
     std. dtype: of the computation, not of the answer. random_weights: the numbers mean nothing.
     exact_rows: rows of every batch at the native size, in exact mode. version: the service's.
     grid: with the pooling `tokens`, rows and columns of the patches, as "14,14". certificate: what
-    the model's certificate of precision says of this pooling, if the service has one.
+    the model's certificate of precision says of this pooling, if the service has one. fits: the
+    options with which FITS files were read, as in a query.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Provenance:
     version: str = ""
     grid: str = ""
     certificate: str = ""
+    fits: str = ""
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Self:

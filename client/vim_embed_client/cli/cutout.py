@@ -42,7 +42,7 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     with their WCS, or fluxes as the column `image` of a Parquet file or the data set `images` of
     an HDF5 file. All planes of a cube are kept. Blank pixels are NaN.
     """
-    sky, catalogues = sky_options(given)
+    sky, _, catalogues = sky_options(given)
     if sky is None:
         raise click.UsageError("give the positions with --catalogue")
     rest = {name: given[name] for name in ("id_column", "keep", "hdus", "join_bands")}

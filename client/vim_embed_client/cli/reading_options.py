@@ -36,7 +36,7 @@ _STRETCH = (
 )
 _REST = (
     "column", "id_column", "config", "shape", "resize", "stack", "crop", "flip", "join_bands",
-    "hdus", "keep",
+    "hdus", "keep", "id_header",
 )  # fmt: skip
 
 
@@ -69,6 +69,10 @@ ID_COLUMN = click.option(
     "--id-column", metavar="NAME",
     help="Column of a table or data set whose values are the ids of rows.",
 )  # fmt: skip
+ID_HEADER = click.option(
+    "--id-header", metavar="KEY",
+    help="Of FITS images: the key of the header whose value is the id, such as OBJECT.",
+)  # fmt: skip
 HDU = click.option(
     "--hdu", "hdus", metavar="NAME,…", callback=_parsed(texts.hdus),
     help="HDU of FITS files by number or name (SCI:2 with its EXTVER), three that are red, "
@@ -87,6 +91,7 @@ _SOURCES = (
         "extension (`jpg`, `left.png`) in webdataset shards.",
     ),
     ID_COLUMN,
+    ID_HEADER,
     click.option(
         "--config", metavar="NAME", help="Of a data set that has several configurations."
     ),
@@ -160,7 +165,7 @@ _FLUXES = (
 )  # fmt: skip
 _GROUPS = {
     "What is read": _SOURCES,
-    "Cut-outs of a mosaic": SKY,
+    "Cut-outs of a mosaic, and masks": SKY,
     "How fluxes become pixels": _FLUXES,
 }
 
@@ -198,8 +203,9 @@ def reading_options(command: F) -> F:
             stretch = survey_stretch(survey, **chosen)
         except UnusableOptions as error:
             raise click.UsageError(error.message) from None
-        sky, given["paths"] = sky_options(given)
-        return command(read_options=ReadOptions(stretch=stretch, sky=sky, **rest), **given)
+        sky, masks, given["paths"] = sky_options(given)
+        options = ReadOptions(stretch=stretch, sky=sky, masks=masks, **rest)
+        return command(read_options=options, **given)
 
     for title, options in reversed(_GROUPS.items()):
         grouped(title, *options)(read)

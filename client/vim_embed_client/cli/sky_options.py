@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from vim_embed_client.bulk.row_columns import check_names
-from vim_embed_client.bulk.sources.options import SkyOptions
+from vim_embed_client.bulk.sources.options import MaskOptions, SkyOptions
 from vim_embed_client.cli.angles import angle
 from vim_embed_client.errors import ConfigurationError
 
@@ -16,6 +16,7 @@ _NAMES = (
     "catalogue", "size", "scale", "north_up", "max_blank", "position", "mask", "weight",
     "mask_flags",
 )  # fmt: skip
+_OF_ANY = ("max_blank", "mask", "weight", "mask_flags")
 _SHARE = click.FloatRange(0, 1)
 
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
@@ -62,8 +63,8 @@ def _flags(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 SKY = (
     click.option(
         "--catalogue", "--catalog", "catalogue", metavar="FILE", multiple=True,
-        help="Cut out the positions of this table (FITS, ECSV, VOTable, CSV or Parquet); PATHS "
-        "are the FITS files of a mosaic then. May be repeated.",
+        help="Cut out the positions of this table (FITS, ECSV, VOTable, CSV, Parquet, or a folder "
+        "of HATS); PATHS are the FITS files of a mosaic then. May be repeated.",
     ),
     click.option(
         "--size", metavar="ANGLE", callback=angle,
@@ -84,13 +85,15 @@ SKY = (
     ),
     click.option(
         "--position", metavar="RA,DEC", callback=column_names(2),
-        help="The catalogue's columns of right ascension and declination.  [default: by their "
-        "usual names]",
+        help="The catalogue's columns of right ascension and declination, with their units if "
+        "the file does not tell them, as in 'ra[hourangle],dec[deg]'.  [default: by their usual "
+        "names]",
     ),
     click.option(
         "--mask", metavar="HDU|FILES",
-        help="Data quality: an HDU of each image's file (DQ), or FITS files with the same pixels. "
-        "What is not 0 is masked.",
+        help="Data quality: an HDU of each image's file (DQ), or FITS files with the same pixels; "
+        "without --catalogue, a file for each image, whose name stands for *, as in "
+        "'*_mask.fits'. What is not 0 is masked.",
     ),
     click.option(
         "--mask-flags", metavar="FLAG,…", callback=_flags,
@@ -107,20 +110,30 @@ KEEP = click.option(
 )  # fmt: skip
 
 
-def sky_options(given: dict[str, Any]) -> tuple[SkyOptions | None, tuple[str, ...]]:
-    """Take the options out of `given`: cut-outs, if there is a catalogue, and the sources.
+class WhatIsCut(NamedTuple):
+    """Cut-outs, if there is a catalogue; masks of other images; and the sources."""
 
-    Raises UsageError where one needs another.
-    """
+    sky: SkyOptions | None
+    masks: MaskOptions | None
+    sources: tuple[str, ...]
+
+
+def sky_options(given: dict[str, Any]) -> WhatIsCut:
+    """Take the options out of `given`. Raises UsageError where one needs another."""
     told = {name: given.pop(name) for name in _NAMES}
     catalogues = told.pop("catalogue")
     paths = given["paths"]
     set_ = {name: value for name, value in told.items() if value is not None and value is not False}
-    if not catalogues:
-        if set_:
-            flag = "--" + next(iter(set_)).replace("_", "-")
-            raise click.UsageError(f"{flag} is for cut-outs: give the positions with --catalogue")
-        return None, paths
-    if "size" not in set_:
-        raise click.UsageError("--catalogue needs the size of the cut-outs, as in --size 6arcsec")
-    return SkyOptions(images=tuple(paths), **set_), catalogues
+    if catalogues:
+        if "size" not in set_:
+            raise click.UsageError(
+                "--catalogue needs the size of the cut-outs, as in --size 6arcsec"
+            )
+        return WhatIsCut(SkyOptions(images=tuple(paths), **set_), None, catalogues)
+    if of_mosaics := [name for name in set_ if name not in _OF_ANY]:
+        flag = "--" + of_mosaics[0].replace("_", "-")
+        raise click.UsageError(f"{flag} is for cut-outs: give the positions with --catalogue")
+    if set_ and not {"mask", "weight"} & set_.keys():
+        flag = "--" + next(iter(set_)).replace("_", "-")
+        raise click.UsageError(f"{flag} needs --mask or --weight, or a --catalogue")
+    return WhatIsCut(None, MaskOptions(**set_) if set_ else None, paths)

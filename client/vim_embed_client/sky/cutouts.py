@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -101,8 +101,8 @@ def _pieces(
     while left and bad.any():
         first = left.pop(0)
         pixels = PixelMap(grid, first)
-        x, y = pixels(*offsets(grid.side))
-        wanted = _window(x, y, pad=_PAD + math.ceil(math.sqrt(pixels.area)))
+        seen = _corners(grid.side) if pixels.shift else offsets(grid.side)
+        wanted = _window(*pixels(*seen), pad=_PAD + math.ceil(math.sqrt(pixels.area)))
         parts = [_Part(first, 0, 0)]
         if not wanted.within(first.shape):  # others of the same pixels go on where it ends
             parts += [
@@ -117,7 +117,7 @@ def _pieces(
             use = bad.copy()
             off[:] = False
         else:
-            use = bad & _good(x, y, state, window, off)
+            use = bad & _good(*pixels(*offsets(grid.side)), state, window, off)
         if use.any():
             scale = 1.0 if first.per_solid_angle else pixels.area
             pieces.append(_Piece(fluxes, state != _GOOD, pixels, window, scale, use))
@@ -189,6 +189,13 @@ def _nearest(coordinates: Array, first: int, last: int) -> Array:
     return found
 
 
+@cache
+def _corners(side: int) -> tuple[Array, Array]:
+    """Offsets of the first and of the last pixel, between which all others of a shift lie."""
+    ends = np.array([0.5 - side / 2, side / 2 - 0.5])
+    return ends, ends
+
+
 def _window(x: Array, y: Array, *, pad: int) -> Window:
     """What holds all coordinates that are numbers, with `pad` pixels about it."""
     ends: list[int] = []
@@ -229,31 +236,37 @@ def _sampled(piece: _Piece, side: int) -> Array:
 
 
 def _shifted(fluxes: Array, piece: _Piece, side: int) -> Array:
-    """The same by a whole and a part of a pixel, along one axis and then the other.
+    """The same by a whole and a part of a pixel: a matrix along one axis, and one along the other.
 
-    The weights of a spline's coefficients are the same for every pixel then, which takes a third
-    of the time.
+    The weights are the same for every row and every column then, which takes a tenth of the time.
     """
-    from scipy import ndimage
-
     first: Array = np.full(1, -(side - 1) / 2)
     x, y = (float(one[0]) for one in piece.pixels(first, first))
-    coefficients: Array = ndimage.spline_filter(fluxes, order=3)
-    along = _weighted(coefficients, y - piece.window.bottom, side, axis=0)
-    return _weighted(along, x - piece.window.left, side, axis=1).astype(fluxes.dtype)
+    height, width = fluxes.shape
+    up = _spline_at(y - piece.window.bottom, side, height)
+    across = _spline_at(x - piece.window.left, side, width)
+    return (up @ fluxes.astype(np.float64) @ across.T).astype(fluxes.dtype)
 
 
-def _weighted(coefficients: Array, first: float, side: int, *, axis: int) -> Array:
-    """A cubic spline at `side` places along an axis, a pixel apart from `first` on."""
+def _spline_at(first: float, side: int, length: int) -> Array:
+    """(side, length): from `length` values to their cubic spline, from `first` on, one apart."""
     whole = math.floor(first)
     neighbours = np.arange(-1, 3)
     weights = _basis()(first - whole - neighbours)
-    places = whole + np.arange(side)
+    coefficients, places = _spline_coefficients(length), whole + np.arange(side)
     parts = (
-        weight * coefficients.take(places + step, axis, mode="clip")
+        weight * coefficients.take(places + step, 0, mode="clip")
         for step, weight in zip(neighbours, weights, strict=True)
     )
-    found: Array = sum(parts, start=np.zeros(1))
+    return np.asarray(sum(parts))
+
+
+@lru_cache(maxsize=64)
+def _spline_coefficients(length: int) -> Array:
+    """(length, length): from values to the coefficients of their cubic spline."""
+    from scipy import ndimage
+
+    found: Array = ndimage.spline_filter1d(np.eye(length), order=3, axis=0)
     return found
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,15 +22,27 @@ _NAMES = (
     ("i_ra", "i_dec"), ("right_ascension", "declination"), ("sky_coord.ra", "sky_coord.dec"),
 )  # fmt: skip
 _IN_HOURS = (":", " ", "h")
+_HOURS = ("h", "hr", "hour", "hours", "hourangle")
 
 
-def position_columns(table: Table, given: tuple[str, str] | None = None) -> tuple[str, str]:
-    """The names of the columns with right ascension and declination.
+class PositionColumn(NamedTuple):
+    """A column of angles. unit: as the user gave it, else as the file has it."""
 
-    given: the names, where the user gave them. Raises ConfigurationError where there are none.
+    name: str
+    unit: str
+
+
+def position_columns(
+    table: Table, given: tuple[str, str] | None = None
+) -> tuple[PositionColumn, PositionColumn]:
+    """The columns with right ascension and declination.
+
+    given: the names, where the user gave them; a unit may follow in brackets, as in
+    `ra[hourangle]`. Raises ConfigurationError where there are none.
     """
-    for names in (given,) if given else _NAMES:
-        own = [table.find(name) for name in names]
+    known = (table.positions, *_NAMES) if table.positions else _NAMES
+    for names in (given,) if given else known:
+        own = [_column(table, name) for name in names]
         if own[0] is not None and own[1] is not None:
             return own[0], own[1]
     wanted = f"columns {given[0]!r} and {given[1]!r}" if given else "positions that are known"
@@ -40,32 +52,54 @@ def position_columns(table: Table, given: tuple[str, str] | None = None) -> tupl
     )
 
 
+def _column(table: Table, name: str) -> PositionColumn | None:
+    own = table.find(name)
+    if own is not None:
+        return PositionColumn(own, table.unit(own))
+    head, bracket, unit = name.rstrip("]").partition("[")
+    own = table.find(head) if bracket else None
+    return None if own is None else PositionColumn(own, unit)
+
+
 def read_positions(table: Table, given: tuple[str, str] | None = None) -> tuple[Array, Array]:
     """(n,) right ascension and declination in degrees, ICRS; NaN where a row has no position.
 
     Numbers are in the unit that the column has, else in degrees; texts such as `10:00:28.6` and
     `+02d12m21s` are hours and degrees. Raises ConfigurationError, InputError.
     """
-    names = position_columns(table, given)
     ra, dec = (
-        _degrees(table[name], table.unit(name), table, name, hours=place == 0)
-        for place, name in enumerate(names)
+        _degrees(table[column.name], column, table, hours=place == 0)
+        for place, column in enumerate(position_columns(table, given))
     )
     good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90) & (ra >= -180) & (ra <= 360)
     return np.where(good, ra % 360, np.nan), np.where(good, dec, np.nan)
 
 
-def _degrees(values: Sequence[Any], unit: str, table: Table, name: str, *, hours: bool) -> Array:
+def in_other_units(ra: Array, dec: Array) -> Iterator[tuple[str, Array, Array]]:
+    """What positions would be whose unit is not told and not degrees: the unit, and degrees."""
+    if np.nanmax(ra, initial=0) <= 24:
+        yield "hourangle", ra * 15, dec
+    if np.nanmax(ra, initial=0) <= 2 * np.pi and np.nanmax(np.abs(dec), initial=0) <= np.pi / 2:
+        yield "rad", np.degrees(ra), np.degrees(dec)
+
+
+def _degrees(values: Sequence[Any], column: PositionColumn, table: Table, *, hours: bool) -> Array:
+    name, unit = column
     numbers = _numbers(values)
     if numbers is None:
         return _sexagesimal(values, table, name, hours=hours)
     if not unit:
         return numbers
     units: Any = astropy("units")
+    if hours and unit.lower() in _HOURS:
+        unit = "hourangle"
     try:
         factor = float(units.Unit(unit).to("deg"))
     except (ValueError, TypeError, units.UnitsError):
-        raise InputError(f"{table.path}: the unit {unit!r} of {name!r} is no angle") from None
+        raise InputError(
+            f"{table.path}: the unit {unit!r} of {name!r} is no angle: say which it is with "
+            f"--position, as in {name}[deg]"
+        ) from None
     return numbers * factor
 
 

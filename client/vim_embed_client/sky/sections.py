@@ -69,15 +69,14 @@ class Sections:
         return self._scaled(self._raw(self._file, window))
 
     def _raw(self, file: int, window: Window) -> Array:
-        found = np.empty(window.shape, self._dtype)
-        width = window.shape[1] * self._dtype.itemsize
-        lines: Any = found.data.cast("B")
-        for row in range(window.shape[0]):
-            pixel = (window.bottom + row) * self.shape[1] + window.left
-            into = lines[row * width : (row + 1) * width]
-            if os.preadv(file, [into], self._offset + pixel * self._dtype.itemsize) != width:
-                raise InputError("it ends in the middle of its image: was it cut short?")
-        return found
+        (rows, columns), bytes_each = window.shape, self._dtype.itemsize
+        line = self.shape[1] * bytes_each
+        first = self._offset + window.bottom * line + window.left * bytes_each
+        starts = range(first, first + rows * line, line)
+        lines = b"".join([os.pread(file, columns * bytes_each, at) for at in starts])
+        if len(lines) != rows * columns * bytes_each:
+            raise InputError("it ends in the middle of its image: was it cut short?")
+        return np.frombuffer(lines, self._dtype).reshape(window.shape)
 
     def _scaled(self, raw: Array) -> Array:
         if self._blank is None and (self._scale, self._zero) == (1.0, 0.0):

@@ -1,8 +1,9 @@
-"""Reads columns of catalogues: CSV, Parquet, and by astropy FITS, ECSV and VOTable."""
+"""Reads columns of catalogues: CSV, Parquet, HATS, and by astropy FITS, ECSV and VOTable."""
 
 from __future__ import annotations
 
 import csv
+import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.sky.hats import hats_columns, is_hats
 
 _FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.bz2")
 _VOTABLE = (".vot", ".votable", ".xml", ".vot.gz")
@@ -32,11 +34,14 @@ class TableName(NamedTuple):
 
 
 def split_table_name(argument: str) -> TableName | None:
-    """`cat.fits[2]:z` as (cat.fits, 2, z); None where no table is named."""
+    """`cat.fits[2]:z` as (cat.fits, 2, z); None where no table is named.
+
+    The folder of a HATS catalogue is a table too.
+    """
     for head, column in ((argument, ""), argument.rpartition(":")[::2]):
         found = _PART.search(head)
         path = head[: found.start()] if found else head
-        if path.lower().endswith(ENDINGS):
+        if path.lower().endswith(ENDINGS) or is_hats(path):
             return TableName(Path(path), found[1] if found else "", column)
     return None
 
@@ -44,11 +49,17 @@ def split_table_name(argument: str) -> TableName | None:
 class Table:
     """A table's columns by name, or by a name that differs in case only.
 
-    columns: name -> its values (what is missing is None or empty), and their unit.
+    columns: name -> its values (what is missing is None or empty), and their unit. positions: the
+    names of right ascension and declination, where the file tells them.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, _Column]) -> None:
-        self.path, self._columns = path, columns
+    def __init__(
+        self,
+        path: Path,
+        columns: Mapping[str, _Column],
+        positions: tuple[str, str] | None = None,
+    ) -> None:
+        self.path, self._columns, self.positions = path, columns, positions
 
     @classmethod
     def of(cls, path: Path, columns: Mapping[str, list[Any]]) -> Table:
@@ -72,9 +83,12 @@ class Table:
     def typed(self, name: str) -> list[Any]:
         """A column as whole numbers, numbers, bools or texts; None where there is none.
 
-        Texts that are all numbers, as in a CSV file, are numbers. Raises as `[name]`.
+        Texts that are all numbers, as in a CSV file, are numbers. Raises as `[name]`, and
+        InputError for a column of several values a row.
         """
         values = [None if _is_missing(value) else value for value in self[name]]
+        if any(isinstance(value, (list, dict, tuple)) for value in values):
+            raise InputError(f"{self.path}: the column {name!r} has several values a row")
         if any(isinstance(value, str) for value in values):
             return _numbers(values) or [None if v is None else str(v) for v in values]
         return [v if v is None or isinstance(v, (bool, int, float)) else str(v) for v in values]
@@ -98,11 +112,15 @@ def read_table(path: Path, part: str = "", column: str = "") -> Table:
     if not path.exists():
         raise ConfigurationError(f"{path} is not there")
     lower = path.name.lower()
+    if path.is_dir() and not is_hats(path):
+        raise ConfigurationError(f"{path} is a folder, and no HATS catalogue")
     if part and not lower.endswith((*_FITS, *_VOTABLE)):
         raise ConfigurationError(f"{path} is one table: leave out [{part}]")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # astropy's, on units and details of the standards
+            if path.is_dir():
+                return _hats(path)
             if lower.endswith(_TEXT):
                 return Table(path, _csv(path))
             if lower.endswith(_PARQUET):
@@ -129,18 +147,40 @@ _Columns = dict[str, _Column]
 
 def _csv(path: Path) -> _Columns:
     """Separated by commas, semicolons or tabs; lines with # at the top are remarks."""
-    lines = path.read_text("utf-8-sig").splitlines()
-    while lines and lines[0].startswith("#"):
-        del lines[0]
-    if not lines:
+    text = path.read_text("utf-8-sig")
+    while text.startswith("#"):
+        text = text.partition("\n")[2]
+    if not text.strip():
         raise InputError(f"{path} is empty")
-    separator = max(",;\t", key=lines[0].count)
-    header, *rows = (row for row in csv.reader(lines, delimiter=separator) if row)
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    header, *rows = (row for row in lines if any(row))
+    names = [name.strip() for name in header]
+    for number, row in enumerate(rows, 1):
+        if any(row[len(names) :]):
+            raise InputError(
+                f"{path}: row {number} has {len(row)} values, and the first line {len(names)} "
+                f"names: quote texts that hold a {separator!r}"
+            )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path} has several columns {twice[0]!r}: name them apart")
 
     def reader(place: int) -> Callable[[], list[Any]]:
         return lambda: [row[place].strip() if place < len(row) else "" for row in rows]
 
-    return {name.strip(): _Column(reader(place)) for place, name in enumerate(header)}
+    return {name: _Column(reader(place)) for place, name in enumerate(names)}
+
+
+def _hats(path: Path) -> Table:
+    readers, positions = hats_columns(path)
+    columns = {name: _Column(_with_text(read)) for name, read in readers.items()}
+    return Table(path, columns, positions)
+
+
+def _with_text(read: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
+    return lambda: [
+        one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in read()
+    ]
 
 
 def _parquet(path: Path) -> _Columns:
@@ -153,7 +193,7 @@ def _parquet(path: Path) -> _Columns:
     file = parquet.ParquetFile(path)
 
     def reader(name: str) -> Callable[[], list[Any]]:
-        return lambda: list(file.read([name])[name].to_pylist())
+        return _with_text(lambda: list(file.read([name])[name].to_pylist()))
 
     return {name: _Column(reader(name)) for name in file.schema_arrow.names}
 
@@ -205,10 +245,22 @@ def _astropy() -> _Astropy:
 
 
 def _astropy_columns(table: Any) -> _Columns:
-    def reader(name: str) -> Callable[[], list[Any]]:
-        return lambda: _values(table[name], name)
+    """Its columns; one of coordinates becomes two, `NAME.ra` and `NAME.dec`, in degrees."""
 
-    return {name: _Column(reader(name), str(table[name].unit or "")) for name in table.colnames}
+    def reader(column: Any, name: str) -> Callable[[], list[Any]]:
+        return lambda: _values(column, name)
+
+    found: _Columns = {}
+    for name in table.colnames:
+        column = table[name]
+        if hasattr(column, "icrs"):
+            sky = column.icrs
+            for part, angle in (("ra", sky.ra), ("dec", sky.dec)):
+                found[f"{name}.{part}"] = _Column(reader(angle.to("deg"), name), "deg")
+        else:
+            unit = getattr(column, "unit", None)
+            found[name] = _Column(reader(column, name), str(unit or ""))
+    return found
 
 
 def _values(column: Any, name: str) -> list[Any]:

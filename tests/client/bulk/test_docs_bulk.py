@@ -92,6 +92,11 @@ def place(tmp_path: Path, service_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     Path("decam").mkdir()
     for band in "grz":
         fits.PrimaryHDU(galaxy(1)[0]).writeto(f"decam/ngc1-{band}.fits")
+    Path("stamps").mkdir()
+    flags = np.zeros(galaxy(1)[0].shape, np.int16)
+    stamp = fits.PrimaryHDU(galaxy(1)[0], fits.Header([("OBJECT", "NGC 1")]))
+    fits.HDUList([stamp, fits.ImageHDU(flags, name="DQ")]).writeto("stamps/ngc1.fits")
+    fits.PrimaryHDU(flags).writeto("stamps/ngc1_mask.fits")
     np.save("fluxes.npy", np.stack([galaxy(5, seed=seed) for seed in range(2)]))
     np.save("stamps.npy", galaxy(4))
     _images_in_tables(pixels)

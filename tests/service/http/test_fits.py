@@ -24,6 +24,7 @@ from vim_embed.http.formats.fits import check_headers
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client.cli.main import run
+from vim_embed_client.client import Client
 
 SIZE = 16
 MOST_PIXELS = 40_000
@@ -296,3 +297,30 @@ def test_what_follows_the_last_hdu_is_not_read() -> None:
     assert check_headers(whole) == check_headers(whole + b"junk" * 999) == len(whole)
     for data in (GREY, CUBE, SEVERAL, COMPRESSED, scaled()):
         assert check_headers(data) == len(data)
+
+
+@pytest.mark.parametrize(
+    ("given", "query"),
+    [
+        ({"bands": (3, 1, 0), "limits": (-0.1, 2), "stretch": "asinh"},
+         "bands=3,1,0&stretch=asinh&limits=-0.1:2"),
+        ({"bands": "z,r,g", "limits": ((0, 1), (0, 2), (0, 3)), "flip": True},
+         "bands=z,r,g&limits=0:1,0:2,0:3&flip=true"),
+        ({"bands": [2], "percentiles": (1, 99.5), "blank": "sky", "crop": 20},
+         "bands=2&percentiles=1,99.5&blank=sky&crop=20"),
+    ],
+)  # fmt: skip
+def test_the_client_takes_the_options_and_the_answer_records_them(
+    url: str, engine: Recording, given: dict[str, Any], query: str
+) -> None:
+    file = primary(sky(4), BANDS="grzy" if "z,r,g" not in str(given) else "griz")
+    answer = httpx.post(f"{url}/embed?{query}", content=file, headers=FITS).raise_for_status()
+    by_query = engine.rows.pop()
+    with Client(url) as client:
+        found = client.embed_images(file, **given)
+    np.testing.assert_array_equal(engine.rows.pop(), by_query)
+    np.testing.assert_array_equal(found.embeddings, from_npy(answer.content))
+    assert found.provenance.fits == answer.headers["X-Vim-Embed-Fits"] == query
+    assert "X-Vim-Embed-Fits" not in httpx.post(
+        f"{url}/embed", content=primary(sky(1)[0]), headers=FITS
+    ).headers  # fmt: skip

@@ -30,7 +30,8 @@ from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.cutouts import Cutout, cut
 from vim_embed_client.sky.grids import AlongTile, Grid, NorthUp
-from vim_embed_client.sky.positions import read_positions
+from vim_embed_client.sky.hats import hats_files, is_hats
+from vim_embed_client.sky.positions import in_other_units, position_columns, read_positions
 from vim_embed_client.sky.tables import ENDINGS, Table, read_table, split_table_name
 from vim_embed_client.sky.tiles import Tile
 from vim_embed_pixels.stretch import Stretch
@@ -74,7 +75,8 @@ class CatalogueReader(FileReader):
         named = split_table_name(source)
         if named is None or named.column:
             raise ConfigurationError(
-                f"{source} is no catalogue: it should end in {', '.join(ENDINGS)}"
+                f"{source} is no catalogue: it should end in {', '.join(ENDINGS)}, or be the "
+                "folder of a HATS catalogue"
             )
         super().__init__(Content(source, path=str(named.path)))
         assert options.sky is not None
@@ -83,6 +85,8 @@ class CatalogueReader(FileReader):
 
     def stamp(self) -> str:
         files = [*mosaic_files(self._sky.images), *mask_files(self._sky)]
+        if is_hats(self._table_name.path):
+            files += hats_files(str(self._table_name.path))
         told = (os.stat(path) for path in files)
         stamps = [f"{p}\0{s.st_size}\0{s.st_mtime_ns}" for p, s in zip(files, told, strict=True)]
         return "\0".join([super().stamp(), *stamps])
@@ -119,13 +123,29 @@ class CatalogueReader(FileReader):
         """The cut-outs from a row of the catalogue on. Raises InputError, ConfigurationError."""
         with quiet():
             mosaics = Mosaics(self._options, whole=self._whole)
-            nearby = _Nearby.of(mosaics, *self._positions, reach=self._size * math.sqrt(0.5))
+            nearby = self._near(mosaics, *self._positions)
         ids = self._ids()
         try:
+            if not len(nearby.places):
+                self._check_units(mosaics)
             for row in range(start, self.count()):
                 yield self._row(row, ids[row], mosaics, nearby)
         finally:
             mosaics.close()
+
+    def _near(self, mosaics: Mosaics, ra: Array, dec: Array) -> _Nearby:
+        return _Nearby.of(mosaics, ra, dec, reach=self._size * math.sqrt(0.5))
+
+    def _check_units(self, mosaics: Mosaics) -> None:
+        """Raise InputError where positions in another unit would be on the mosaic."""
+        for unit, ra, dec in in_other_units(*self._positions):
+            if len(self._near(mosaics, ra, dec).places):
+                angle = "deg" if unit == "hourangle" else unit
+                names = [one.name for one in position_columns(self._table, self._sky.position)]
+                raise InputError(
+                    f"no mosaic covers any of its positions, but some if they are in {unit}: say "
+                    f"so with --position '{names[0]}[{unit}],{names[1]}[{angle}]'"
+                )
 
     def _row(
         self, row: int, row_id: str | Skipped, mosaics: Mosaics, nearby: _Nearby

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.cutout_masks import CutoutMasks, mask_path, masked_item
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Layout, flux_item, layout_of
-from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
+from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, MASK_OPTIONS, ReadOptions
 from vim_embed_client.bulk.sources.reader import (
     Description,
     Entry,
@@ -47,16 +48,24 @@ class FitsReader(FileReader):
 
     def __init__(self, content: Content, options: ReadOptions) -> None:
         super().__init__(content)
-        self._options = options
+        self._options = options.filled()
+
+    def stamp(self) -> str:
+        masks, image = self._options.masks, self.content.path or self.name
+        given = (masks.mask, masks.weight) if masks else ()
+        paths = [path for one in given if one and (path := mask_path(one, image))]
+        stamps = [FileReader(Content(path, path=path)).stamp() for path in paths]
+        return "\0".join([super().stamp(), *stamps])
 
     def describe(self) -> Description:
         with self._open() as file:
             hdus, _ = fits.sound_hdus(file)
             listed = fits.image_hdus(hdus)
             chosen = self._chosen(hdus, listed) if listed else []
-            effective = frozenset({"--hdu", "--flip", "--crop"}).union(
-                *map(self._effective, chosen)
-            )
+            always = frozenset({"--hdu", "--flip", "--crop", "--id-header"}) | MASK_OPTIONS
+            if self._options.masks is not None and self._options.masks.mask is None:
+                always -= {"--mask-flags"}
+            effective = always.union(*map(self._effective, chosen))
             return Description(
                 images=tuple(_described(one, self._note(one, chosen)) for one in listed),
                 upwards=not chosen or fits.upwards(chosen[0].hdu),
@@ -99,12 +108,19 @@ class FitsReader(FileReader):
         if not listed and damage:
             return parts
         chosen = self._chosen(hdus, listed)
-        rows = [self._part(one) for one in chosen] if self._apart else [self._joined(chosen)]
+        masks = self._masks(hdus, listed)
+        if self._apart:
+            rows = [self._part(one, file, masks) for one in chosen]
+        else:
+            rows = [_Part(1, lambda start: iter([self._of_bands(chosen, file, masks)]))]
         notes = [(one, self._note(one, chosen)) for one in listed]
         return rows + [self._passed(note, f"[{one.label}]") for one, note in notes if note] + parts
 
-    def _joined(self, chosen: Sequence[fits.Hdu]) -> _Part:
-        return _Part(1, lambda start: iter([self._of_bands(chosen)]))
+    def _masks(self, hdus: Sequence[Any], listed: Sequence[fits.Hdu]) -> CutoutMasks | None:
+        if self._options.masks is None:
+            return None
+        path = self.content.path or self.name
+        return CutoutMasks(self._options.masks, path, hdus, listed)
 
     def _passed(self, note: str, label: str = "", *, fault: bool = False) -> _Part:
         entry = Skipped(id=f"{readable(self.name)}{label}", reason=note, fault=fault)
@@ -135,9 +151,10 @@ class FitsReader(FileReader):
         options = replace(self._options, stretch=stretch)
         return layout_of(one.shape, _FLOATS, options, always_fluxes=True, are_bands=are_bands)
 
-    def _part(self, one: fits.Hdu) -> _Part:
+    def _part(self, one: fits.Hdu, file: Any, masks: CutoutMasks | None) -> _Part:
         row_id = readable(f"{self.name}[{one.label}]" if self._all else self.name)
         try:
+            row_id = self._id(row_id, one, file)
             layout = self._layout(one)
         except InputError as error:
             if not self._all:
@@ -145,25 +162,50 @@ class FitsReader(FileReader):
             fault = Skipped(id=row_id, reason=error.message)
             return _Part(1, lambda start: iter([fault]))
         if layout.rows is None:
-            return _Part(1, lambda start: iter([self._row(one, row_id, ())]))
-        return _Part(layout.rows, partial(self._rows, one, row_id, layout.rows))
+            return _Part(1, lambda start: iter([self._row(one, row_id, (), masks)]))
+        return _Part(layout.rows, partial(self._rows, one, row_id, layout.rows, masks))
 
-    def _rows(self, one: fits.Hdu, row_id: str, rows: int, start: int) -> Iterator[Entry]:
+    def _id(self, row_id: str, one: fits.Hdu, file: Any) -> str:
+        """The id of an HDU: `row_id`, or what its header or the first one of the file says."""
+        key = self._options.id_header
+        if key is None:
+            return row_id
+        headers = [one.hdu.header] if self._all else [one.hdu.header, file[0].header]
+        found = next((text for h in headers if (text := str(h.get(key, "")).strip())), "")
+        if not found:
+            raise InputError(f"its header has no {key} (--id-header)")
+        return found
+
+    def _rows(
+        self, one: fits.Hdu, row_id: str, rows: int, masks: CutoutMasks | None, start: int
+    ) -> Iterator[Entry]:
         for row in range(start, rows):
-            yield self._row(one, f"{row_id}#{row}", (row,))
+            yield self._row(one, f"{row_id}#{row}", (row,), masks)
 
-    def _row(self, one: fits.Hdu, row_id: str, at: tuple[int, ...]) -> Entry:
+    def _row(
+        self, one: fits.Hdu, row_id: str, at: tuple[int, ...], masks: CutoutMasks | None
+    ) -> Entry:
         """The image, or what is at a place of its first axis."""
         flux, stretch = fits.planes_of(one, self._options.stretch, at)
+        if masks is not None:
+            flux = masks.blanked(one, flux, self._options.stretch, at)
         return self._item(row_id, flux, stretch, one.hdu)
 
-    def _of_bands(self, chosen: Sequence[fits.Hdu]) -> Entry:
+    def _of_bands(self, chosen: Sequence[fits.Hdu], file: Any, masks: CutoutMasks | None) -> Entry:
         flux, stretch = fits.joined_planes(chosen, self._options.stretch)
-        return self._item(readable(self.name), flux, stretch, chosen[0].hdu)
+        row_id = self._id(readable(self.name), chosen[0], file)
+        if masks is not None:
+            if len(flux) != len(chosen):
+                raise InputError("its HDUs are a band each: name those that are shown with --hdu")
+            pairs = zip(chosen, flux, strict=True)
+            flux = np.stack([masks.blanked(one, band, Stretch(), ()) for one, band in pairs])
+        return self._item(row_id, flux, stretch, chosen[0].hdu)
 
     def _item(self, row_id: str, flux: Array, stretch: Stretch, hdu: Any) -> Entry:
-        flip = fits.upwards(hdu) != self._options.flip
-        return flux_item(row_id, flux, stretch, crop=self._options.crop, flip=flip)
+        flip, crop = fits.upwards(hdu) != self._options.flip, self._options.crop
+        if self._options.masks is not None and self._options.join_bands is None:
+            return masked_item(row_id, flux, stretch, self._options.masks, crop=crop, flip=flip)
+        return flux_item(row_id, flux, stretch, crop=crop, flip=flip)
 
 
 def _described(one: fits.Hdu, note: str = "") -> Image:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from vim_embed_client.bulk.sources.cutout_masks import masked_item
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Shown, flux_item
 from vim_embed_client.bulk.sources.options import ReadOptions
@@ -27,7 +28,7 @@ class JoinedReader:
         self, name: str, paths: Mapping[str, str], options: ReadOptions, open_reader: OpenReader
     ) -> None:
         self.name = name
-        self._options = options
+        self._options = options.filled()
         self._wanted = options.join_bands or ()
         self._readers = {band: open_reader(path) for band, path in paths.items()}
 
@@ -48,7 +49,8 @@ class JoinedReader:
             there = ", ".join(self._readers)
             raise InputError(f"there is no file of band {', '.join(missing)}, only of {there}")
         notes: list[Skipped] = []
-        shown = [self._band(band, notes) for band in self._wanted]
+        items = [self._band(band, notes) for band in self._wanted]
+        shown = [one for _, one in items]
         if len({one.flux.shape for one in shown}) > 1:
             told = ", ".join(
                 f"{b} {s.flux.shape}" for b, s in zip(self._wanted, shown, strict=True)
@@ -64,20 +66,26 @@ class JoinedReader:
             )
         flux = np.stack([one.flux for one in shown])
         crop, flip = shown[0].crop, shown[0].flip
-        item = flux_item(readable(self.name), flux, stretch, crop=crop, flip=flip)
+        row_id, masks = readable(self.name), self._options.masks
+        row_id = items[0][0] if self._options.id_header else row_id
+        item: Entry = flux_item(row_id, flux, stretch, crop=crop, flip=flip)
+        if masks is not None:
+            item = masked_item(row_id, flux, stretch, masks, crop=crop, flip=flip)
         entries: Sequence[Entry] = [item, *notes]
         yield from entries[start:]
 
-    def _band(self, band: str, notes: list[Skipped]) -> Shown:
+    def _band(self, band: str, notes: list[Skipped]) -> tuple[str, Shown]:
+        """The id and fluxes of a band's file."""
         reader = self._readers[band]
         rows = []
         for entry in reader.read(0):
             if isinstance(entry, Item):
-                rows.append(entry.data)
+                rows.append((entry.id, entry.data))
             elif entry.fault:
                 raise InputError(f"{entry.id}: {entry.reason}")
             else:
                 notes.append(entry)
-        if len(rows) != 1 or not isinstance(rows[0], Shown) or rows[0].flux.ndim != 2:
+        row_id, found = rows[0] if len(rows) == 1 else ("", None)
+        if not isinstance(found, Shown) or found.flux.ndim != 2:
             raise InputError(f"{reader.name} is not one image of one band")
-        return rows[0]
+        return row_id, found

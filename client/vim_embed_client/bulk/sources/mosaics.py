@@ -13,12 +13,14 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.cutout_masks import beside as hdu_beside
+from vim_embed_client.bulk.sources.cutout_masks import flagged
 from vim_embed_client.bulk.sources.faults import named, quiet
 from vim_embed_client.bulk.sources.files import find_files
 from vim_embed_client.bulk.sources.names import band_in_name
@@ -39,24 +41,29 @@ Key = tuple[str, str, int | None]  # file, label of the HDU, plane of a cube
 
 @dataclass(frozen=True)
 class _Opened:
-    """An open file, its HDUs, and those of them that hold an image. number: its descriptor."""
+    """An open file, its HDUs, and those of them that hold an image. number: its descriptor.
+
+    planes: those that were read from, by HDU and number in a cube.
+    """
 
     file: Any
     number: int
     hdus: Sequence[Any]
     listed: Sequence[fits.Hdu]
+    planes: dict[tuple[str, int | None], Sections] = field(default_factory=dict)
 
     def hdu(self, label: str) -> Any:
         return next(one.hdu for one in self.listed if one.label == label)
 
     def sections(self, label: str, plane: int | None) -> Sections:
-        return Sections(self.hdu(label), plane, self.number)
+        if (label, plane) not in self.planes:
+            self.planes[label, plane] = Sections(self.hdu(label), plane, self.number)
+        return self.planes[label, plane]
 
     def called(self, name: str, *, beside: str) -> fits.Hdu:
         """The HDU of a name or number; of several of a name, that with the EXTVER of `beside`."""
-        several = sum(one.hdu.name.upper() == name.upper() for one in self.listed) > 1
-        wanted = f"{name}:{self.hdu(beside).ver}" if several else name
-        return fits.hdu_named(self.hdus, self.listed, int(name) if name.isdigit() else wanted)
+        own = next(one for one in self.listed if one.label == beside)
+        return hdu_beside(self.hdus, self.listed, name, own)
 
 
 class Mosaics:
@@ -101,7 +108,7 @@ class Mosaics:
             masked = ~np.isfinite(fluxes)
             flags, weights = self._masks.get(tile.number, ([], []))
             for key in flags:
-                masked |= _flagged(self._section(key, window), self._sky.mask_flags)
+                masked |= flagged(self._section(key, window), self._sky.mask_flags)
             for key in weights:
                 masked |= ~(self._section(key, window) > 0)
         return fluxes, masked
@@ -291,12 +298,6 @@ def _plain_file(path: str) -> Iterator[IO[bytes]]:
         unpacked.flush()
         with open(unpacked.name, "rb") as file:  # astropy wants one that is for reading alone
             yield file
-
-
-def _flagged(flags: Array, wanted: int | None) -> Array:
-    if wanted is None:
-        return np.asarray(flags != 0)  # NaN is unequal to 0 too
-    return np.asarray((np.nan_to_num(flags).astype(np.int64) & wanted) != 0)
 
 
 def _same_grid(tile: Tile, other: Projection) -> bool:

@@ -21,15 +21,20 @@ _STRETCH = {
 _REST = {
     "column": "--column", "id_column": "--id-column", "shape": "--shape", "hdus": "--hdu",
     "config": "--config", "resize": "--resize", "stack": "--stack", "crop": "--crop",
-    "flip": "--flip", "join_bands": "--join-bands", "keep": "--keep",
+    "flip": "--flip", "join_bands": "--join-bands", "keep": "--keep", "id_header": "--id-header",
 }  # fmt: skip
 _SKY = {
     "size": "--size", "scale": "--scale", "north_up": "--north-up", "max_blank": "--max-blank",
     "position": "--position", "mask": "--mask", "weight": "--weight",
     "mask_flags": "--mask-flags",
 }  # fmt: skip
+_MASKS = {
+    "mask": "--mask", "mask_flags": "--mask-flags", "weight": "--weight",
+    "max_blank": "--max-blank",
+}  # fmt: skip
 FLUX_OPTIONS = frozenset(_STRETCH.values())
 SKY_OPTIONS = frozenset(_SKY.values()) | {"--catalogue"}
+MASK_OPTIONS = frozenset(_MASKS.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,26 @@ class SkyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """Which pixels of FITS images that are no mosaics are blank.
+
+    mask, weight: an HDU of the image's own file, or a file, in whose name `*` stands for the
+    image's. mask_flags, max_blank: as of SkyOptions.
+    """
+
+    mask: str | None = None
+    weight: str | None = None
+    mask_flags: int | None = None
+    max_blank: float = 0.1
+
+    def given(self) -> frozenset[str]:
+        """Those that differ from what they are when left out, as the command line has them."""
+        plain = MaskOptions()
+        set_ = (n for n in _MASKS if getattr(self, n) != getattr(plain, n))
+        return frozenset(_MASKS[name] for name in set_)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """How rows are taken out of sources.
 
@@ -73,7 +98,9 @@ class ReadOptions:
     files, or ALL_HDUS. join_bands: the files whose names differ in these words are one image, of
     which they are the red, green and blue band. resize: uint8 arrays too to the model's size.
     keep: columns of tables and catalogues that are written beside the embeddings. sky: cut-outs at
-    the positions of catalogues, which are the sources then.
+    the positions of catalogues, which are the sources then. id_header: the key of FITS headers
+    whose value is the id. masks: of FITS images; what is masked is NaN, and filled with the sky
+    where the stretch says nothing else.
     """
 
     column: str | None = None
@@ -89,15 +116,25 @@ class ReadOptions:
     resize: bool = False
     keep: tuple[str, ...] = ()
     sky: SkyOptions | None = None
+    id_header: str | None = None
+    masks: MaskOptions | None = None
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> ReadOptions:
         """The options that `identity` told, also after a way through JSON."""
         known = {one.name for one in fields(cls)} & identity.keys()
-        told = {name: _tuples(identity[name]) for name in known - {"stretch", "sky"}}
+        told = {name: _tuples(identity[name]) for name in known - {"stretch", "sky", "masks"}}
         if sky := identity.get("sky"):
             told["sky"] = SkyOptions(**{name: _tuples(value) for name, value in sky.items()})
+        if masks := identity.get("masks"):
+            told["masks"] = MaskOptions(**masks)
         return cls(**told, stretch=Stretch.of(identity.get("stretch", {})))
+
+    def filled(self) -> ReadOptions:
+        """The same with the sky in place of blank pixels, where masks make some."""
+        if self.masks is None or self.stretch.blank is not None:
+            return self
+        return replace(self, stretch=replace(self.stretch, blank="sky"))
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes rows."""
@@ -143,7 +180,8 @@ class ReadOptions:
             stretch.add("--survey")
         plain = ReadOptions()
         rest = {flag for name, flag in _REST.items() if getattr(self, name) != getattr(plain, name)}
-        return frozenset(stretch | rest) | (self.sky.given() if self.sky else frozenset())
+        parts = [one.given() for one in (self.sky, self.masks) if one is not None]
+        return frozenset(stretch | rest).union(*parts)
 
 
 def _tuples(value: Any) -> Any:

@@ -20,7 +20,7 @@ from vim_embed_client.bulk.sources.hdf5 import Hdf5Reader
 from vim_embed_client.bulk.sources.huggingface import PREFIX, HfReader
 from vim_embed_client.bulk.sources.joined import JoinedReader
 from vim_embed_client.bulk.sources.names import join_groups, look_like_bands
-from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
+from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, MASK_OPTIONS, ReadOptions
 from vim_embed_client.bulk.sources.parquet import ParquetReader
 from vim_embed_client.bulk.sources.reader import (
     Description,
@@ -33,6 +33,7 @@ from vim_embed_client.bulk.sources.reader import (
 )
 from vim_embed_client.bulk.sources.webdataset import TarReader
 from vim_embed_client.errors import InputError
+from vim_embed_client.sky.hats import THUMBNAIL
 
 __all__ = ["FORMATS", "ReadOptions", "band_remark", "find_sources", "open_reader", "without_effect"]
 
@@ -56,6 +57,7 @@ class Format:
 
 _TABLE_OPTIONS = frozenset({"--column", "--id-column", "--keep"})
 _ARRAY_OPTIONS = FLUX_OPTIONS | {"--crop", "--flip", "--stack", "--resize"}
+_FITS_OPTIONS = frozenset({"--hdu", "--id-header"}) | MASK_OPTIONS
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -76,7 +78,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="a tar file", endings=(".tar", ".tgz", ".tbz", ".tbz2", ".txz"),
         reader=lambda content, options: TarReader(content, options, _open_member),
-        options=_ARRAY_OPTIONS | _TABLE_OPTIONS | {"--shape", "--hdu"},
+        options=_ARRAY_OPTIONS | _TABLE_OPTIONS | _FITS_OPTIONS | {"--shape"},
     ),
     Format(
         name="Parquet", endings=(".parquet",), reader=ParquetReader,
@@ -88,7 +90,7 @@ FORMATS: tuple[Format, ...] = (
         reader=lambda content, options: (
             FitsReader if options.column is None else FitsTableReader
         )(content, options),
-        options=_ARRAY_OPTIONS | {"--hdu", *_TABLE_OPTIONS}, magic=b"SIMPLE  =", bands=True,
+        options=_ARRAY_OPTIONS | _FITS_OPTIONS | _TABLE_OPTIONS, magic=b"SIMPLE  =", bands=True,
     ),
     Format(
         name="HDF5", endings=(".h5", ".hdf5", ".hdf", ".he5"), reader=Hdf5Reader,
@@ -228,6 +230,8 @@ def _why_not(path: str) -> str | None:
     name = os.path.basename(path)
     if name.startswith("."):
         return "a hidden file"
+    if name == THUMBNAIL:
+        return "rows of a HATS catalogue again, which its other files have"
     if format_of(name) is not None:
         return None
     ending = os.path.splitext(name)[1]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from vim_embed import __version__
 from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, NotAcceptable
 from vim_embed.http.formats.arrays import base64_array, npy_bytes, safetensors_bytes
+from vim_embed.http.formats.fits_query import FitsQuery
 from vim_embed.http.formats.json_numbers import number_pieces
 from vim_embed.http.formats.parsing import JSON, NPY, SAFETENSORS
 from vim_embed.types.model_info import EmbedOptions, ModelInfo
@@ -53,6 +55,15 @@ def with_grid(
         return origin
     rows, columns = info.grid(*pixels.shape[-2:])
     return {**origin, "grid": f"{rows},{columns}"}
+
+
+def with_fits(origin: Mapping[str, str], query: FitsQuery) -> Mapping[str, str]:
+    """The provenance of rows of FITS files says with which options these were read, in ASCII."""
+    given = {name: getattr(query, name) for name in query.given()}
+    if not given:
+        return origin
+    spelt = {name: str(v).lower() if isinstance(v, bool) else v for name, v in given.items()}
+    return {**origin, "fits": urlencode(spelt, safe=":,")}
 
 
 @lru_cache(_KNOWN)

@@ -34,6 +34,7 @@ from vim_embed.http.formats.answers import (
     provenance,
     render,
     rendering_bytes,
+    with_fits,
     with_grid,
 )
 from vim_embed.http.formats.fits_query import FitsQuery
@@ -199,7 +200,9 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         render,
         done.outputs,
         answer_kind,
-        origin=with_grid(provenance(done.info or info, options), info, options, pixels),
+        origin=with_fits(
+            with_grid(provenance(done.info or info, options), info, options, pixels), query
+        ),
         dtype=query.dtype,
         encoding=query.encoding,
         layers=options.layers is not None,
