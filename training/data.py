@@ -18,10 +18,10 @@ from vim_embed_client.demo.views import SPACE_FWHM_ARCSEC, SPACE_PIXEL_ARCSEC
 
 Patches = NDArray[np.uint8]
 
-PATCH = 96  # pixels: a stamp turned by any angle, 15 % larger, and moved by 3 pixels
-# Columns of the picture. A view reaches 37 pixels from its source (24, turned by 10 degrees, 15 %
-# larger, moved by 3), so that training ends at 652; what is held out begins at 680 - 24 = 656.
-TRAINED_BELOW, HELD_OUT_FROM = 615, 680
+PATCH = 96  # pixels: a stamp turned, drawn out, larger and moved; its corners may be mirrored
+# Columns of the picture. No view reaches beyond its patch, so that training ends before 608 + 48;
+# what is held out begins at 680 - 24, both being 656.
+TRAINED_BELOW, HELD_OUT_FROM = 608, 680
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ def figures(model: Embedder, data: HeldOut) -> Figures:
 
 def trained(path: Path, device: str = "auto") -> Embedder:
     """The weights as the service loads them."""
-    return load_model("vim-micro", path, device=device)
+    return load_model("trained", path, device=device)
 
 
 def untrained(like: Embedder, seed: int) -> Embedder:

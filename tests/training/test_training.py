@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,30 @@ from training.card import card, missed
 from training.data import HELD_OUT_FROM, PATCH, hubble_patches, regions, simulated_patches
 from training.evaluate import figures, held_out, measured, trained, untrained
 from training.train import Recipe, Trainer, info_nce, save, train
-from training.views import blurred, ground_view, normalised, space_view
+from training.views import (
+    alone,
+    blurred,
+    ground_view,
+    normalised,
+    shared_turns,
+    space_view,
+    stretches,
+)
 
 from support.fixtures_vim import relative_l2
 from vim_embed.models.vim import Vim, VimConfig
 from vim_embed_client.demo.stamps import STAMP_PIXELS, Sources, hubble_picture
 
 TINY = VimConfig(dim=32, depth=2, image_size=32, patch_size=8, stride=8)
-RECIPE = Recipe(steps=12, pairs=8, simulated=0.0, warmup=2, learning_rate=3e-3)
+RECIPE = Recipe(steps=12, pairs=8, simulated=0.0, warmup=2, decay=4, learning_rate=3e-3)
 
 
 def test_no_pixel_is_in_both_regions() -> None:
     found = regions()
     assert len(found.held_out) >= 200
     assert len(found.trained) >= 500
-    turned = STAMP_PIXELS / 2 * 1.15 * (np.cos(np.radians(10)) + np.sin(np.radians(10)))
-    reach = turned + 3 + 2  # and what bicubic interpolation looks at
-    assert found.trained.positions[:, 0].max() + reach < HELD_OUT_FROM - STAMP_PIXELS / 2
-    assert reach <= PATCH / 2
+    last = np.rint(found.trained.positions[:, 0]).max() + PATCH / 2  # after a patch's last column
+    assert last <= HELD_OUT_FROM - STAMP_PIXELS / 2
 
 
 def test_patches_are_centred_on_their_sources() -> None:
@@ -44,7 +51,10 @@ def test_views_are_seeded_and_differ() -> None:
 
     def make(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return space_view(patches, 32, generator), ground_view(patches, 32, generator)
+        light = alone(patches, 0.5, generator)
+        stretch, turns = stretches(4, generator), shared_turns(4, 0.5, generator)
+        space = space_view(light, 32, generator, turns[0], stretch)
+        return space, ground_view(light, 32, generator, turns[1], stretch)
 
     space, ground = make(0)
     assert torch.equal(make(0)[1], ground)
@@ -53,6 +63,33 @@ def test_views_are_seeded_and_differ() -> None:
         assert view.shape == (4, 3, 32, 32)
         assert 0 <= float(view.min()) <= float(view.max()) <= 255
     assert float(normalised(torch.zeros(1, 3, 2, 2))[0, 0, 0, 0]) == pytest.approx(-0.485 / 0.229)
+
+
+def test_a_share_of_turns_is_shared() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for share, low, high in ((0.0, 0.0, 0.2), (0.5, 0.45, 0.7), (1.0, 1.0, 1.0)):
+        first, second = shared_turns(1000, share, generator)
+        assert set(first.tolist()) == set(second.tolist()) == set(range(8))
+        assert low <= float((first == second).float().mean()) <= high
+
+
+def test_a_stretch_changes_the_ellipticity_alone() -> None:
+    found = stretches(1000, torch.Generator().manual_seed(0))
+    assert torch.allclose(torch.linalg.det(found), torch.ones(1000), atol=1e-5)
+    sizes = torch.linalg.svdvals(found)
+    ratio = sizes[:, 0] / sizes[:, 1]
+    assert 1 <= float(ratio.min()) < 1.05 < 1.9 < float(ratio.max()) < 2.1
+    assert torch.allclose(found, found.mT, atol=1e-6)
+
+
+def test_a_source_alone_is_itself_within_an_aperture() -> None:
+    patches = torch.randint(0, 256, (64, 3, PATCH, PATCH), dtype=torch.uint8)
+    found = alone(patches, 0.5, torch.Generator().manual_seed(0))
+    assert torch.allclose(found[..., 46:50, 46:50], patches[..., 46:50, 46:50].float(), atol=0.5)
+    hidden = found[..., :4, :4].flatten(1).std(1) < 20
+    assert 16 <= int(hidden.sum()) <= 48
+    assert torch.allclose(found[~hidden], patches[~hidden].float(), atol=1e-3)
+    assert torch.equal(alone(patches, 0.0, torch.Generator().manual_seed(0)), patches.float())
 
 
 def test_a_blur_has_the_width_asked_for() -> None:
@@ -91,6 +128,21 @@ def test_the_loss_falls_and_the_seed_decides() -> None:
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
     assert first.learning_rate(1) == RECIPE.learning_rate
     assert first.learning_rate(12) == pytest.approx(0)
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    """Also for more steps than it was begun for, as long as the rate has not begun to fall."""
+    recipe = replace(RECIPE, steps=6, decay=2)
+    cpu = torch.device("cpu")
+    whole, _ = train(recipe, cpu, config=TINY)
+    train(replace(recipe, steps=4), cpu, config=TINY, minutes=0, every=2, state=tmp_path)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["done"] == 2
+    parts, _ = train(recipe, cpu, config=TINY, state=tmp_path)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
+    with pytest.raises(ValueError, match="is of another recipe"):
+        train(replace(recipe, steps=7), cpu, config=TINY, state=tmp_path)
 
 
 @pytest.fixture(scope="module")

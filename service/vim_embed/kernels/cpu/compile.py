@@ -76,6 +76,16 @@ def load(source: Path) -> Loaded:
             return _opened(path, f"compiled, not kept ({error})")
 
 
+def join_torch_threads(library: ctypes.CDLL) -> None:
+    """Hand over the fork-join function of torch's OpenMP pool, where torch has one.
+
+    Without it the library starts threads of its own.
+    """
+    with suppress(OSError, AttributeError):
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        library.vim_set_fork_join(torch_cpu.GOMP_parallel)
+
+
 def _opened(path: Path, origin: str) -> Loaded:
     try:
         return Loaded(ctypes.CDLL(str(path)), path, origin)

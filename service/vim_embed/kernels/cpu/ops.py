@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,9 +134,7 @@ def prebuild(
 @cache
 def _library() -> native.Loaded:
     loaded = native.load(SOURCE)
-    with suppress(OSError, AttributeError):  # without it the library starts threads of its own
-        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        loaded.library.vim_set_fork_join(torch_cpu.GOMP_parallel)
+    native.join_torch_threads(loaded.library)
     return loaded
 
 
