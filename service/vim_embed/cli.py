@@ -230,7 +230,7 @@ def bench(
     from vim_embed.engines.in_process import load_in_process, used_certificates
     from vim_embed.errors import WeightsError
     from vim_embed.types.devices import resolve_devices
-    from vim_embed.weights.catalogue import parse_model
+    from vim_embed.weights.catalogue import ModelArgumentError, parse_model
 
     settings = read_settings(flags)
     _set_threads(settings.threads)
@@ -238,6 +238,8 @@ def bench(
         device = resolve_devices(settings.device)[0]
         entries = [parse_model(argument) for argument in settings.models]
         certificates = used_certificates(settings, entries)
+    except ModelArgumentError as error:
+        raise click.ClickException(str(error)) from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if device.type == "cpu":
