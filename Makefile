@@ -25,7 +25,7 @@ help:
 	@echo "make container-size  what IMAGE=$(IMAGE) is made of"
 	@echo "make chaos           faults under load for SECONDS=900"
 	@echo "make fuzz            INPUTS=100000 mutated requests, and the whole OpenAPI document"
-	@echo "make fuzz-readers    20,000 damaged files of every format through vim-embed embed"
+	@echo "make fuzz-readers    20,000 damaged files of every format, and catalogues, through vim-embed embed"
 	@echo "make hostile         clocks that jump, full disks, 2 GB, stopped processes, slow readers, …"
 	@echo "make identity        50,000 requests of 64 clients: is every row the one asked for?"
 	@echo "make soak            MINUTES=30 at saturation: is memory flat?"
@@ -242,6 +242,7 @@ audit: $(VENV)/.installed-dev
 fuzz-readers: INPUTS = 20000
 fuzz-readers: $(VENV)/.installed-dev
 	PYTHONPATH=tests:scripts $(BIN)/python scripts/fuzz_readers.py --inputs $(INPUTS)
+	PYTHONPATH=scripts $(BIN)/python scripts/fuzz_catalogues.py --inputs $(INPUTS)
 
 # Trains vim-micro and writes its model card; exit 1 where it misses a bar. It goes on where it was
 # killed; TRAIN_ARGS are options of training.train, such as --steps 200.

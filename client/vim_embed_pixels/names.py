@@ -8,7 +8,8 @@ WORD = re.compile(r"[^\W_]+")
 
 # Words for what lies beside an image of the sky: data quality, errors, weights, and the like.
 AUXILIARY_FILES = frozenset({
-    "dq", "mask", "masks", "msk", "bpm", "badpix", "flags", "segm", "segmap", "segmentation",
+    "dq", "mask", "masks", "maskbits", "msk", "bpm", "badpix", "flags", "segm", "segmap",
+    "segmentation",
     "err", "error", "errors", "rms", "unc", "uncertainty", "var", "variance", "ivar", "invvar",
     "wht", "weight", "weights", "wgt", "wtmap", "weightmap", "expmap", "psf", "psfs",
 })  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from vim_embed_client.bulk.row_columns import check_names
-from vim_embed_client.bulk.sources.options import MaskOptions, SkyOptions
+from vim_embed_client.bulk.sources.options import Flags, MaskOptions, SkyOptions
 from vim_embed_client.cli.angles import angle
 from vim_embed_client.errors import ConfigurationError
 
@@ -45,19 +45,24 @@ def _kept(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     return tuple(names)
 
 
-def _flags(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def _flags(ctx: click.Context, param: click.Parameter, value: str | None) -> Flags | None:
     if value is None:
         return None
-    found = 0
+    found = tuple(_flag(text.strip()) for text in value.split(","))
+    if any(flag is None for flag in found):
+        raise click.BadParameter(f"{value!r} is not of the form 1,4,8 or BAD,SAT")
+    return tuple(flag for flag in found if flag is not None)
+
+
+def _flag(text: str) -> int | str | None:
+    """The value of a bit, the name of a plane, or None for neither."""
+    if text.isidentifier():
+        return text
     try:
-        for text in value.split(","):
-            flag = int(text, 0)
-            if flag <= 0:
-                raise ValueError
-            found |= flag
+        value = int(text, 0)
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not of the form 1,4,8") from None
-    return found
+        return None
+    return value if value > 0 else None
 
 
 SKY = (
@@ -97,7 +102,8 @@ SKY = (
     ),
     click.option(
         "--mask-flags", metavar="FLAG,…", callback=_flags,
-        help="Of the mask, values of the bits that count, such as 1,4,8.  [default: all]",
+        help="Of the mask, values of the bits that count, such as 1,4,8, or names of its planes, "
+        "such as BAD,SAT.  [default: all]",
     ),
     click.option(
         "--weight", metavar="HDU|FILES",

@@ -14,12 +14,13 @@ from vim_embed_client.sky.tables import Table
 
 # Right ascension and declination as the large catalogues and tools call them, in small letters.
 _NAMES = (
-    ("ra", "dec"), ("raj2000", "dej2000"), ("_raj2000", "_dej2000"), ("ra_icrs", "de_icrs"),
-    ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"),
-    ("alphapeak_j2000", "deltapeak_j2000"), ("ramean", "decmean"), ("meanra", "meandec"),
-    ("coord_ra", "coord_dec"), ("ra_j2000", "dec_j2000"), ("ra_deg", "dec_deg"),
-    ("radeg", "decdeg"), ("radeg", "dedeg"), ("x_world", "y_world"), ("target_ra", "target_dec"),
-    ("i_ra", "i_dec"), ("right_ascension", "declination"), ("sky_coord.ra", "sky_coord.dec"),
+    ("ra", "dec"), ("raj2000", "dej2000"), ("raj2000", "decj2000"), ("_raj2000", "_dej2000"),
+    ("ra_icrs", "de_icrs"), ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"),
+    ("alphapeak_j2000", "deltapeak_j2000"), ("ramean", "decmean"), ("rastack", "decstack"),
+    ("meanra", "meandec"), ("coord_ra", "coord_dec"), ("ra_j2000", "dec_j2000"),
+    ("ra_deg", "dec_deg"), ("radeg", "decdeg"), ("radeg", "dedeg"), ("x_world", "y_world"),
+    ("target_ra", "target_dec"), ("i_ra", "i_dec"), ("right_ascension", "declination"),
+    ("sky_coord.ra", "sky_coord.dec"),
 )  # fmt: skip
 _IN_HOURS = (":", " ", "h")
 _HOURS = ("h", "hr", "hour", "hours", "hourangle")

@@ -43,9 +43,10 @@ class Window:
 class Sections:
     """One plane of an HDU, read window by window.
 
-    plane: in a cube. file: the plain file of the disk that holds the HDU as it is, where there is
-    one: its rows are then read one by one, which takes a twentieth of the time that astropy's
-    sections take, and no memory map, whose pages count as memory of this process.
+    plane: in a cube, or in more axes of which all others are of one pixel. file: the plain file of
+    the disk that holds the HDU as it is, where there is one: its rows are then read one by one,
+    which takes a twentieth of the time that astropy's sections take, and no memory map, whose pages
+    count as memory of this process.
     """
 
     def __init__(self, hdu: Any, plane: int | None, file: int | None) -> None:
@@ -64,7 +65,8 @@ class Sections:
         """The window as float32, or float64 where that is more. Raises InputError, OSError."""
         if self._file is None:
             rows = slice(window.bottom, window.top), slice(window.left, window.right)
-            at = rows if self._plane is None else (self._plane, *rows)
+            planes = (0,) * (len(self._hdu.shape) - 3)
+            at = rows if self._plane is None else (*planes, self._plane, *rows)
             return _floats(np.asarray(self._hdu.section[at]))
         return self._scaled(self._raw(self._file, window))
 

@@ -100,7 +100,12 @@ class Table:
             raise ConfigurationError(
                 f"{self.path} has no column {name!r}, but {', '.join(self._columns)}"
             )
-        return self._columns[own].read()
+        try:
+            return self._columns[own].read()
+        except (ConfigurationError, InputError):
+            raise
+        except Exception as error:  # of a damaged file, whose columns are read one by one
+            raise InputError(f"{self.path}: the column {own!r} cannot be read: {error}") from None
 
 
 def read_table(path: Path, part: str = "", column: str = "") -> Table:

@@ -13,6 +13,8 @@ from vim_embed_client.formats import Array
 from vim_embed_client.sky.angles import astropy
 
 _SAME_GRID = 0.01  # pixels by which two tiles of one grid may be apart
+_NO_AREA = 1e-9  # of the square of a pixel's longer side
+_WITHOUT_AREA = "its WCS gives its pixels no area: look at CD1_1 and so on, or CDELT1"
 _EDGE = 9  # points along an edge, by which the footprint is told
 _PER_SOLID_ANGLE = (
     "sr",
@@ -36,6 +38,9 @@ class Projection:
         self._wcs = astropy("wcs").WCS(header, fobj=file, naxis=2)
         if not self._wcs.has_celestial:
             raise InputError("its header has no sky coordinates (WCS): CTYPE1, CTYPE2 and so on")
+        matrix = self._wcs.celestial.pixel_scale_matrix
+        if not abs(np.linalg.det(matrix)) > _NO_AREA * np.abs(matrix).max() ** 2:
+            raise InputError(_WITHOUT_AREA)
         self._latitude_first = self._wcs.wcs.lng == 1
         frame = astropy("wcs.utils").wcs_to_celestial_frame(self._wcs)
         self._frame = None if frame.name == "icrs" else frame
@@ -81,14 +86,24 @@ class Tile:
 
     @cached_property
     def pixel_scale(self) -> float:
-        """Degrees along the side of the pixel in the middle: the root of its area."""
+        """Degrees along the side of the pixel in the middle: the root of its area.
+
+        Raises InputError where it has none.
+        """
         (height, width), half = self.shape, 0.5
         x, y = (width - 1) / 2, (height - 1) / 2
         steps = np.array([[x - half, y], [x + half, y], [x, y - half], [x, y + half]])
         ra, dec = self.projection.to_sky(*steps.T)
         left, right, below, above = _vectors(ra, dec)
         area = np.linalg.norm(np.cross(right - left, above - below))
+        if not area > 0:
+            raise InputError(_WITHOUT_AREA)
         return float(np.degrees(np.sqrt(area)))
+
+    def check(self) -> None:
+        """Raise InputError, or what astropy raises, where its projection is of no use."""
+        if not np.isfinite([self.pixel_scale, *self._cap[0]]).all():
+            raise InputError("its WCS has no positions")
 
     @cached_property
     def _cap(self) -> tuple[Array, float]:

@@ -95,7 +95,7 @@ def test_masked_pixels_become_the_sky(tmp_path: Path, way: str) -> None:
 
 def test_flags_cubes_and_a_limit(tmp_path: Path) -> None:
     paths, given = _own_hdu(tmp_path)
-    some = _read(paths, masks=MaskOptions(**given, mask_flags=4))
+    some = _read(paths, masks=MaskOptions(**given, mask_flags=(4,)))
     assert isinstance(some[0], Item)
     assert some[0].columns["masked"] == 1 / SIDE**2
     (over,) = _read(paths, masks=MaskOptions(**given, max_blank=0.01))

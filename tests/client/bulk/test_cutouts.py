@@ -190,7 +190,7 @@ def test_masks_and_weights(tmp_path: Path, compressed: bool) -> None:
     off = (pytest.approx(1 / 3), 0)
     assert blank(tmp_path, galaxies) == [(0, 0), off, (0, 0)]
     assert blank(tmp_path, galaxies, mask="DQ") == [(0, 1), off, (0, 0.5)]
-    assert blank(tmp_path, galaxies, mask="DQ", mask_flags=4) == [(0, 0), off, (0, 0.5)]
+    assert blank(tmp_path, galaxies, mask="DQ", mask_flags=(4,)) == [(0, 0), off, (0, 0.5)]
     assert blank(tmp_path, galaxies, weight="WHT") == [(0, 0), off, (0, 0.5)]
     assert blank(tmp_path, galaxies, weight=str(tmp_path / "wht.fits"))[2] == (0, 0.5)
 

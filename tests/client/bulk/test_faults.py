@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fuzz_catalogues
 import fuzz_readers
 import numpy as np
 import pytest
@@ -219,3 +220,10 @@ def test_some_hundred_mutated_files(service_url: str) -> None:
     assert not report.faults
     assert sum(report.outcomes.values()) == 300 + 2
     assert report.outcomes["rows"] > 20
+
+
+def test_damaged_catalogues_and_mosaics() -> None:
+    """A first part of `make fuzz-readers`."""
+    counts, faults = fuzz_catalogues.fuzz(inputs=80, seed=1)
+    assert faults == []
+    assert min(counts[outcome] for outcome in ("rows", "skipped", "refused")) > 0

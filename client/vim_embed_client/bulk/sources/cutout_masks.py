@@ -13,7 +13,7 @@ import numpy as np
 from vim_embed_client.bulk.sources.content import Content, unpacked_name
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import flux_item
-from vim_embed_client.bulk.sources.options import MaskOptions
+from vim_embed_client.bulk.sources.options import Flags, MaskOptions
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
@@ -21,6 +21,7 @@ from vim_embed_pixels import fits
 from vim_embed_pixels.stretch import Stretch, cropped
 
 _ENDINGS = (".fits", ".fit", ".fts", ".fz")
+_PLANE = "MP_"
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,21 @@ class CutoutMasks:
         """
         found: Array = np.array(flux, np.result_type(flux.dtype, np.float32))
         if self.options.mask is not None:
-            flags = self._planes(self.options.mask, one, stretch, at)
-            found[np.broadcast_to(flagged(flags, self.options.mask_flags), found.shape)] = np.nan
+            with self._hdu(self.options.mask, one) as mask:
+                bits = mask_bits(self.options.mask_flags, mask.hdu.header)
+                flags = flagged(self._planes(mask, one, stretch, at), bits)
+            found[np.broadcast_to(flags, found.shape)] = np.nan
         if self.options.weight is not None:
-            weights = self._planes(self.options.weight, one, stretch, at)
+            with self._hdu(self.options.weight, one) as weight:
+                weights = self._planes(weight, one, stretch, at)
             found[~np.broadcast_to(weights > 0, found.shape)] = np.nan
         return found
 
-    def _planes(self, given: str, one: fits.Hdu, stretch: Stretch, at: tuple[int, ...]) -> Array:
+    def _planes(
+        self, mask: fits.Hdu, one: fits.Hdu, stretch: Stretch, at: tuple[int, ...]
+    ) -> Array:
         """Of a mask: those of the image's planes, or the one for all of them."""
-        with named(f"its mask {given} cannot be read"), self._hdu(given, one) as mask:
+        with named(f"its mask {mask} cannot be read"):
             if mask.shape == one.shape[-2:]:
                 return np.asarray(mask.hdu.section[:, :])
             if mask.shape != one.shape:
@@ -61,7 +67,9 @@ class CutoutMasks:
     def _hdu(self, given: str, one: fits.Hdu) -> Iterator[fits.Hdu]:
         path = mask_path(given, self.path)
         if path is None:
-            yield beside(self.hdus, self.listed, given, one)
+            with named(f"its mask {given} cannot be read"):
+                found = beside(self.hdus, self.listed, given, one)
+            yield found
             return
         if not os.path.exists(path):
             raise InputError(f"its mask {path} is not there")
@@ -94,6 +102,28 @@ def mask_path(given: str, image: str) -> str | None:
     path = given.replace("*", name)
     near = os.path.join(os.path.dirname(image), path)
     return near if os.path.exists(near) else path
+
+
+def mask_bits(flags: Flags | None, header: Any) -> int | None:
+    """The bits of a mask that count, or None for all of them. Raises InputError.
+
+    flags: their values, or names of planes, which the masks of HSC and LSST have (`MP_BAD = 0`).
+    header: of the mask. In such a mask the galaxies themselves are flagged as DETECTED.
+    """
+    planes = {key[3:]: int(header[key]) for key in header if key.startswith(_PLANE)}
+    if flags is None:
+        if "DETECTED" in planes:
+            raise InputError(
+                "its mask flags the galaxies too, as DETECTED: say which of its planes "
+                f"({', '.join(planes)}) are flaws, as in --mask-flags BAD,SAT"
+            )
+        return None
+    found = 0
+    for flag in flags:
+        if isinstance(flag, str) and flag.upper() not in planes:
+            raise InputError(f"its mask has no plane {flag}, but {', '.join(planes) or 'none'}")
+        found |= 1 << planes[flag.upper()] if isinstance(flag, str) else flag
+    return found
 
 
 def flagged(flags: Array, wanted: int | None) -> Array:

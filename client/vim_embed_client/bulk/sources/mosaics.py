@@ -20,7 +20,7 @@ import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.cutout_masks import beside as hdu_beside
-from vim_embed_client.bulk.sources.cutout_masks import flagged
+from vim_embed_client.bulk.sources.cutout_masks import flagged, mask_bits
 from vim_embed_client.bulk.sources.faults import named, quiet
 from vim_embed_client.bulk.sources.files import find_files
 from vim_embed_client.bulk.sources.names import band_in_name
@@ -77,6 +77,7 @@ class Mosaics:
         self._options, self._sky, self._whole = options, options.sky, whole
         self._open: OrderedDict[str, tuple[ExitStack, _Opened]] = OrderedDict()
         self._masks: dict[int, tuple[list[Key], list[Key]]] = {}
+        self._bits: dict[Key, int | None] = {}
         self.files = mosaic_files(self._sky.images)
         self.tiles: list[Tile] = []
         filters: dict[str, str] = {}
@@ -103,12 +104,12 @@ class Mosaics:
 
     def read(self, tile: Tile, window: Window) -> tuple[Array, Array]:
         """Fluxes of a window, and which are not finite or masked. Raises InputError."""
-        with named(f"{tile.name} cannot be read"), quiet():
+        with _about(tile.name, "cannot be read"):
             fluxes = self._section(tile.key, window)
             masked = ~np.isfinite(fluxes)
             flags, weights = self._masks.get(tile.number, ([], []))
             for key in flags:
-                masked |= flagged(self._section(key, window), self._sky.mask_flags)
+                masked |= flagged(self._section(key, window), self._bits[key])
             for key in weights:
                 masked |= ~(self._section(key, window) > 0)
         return fluxes, masked
@@ -151,9 +152,10 @@ class Mosaics:
                 if len(planes) > 1 and (not apart or self._options.join_bands):
                     raise InputError(f"its {label} is a cube, where one plane is wanted")
                 projection = Projection(hdu.header, opened.file)
-                joined = self._joined_band(path, hdu.header)
+                told = _filter(hdu, opened)
+                joined = self._joined_band(path, told)
                 if joined is None and apart and len(planes) == 1:
-                    filters.setdefault(str(hdu.header.get("FILTER", "")).strip(), path)
+                    filters.setdefault(told, path)
                 for place, plane in enumerate(planes):
                     found.append(
                         Tile(
@@ -166,12 +168,16 @@ class Mosaics:
                             per_solid_angle=is_surface_brightness(str(hdu.header.get("BUNIT", ""))),
                         )
                     )
+            for tile in found:
+                tile.check()
         return found
 
     def _planes(self, one: fits.Hdu) -> list[int | None]:
         shape = one.shape
         if len(shape) == 2:
             return [None]
+        if set(shape[:-2]) == {1}:  # such as the axes of frequency and polarisation of one pixel
+            return [0]
         if len(shape) != 3:
             raise InputError(f"its shape is {shape}: expected (H, W) or (bands, H, W)")
         if self._whole:
@@ -181,13 +187,13 @@ class Mosaics:
         places = select_places(stretch.bands or colours, shape[0], stretch.channels)
         return list(dict.fromkeys(places)) if len(set(places)) == 1 else list(places)
 
-    def _joined_band(self, path: str, header: Any) -> int | None:
-        """The place of the file's band among those joined, by its name or its header."""
+    def _joined_band(self, path: str, told: str) -> int | None:
+        """The place of the file's band among those joined, by its name or its FILTER."""
         bands = self._options.join_bands
         if bands is None:
             return None
-        told = str(header.get("FILTER", "")).split()
-        band = band_in_name(path, bands) or next((b for b in bands if b in told[:1]), None)
+        first = told.split()[:1]
+        band = band_in_name(path, bands) or next((b for b in bands if b in first), None)
         if band is None:
             raise InputError(
                 f"neither its name nor its FILTER is one of the bands {', '.join(bands)}"
@@ -201,9 +207,12 @@ class Mosaics:
             files = _files_of(given)
             for tile in self.tiles:
                 keys = self._masks.setdefault(tile.number, ([], []))[kind]
-                keys.append(
-                    self._beside(tile, given) if files is None else self._of_grid(tile, files)
-                )
+                key = self._beside(tile, given) if files is None else self._of_grid(tile, files)
+                keys.append(key)
+                if kind == 0 and key not in self._bits:
+                    with _about(key[0], "cannot be used as a mask"):
+                        header = self._opened(key[0]).hdu(key[1]).header
+                        self._bits[key] = mask_bits(self._sky.mask_flags, header)
 
     def _beside(self, tile: Tile, name: str) -> Key:
         """The HDU of that name in the tile's own file."""
@@ -239,6 +248,12 @@ class Mosaics:
                 f"{', '.join(files[:3])}"
             )
         return fitting[0]
+
+
+def _filter(hdu: Any, opened: _Opened) -> str:
+    """FILTER of an HDU, or of the first one, in which HST, JWST and LSST have it."""
+    found = (str(one.header.get("FILTER", "")).strip() for one in (hdu, opened.hdus[0]))
+    return next(filter(None, found), "")
 
 
 def mosaic_files(paths: Sequence[str]) -> list[str]:

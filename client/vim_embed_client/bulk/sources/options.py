@@ -35,6 +35,7 @@ _MASKS = {
 FLUX_OPTIONS = frozenset(_STRETCH.values())
 SKY_OPTIONS = frozenset(_SKY.values()) | {"--catalogue"}
 MASK_OPTIONS = frozenset(_MASKS.values())
+Flags = tuple[int | str, ...]  # values of bits, or names of planes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class SkyOptions:
     the share of pixels that may be masked or off the edge. position: the catalogue's columns of
     right ascension and declination, where their names do not tell. mask, weight: an HDU of the
     image's file, or files with the same pixels: those masked have a flag that is not 0 (one of
-    the bits `mask_flags`), or a weight that is not above 0.
+    the bits or planes `mask_flags`), or a weight that is not above 0.
     """
 
     images: tuple[str, ...]
@@ -57,7 +58,7 @@ class SkyOptions:
     position: tuple[str, str] | None = None
     mask: str | None = None
     weight: str | None = None
-    mask_flags: int | None = None
+    mask_flags: Flags | None = None
 
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
@@ -76,7 +77,7 @@ class MaskOptions:
 
     mask: str | None = None
     weight: str | None = None
-    mask_flags: int | None = None
+    mask_flags: Flags | None = None
     max_blank: float = 0.1
 
     def given(self) -> frozenset[str]:
@@ -127,7 +128,7 @@ class ReadOptions:
         if sky := identity.get("sky"):
             told["sky"] = SkyOptions(**{name: _tuples(value) for name, value in sky.items()})
         if masks := identity.get("masks"):
-            told["masks"] = MaskOptions(**masks)
+            told["masks"] = MaskOptions(**{name: _tuples(v) for name, v in masks.items()})
         return cls(**told, stretch=Stretch.of(identity.get("stretch", {})))
 
     def filled(self) -> ReadOptions:
