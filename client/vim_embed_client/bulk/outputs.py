@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain, repeat
@@ -107,8 +107,17 @@ def check_output(path: Path) -> None:
         _import_pyarrow()
 
 
-def check_holds(path: Path, shape: RowShape) -> None:
-    """Raise ConfigurationError for rows that the output's format has no place for."""
+def check_holds(path: Path, shape: RowShape, mode: str = "", keep: Sequence[str] = ()) -> None:
+    """Raise ConfigurationError for rows that the output's format has no place for.
+
+    mode: as of `Contents`. keep: names of the columns that are kept beside the embeddings.
+    """
+    layers = {layer_column(one.name, mode) for one in shape} if is_layers(shape) else set()
+    if path.suffix == ".parquet" and (taken := [name for name in keep if name in layers]):
+        raise ConfigurationError(
+            f"{path} has a layer {taken[0]!r}, so that no column of this name can be kept: leave "
+            "it out of --keep, rename it in the catalogue, or give another --mode"
+        )
     widths = sorted({one.shape for one in shape})
     if path.suffix == ".npy" and len(widths) > 1:
         told = ", ".join("×".join(map(str, width)) for width in widths)
@@ -356,10 +365,13 @@ def _write_parquet(files: _Replacing, contents: Contents) -> bool:
     return False
 
 
+def layer_column(name: str, mode: str) -> str:
+    """What the column of a layer is called, as platonic-universe calls it."""
+    return f"{name}_{mode}" if mode else name
+
+
 def _column(one: NamedShape, contents: Contents) -> str:
-    return (
-        f"{one.name}_{contents.mode}" if is_layers(contents.shape) and contents.mode else one.name
-    )
+    return layer_column(one.name, contents.mode) if is_layers(contents.shape) else one.name
 
 
 def _lists_of(pa: Any, kind: Any, shape: tuple[int, ...]) -> Any:

@@ -201,7 +201,7 @@ class BulkRun:
         if not self._options.get("layers") and self._options.get("pooling") != "tokens":
             return self._batch_rows
         row, origin = flat_rows(sender.probe())
-        check_holds(self._output, origin.shape)
+        check_holds(self._output, origin.shape, self._mode, self._read_options.keep)
         return max(1, min(self._batch_rows, _ANSWER_BYTES // row.nbytes))
 
     def _take(self, checkpoint: Checkpoint, result: RowResult) -> None:

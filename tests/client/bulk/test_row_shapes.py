@@ -21,9 +21,11 @@ from vim_embed.settings import Settings
 from vim_embed_client import Client
 from vim_embed_client.bulk import outputs, run
 from vim_embed_client.bulk.checkpoint import Checkpoint
+from vim_embed_client.bulk.row_shape import NamedShape
 from vim_embed_client.bulk.sender import BatchSender
 from vim_embed_client.cli.common import SOME_LEFT_OUT
 from vim_embed_client.cli.main import run as vim_embed
+from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.scoring.embedding_files import read_embeddings, vector_names
 
 from .survey import png
@@ -241,3 +243,24 @@ def test_tokens_of_64_images_over_http_are_those_in_process(
         found = client.embed(pixels, pooling="tokens", dtype=dtype, exact=True)
     np.testing.assert_array_equal(found.embeddings, wanted)
     assert (found.embeddings.dtype, found.grid) == (np.dtype(dtype), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("ending", "mode", "keep", "taken"),
+    [
+        (".parquet", "hsc", "layers.0_hsc", True),
+        (".parquet", "hsc", "layers.0", False),
+        (".parquet", "", "layers.0", True),
+        (".npz", "hsc", "layers.0_hsc", False),
+    ],
+)
+def test_a_kept_column_does_not_take_the_place_of_a_layer(
+    ending: str, mode: str, keep: str, taken: bool
+) -> None:
+    shape = tuple(NamedShape(f"layers.{i}", (4,)) for i in range(2))
+    path = Path(f"o{ending}")
+    if not taken:
+        outputs.check_holds(path, shape, mode, ["z", keep])
+        return
+    with pytest.raises(ConfigurationError, match=f"has a layer '{keep}'.*rename it in the cat"):
+        outputs.check_holds(path, shape, mode, ["z", keep])
