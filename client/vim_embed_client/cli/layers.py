@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.markup import escape
 
 from vim_embed_client.cli.common import (
@@ -87,6 +88,9 @@ def _draw(path: Path, scores: LayerScores, style: Path | None) -> None:
 
 
 def _table(scores: LayerScores) -> ResultTable:
+    head = "layer"
+    while head in scores.second_layers:
+        head += " of the first file"
     pairs = zip(scores.first_layers, scores.values, strict=True)
     rows = [
         (layer, dict(zip(scores.second_layers, values, strict=True))) for layer, values in pairs
@@ -97,8 +101,8 @@ def _table(scores: LayerScores) -> ResultTable:
         f"{scores.second.path}."
     )
     return ResultTable(
-        records=[{"layer": layer} | values for layer, values in rows],
-        head=["layer", *scores.second_layers],
+        records=[{head: layer} | values for layer, values in rows],
+        head=[head, *scores.second_layers],
         rows=[[layer, *(f"{value:.4f}" for value in values.values())] for layer, values in rows],
         notes=[*provenance_notes([scores.first, scores.second]), about],
     )
@@ -115,7 +119,8 @@ def _print(scores: LayerScores, outputs: tuple[Path, ...]) -> None:
         f"{len(scores.second_layers)} of {second}: MKNN at k = {scores.k}, "
         f"{scores.n:,} sources, paired {scores.paired}; chance {scores.chance:.4f}.",
     )
-    for layer, values in zip(scores.first_layers, scores.values, strict=True):
+    shown = np.where(scores.others, scores.values, -1.0)
+    for layer, values in zip(scores.first_layers, shown, strict=True):
         best = int(values.argmax())
         say(
             console,

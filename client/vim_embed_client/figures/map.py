@@ -12,6 +12,7 @@ from matplotlib import colormaps, rcParams
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
@@ -20,10 +21,10 @@ from vim_embed_client.errors import InputError
 from vim_embed_client.figures.columns import Column
 from vim_embed_client.figures.projection import Projection
 from vim_embed_client.figures.style import (
-    FAINT,
     GREY,
     called,
     colours,
+    faint,
     names,
     origins,
     shortened,
@@ -151,18 +152,21 @@ def _join(axes: Any, data: MapData) -> None:
             zorder=0.5, rasterized=many,
         )
     )  # fmt: skip
-    ink = colours()[0] if data.column is None else FAINT
+    ink = colours()[0] if data.column is None else faint()
     handles = [
         Line2D([], [], ls="", marker="o", ms=6, color=ink, label=names(data.files)[0]),
         Line2D(
             [], [], ls="", marker="o", ms=6, mfc="none", mew=1.2,
-            mec=colours()[1] if data.column is None else FAINT, label=names(data.files)[1],
+            mec=colours()[1] if data.column is None else faint(), label=names(data.files)[1],
         ),
     ]  # fmt: skip
-    legend = axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handletextpad=0.2
-    )
-    axes.add_artist(legend)
+    labels = [str(handle.get_label()) for handle in handles]
+    axes.add_artist(
+        Legend(
+            axes, handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2,
+            handletextpad=0.2,
+        )
+    )  # fmt: skip
 
 
 def _draw(figure: Figure, axes: Any, data: MapData) -> None:
@@ -193,7 +197,11 @@ def _scatter(
     if place:
         look |= {"facecolors": "none", "edgecolors": colour, "linewidths": _RING}
     else:
-        look |= {"color": colour, "edgecolors": "white", "linewidths": 0 if many else 0.4}
+        look |= {
+            "color": colour,
+            "edgecolors": rcParams["axes.facecolor"],
+            "linewidths": 0 if many else 0.4,
+        }
     return axes.scatter(*data.points(place)[:, mask], **look)
 
 
@@ -261,7 +269,7 @@ def _categorical(axes: Any, data: MapData) -> None:
         (values == name, name if len(name) <= _LETTERS else f"{name[:_LETTERS]}…", *look, 2)
         for name, look in zip(shown, zip(palette, _SHAPES, strict=False), strict=False)
     ]
-    groups.append((rest, f"{len(counts) - len(shown)} others", FAINT, "h", 1))
+    groups.append((rest, f"{len(counts) - len(shown)} others", faint(), "h", 1))
     groups.append((values == "", "no value", GREY, "o", 1))
     for mask, name, colour, marker, layer in groups:
         if mask.any():

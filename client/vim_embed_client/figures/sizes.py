@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from vim_embed_client.figures.style import GREY, colours, origins, small_print, title
+from vim_embed_client.figures.style import (
+    GREY,
+    colours,
+    origins,
+    points,
+    shortened,
+    small_print,
+    text_inches,
+    title,
+)
 from vim_embed_client.scoring.study import StudyScore
 
 # Inches.
 _WIDTH = 7.2
 _LEFT = 0.85
+_SIDE = 0.25
+_ACROSS = _WIDTH - _LEFT - _SIDE
+_LETTERS = 28
 _AXES = 3.2
 _LEGEND = 0.3
 _LABELS = 0.75
+_ROW = 0.34  # further rows of model names, where they would overlap
+_GAP = 0.1
 
 _MARKERS = "o^sDvPX"
 _APART = 0.012  # of the decade, between the points of two surveys' pairs
@@ -27,17 +43,18 @@ def sizes_figure(scores: Sequence[StudyScore], sizes: Mapping[str, float]) -> Fi
     metrics = list(dict.fromkeys(each.score.metric for each in scores))
     figure = Figure(figsize=(_WIDTH, 9))
     top, foot = _words(figure, scores)
-    panel = _AXES + _LABELS
+    labels = _labels({each.model: sizes[each.model] for each in scores})
+    below = _LABELS + _ROW * max(label.row for label in labels)
+    panel = _AXES + below
     height = top + _LEGEND * _legend_rows(scores) + len(metrics) * panel + foot
     figure.clear()
     figure.set_size_inches(_WIDTH, height)
     _words(figure, scores)
     for place, metric in enumerate(metrics):
-        bottom = foot + _LABELS + (len(metrics) - 1 - place) * panel
-        axes = figure.add_axes(
-            (_LEFT / _WIDTH, bottom / height, 1 - (_LEFT + 0.25) / _WIDTH, _AXES / height)
-        )
+        bottom = foot + below + (len(metrics) - 1 - place) * panel
+        axes = figure.add_axes((_LEFT / _WIDTH, bottom / height, _ACROSS / _WIDTH, _AXES / height))
         _draw(axes, [each for each in scores if each.score.metric == metric], sizes)
+        _dress(axes, labels)
         if not place:
             axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
     return figure
@@ -83,16 +100,67 @@ def _draw(axes: Any, scores: Sequence[StudyScore], sizes: Mapping[str, float]) -
             across, values, yerr=bars, color=palette[place % len(palette)], capsize=3,
             marker=_MARKERS[place % len(_MARKERS)], label=" and ".join(surveys),
         )  # fmt: skip
-    smallest, largest = min(sizes[e.model] for e in scores), max(sizes[e.model] for e in scores)
     threshold = max(each.score.threshold for each in scores)
-    axes.axhline(threshold, ls="--", lw=1.4, color=GREY, label="unrelated, 5 %")
-    axes.set_xscale("log")
-    axes.set_xlim(smallest / 1.25, largest * 1.25)
-    at = sorted({sizes[each.model] for each in scores})
-    axes.xaxis.set_major_locator(FixedLocator(at))
-    axes.xaxis.set_minor_locator(NullLocator())
-    names = {sizes[each.model]: each.model for each in scores}
-    axes.set_xticklabels([f"{names[size]}\n{size:g}" for size in at])
-    axes.set_xlabel("model, millions of parameters")
+    if not math.isnan(threshold):
+        axes.axhline(threshold, ls="--", lw=1.4, color=GREY, label="unrelated, 5 %")
     score = scores[0].score
-    axes.set_ylabel(score.metric + ("" if score.k is None else f" at k = {score.k}"))
+    at = "" if score.k is None else f" at k = {score.k}"
+    axes.set_ylabel(f"{score.metric}{at} (no unit, at most 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Label:
+    """The models of one size, written in a row below the axis. left, right: its ends in inches."""
+
+    size: float
+    names: str
+    row: int
+    left: float
+    right: float
+
+    @property
+    def text(self) -> str:
+        return "\n\n" * self.row + f"{self.names}\n{self.size:g}"
+
+
+def _labels(sizes: Mapping[str, float]) -> list[_Label]:
+    """Labels that do not overlap."""
+    models: dict[float, list[str]] = {}
+    for model, size in sorted(sizes.items(), key=lambda item: item[1]):
+        models.setdefault(size, []).append(model)
+    found: list[_Label] = []
+    for size, names in models.items():
+        text = shortened(", ".join(names), _LETTERS)
+        wide = text_inches(text, points("xtick.labelsize"))
+        left = _place(size, list(models)) * _ACROSS - wide / 2
+        left = min(max(left, -_LEFT), _ACROSS + _SIDE - wide)
+        taken = {each.row for each in found if each.right + _GAP > left}
+        row = next(row for row in range(len(models)) if row not in taken)
+        found.append(_Label(size=size, names=text, row=row, left=left, right=left + wide))
+    return found
+
+
+def _place(size: float, sizes: Sequence[float]) -> float:
+    """Where a size is on the axis, from 0 to 1."""
+    low, high = _limits(sizes)
+    return math.log(size / low) / math.log(high / low)
+
+
+def _limits(sizes: Sequence[float]) -> tuple[float, float]:
+    return min(sizes) / 1.25, max(sizes) * 1.25
+
+
+def _dress(axes: Any, labels: Sequence[_Label]) -> None:
+    sizes = [label.size for label in labels]
+    axes.set_xscale("log")
+    axes.set_xlim(*_limits(sizes))
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([label.text for label in labels])
+    for text, label in zip(axes.get_xticklabels(), labels, strict=True):
+        middle = _place(label.size, sizes) * _ACROSS
+        if label.right >= _ACROSS + _SIDE - 0.01:
+            text.set_ha("right")
+        elif label.left > middle - (label.right - label.left) / 2 + 0.01:
+            text.set_ha("left")
+    axes.set_xlabel("model, millions of parameters")

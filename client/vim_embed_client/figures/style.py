@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rcParams, style
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
@@ -47,6 +47,7 @@ STYLE: dict[str, Any] = {
     "ytick.labelsize": 9.5,
 }
 _SMALL = 0.75  # of font.size
+_HIDDEN = 0.15  # difference in lightness to the background
 
 _MARGIN = 0.2  # inches
 _LEADING = 1.3
@@ -80,16 +81,31 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def colours() -> list[str]:
-    """The colours of the style, in order."""
-    return [to_hex(each["color"]) for each in rcParams["axes.prop_cycle"]]
+    """The colours of the style, in order; one that the background hides is that of the labels."""
+    found = [to_hex(each["color"]) for each in rcParams["axes.prop_cycle"]]
+    ground = _lightness(rcParams["axes.facecolor"])
+    seen = (abs(_lightness(colour) - ground) > _HIDDEN for colour in found)
+    label = to_hex(rcParams["axes.labelcolor"])
+    return [colour if shown else label for colour, shown in zip(found, seen, strict=True)]
+
+
+def faint() -> str:
+    """The colour of small print: between that of labels and the background."""
+    label, ground = (to_rgb(rcParams[name]) for name in ("axes.labelcolor", "figure.facecolor"))
+    return to_hex([0.7 * one + 0.3 * other for one, other in zip(label, ground, strict=True)])
+
+
+def _lightness(colour: Any) -> float:
+    red, green, blue = to_rgb(colour)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def title(figure: Figure, text: str, subtitle: str = "", *, random_weights: bool = False) -> float:
     """Put a title over the figure, under a warning for random weights; the inches that it takes."""
     used = 0.18
-    large, weight = _points("figure.titlesize"), str(rcParams["figure.titleweight"])
+    large, weight = points("figure.titlesize"), str(rcParams["figure.titleweight"])
     ink = str(rcParams["axes.labelcolor"])
-    parts = [(text, large, weight, ink), (subtitle, _points("legend.fontsize"), "normal", ink)]
+    parts = [(text, large, weight, ink), (subtitle, points("legend.fontsize"), "normal", ink)]
     if random_weights:
         parts.insert(0, ("RANDOM WEIGHTS, not a scientific result", large, "bold", VERMILLION))
     width, height = figure.get_size_inches()
@@ -106,16 +122,16 @@ def title(figure: Figure, text: str, subtitle: str = "", *, random_weights: bool
 def small_print(figure: Figure, lines: Sequence[str]) -> float:
     """Put lines at the foot of the figure; the inches that they take."""
     width, height = figure.get_size_inches()
-    size = _SMALL * _points("font.size")
+    size = _SMALL * points("font.size")
     folded = [part for line in lines for part in fitted(line, size, width - 2 * _MARGIN)]
     figure.text(
-        _MARGIN / width, 0.12 / height, "\n".join(folded), fontsize=size, color=FAINT, va="bottom",
-        linespacing=_LEADING,
+        _MARGIN / width, 0.12 / height, "\n".join(folded), fontsize=size, color=faint(),
+        va="bottom", linespacing=_LEADING,
     )  # fmt: skip
     return 0.12 + len(folded) * size * _LEADING / 72 + 0.1
 
 
-def _points(name: str) -> float:
+def points(name: str) -> float:
     """A font size of the style, in points."""
     return float(FontProperties(size=rcParams[name]).get_size_in_points())
 
@@ -125,25 +141,27 @@ def fitted(text: str, size: float, inches: float, weight: str = "normal") -> lis
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _inches(longer, size, weight) <= _SAFE * inches:
+        if lines and text_inches(longer, size, weight) <= _SAFE * inches:
             lines[-1] = longer
         else:
             lines.append(word)
     return lines
 
 
-def _inches(text: str, size: float, weight: str) -> float:
+def text_inches(text: str, size: float, weight: str = "normal") -> float:
+    """How wide a line is in a font of `size` points."""
     path = TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight))
     return float(path.get_extents().width) / 72
 
 
 def origins(files: Sequence[EmbeddingFile]) -> list[str]:
     """A line of small print for each file: what it is called and which model made it."""
-    return [
+    lines = (
         f"{shortened(file.label, 60)}: {file.origin}"
         + (", RANDOM WEIGHTS" if file.random_weights else "")
         for file in files
-    ]
+    )
+    return list(dict.fromkeys(lines))
 
 
 def names(files: Sequence[EmbeddingFile]) -> list[str]:
@@ -159,10 +177,34 @@ def names(files: Sequence[EmbeddingFile]) -> list[str]:
 
 
 def called(files: Sequence[EmbeddingFile]) -> str:
-    """Models and files in a few words: `a and b`, or `model: a and b` where both are of one."""
+    """Models and files in a few words: `a and b`, or `model: a and b` where both are of one.
+
+    One file twice is named once.
+    """
     model = files[0].model
     shared = model and len(files) > 1 and all(file.model == model for file in files)
-    return (f"{model}: " if shared else "") + " and ".join(names(files))
+    return (f"{model}: " if shared else "") + " and ".join(dict.fromkeys(names(files)))
+
+
+def told_apart(names: Sequence[str], letters: int) -> list[str]:
+    """Names of layers in at most about so many letters, all of them different.
+
+    Parts that all names begin or end with are left out: `blocks.7.mixer` of a dozen blocks is `7`.
+    Where what is cut out of the middle would make two names alike, they are numbered.
+    """
+    parts = [name.split(".") for name in names]
+    shortest = min(map(len, parts)) - 1
+    columns = list(zip(*(part[:shortest] for part in parts), strict=True))
+    front = next((i for i, each in enumerate(columns) if len(set(each)) > 1), len(columns))
+    ends = list(zip(*(part[::-1][: shortest - front] for part in parts), strict=True))
+    back = next((i for i, each in enumerate(ends) if len(set(each)) > 1), len(ends))
+    if len(names) == 1 or max(map(len, names)) <= letters:
+        front = back = 0
+    kept = [".".join(part[front : len(part) - back]) for part in parts]
+    short = [shortened(name, letters) for name in kept]
+    if len(set(short)) == len(set(names)):
+        return short
+    return [f"{place} {shortened(name, letters - 4)}" for place, name in enumerate(kept)]
 
 
 def shortened(text: str, letters: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class LayerScores:
 
     values: (n1, n2), from 0 to 1; each is what `mknn` gives for the two layers. k: neighbours; n:
     sources; chance: the value of unrelated layers. paired: how rows were brought together. first,
-    second: the files' first layers, for their labels and provenance.
+    second: the files, with the embeddings of their first layers.
     """
 
     first: EmbeddingFile
@@ -42,6 +42,13 @@ class LayerScores:
     @property
     def chance(self) -> float:
         return chance(self.n, self.k)
+
+    @property
+    def others(self) -> NDArray[np.bool_]:
+        """(n1, n2) where the two are not one and the same layer of one file."""
+        same = np.array([[a == b for b in self.second_layers] for a in self.first_layers])
+        other: NDArray[np.bool_] = ~(same & (self.first.path == self.second.path))
+        return other if other.any() else np.ones_like(other)
 
     def as_dict(self) -> dict[str, Any]:
         """Layers, values (nested lists), k, n, chance, and how rows were paired, for JSON."""
@@ -108,8 +115,8 @@ def score_layers(
         for some, at in zip(columns, rows, strict=True)
     ]
     return LayerScores(
-        first=paired.first.take(good),
-        second=paired.second.take(good),
+        first=replace(paired.first.take(good), label=first),
+        second=replace(paired.second.take(good), label=second),
         first_layers=_names(columns[0]),
         second_layers=_names(columns[1]),
         values=_matrix(*lists),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 
@@ -18,7 +19,7 @@ from vim_embed_client.figures.columns import Column
 from vim_embed_client.figures.heat_map import heat_map_figure
 from vim_embed_client.figures.map import MapData, map_figure
 from vim_embed_client.figures.projection import pca
-from vim_embed_client.figures.style import styled
+from vim_embed_client.figures.style import colours, faint, styled, told_apart
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.layers import score_layers
 from vim_embed_client.scoring.mknn import mknn
@@ -63,6 +64,71 @@ def test_the_heat_map_has_a_cell_for_each_two_layers(folder: Path) -> None:
     assert np.array_equal(np.asarray(image.get_array()), scores.values)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["block0", "block1", "block2"]
     assert axes.texts[4].get_text() == f"{scores.values[1, 1]:.2f}"
+
+
+def test_a_layer_with_itself_is_grey_and_no_match(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = score_layers("hsc.npz", "hsc.npz", k=5)
+    figure = heat_map_figure(scores)
+    (image,) = figure.axes[0].images
+    cells: Any = image.get_array()
+    assert np.array_equal(np.ma.getmaskarray(cells), np.eye(3, dtype=bool))
+    most = scores.values[~np.eye(3, dtype=bool)].max()
+    assert image.get_clim()[1] == most
+    assert f"MKNN up to {most:.3f} (block" in figure.texts[0].get_text()
+    assert run(["layers", "hsc.npz", "hsc.npz", "-k", "5"]) == 0
+    assert "block0: most with block0" not in capsys.readouterr().out
+
+
+def test_a_layer_may_be_called_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("a.npz", layer=np.load("hsc.npy"), other=np.load("jwst.npy"))
+    assert run(["layers", "a.npz", "a.npz", "-k", "5", "-o", "t.csv"]) == 0
+    lines = Path("t.csv").read_text().splitlines()
+    (row, _) = csv.DictReader(line for line in lines if not line.startswith("#"))
+    assert row["layer of the first file"] == "layer"
+    assert float(row["layer"]) == 1
+    capsys.readouterr()
+
+
+LAYERS: dict[str, tuple[list[str], list[str]]] = {
+    "short names": (["block0", "block1"], ["block0", "block1"]),
+    "common ends": (
+        [f"encoder.layers.{i}.mixer.output_projection" for i in range(3)],
+        ["0", "1", "2"],
+    ),
+    "one name": (["encoder.layers.11.mixer.output"], ["encode….mixer.output"]),
+    "alike when cut": (
+        ["a_very_long_name_1_of_a_layer_of_blocks", "a_very_long_name_2_of_a_layer_of_blocks"],
+        ["0 a_ver…_of_blocks", "1 a_ver…_of_blocks"],
+    ),
+    "one is the others' beginning": (
+        ["a.long.beginning.of", "a.long.beginning.of.names"],
+        ["of", "of.names"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_labels_tell_layers_apart(case: str) -> None:
+    names, labels = LAYERS[case]
+    assert told_apart(names, 20) == labels
+
+
+def test_labels_of_thirty_layers_do_not_reach_into_the_small_print(folder: Path) -> None:
+    names = [f"blocks.{i}.mixer.a_long_name_of_a_layer" for i in range(29)] + ["last_hidden_state"]
+    rng = np.random.default_rng(1)
+    arrays: dict[str, Any] = {name: rng.normal(size=(N, 3)) for name in names}
+    np.savez("many.npz", **arrays)
+    with styled():
+        figure = heat_map_figure(score_layers("many.npz", "many.npz", k=5))
+        FigureCanvasAgg(figure).draw()
+    labels = [*figure.axes[0].get_xticklabels(), *figure.axes[0].get_yticklabels()]
+    boxes = [label.get_window_extent() for label in labels]
+    (small_print,) = (text for text in figure.texts if text.get_text().startswith("MKNN: mean"))
+    assert min(box.y0 for box in boxes) > small_print.get_window_extent().y1
+    assert min(box.x0 for box in boxes) > 0
+    assert len({label.get_text() for label in labels[:30]}) == 30
 
 
 def test_the_layers_command_writes_numbers_and_picture(
@@ -170,3 +236,16 @@ def test_what_cannot_be_drawn_names_the_fix(
     Path("t.csv").write_text("v\n" + "\n".join(str(-i / 7) for i in range(N)) + "\n")
     assert run(arguments) == code
     assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_a_dark_style_hides_nothing(folder: Path) -> None:
+    Path("dark.mplstyle").write_text(
+        "figure.facecolor: 111111\naxes.facecolor: 111111\naxes.labelcolor: eeeeee\n"
+    )
+    with styled():
+        light = colours(), faint()
+    with styled(Path("dark.mplstyle")):
+        dark = colours(), faint()
+    assert light[0][-1] == "#222222"
+    assert dark[0] == [*light[0][:-1], "#eeeeee"]
+    assert (light[1], dark[1]) == ("#646464", "#acacac")
