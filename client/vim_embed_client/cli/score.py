@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,13 +138,16 @@ def score(
     k = _headline_k(wanted)
     find = None if approximate is None else ApproximateSearch(approximate, seed=seed)
     searches = [NeighbourSearch(file.embeddings, find) for file in files]
+    by_lists = bool(properties or set(metrics) & set(LIST_METRICS))
     for search in searches:
-        search.find(_all_ks(len(search), curve_at, k if set(metrics) & set(LIST_METRICS) else None))
+        search.find(_all_ks(len(search), curve_at, k if by_lists else None))
     curve = score_curve(searches[0], searches[1], curve_at, **options)
     scores = [each for each in curve if each.k in wanted]
     measured = _measured(files, searches, metrics, k=k, **options)
     for argument in properties:
-        measured += _agreements(files, argument, id_column, pairing["match"], k=k, **options)
+        measured += _agreements(
+            files, searches, argument, id_column, pairing["match"], k=k, **options
+        )
     recalls = find.recalls[: len(files)] if find else []
     distinct = without_repeats(files)
     repeats = Repeated(files, distinct, ks, find, options) if distinct is not files else None
@@ -192,6 +196,7 @@ def _measured(
 
 def _agreements(
     files: Sequence[EmbeddingFile],
+    searches: Sequence[NeighbourSearch],
     argument: str,
     id_column: str,
     match: float | None,
@@ -205,9 +210,9 @@ def _agreements(
     try:
         return [
             property_agreement(
-                file.embeddings, column.values, name=f"{column.name}: {file.label}", **options
+                search, column.values, name=f"{column.name}: {file.label}", **options
             )
-            for file in files
+            for file, search in zip(files, searches, strict=True)
         ]
     except ValueError as error:
         raise InputError(f"{argument} cannot be measured: {error}") from None
@@ -222,7 +227,7 @@ def _print_measured(scores: Sequence[MetricScore]) -> None:
             f"{score.value:.4f}",
             _range(score.low, score.high) if score.has_interval else "none",
             _range(score.permuted_low, score.permuted_high),
-            f"{score.calibrated:.4f}",
+            "none" if math.isnan(score.calibrated) else f"{score.calibrated:.4f}",
             f"{score.p_value:.4f}",
         )
     console = stdout()

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from vim_embed_client.scoring.metrics import Lists, MetricScore, Statistic, score_statistics
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.moments import Order
-from vim_embed_client.scoring.neighbours import Array
+from vim_embed_client.scoring.neighbours import Embedding, NeighbourSearch
 
 Values = NDArray[Any]
 
@@ -64,7 +64,7 @@ def same_class(values: Values) -> float:
 
 
 def property_agreement(
-    z: ArrayLike,
+    z: Embedding,
     values: Values,
     *,
     name: str = "property",
@@ -77,14 +77,16 @@ def property_agreement(
     values: (n,) numbers, NaN where there is none, or texts, empty where there is none; such rows
     are left out. Raises ValueError where all values are alike, and as metrics.statistics does.
     """
-    array = np.asarray(z)
-    if len(array) != len(values):
-        raise ValueError(f"there are {len(array)} rows and {len(values)} values")
+    search = NeighbourSearch.of(z)
+    if len(search) != len(values):
+        raise ValueError(f"there are {len(search)} rows and {len(values)} values")
     known = ~np.isnan(values) if values.dtype.kind == "f" else values != ""
-    rows: Array = array[known]
-    values = values[known]
+    if not known.all():
+        search, values = search.of_rows(known), values[known]
     if len(np.unique(values)) < 2:
         raise ValueError(f"{name} has fewer than two different values")
-    statistic = PropertyStatistic(Lists.of(rows, k), values)
-    (found,) = score_statistics({name: statistic}, len(rows), permutations=permutations, seed=seed)
+    statistic = PropertyStatistic(Lists.of(search, k), values)
+    (found,) = score_statistics(
+        {name: statistic}, len(search), permutations=permutations, seed=seed
+    )
     return found

@@ -14,10 +14,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vim_embed_client.scoring.metrics import GROUPS, T_95, jackknife_spread, left_out, statistic
+from vim_embed_client.scoring.metrics import (
+    interval_reach,
+    jackknife_spread,
+    left_out,
+    statistic,
+)
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
-
-_STEPS = 20_000
+from vim_embed_client.scoring.student import two_sided_p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,9 @@ class Difference:
 
     value_low, value_high: the value's own 95 % interval. difference, low, high: value less the
     first model's, and its paired 95 % interval, over the draw of sources. p_value: of Student's t
-    test (19 degrees of freedom) that there is no difference; it is not corrected for the number
-    of models. NaN for the first model, and intervals for fewer than mknn.LEAST_SOURCES.
+    test that there is no difference (19 degrees of freedom, or one less than the sources); it is
+    not corrected for the number of models. NaN for the first model, and intervals for fewer than
+    mknn.LEAST_SOURCES.
     """
 
     model: str
@@ -56,11 +61,11 @@ class _Measured:
     value: float
     without: NDArray[np.float64]
 
-    def minus(self, other: _Measured | None) -> tuple[float, float]:
-        """The difference to another model and its standard error."""
+    def minus(self, other: _Measured | None) -> tuple[float, NDArray[np.float64]]:
+        """The difference to another model, and the differences without each group."""
         if other is None:
-            return math.nan, math.nan
-        return self.value - other.value, jackknife_spread(self.without - other.without)
+            return math.nan, np.array([math.nan])
+        return self.value - other.value, self.without - other.without
 
 
 def compare(
@@ -82,8 +87,9 @@ def compare(
     measured = [_measured(*model, metric, k=k, seed=seed) for model in models]
     found = []
     for place, one in enumerate(measured):
-        error = jackknife_spread(one.without)
-        gap, spread = one.minus(measured[0] if place else None)
+        reach = interval_reach(one.without)
+        gap, without = one.minus(measured[0] if place else None)
+        gap_reach = interval_reach(without)
         found.append(
             Difference(
                 model=one.model,
@@ -91,12 +97,12 @@ def compare(
                 k=one.k,
                 n=n,
                 value=one.value,
-                value_low=one.value - T_95 * error,
-                value_high=float(np.minimum(1.0, one.value + T_95 * error)),
+                value_low=one.value - reach,
+                value_high=float(np.minimum(1.0, one.value + reach)),
                 difference=gap,
-                low=gap - T_95 * spread,
-                high=gap + T_95 * spread,
-                p_value=student_p(gap, spread),
+                low=gap - gap_reach,
+                high=gap + gap_reach,
+                p_value=difference_p(gap, without),
             )
         )
     return found
@@ -105,27 +111,25 @@ def compare(
 def _measured(
     name: str, z1: ArrayLike, z2: ArrayLike, metric: str, *, k: int, seed: int
 ) -> _Measured:
-    found = statistic(z1, z2, metric, k=k)
+    try:
+        found = statistic(z1, z2, metric, k=k)
+        value = found.paired(None)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     n = len(np.asarray(z1))
     few = n < LEAST_SOURCES
     without = np.array([math.nan]) if few else left_out({name: found}, n, seed=seed)[name]
-    return _Measured(model=name, k=found.k, value=found.paired(None), without=without)
+    return _Measured(model=name, k=found.k, value=value, without=without)
 
 
-def student_p(difference: float, std_error: float, freedom: int = GROUPS - 1) -> float:
-    """Probability of Student's t beyond difference / std_error, on both sides.
+def difference_p(difference: float, without: NDArray[np.float64]) -> float:
+    """Of Student's t test that there is no difference; NaN where there is no error.
 
-    By summing the density over the angle whose tangent is t / sqrt(freedom), where it is the
-    cosine to the power of freedom - 1: to about 1e-4 of the value.
+    without: the differences without each group of sources.
     """
+    std_error = jackknife_spread(without)
     if math.isnan(difference) or math.isnan(std_error):
         return math.nan
     if std_error == 0:
         return 1.0 if difference == 0 else 0.0
-    angle = math.atan(abs(difference) / std_error / math.sqrt(freedom))
-    return _tail(angle, freedom) / _tail(0.0, freedom)
-
-
-def _tail(angle: float, freedom: int) -> float:
-    middles = angle + (math.pi / 2 - angle) * (np.arange(_STEPS) + 0.5) / _STEPS
-    return float(np.mean(np.cos(middles) ** (freedom - 1)) * (math.pi / 2 - angle))
+    return two_sided_p(difference / std_error, len(without) - 1)

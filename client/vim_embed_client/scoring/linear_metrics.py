@@ -60,15 +60,36 @@ def rsa(m: Moments) -> float:
     """
     n = m.first.n
     pairs = n * (n - 1)
-    means = [(float(side.total @ side.total) - n) / pairs for side in (m.first, m.second)]
+    (mean1, same1), (mean2, same2) = (_cosines(side) for side in (m.first, m.second))
     variances = [
-        (float(np.square(side.products).sum()) - n) / pairs - mean**2
-        for side, mean in zip((m.first, m.second), means, strict=True)
+        (_cosine_products(side.products) - n * same**2) / pairs - mean**2
+        for side, mean, same in ((m.first, mean1, same1), (m.second, mean2, same2))
     ]
-    if min(variances) <= 1e-14:
+    alike = (variances[0] <= 1e-12 * mean1**2, variances[1] <= 1e-12 * mean2**2)
+    if any(alike) or min(same1, same2) <= 1e-24:
         raise ValueError("the cosines of one embedding are all alike: it has no geometry")
-    product = (float(np.square(m.cross.products).sum()) - n) / pairs
-    return (product - means[0] * means[1]) / float(np.sqrt(variances[0] * variances[1]))
+    shared = (_cosine_products(m.cross.products) - n * same1 * same2) / pairs
+    return (shared - mean1 * mean2) / float(np.sqrt(variances[0] * variances[1]))
+
+
+def _cosines(side: Side) -> tuple[float, float]:
+    """Mean cosine of two sources, and that of a source with itself, both less a constant."""
+    n, d = side.n, len(side.products) - 2
+    along, squares = 2 * float(side.total[d]), float(np.trace(side.products[:d, :d]))
+    every = n * along + float(np.square(side.total[:d]).sum())
+    return (every - along - squares) / (n * (n - 1)), (along + squares) / n
+
+
+def _cosine_products(products: Matrix) -> float:
+    """Sum over all pairs, sources with themselves among them, of the products of their cosines.
+
+    The cosines, less a constant, are f_i' J f_j of the rows f of moments.of_directions, where J
+    swaps the last two numbers.
+    """
+    swapped = products.copy()
+    swapped[[-2, -1]] = swapped[[-1, -2]]
+    swapped[:, [-2, -1]] = swapped[:, [-1, -2]]
+    return float((products * swapped).sum())
 
 
 def procrustes(m: Moments) -> float:
@@ -103,11 +124,10 @@ def pwcca(m: Moments) -> float:
 def linear_r2(m: Moments) -> float:
     """Cross-validated R² of y from x by ridge regression, mean over columns of y and five folds.
 
-    At most 1, below 0 where it predicts worse than the mean. Folds take every fifth row; the
-    penalty is 1, as in scikit-learn's Ridge, for columns of x and y as they are.
+    At most 1, below 0 where it predicts worse than the mean. Folds take every fifth row; one of a
+    single source is left out. The penalty is 1, as in scikit-learn's Ridge, for columns of x and y
+    as they are.
     """
-    if m.first.n < 2 * FOLDS:
-        raise ValueError(f"{FOLDS} folds need at least {2 * FOLDS} sources, got {m.first.n}")
     if not _varying(m.cross, m.first.n).any():
         raise ValueError("one embedding has no variance: all its rows are alike")
     return float(np.mean([_fold_r2(m, fold) for fold in range(FOLDS) if m.first_folds[fold].n > 1]))

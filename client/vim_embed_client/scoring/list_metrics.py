@@ -27,14 +27,12 @@ def mutual_knn(first: Indices, second: Indices) -> Values:
 
 def cycle_knn(first: Indices, second: Indices) -> Values:
     """(n,) 1 where a row is a first-list neighbour of one of its second-list neighbours, else 0."""
-    n, k = first.shape
-    back = np.zeros(n)
-    step = max(1, _BLOCK // k**2)
-    for start in range(0, n, step):
-        rows = np.arange(start, min(start + step, n))
-        returned = first[second[rows]] == rows[:, None, None]
-        returned &= (second[rows] >= 0)[:, :, None]
-        back[rows] = returned.any(axis=(1, 2))
+    n = len(first)
+    back, rows = np.zeros(n), np.arange(n)
+    for block in _row_blocks(second):
+        returned = first[second[block]] == rows[block, None, None]
+        returned &= (second[block] >= 0)[:, :, None]
+        back[block] = returned.any(axis=(1, 2))
     return back
 
 
@@ -82,24 +80,35 @@ def cknna(
 
 def own_hsic(lists: Indices, cosines: Array) -> float:
     """Unbiased HSIC of the kernel of one embedding's neighbours with itself."""
-    return _sparse_hsic(len(lists), *_shared_pairs(lists, cosines, lists, cosines))
+    rows, places = np.nonzero(lists >= 0)
+    values = cosines[rows, places].astype(np.float64)
+    return _sparse_hsic(len(lists), rows, lists[rows, places].astype(np.int64), values, values)
 
 
 def _shared_pairs(
     first: Indices, near: Array, second: Indices, beside: Array
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Values, Values]:
     """The pairs (row, neighbour) of both lists with their two cosines."""
-    n = len(first)
-    rows = np.arange(n)[:, None]
-    sides = []
-    for lists, cosines in ((first, near), (second, beside)):
-        there = lists >= 0
-        codes = (rows * n + lists)[there]
-        order = np.argsort(codes)
-        sides.append((codes[order], cosines[there][order].astype(np.float64)))
-    (codes1, values1), (codes2, values2) = sides
-    codes, at1, at2 = np.intersect1d(codes1, codes2, assume_unique=True, return_indices=True)
-    return codes // n, codes % n, values1[at1], values2[at2]
+    found = [_shared_places(first[block], second[block]) for block in _row_blocks(first)]
+    starts = (block.start for block in _row_blocks(first))
+    rows = np.concatenate([row + start for (row, _, _), start in zip(found, starts, strict=True)])
+    at, other = (np.concatenate([each[side] for each in found]) for side in (1, 2))
+    columns = first[rows, at].astype(np.int64)
+    values = near[rows, at].astype(np.float64), beside[rows, other].astype(np.float64)
+    return rows, columns, *values
+
+
+def _shared_places(first: Indices, second: Indices) -> tuple[Array, Array, Array]:
+    """Row, place in the first list, place in the second, of each neighbour that is in both."""
+    same = (first[:, :, None] == second[:, None, :]) & (first >= 0)[:, :, None]
+    row, at, other = np.nonzero(same)
+    return row, at, other
+
+
+def _row_blocks(lists: Indices) -> list[slice]:
+    n, k = lists.shape
+    step = max(1, _BLOCK // k**2)
+    return [slice(start, start + step) for start in range(0, n, step)]
 
 
 def _sparse_hsic(

@@ -17,13 +17,20 @@ from numpy.typing import NDArray
 
 from vim_embed_client.scoring import linear_metrics, list_metrics
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
-from vim_embed_client.scoring.moments import MANY_SOURCES, Order, PairedRows
-from vim_embed_client.scoring.neighbours import Array, Embedding, Indices, NeighbourSearch
+from vim_embed_client.scoring.moments import FOLDS, MANY_SOURCES, Order, PairedRows
+from vim_embed_client.scoring.neighbours import (
+    Array,
+    Embedding,
+    Indices,
+    Neighbours,
+    NeighbourSearch,
+)
+from vim_embed_client.scoring.student import quantile_95
 
 GROUPS = 20
 LEVEL = 0.05
 
-T_95 = 2.093  # Student's t of GROUPS - 1 degrees of freedom
+_COMPARED = 2**24
 _SPARE = 12  # further neighbours, that move up where a group of sources is left out
 
 
@@ -32,12 +39,13 @@ class MetricScore:
     """A metric of `n` sources.
 
     k: of neighbour lists, None for metrics without. std_error: over the draw of sources, by the
-    jackknife that leaves out a twentieth at a time. low, high: value ± 2.093 of it (Student's t of
-    19), a 95 % interval; NaN for fewer than mknn.LEAST_SOURCES. permuted_*: mean, standard
-    deviation and central 95 % over random pairings. threshold: the value that unrelated embeddings
-    exceed in 5 % of cases. calibrated: (value - threshold) / (1 - threshold), from 0 to 1, after
-    arXiv 2602.14486. p_value: share of the random pairings, the true one among them, that score
-    at least as high.
+    jackknife that leaves out a twentieth at a time, or one of fewer than 20 sources. low, high:
+    value ± t of it, a 95 % interval (2.093, Student's t of 19, for 20 sources or more); NaN for
+    fewer than mknn.LEAST_SOURCES. permuted_*: mean, standard deviation and central 95 % over random
+    pairings. threshold: the value that unrelated embeddings exceed in 5 % of cases. calibrated:
+    (value - threshold) / (1 - threshold), from 0 to 1, after arXiv 2602.14486; both NaN for fewer
+    than 19 pairings. p_value: share of the random pairings, the true one among them, that score at
+    least as high.
     """
 
     metric: str
@@ -115,7 +123,8 @@ class Lists:
         n = len(search)
         if not 1 <= k < n:
             raise ValueError(f"k must be from 1 to {n - 1} among {n} sources, got {k}")
-        found = search.at(wide_k(k, n))
+        search.find({k, wide_k(k, n)})
+        found = _following(search.at(k), search.at(wide_k(k, n)))
         return cls(k=k, wide=found.indices, cosines=1 - found.distances)
 
     @property
@@ -129,10 +138,10 @@ class Lists:
         return list_metrics.own_hsic(*self.near)
 
     def permuted(self, order: NDArray[np.int64]) -> Lists:
-        """Those of the embedding with its rows in this order; -1 stays what it is."""
+        """The k nearest of the embedding with its rows in this order; -1 stays what it is."""
         place = np.append(np.argsort(order), -1).astype(np.int32)
-        wide, cosines = place[self.wide[order]], self.cosines[order]
-        return _Permuted(k=self.k, wide=wide, cosines=cosines, unpermuted=self)
+        near, cosines = self.near
+        return _Permuted(k=self.k, wide=place[near[order]], cosines=cosines[order], unpermuted=self)
 
     def without(self, left_out: NDArray[np.bool_]) -> Lists:
         """Those of the embedding without some rows; where too few follow, -1."""
@@ -157,6 +166,23 @@ class _Permuted(Lists):
         return self.unpermuted.own_hsic
 
 
+def _following(near: Neighbours, wide: Neighbours) -> Neighbours:
+    """The wide neighbours with the near ones first: amid ties, the near ones may be others."""
+    k = near.indices.shape[1]
+    rows = np.flatnonzero((near.indices != wide.indices[:, :k]).any(axis=1))
+    if not len(rows):
+        return wide
+    indices, distances = wide.indices.copy(), wide.distances.copy()
+    width = indices.shape[1]
+    for part in np.array_split(rows, 1 + len(rows) * width * k // _COMPARED):
+        known = (indices[part, :, None] == near.indices[part, None, :]).any(axis=2)
+        others = np.argsort(known, axis=1, kind="stable")[:, : width - k]
+        for found, first in ((indices, near.indices), (distances, near.distances)):
+            after = np.take_along_axis(found[part], others, axis=1)
+            found[part] = np.concatenate([first[part], after], axis=1)
+    return Neighbours(indices=indices, distances=distances)
+
+
 ListFunction = Callable[[Lists, Lists], float]
 
 
@@ -174,19 +200,50 @@ def _cknna(first: Lists, second: Lists) -> float:
     return list_metrics.cknna(*first.near, *second.near, (first.own_hsic, second.own_hsic))
 
 
-class ListStatistic(Statistic):
-    """One of list_metrics."""
+class PairedLists:
+    """Neighbour lists of two embeddings of the same sources, for any pairing of the rows.
 
-    def __init__(self, function: ListFunction, first: Lists, second: Lists) -> None:
-        self._function, self._first, self._second = function, first, second
-        self.k = first.k
+    What was asked for last is kept, so that several metrics of one pairing share it.
+    """
+
+    def __init__(self, first: Lists, second: Lists) -> None:
+        self._lists = first, second
+        self._last: tuple[object, tuple[Lists, Lists]] | None = None
+
+    @property
+    def k(self) -> int:
+        return self._lists[0].k
+
+    def paired(self, order: Order) -> tuple[Lists, Lists]:
+        """Row i of the first with row order[i] of the second; None: as they are."""
+        first, second = self._lists
+        if order is None:
+            return first, second
+        return self._kept(order, lambda: (first, second.permuted(order)))
+
+    def without(self, left_out: NDArray[np.bool_]) -> tuple[Lists, Lists]:
+        """The lists of the other sources alone."""
+        first, second = self._lists
+        return self._kept(left_out, lambda: (first.without(left_out), second.without(left_out)))
+
+    def _kept(self, asked: object, make: Callable[[], tuple[Lists, Lists]]) -> tuple[Lists, Lists]:
+        if self._last is None or self._last[0] is not asked:
+            self._last = (asked, make())
+        return self._last[1]
+
+
+class ListStatistic(Statistic):
+    """One of list_metrics, of lists that it shares with others."""
+
+    def __init__(self, function: ListFunction, lists: PairedLists) -> None:
+        self._function, self._lists = function, lists
+        self.k = lists.k
 
     def paired(self, order: Order) -> float:
-        second = self._second if order is None else self._second.permuted(order)
-        return self._function(self._first, second)
+        return self._function(*self._lists.paired(order))
 
     def without(self, left_out: NDArray[np.bool_]) -> float:
-        return self._function(self._first.without(left_out), self._second.without(left_out))
+        return self._function(*self._lists.without(left_out))
 
 
 LIST_METRICS: dict[str, ListFunction] = {
@@ -223,13 +280,20 @@ def statistics(
     first, second = NeighbourSearch.of(z1), NeighbourSearch.of(z2)
     if len(first) != len(second):
         raise ValueError(f"the embeddings have {len(first)} and {len(second)} rows")
-    lists = _once(lambda: [Lists.of(z, k) for z in (first, second)])
+    if "linear-r2" in names and len(first) < 2 * FOLDS:
+        raise ValueError(
+            f"{FOLDS} folds of linear-r2 need at least {2 * FOLDS} sources, got {len(first)}"
+        )
+    for place, search in (("first", first), ("second", second)):
+        if not (search.z != search.z[0]).any():
+            raise ValueError(f"the {place} embedding has no variance: all its rows are alike")
+    lists = _once(lambda: PairedLists(*(Lists.of(z, k) for z in (first, second))))
     centred = _once(lambda: PairedRows(first.z, second.z))
     directions = _once(lambda: PairedRows(first.z, second.z, "directions"))
     found: dict[str, Statistic] = {}
     for name in names:
         if name in LIST_METRICS:
-            found[name] = ListStatistic(LIST_METRICS[name], *lists())
+            found[name] = ListStatistic(LIST_METRICS[name], lists())
         else:
             rows = directions if name in OF_DIRECTIONS else centred
             found[name] = LinearStatistic(LINEAR_METRICS[name], rows())
@@ -293,7 +357,7 @@ def score_statistics(
             name,
             values[name],
             np.array(permuted[name]),
-            jackknife_spread(without[name]) if without else math.nan,
+            without[name] if without else np.array([math.nan]),
             k=each.k,
             n=n,
         )
@@ -302,18 +366,25 @@ def score_statistics(
 
 
 def _scored(
-    name: str, value: float, permuted: NDArray[np.float64], error: float, *, k: int | None, n: int
+    name: str,
+    value: float,
+    permuted: NDArray[np.float64],
+    without: NDArray[np.float64],
+    *,
+    k: int | None,
+    n: int,
 ) -> MetricScore:
     threshold = null_threshold(value, permuted)
     low, high = np.percentile(permuted, [2.5, 97.5])
+    error, reach = jackknife_spread(without), interval_reach(without)
     return MetricScore(
         metric=name,
         value=value,
         k=k,
         n=n,
         std_error=error,
-        low=value - T_95 * error,
-        high=float(np.minimum(1.0, value + T_95 * error)),
+        low=value - reach,
+        high=float(np.minimum(1.0, value + reach)),
         permuted_mean=float(permuted.mean()),
         permuted_std=float(permuted.std()),
         permuted_low=float(low),
@@ -349,7 +420,16 @@ def jackknife_spread(values: NDArray[np.float64]) -> float:
     return float(np.sqrt((count - 1) / count * np.square(values - values.mean()).sum()))
 
 
+def interval_reach(values: NDArray[np.float64]) -> float:
+    """By how much a 95 % interval exceeds the value, from the values without each group."""
+    return quantile_95(max(1, len(values) - 1)) * jackknife_spread(values)
+
+
 def null_threshold(value: float, permuted: NDArray[np.float64]) -> float:
-    """The 1 - LEVEL quantile of the null and the value together, an order statistic."""
+    """The 1 - LEVEL quantile of the null and the value together, an order statistic.
+
+    NaN for so few random pairings that it would be the value itself.
+    """
     combined = np.sort(np.append(permuted, value))
-    return float(combined[math.ceil((1 - LEVEL) * len(combined)) - 1])
+    place = math.ceil((1 - LEVEL) * len(combined)) - 1
+    return float(combined[place]) if place < len(permuted) else math.nan

@@ -23,6 +23,7 @@ from vim_embed_client.scoring.neighbours import (
     Neighbours,
     NeighbourSearch,
 )
+from vim_embed_client.scoring.threads import in_threads
 
 # platonic-universe's own k, and round steps around it.
 PLATONIC_K = 10
@@ -134,18 +135,21 @@ def _shared_when_permuted(
     n, k = first.shape
     size = 1 << (_MARKS_A_NEIGHBOUR * k).bit_length()
     places = [np.argsort(order).astype(np.int32) for order in orders]
-    shared = np.zeros(len(orders), np.int64)
     step = max(1, _MARKED_BYTES // size)
-    for start in range(0, n, step):
+
+    def shared_in(start: int) -> NDArray[np.int64]:
         block = first[start : start + step]
         rows = np.arange(len(block))[:, None]
         marked = np.zeros((len(block), size), bool)
         marked[rows, block & (size - 1)] = True
+        shared = np.zeros(len(orders), np.int64)
         for i, (order, place) in enumerate(zip(orders, places, strict=True)):
             others = place[second[order[start : start + step]]]
             row, column = np.nonzero(marked[rows, others & (size - 1)])
-            shared[i] += np.count_nonzero(block[row] == others[row, column][:, None])
-    return [int(count) for count in shared]
+            shared[i] = np.count_nonzero(block[row] == others[row, column][:, None])
+        return shared
+
+    return [int(count) for count in np.sum(in_threads(shared_in, range(0, n, step)), axis=0)]
 
 
 def jackknife_error(

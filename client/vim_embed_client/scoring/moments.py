@@ -27,6 +27,7 @@ FOLDS = 5
 MANY_SOURCES = 20_000
 
 _BLOCK_ROWS = 8192
+_KEPT_BYTES = 2**30
 _KEPT_VARIANCE = 0.99
 _RIDGE = 1.0
 _NO_VARIANCE = "one embedding has no variance: all its rows are alike"
@@ -140,8 +141,8 @@ class Moments:
 class PairedRows:
     """Two embeddings of the same n sources, and their moments for any pairing of the rows.
 
-    view: `centred` rows less their mean, or `directions`, rows of length one. folds: (n,) the fold
-    of each source, every fifth if not given. What was asked for last is kept, so that several
+    view: `centred` rows less their mean, or `directions` (see `of_directions`). folds: (n,) the
+    fold of each source, every fifth if not given. What was asked for last is kept, so that several
     metrics of one pairing share it.
     """
 
@@ -171,9 +172,9 @@ class PairedRows:
         if order is None:
             return self._whole
         if self._last is None or self._last[0] is not order:
+            whole = self._whole
             dtype = np.float32 if self.n >= MANY_SOURCES else np.float64
             crosses = self._crosses(np.arange(self.n), order, dtype)
-            whole = self._whole
             found = Moments(whole.first, whole.second, crosses, whole.first_folds, whole.training)
             self._last = (order, found)
         return self._last[1]
@@ -210,7 +211,7 @@ class PairedRows:
         return [self._cross(fold, order, dtype) for fold in self._split(rows)]
 
     def _cross(self, rows: NDArray[np.int64], order: Order, dtype: type) -> Cross:
-        d1, d2 = self._x.values.shape[1], self._y.values.shape[1]
+        d1, d2 = self._x.width, self._y.width
         products, left, right = np.zeros((d1, d2)), np.zeros(d1), np.zeros(d2)
         total, column_squares, squares = np.zeros(d2), np.zeros(d2), 0.0
         others = rows if order is None else order[rows]
@@ -226,45 +227,78 @@ class PairedRows:
         return Cross(products, squares, left, right, total, column_squares)
 
 
+def of_directions(directions: Matrix, mean: Matrix) -> Matrix:
+    """(n, d + 2) of rows u of length one: v, v m and 1, where u = m + v, of which m is the mean.
+
+    The cosine of two rows is |m|² + (v_i m + v_j m + v_i v_j). What is in brackets keeps its digits
+    where all rows are nearly parallel, as mean-pooled tokens are.
+    """
+    apart = directions - mean
+    along = apart @ mean
+    return np.column_stack([apart, along, np.ones(len(apart))])
+
+
 class _Rows:
-    """The rows of one embedding in blocks of a view."""
+    """The rows of one embedding in blocks of a view. width: of a row."""
 
     def __init__(self, z: Array, view: View) -> None:
         self.values = z
         self._directions = view == "directions"
+        self.width = z.shape[1] + 2 * self._directions
         most, least = z.max(axis=0).astype(np.float64), z.min(axis=0).astype(np.float64)
         reach = np.maximum(most, -least)
         largest = float(reach.max())
         # Where squares would overflow or vanish, in units of the largest number.
         usual = 1e-100 < largest < 1e100 or largest == 0
         self._scale = 1.0 if usual else 1 / largest
-        self._mean: Matrix = np.zeros(z.shape[1])
-        self._constant: NDArray[np.int64] = np.zeros(0, np.int64)
-        if not self._directions:
-            blocks = (self.block(np.arange(len(z))[part], np.float64) for part in _blocks(len(z)))
-            self._mean = np.sum([block.sum(axis=0) for block in blocks], axis=0) / len(z)
-            apart = most * self._scale - least * self._scale
-            self._constant = np.flatnonzero(apart <= 1e-12 * reach * self._scale)
+        blocks = (self._plain(np.arange(len(z))[part]) for part in _blocks(len(z)))
+        self._mean: Matrix = np.sum([block.sum(axis=0) for block in blocks], axis=0) / len(z)
+        apart = most * self._scale - least * self._scale
+        self._constant = np.flatnonzero(apart <= 1e-12 * reach * self._scale)
 
     def block(self, rows: NDArray[np.int64], dtype: type) -> Array:
         """(len(rows), d) in float64 or float32."""
-        values = self.values[rows].astype(np.float64)
+        if dtype == np.float32 and self._float32 is not None:
+            kept: Array = self._float32[rows]
+            return kept
+        return self._viewed(rows).astype(dtype, copy=False)
+
+    @cached_property
+    def _float32(self) -> Array | None:
+        """All rows, for many pairings of them; None where they would take too much memory."""
+        if 4 * self.values.size > _KEPT_BYTES:
+            return None
+        kept = np.empty((len(self.values), self.width), np.float32)
+        for part in _blocks(len(kept)):
+            kept[part] = self._viewed(np.arange(len(kept))[part])
+        return kept
+
+    def _viewed(self, rows: NDArray[np.int64]) -> Matrix:
+        values = self._plain(rows)
         if self._directions:
-            largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
-            values /= np.where(largest > 0, largest, 1)
-            lengths = np.linalg.norm(values, axis=1, keepdims=True)
-            values /= np.where(lengths > 0, lengths, 1)
-        else:
+            return of_directions(values, self._mean)
+        values -= self._mean
+        values[:, self._constant] = 0
+        return values
+
+    def _plain(self, rows: NDArray[np.int64]) -> Matrix:
+        """Rows of length one, or in units that can be squared."""
+        values: Matrix = self.values[rows].astype(np.float64)
+        if not self._directions:
             values *= self._scale
-            values -= self._mean
-            values[:, self._constant] = 0
-        return values.astype(dtype, copy=False)
+            return values
+        largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
+        if not largest.all():
+            raise ValueError(f"row {rows[largest.argmin()]} is zero: it has no direction")
+        values /= largest
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+        return values
 
     def sides(self, folds: Sequence[NDArray[np.int64]]) -> list[Side]:
         return [self._side(rows) for rows in folds]
 
     def _side(self, rows: NDArray[np.int64]) -> Side:
-        d = self.values.shape[1]
+        d = self.width
         total, products, cubes, fourths = np.zeros(d), np.zeros((d, d)), np.zeros(d), 0.0
         for part in _blocks(len(rows)):
             block = self.block(rows[part], np.float64)

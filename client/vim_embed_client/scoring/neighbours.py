@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vim_embed_client.scoring.threads import in_threads
+
 Array = NDArray[Any]
 Indices = NDArray[np.int32]
 
 # As scikit-learn: a matrix product over other rows may round, and so break ties, differently.
 _BLOCK_BYTES = 2**30
-_SELECT_BYTES = 2**26
+_SELECT_BYTES = 2**24  # of products: so few that they are in a core's cache
 _SAMPLE_STEP = 16
 _MANY_COLUMNS = 2 * _SAMPLE_STEP  # for each neighbour
 
@@ -55,17 +57,24 @@ def neighbours_for(z: Array, ks: Sequence[int]) -> list[Neighbours]:
         Neighbours(indices=np.empty((n, k), np.int32), distances=np.empty((n, k), z.dtype))
         for k in ks
     ]
-    step = max(1, _SELECT_BYTES // (8 * n))
-    for start, distances in _distance_blocks(z):
-        for offset in range(0, len(distances), step):
-            part = distances[offset : offset + step]
-            rows = np.arange(start + offset, start + offset + len(part))
-            for neighbours, (indices, apart) in zip(
-                found, _select_all(part, rows, ks), strict=True
-            ):
-                neighbours.indices[rows] = indices
-                neighbours.distances[rows] = apart
+    for start, products in _cosine_blocks(z):
+        _select_block(found, ks, products, start)
     return found
+
+
+def _select_block(
+    found: Sequence[Neighbours], ks: Sequence[int], products: Array, start: int
+) -> None:
+    """Write the neighbours of the rows from `start` on, whose cosines with all rows these are."""
+
+    def select(offset: int) -> None:
+        distances = _as_distances(products[offset : offset + step])
+        rows = np.arange(start + offset, start + offset + len(distances))
+        for neighbours, chosen in zip(found, _select_all(distances, rows, ks), strict=True):
+            neighbours.indices[rows], neighbours.distances[rows] = chosen
+
+    step = max(1, _SELECT_BYTES // (8 * products.shape[1]))
+    in_threads(select, range(0, len(products), step))
 
 
 class NeighbourSearch:
@@ -90,6 +99,10 @@ class NeighbourSearch:
         if missing:
             self._found |= dict(zip(missing, self._find(self.z, missing), strict=True))
 
+    def of_rows(self, rows: Array) -> NeighbourSearch:
+        """A search among some of the rows, by the same means. rows: indices or a mask."""
+        return NeighbourSearch(self.z[rows], self._find)
+
     def at(self, k: int) -> Neighbours:
         """The k nearest of each row; errors as `find`."""
         self.find([k])
@@ -112,7 +125,7 @@ def neighbours_of(z: ArrayLike, rows: Sequence[int], k: int) -> Neighbours:
     if not 1 <= k < len(array):
         raise ValueError(f"k must be from 1 to {len(array) - 1} among {len(array)} sources")
     at, unit = np.asarray(rows, np.int64), unit_rows(array)
-    ((indices, apart),) = _select_all(_distances(unit[at], unit), at, [k])
+    ((indices, apart),) = _select_all(_as_distances(unit[at] @ unit.T), at, [k])
     return Neighbours(indices=indices.astype(np.int32), distances=apart)
 
 
@@ -131,15 +144,15 @@ def checked(z: ArrayLike) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _distance_blocks(z: Array) -> Iterator[tuple[int, Array]]:
-    """Cosine distances of a block of rows to all rows, with the block's first row."""
+def _cosine_blocks(z: Array) -> Iterator[tuple[int, Array]]:
+    """Cosines of a block of rows with all rows, and the block's first row."""
     n, unit = len(z), unit_rows(z)
     step = max(1, _BLOCK_BYTES // (8 * n))
     for start in range(0, n, step):
-        distances = _distances(unit if step >= n else unit[start : start + step], unit)
+        products: Array = (unit if step >= n else unit[start : start + step]) @ unit.T
         if step >= n:
-            np.fill_diagonal(distances, 0.0)
-        yield start, distances
+            np.fill_diagonal(products, 1.0)
+        yield start, products
 
 
 def unit_rows(z: Array) -> Array:
@@ -162,12 +175,10 @@ def unit_rows(z: Array) -> Array:
     return unit
 
 
-def _distances(block: Array, unit: Array) -> Array:
-    distances: Array = block @ unit.T
-    distances *= -1
-    distances += 1
-    np.clip(distances, 0.0, 2.0, out=distances)
-    return distances
+def _as_distances(cosines: Array) -> Array:
+    """1 - cosine from 0 to 2, in the place of the cosines."""
+    np.subtract(1, cosines, out=cosines)
+    return np.clip(cosines, 0.0, 2.0, out=cosines)
 
 
 def _select_all(

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from vim_embed_client.cli.main import run
-from vim_embed_client.scoring.comparison import Difference, compare, student_p
+from vim_embed_client.scoring.comparison import Difference, compare
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
-from vim_embed_client.scoring.metrics import T_95, measure
+from vim_embed_client.scoring.metrics import measure
 from vim_embed_client.scoring.mknn import mknn
 from vim_embed_client.scoring.pairing import pair_all
+from vim_embed_client.scoring.student import quantile_95, two_sided_p
 
 Array = NDArray[Any]
 
@@ -37,9 +38,11 @@ def survey(
     ]
 
 
+@pytest.mark.parametrize("freedom", [9, 19])
 @pytest.mark.parametrize("t", [0.0, 0.5, 2.093, -3.1, 8.0])
-def test_p_is_that_of_student_s_t(t: float) -> None:
-    assert student_p(t, 1.0) == pytest.approx(2 * student.sf(abs(t), 19), rel=1e-5)
+def test_p_is_that_of_student_s_t(t: float, freedom: int) -> None:
+    assert two_sided_p(t, freedom) == pytest.approx(2 * student.sf(abs(t), freedom), rel=1e-5)
+    assert quantile_95(freedom) == pytest.approx(student.ppf(0.975, freedom), rel=1e-6)
 
 
 def test_each_model_has_its_own_value_and_interval() -> None:
@@ -91,8 +94,8 @@ def bright_and_faint(
 
 def unpaired_p(first: Difference, other: Difference) -> float:
     """As if the two models had been scored on sources of their own."""
-    errors = [(each.value - each.value_low) / T_95 for each in (first, other)]
-    return student_p(other.difference, float(np.hypot(errors[0], errors[1])), 2 * 19)
+    errors = [(each.value - each.value_low) / quantile_95(19) for each in (first, other)]
+    return two_sided_p(other.difference / float(np.hypot(errors[0], errors[1])), 2 * 19)
 
 
 @pytest.mark.soak

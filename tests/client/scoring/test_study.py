@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.figures.sizes import sizes_figure
+from vim_embed_client.figures.style import styled
 from vim_embed_client.scoring.metrics import measure
-from vim_embed_client.scoring.study import read_study
+from vim_embed_client.scoring.study import read_study, score_study
 from vim_embed_client.scoring.table_files import ResultTable, write_table
 
 N = 60
@@ -121,6 +126,26 @@ def test_the_figure_of_sizes_has_every_model(
     for text in ("vim_tiny", "vim_base", "98", "hsc and jwst", "millions of parameters"):
         assert f">{text}<" in picture or text in picture
     capsys.readouterr()
+
+
+def test_labels_of_models_of_like_size_do_not_overlap(study: Path) -> None:
+    scores = score_study(read_study([PATTERN]), ["mutual-knn"], k=5, permutations=1)
+    names = {"a long name of a small model": 85.0, "vim-base": 98.0, "vit-base": 86.0}
+    names |= {"vit-large": 304.0, "vit-large-too": 304.0}
+    models = [replace(scores[0], model=name) for name in names]
+    with styled():
+        figure = sizes_figure(models, names)
+        FigureCanvasAgg(figure).draw()
+    labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert [label.get_text().split() for label in labels][-1] == [
+        "vit-large,", "vit-large-too", "304"
+    ]  # fmt: skip
+    boxes = [(label.get_window_extent(), label.get_text().count("\n")) for label in labels]
+    for row in {row for _, row in boxes}:
+        ends = sorted((box.x0, box.x1) for box, mine in boxes if mine == row)
+        assert all(end < start for (_, end), (start, _) in pairwise(ends))
+    width = figure.get_size_inches()[0] * figure.dpi
+    assert all(0 <= box.x0 < box.x1 <= width for box, _ in boxes)
 
 
 @pytest.mark.parametrize(
