@@ -33,6 +33,7 @@ help:
 	@echo "make memory-soak     200 requests of 77 MB at once into 2 GB"
 	@echo "make bulk-soak       100,000 images through vim-embed embed, killed twice"
 	@echo "make score-soak      the memory of scoring 100,000 rows"
+	@echo "make score-coverage  how often each metric's interval covers, and whether its p is uniform"
 	@echo "make rivals          the HTTP path beside LitServe and plain FastAPI"
 	@echo "make train           train vim-micro and write its model card (training/README.md)"
 	@echo "make wheels          sdist, pure wheel and this platform's wheel, in dist/"
@@ -193,6 +194,12 @@ site-versions: $(VENV)/.installed
 .PHONY: score-soak
 score-soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak tests/client/scoring/test_score.py
+
+# Simulated surveys of every kind, by every metric; about twenty minutes.
+.PHONY: score-coverage
+score-coverage: $(VENV)/.installed-dev
+	PYTHONPATH=client $(BIN)/python benchmarks/metric_coverage.py
+	PYTHONPATH=client $(BIN)/python benchmarks/metric_coverage.py --nulls --only gauss,few,wide
 
 # docs/sizing.md, from docs/measurements/h100.md and benchmarks/sizing.toml.
 .PHONY: sizing

@@ -1,31 +1,34 @@
 """Time and memory of `vim-embed score --metric all` on many sources, beside the host's metrics.
 
     python benchmarks/scoring_scale.py 100000 768
+    python benchmarks/scoring_scale.py 1000000 64 --approximate 0.95 --metrics mutual-knn,cka
     python benchmarks/scoring_scale.py 5000 768 --host platonic-universe/src
 
 Two noisy views of the same sources in float32, mostly of 64 directions. With --host, a checkout of
-platonic-universe, its own functions run on the same arrays in the same process: value and CPU
-seconds of each, beside those of the same metric here (the value alone, without interval and null).
+platonic-universe, its own functions run on the same arrays in the same process: value and time of
+each, beside those of the same metric here (the value alone, without interval and null).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import resource
 import sys
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed_client.scoring.metrics import METRICS, measure, statistic
-from vim_embed_client.scoring.mknn import score_curve, searched_ks
+from vim_embed_client.scoring.approximate import ApproximateSearch
+from vim_embed_client.scoring.metrics import METRICS, measure, statistic, wide_k
+from vim_embed_client.scoring.mknn import PLATONIC_K, score_curve, searched_ks
 from vim_embed_client.scoring.neighbours import NeighbourSearch
 
 Array = NDArray[Any]
@@ -55,25 +58,55 @@ def views(n: int, d: int, seed: int = 0) -> tuple[Array, Array]:
     return first.astype(np.float32), second.astype(np.float32)
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and its CPU seconds: of all threads, whatever else the machine does."""
-    start = time.process_time()
+@dataclass(frozen=True)
+class Seconds:
+    """wall: as a clock says. cpu: of all threads, whatever else the machine does."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __str__(self) -> str:
+        return f"{self.wall:.2f} s, {self.cpu:.2f} CPU s"
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, Seconds]:
+    """What it returns, and how long it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
     found = work()
-    return found, time.process_time() - start
+    return found, Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def everything(x: Array, y: Array, metrics: list[str]) -> dict[str, float]:
-    """CPU seconds of each part of `score --metric all`; peak memory of the process in GB."""
-    searches = [NeighbourSearch(z) for z in (x, y)]
-    ks = searched_ks(KS, len(x)) | {22}
-    seconds = {"neighbours": timed(lambda: [search.find(ks) for search in searches])[1]}
+def everything(x: Array, y: Array, metrics: list[str], approximate: float | None) -> None:
+    """Print the time of each part of `score --metric all`."""
+    find = None if approximate is None else ApproximateSearch(approximate)
+    searches = [NeighbourSearch(z, find) for z in (x, y)]
+    ks = searched_ks(KS, len(x)) | {wide_k(PLATONIC_K, len(x))}
+    whole = Seconds(0, 0)
+
+    def part(name: str, work: Callable[[], Any]) -> Any:
+        nonlocal whole
+        found, seconds = timed(work)
+        whole += seconds
+        print(f"{name}: {seconds}", flush=True)
+        return found
+
+    def find_all() -> None:
+        for search in searches:
+            search.find(ks)
+
+    part("neighbours", find_all)
+    for recall in find.recalls if find else []:
+        print(f"  {recall}")
     first, second = searches
-    seconds["MKNN at 7 k"] = timed(lambda: score_curve(first, second, KS))[1]
-    found, seconds["metrics"] = timed(lambda: measure(first, second, metrics))
+    curve = part("MKNN at 7 k", lambda: score_curve(first, second, KS))
+    print("  " + ", ".join(f"{score.k}: {score.mknn:.4f}" for score in curve))
+    found = part("metrics", lambda: measure(first, second, metrics))
     for each in found:
-        print(f"{each.metric:13} {each.value:.4f} {each.low:.4f} to {each.high:.4f}", flush=True)
-    seconds["all"] = sum(seconds.values())
-    return seconds
+        print(f"  {each.metric:13} {each.value:.4f} {each.low:.4f} to {each.high:.4f}")
+    print(f"all: {whole}")
 
 
 def peak_gb() -> float:
@@ -91,19 +124,22 @@ def host_function(source: Path, name: str) -> Callable[[Array, Array], Any]:
     return lambda x, y: found(x, y, **keywords)
 
 
+def value_here(x: Array, y: Array, name: str) -> float:
+    return statistic(x, y, name).paired(None)
+
+
 def beside_host(x: Array, y: Array, source: Path) -> None:
     # The host's procrustes is a distance, and its folds of linear-r2 are not every fifth row.
-    print("metric        here: value, s      host: value, s")
     for name in HOST:
-        mine, seconds = timed(lambda name=name: statistic(x, y, name).paired(None))
-        line = f"{name:13} {mine:.6f} {seconds:8.2f} "
+        mine, seconds = timed(partial(value_here, x, y, name))
+        line = f"{name:13} here {mine:.6f} in {seconds}; host"
         try:
-            theirs, host_seconds = timed(lambda name=name: host_function(source, name)(x, y))
+            theirs, host_seconds = timed(partial(host_function(source, name), x, y))
         except Exception as error:  # the host's code may need what is not installed
             print(line, f"{type(error).__name__}: {error}", flush=True)
             continue
         value = theirs if isinstance(theirs, float) else np.ravel(theirs)[0]
-        print(line, f"{value:.6f} {host_seconds:8.2f}", flush=True)
+        print(line, f"{value:.6f} in {host_seconds}", flush=True)
 
 
 def main() -> None:
@@ -111,14 +147,14 @@ def main() -> None:
     parser.add_argument("n", type=int)
     parser.add_argument("d", type=int)
     parser.add_argument("--metrics", default=",".join(METRICS))
+    parser.add_argument("--approximate", type=float, help="recall of neighbours by faiss")
     parser.add_argument("--host", type=Path, help="src folder of platonic-universe")
     given = parser.parse_args()
     x, y = views(given.n, given.d)
     if given.host:
         beside_host(x, y, given.host)
         return
-    seconds = everything(x, y, given.metrics.split(","))
-    print(json.dumps({name: round(value, 1) for name, value in seconds.items()}))
+    everything(x, y, given.metrics.split(","), given.approximate)
     print(f"{given.n} x {given.d}: peak memory {peak_gb():.2f} GB")
 
 
