@@ -10,7 +10,8 @@ if ! docker build --help | grep -q -- --check; then
     echo "skipped: this docker build has no --check"
 else
     for target in cpu gpu; do
-        if docker build --check --target "$target" . > "$WORK/check" 2>&1; then
+        if docker build --check --target "$target" \
+            ${PYTHON_IMAGE:+--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE"} . > "$WORK/check" 2>&1; then
             echo "docker build --check --target $target: no warnings"
         elif grep -q "failed to resolve source metadata" "$WORK/check"; then
             echo "skipped: the base image of $target cannot be had here"
