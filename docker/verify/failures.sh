@@ -35,8 +35,12 @@ VIM_EMBED_MODELS=vim-tiny=/checkpoints/no-such-file.pth \
     docker compose up --detach --wait --wait-timeout 900 vim-embed > "$WORK/up" 2>&1 || code=$?
 [ "$code" != 0 ]
 container=$(docker compose ps --all --quiet vim-embed)
-timeout 900 sh -c "until docker inspect $container -f '{{.State.Status}}' | grep -q exited; do
-    sleep 1; done"
+# Between an end and the restart it can be `exited` for a moment, so the count is waited for as well.
+state() { docker inspect "$container" --format '{{.State.Status}} {{.RestartCount}}'; }
+for _ in $(seq 900); do
+    [ "$(state)" = "exited 5" ] && break
+    sleep 1
+done
 reasons=$(docker compose logs --no-color vim-embed | grep -c "no-such-file.pth.*neither" || true)
 restarts=$(docker inspect "$container" --format '{{.RestartCount}}')
 echo "compose: up --wait failed ($(tail -1 "$WORK/up")), $restarts restarts, the reason $reasons times"
