@@ -20,6 +20,7 @@ from PIL import Image
 from support.serving import NPY, from_npy, npy, running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
+from vim_embed.http.formats import json_bodies
 from vim_embed.settings import Settings
 
 LIMIT = 200_000
@@ -368,3 +369,14 @@ def _still_fine(url: str) -> None:
     answer = httpx.post(f"{url}/embed", content=npy(GOOD), headers=NPY)
     assert answer.status_code == 200
     assert from_npy(answer.content).shape == (2, ArithmeticEngine.DIM)
+
+
+def test_without_simdjson_json_is_refused_and_arrays_are_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Python for which it has no wheel."""
+    monkeypatch.setattr(json_bodies, "HAS_SIMDJSON", False)
+    answer = httpx.post(f"{url}/embed", content=_json({"inputs": [[[[0]]]]}), headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "pip install pysimdjson" in answer.json()["error"]["message"]
+    assert httpx.post(f"{url}/embed", content=npy(GOOD), headers=NPY).status_code == 200

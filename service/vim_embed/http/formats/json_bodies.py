@@ -7,17 +7,22 @@ times its bytes there. Lists of numbers go from the table into an array without 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import simdjson
 
-from vim_embed.errors import InvalidInput, MalformedRequest
+from vim_embed.errors import InvalidInput, MalformedRequest, UnsupportedMediaType
 from vim_embed.http.body.workspace import Workspace
 from vim_embed.types.pixels import PixelArray
+
+# Its releases come without a wheel for the newest Python, where it is left out at first.
+HAS_SIMDJSON = importlib.util.find_spec("simdjson") is not None
+if HAS_SIMDJSON:
+    import simdjson
 
 Buffer = bytes | bytearray | memoryview
 _VALUES = 10_000  # beside the lists of numbers; the outputs of a v2 request are the most
@@ -117,7 +122,16 @@ class JsonBody:
 
 @contextmanager
 def read(body: Buffer, numbers: tuple[str, ...], workspace: Workspace) -> Iterator[JsonBody]:
-    """The body looked over; its memory is counted meanwhile. Raises as JsonBody and Workspace."""
+    """The body looked over; its memory is counted meanwhile. Raises as JsonBody and Workspace.
+
+    Raises UnsupportedMediaType where simdjson is not installed.
+    """
+    if not HAS_SIMDJSON:
+        raise UnsupportedMediaType(
+            "this service reads no JSON: pysimdjson is missing, which has no wheel for Python 3.14 "
+            "yet. Send npy or safetensors, or install it there with a C++ compiler: "
+            "pip install pysimdjson"
+        )
     size = len(body)
     with workspace.working(size):
         text = bytes(body)
