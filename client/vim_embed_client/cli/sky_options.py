@@ -135,7 +135,8 @@ def sky_options(given: dict[str, Any]) -> WhatIsCut:
             raise click.UsageError(
                 "--catalogue needs the size of the cut-outs, as in --size 6arcsec"
             )
-        return WhatIsCut(SkyOptions(images=tuple(paths), **set_), None, catalogues)
+        sky = SkyOptions(images=tuple(paths), catalogues=tuple(catalogues), **set_)
+        return WhatIsCut(sky, None, catalogues)
     if of_mosaics := [name for name in set_ if name not in _OF_ANY]:
         flag = "--" + of_mosaics[0].replace("_", "-")
         raise click.UsageError(f"{flag} is for cut-outs: give the positions with --catalogue")

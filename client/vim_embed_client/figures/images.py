@@ -36,8 +36,8 @@ _ENDS_OF_PATHS = re.compile(r"[#:\[/]|$")
 _STRETCH = (0.5, 99.5)  # percentiles that become black and white
 _LARGEST = 384  # pixels of a side, more than is printed
 _HINT = (
-    "give --images the folder that they are in, the file or data set (hf:…) that was embedded, or "
-    "a .npy stack with an image for each row"
+    "give --images the folder that they are in, the file or data set (hf:…) that was embedded, the "
+    "catalogue of cut-outs, or a .npy stack with an image for each row"
 )
 
 
@@ -120,6 +120,8 @@ class Images:
             return
         if self._options.join_bands is not None and "{" in row_id:
             yield row_id
+        if self._options.sky is not None:
+            yield from self._options.sky.catalogues
         for end in _ENDS_OF_PATHS.finditer(row_id):
             if Path(row_id[: end.start()]).is_file():
                 yield row_id[: end.start()]

@@ -13,9 +13,12 @@ import pytest
 
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
+from vim_embed_client.bulk.sources.reader import Item
+from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
 from vim_embed_client.errors import ResumeError
+from vim_embed_client.figures.images import Images, as_picture
 from vim_embed_client.scoring.embedding_files import read_embeddings
 from vim_embed_client.scoring.kept_columns import kept_table
 
@@ -49,6 +52,23 @@ def test_rows_come_with_their_columns(sky: tuple[Path, Galaxies], embed: Embed) 
     np.testing.assert_allclose(about["columns"]["ra"], galaxies.ra[there])
     assert about["columns"]["off_edge"] == [0.0] * 8
     assert about["summary"]["passed_over_reasons"][0]["first"] == ["g4"]
+
+
+@pytest.mark.parametrize("ids", [[], ["--id-column", "name"]])
+def test_sheets_draw_the_cutouts(sky: tuple[Path, Galaxies], embed: Embed, ids: list[str]) -> None:
+    """Whether an id names the catalogue or not: the file records it."""
+    folder, _ = sky
+    embed(folder / "tile.fits", "--catalogue", folder / "cat.fits", "--size", "4arcsec", *ids)
+    file = read_embeddings(str(folder / "out" / "out.npy"))
+    options = ReadOptions(sky=SkyOptions(images=(str(folder / "tile.fits"),), size=4.0))
+    rows = [
+        one for one in open_reader(str(folder / "cat.fits"), options).read(0)
+        if isinstance(one, Item)
+    ]  # fmt: skip
+    images = Images(file, None)
+    for place in (0, 5, 7):
+        drawn: Any = rows[place].data
+        np.testing.assert_array_equal(images[place], as_picture(drawn()))
 
 
 _USAGE: dict[str, tuple[list[str], str]] = {

@@ -42,7 +42,8 @@ Flags = tuple[int | str, ...]  # values of bits, or names of planes
 class SkyOptions:
     """Cut-outs of images of the sky at a catalogue's positions.
 
-    images: files, folders and patterns of the mosaic. size: arcseconds along a side. scale:
+    images: files, folders and patterns of the mosaic. catalogues: the sources, for those who look
+    for a row's image later. size: arcseconds along a side. scale:
     arcseconds a pixel; None takes those of the image. north_up: or as the image lies. max_blank:
     the share of pixels that may be masked or off the edge. position: the catalogue's columns of
     right ascension and declination, where their names do not tell. mask, weight: an HDU of the
@@ -59,6 +60,7 @@ class SkyOptions:
     mask: str | None = None
     weight: str | None = None
     mask_flags: Flags | None = None
+    catalogues: tuple[str, ...] = ()
 
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
