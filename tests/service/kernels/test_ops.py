@@ -75,6 +75,15 @@ def test_scan_with_extreme_decays(ops: MixerOps, scale: float) -> None:
     assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
 
 
+def test_scan_with_decays_that_vanish_in_one_channel_or_at_one_token(ops: MixerOps) -> None:
+    forward, backward = (direction(2, 70, 48) for _ in range(2))
+    for d in (forward, backward):
+        d.A[20] *= 1e3
+        d.delta[1, 33, 40] = 400.0
+    z = randn(2, 70, 48)
+    assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
+
+
 def test_scan_of_large_values_stays_finite(ops: MixerOps) -> None:
     forward, backward = (direction(1, 63, 32) for _ in range(2))
     forward, backward = (replace(d, delta=d.delta * 60) for d in (forward, backward))
@@ -82,10 +91,11 @@ def test_scan_of_large_values_stays_finite(ops: MixerOps) -> None:
     assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
 
 
-def test_scan_passes_nan_on_to_its_image_alone(ops: MixerOps) -> None:
+@pytest.mark.parametrize("source", ["u", "delta", "B"])
+def test_scan_passes_nan_on_to_its_image_alone(ops: MixerOps, source: str) -> None:
     forward, backward = (direction(2, 20, 32) for _ in range(2))
     z = randn(2, 20, 32)
-    forward.u[1, 7, 3] = torch.nan
+    getattr(forward, source)[1, 7, 3] = torch.nan
     got = ops.scan(forward, backward, z)
     assert not got[0].isnan().any()
     assert got[1, 7:, 3].isnan().all()

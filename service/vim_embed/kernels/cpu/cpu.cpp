@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -74,55 +75,109 @@ inline void store(Vec v, float* p, int64_t lanes) {
   full ? v.store(p) : v.store(p, static_cast<int>(lanes));
 }
 
-// 2^t, t <= 0, for several vectors; underflows to (about) zero. What the callers compute from NaN is
-// NaN. Written stage by stage over the whole group: independent chains keep the floating-point units
-// busy. The polynomials are minimax with p(0) = 1, so that decays close to 1 keep their accuracy over
-// many steps.
-template <int kGroup>
-inline void exp2_group(Vec (&t)[kGroup]) {
+// 2^t = 2^k · 2^r, where k is t rounded to a multiple of 1 / kSteps. Adding kRounding to t leaves
+// k · kSteps in the low bits of the sum. The power of two of k's whole part comes from the low bits too,
+// shifted into the exponent, and 2^fraction from a table, or it is 1.
 #if defined(CPU_CAPABILITY_AVX512)
-  // t = k + r with k a multiple of 1/16 and |r| <= 1/32: 2^t = 2^floor(k) · 2^fraction(k) · 2^r, the
-  // second factor from a table, which the low four bits of t + 1.5 · 2^19 index.
-  const Vec magic(786432.0f);
+constexpr int kSteps = 16;
+constexpr bool kAnyDepth = true;  // its instructions underflow by themselves
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int kSteps = 8;
+constexpr bool kAnyDepth = false;
+#else
+constexpr int kSteps = 1;
+constexpr bool kAnyDepth = false;
+#endif
+constexpr float kRounding = 12582912.0f / kSteps;  // 1.5 · 2^23
+constexpr float kLowest = -125.0f;                  // below it 2^t would not be a normal number
+
+// The states of the scan whose exponentials are computed together, few where 16 registers hold all.
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+constexpr int kChains = 2;
+#else
+constexpr int kChains = 4;
+#endif
+
+// 2^r · 2^k into r, k with kRounding still added. Written stage by stage over the whole group:
+// independent chains keep the floating-point units busy. The polynomials are minimax with p(0) = 1, so
+// that decays close to 1 keep their accuracy over many steps.
+template <int kCount>
+inline void multiply_powers(Vec (&r)[kCount], Vec (&k)[kCount]) {
+#if defined(CPU_CAPABILITY_AVX512)
   const __m512 table = _mm512_setr_ps(
       1.0f, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f, 1.2968395547f,
       1.3542555469f, 1.4142135624f, 1.4768261460f, 1.5422108254f, 1.6104903319f, 1.6817928305f,
       1.7562521604f, 1.8340080864f, 1.9152065614f);
-  Vec k[kGroup], power[kGroup], p[kGroup];
-  for (int i = 0; i < kGroup; ++i) k[i] = t[i] + magic;
-  for (int i = 0; i < kGroup; ++i) {
+  Vec power[kCount], p[kCount];
+  for (int i = 0; i < kCount; ++i) {
     power[i] = _mm512_permutexvar_ps(_mm512_castps_si512(k[i]), table);
-    k[i] = k[i] - magic;
   }
-  for (int i = 0; i < kGroup; ++i) t[i] = t[i] - k[i];
-  for (int i = 0; i < kGroup; ++i) {
-    p[i] = madd(Vec(5.55021364931333e-2f), t[i], Vec(2.402342880141823e-1f));
-    power[i] = _mm512_scalef_ps(power[i], k[i]);  // scalef floors its exponent
+  for (int i = 0; i < kCount; ++i) {
+    p[i] = madd(Vec(5.55021364931333e-2f), r[i], Vec(2.402342880141823e-1f));
+    power[i] = _mm512_scalef_ps(power[i], k[i] - Vec(kRounding));  // scalef floors its exponent
   }
-  for (int i = 0; i < kGroup; ++i) p[i] = madd(p[i], t[i], Vec(6.931471826666384e-1f));
-  for (int i = 0; i < kGroup; ++i) t[i] = t[i] * power[i];
-  for (int i = 0; i < kGroup; ++i) t[i] = madd(p[i], t[i], power[i]);
+  for (int i = 0; i < kCount; ++i) p[i] = madd(p[i], r[i], Vec(6.931471826666384e-1f));
+  for (int i = 0; i < kCount; ++i) r[i] = r[i] * power[i];
+  for (int i = 0; i < kCount; ++i) r[i] = madd(p[i], r[i], power[i]);
+#elif defined(CPU_CAPABILITY_AVX2)
+  // The bits of 2^(n/8), less n << 20: the shift that brings the whole part of k into the exponent
+  // brings its fraction there.
+  const __m256i table = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                          0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7);
+  Vec power[kCount], p[kCount];
+  for (int i = 0; i < kCount; ++i) {
+    const __m256i bits = _mm256_castps_si256(k[i]);
+    const __m256i fraction = _mm256_permutevar8x32_epi32(table, bits);
+    power[i] = _mm256_castsi256_ps(_mm256_add_epi32(fraction, _mm256_slli_epi32(bits, 20)));
+  }
+  for (int i = 0; i < kCount; ++i) {
+    p[i] = madd(Vec(5.549622e-2f), r[i], Vec(2.4025763e-1f));
+  }
+  for (int i = 0; i < kCount; ++i) p[i] = madd(p[i], r[i], Vec(6.9314721e-1f));
+  for (int i = 0; i < kCount; ++i) r[i] = r[i] * power[i];
+  for (int i = 0; i < kCount; ++i) r[i] = madd(p[i], r[i], power[i]);
 #else
   constexpr float kCoefficients[] = {9.671512641905034e-3f, 5.5507337433581674e-2f,
                                      2.402224208532593e-1f, 6.931469775990905e-1f, 1.0f};
-  // t <= 0 = whole + r, |r| <= 1/2. Adding 1.5 · 2^23 rounds to whole, which then stands in the low bits
-  // and is added to the exponent of 2^r as it is. Below 2^-125 the result would not be a normal number.
-  const Vec magic(12582912.0f);
-  Vec whole[kGroup], p[kGroup];
-  for (int i = 0; i < kGroup; ++i) {
-    t[i] = at::vec::clamp_min(t[i], Vec(-125.0f));
-    whole[i] = t[i] + magic;
-  }
-  for (int i = 0; i < kGroup; ++i) t[i] = t[i] - (whole[i] - magic);
-  for (int i = 0; i < kGroup; ++i) p[i] = Vec(1.3264727165355572e-3f);
+  Vec p[kCount];
+  for (int i = 0; i < kCount; ++i) p[i] = Vec(1.3264727165355572e-3f);
   for (const float coefficient : kCoefficients) {
-    for (int i = 0; i < kGroup; ++i) p[i] = madd(p[i], t[i], Vec(coefficient));
+    for (int i = 0; i < kCount; ++i) p[i] = madd(p[i], r[i], Vec(coefficient));
   }
-  for (int i = 0; i < kGroup; ++i) {
-    const auto exponent = at::vec::cast<int32_t>(whole[i]) << at::vec::Vectorized<int32_t>(23);
-    t[i] = at::vec::cast<float>(at::vec::cast<int32_t>(p[i]) + exponent);
+  for (int i = 0; i < kCount; ++i) {
+    const auto exponent = at::vec::cast<int32_t>(k[i]) << at::vec::Vectorized<int32_t>(23);
+    r[i] = at::vec::cast<float>(at::vec::cast<int32_t>(p[i]) + exponent);
   }
 #endif
+}
+
+// 2^t, t <= 0, for several vectors; underflows to (about) zero. What the callers compute from NaN is
+// NaN.
+template <int kCount>
+inline void exp2_group(Vec (&t)[kCount]) {
+  Vec k[kCount];
+  for (int i = 0; i < kCount; ++i) {
+    if (!kAnyDepth) t[i] = at::vec::clamp_min(t[i], Vec(kLowest));
+    k[i] = t[i] + Vec(kRounding);
+  }
+  for (int i = 0; i < kCount; ++i) t[i] = t[i] - (k[i] - Vec(kRounding));
+  multiply_powers(t, k);
+}
+
+// 2^(x · y[i]); shallow: none of the products is below kLowest, which saves two of 13 operations.
+template <bool shallow, int kCount>
+inline void exp2_products(Vec x, const float* y, Vec (&t)[kCount]) {
+  if constexpr (shallow && !kAnyDepth) {
+    Vec k[kCount];
+    for (int i = 0; i < kCount; ++i) k[i] = madd(x, Vec::loadu(y + i * kLanes), Vec(kRounding));
+    for (int i = 0; i < kCount; ++i) {
+      t[i] = at::vec::fmsub(x, Vec::loadu(y + i * kLanes), k[i] - Vec(kRounding));
+    }
+    multiply_powers(t, k);
+  } else {
+    for (int i = 0; i < kCount; ++i) t[i] = x * Vec::loadu(y + i * kLanes);
+    exp2_group(t);
+  }
 }
 
 // a / b for b in [1, 3].
@@ -203,6 +258,17 @@ struct Tile {
   alignas(64) float input[kGroup][kTokens * kLanes];
   alignas(64) float y[kGroup][kTokens * kLanes];
   int64_t first, count;  // the tokens, in memory order
+
+  // Whether all delta · rate of a vector of channels are above kLowest; false where one is NaN.
+  bool is_shallow(int vector, float rate) const {
+    Vec largest(0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+      largest = at::vec::maximum(largest, Vec::loadu(delta[vector] + i * kLanes));
+    }
+    float lanes[kLanes];
+    largest.store(lanes);
+    return std::all_of(lanes, lanes + kLanes, [rate](float d) { return d * rate > kLowest; });
+  }
 };
 
 // delta = softplus(..), input = delta · u, y = D · u. Apart from the recurrence, whose registers and
@@ -231,13 +297,12 @@ void fill(Tile& tile, const ScanDirection& d, const Block& block) {
   }
 }
 
-template <int kFirst, int kStates>
+template <bool shallow, int kFirst, int kStates>
 inline void advance_group(Vec (&h)[kStates], Vec (&y)[2], Vec delta, Vec input, const float* a,
                           const float* b, const float* c) {
-  Vec decay[kGroup];
-  for (int i = 0; i < kGroup; ++i) decay[i] = delta * Vec::loadu(a + (kFirst + i) * kLanes);
-  exp2_group(decay);
-  for (int i = 0; i < kGroup; ++i) {
+  Vec decay[kChains];
+  exp2_products<shallow>(delta, a + kFirst * kLanes, decay);
+  for (int i = 0; i < kChains; ++i) {
     h[kFirst + i] = madd(decay[i], h[kFirst + i], input * Vec(b[kFirst + i]));
     y[i % 2] = madd(h[kFirst + i], Vec(c[kFirst + i]), y[i % 2]);
   }
@@ -252,7 +317,7 @@ struct Ahead {
 
 // The states, one for each of n, walk through the tile in registers, which is why they are counted
 // at compile time and written out by pack expansion. a[n] is A[:, n] · log2(e).
-template <int... n, int... group>
+template <bool shallow, int... n, int... group>
 void recur(Tile& tile, int vector, const ScanDirection& d, int64_t image, bool reverse,
            const float* a, float* states, const Ahead (&ahead)[4], std::integer_sequence<int, n...>,
            std::integer_sequence<int, group...>) {
@@ -265,7 +330,7 @@ void recur(Tile& tile, int vector, const ScanDirection& d, int64_t image, bool r
     const Vec input = Vec::loadu(tile.input[vector] + i * kLanes);
     Vec y[2] = {Vec::loadu(tile.y[vector] + i * kLanes), Vec(0.0f)};
     for (const Ahead& rows : ahead) __builtin_prefetch(rows.row + i * rows.stride);
-    (advance_group<group * kGroup>(h, y, delta, input, a, b, c), ...);
+    (advance_group<shallow, group * kChains>(h, y, delta, input, a, b, c), ...);
     (y[0] + y[1]).store(tile.y[vector] + i * kLanes);
   }
   (h[n].store(states + n * kLanes), ...);
@@ -294,11 +359,12 @@ void recur_any(Tile& tile, int vector, const ScanDirection& d, int64_t image, bo
 
 // A (E, N) of the block as (vector, N, kLanes), scaled for exp2; unused lanes stay zero.
 void transpose_decay(const float* decay, const Block& block, int64_t states, float* a) {
-  std::fill(a, a + kGroup * states * kLanes, 0.0f);
-  for (int64_t e = 0; e < block.channels; ++e) {
-    float* column = a + e / kLanes * states * kLanes + e % kLanes;
-    for (int64_t n = 0; n < states; ++n) {
-      column[n * kLanes] = decay[(block.channel + e) * states + n] * kLog2E;
+  decay += block.channel * states;
+  for (int v = 0; v < kGroup; ++v, decay += kLanes * states) {
+    const int64_t lanes = std::max(block.lanes(v), int64_t{0});
+    for (int64_t n = 0; n < states; ++n, a += kLanes) {
+      for (int64_t lane = 0; lane < lanes; ++lane) a[lane] = decay[lane * states + n] * kLog2E;
+      std::fill(a + lanes, a + kLanes, 0.0f);
     }
   }
 }
@@ -314,6 +380,7 @@ void scan_direction(const ScanArguments& s, const ScanDirection& d, bool reverse
   float* states = scratch.data();
   float* a = states + kGroup * floats;
   transpose_decay(d.A, block, s.states, a);
+  const float fastest = kAnyDepth ? 0.0f : *std::min_element(a, a + kGroup * floats);
   Tile tile;
   const int64_t tiles = (s.length + Tile::kTokens - 1) / Tile::kTokens;
   for (int64_t step = 0; step < tiles; ++step) {
@@ -330,8 +397,12 @@ void scan_direction(const ScanArguments& s, const ScanDirection& d, bool reverse
             {out + tile.first * s.channels + v * kLanes, s.channels},
             {z + tile.first * s.z_token + v * kLanes, s.z_token},
         };
-        recur(tile, v, d, block.image, reverse, a + v * floats, states + v * floats, ahead,
-              std::make_integer_sequence<int, 16>{}, std::make_integer_sequence<int, 16 / kGroup>{});
+        const auto run = [&](auto shallow) {
+          recur<shallow.value>(tile, v, d, block.image, reverse, a + v * floats,
+                               states + v * floats, ahead, std::make_integer_sequence<int, 16>{},
+                               std::make_integer_sequence<int, 16 / kChains>{});
+        };
+        kAnyDepth || tile.is_shallow(v, fastest) ? run(std::true_type{}) : run(std::false_type{});
       } else {
         recur_any(tile, v, d, block.image, reverse, a + v * floats, states + v * floats, s.states);
       }
