@@ -26,6 +26,11 @@ _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "
 # Without which a model embeds just the same.
 _NEEDLESS = ("mask_token", "pooler.dense")
 _DEFAULT_SIZE = 224
+# Kinds of processors for which a size that is one number is the shorter side's.
+_IN_PROPORTION = ("CLIP", "ChineseCLIP", "ConvNext", "Bit")
+_CONVNEXT_CROP = 224 / 256  # where its processor's file tells no crop_pct
+# What a processor may do to pixels and the service does not.
+_FOREIGN_STEPS = ("rescale_offset", "do_flip_channel_order", "do_pad", "do_convert_grayscale")
 
 
 def load_encoder(folder: Path) -> Encoder:
@@ -63,31 +68,41 @@ def read_preprocessing(folder: Path, encoder: Encoder) -> Preprocessing:
     Raises WeightsError for what the service cannot do: the numbers would be others.
     """
     stored = _processor(folder)
+    try:
+        return _preprocessing(stored, encoder)
+    except ValueError as error:
+        raise WeightsError(f"{folder}: its processor {error}") from error
+
+
+def _preprocessing(stored: Mapping[str, Any], encoder: Encoder) -> Preprocessing:
+    """Raises ValueError that says what the processor does and the service does not."""
+    for step in _FOREIGN_STEPS:
+        if stored.get(step):
+            raise ValueError(f"has {step}, which is not done here")
     if not encoder.family.any_size and encoder.image_size is not None:
         native = encoder.image_size
     else:
         native = 0
     resize, aspect = _resize(stored, native or encoder.image_size or _DEFAULT_SIZE)
     crop = _side(stored.get("crop_size")) if stored.get("do_center_crop") else None
+    resample = stored.get("resample", 2)
+    if resample not in _INTERPOLATIONS:
+        raise ValueError(f"resizes by {resample!r}, which is no code of Pillow")
     if aspect and crop is None:
         resize, aspect, crop = _convnext(stored, resize)
     size = crop or resize
     if native and size != native:
-        raise WeightsError(
-            f"{folder}: its processor makes images of {size} pixels, its model takes {native}"
-        )
+        raise ValueError(f"makes images of {size} pixels, its model takes {native}")
     if resize < size:
-        raise WeightsError(f"{folder}: its processor crops {size} pixels of {resize}")
+        raise ValueError(f"crops {size} pixels of {resize}")
     if not stored.get("do_rescale", True) or not 0.0039 < _rescale(stored) < 0.00393:
-        raise WeightsError(
-            f"{folder}: its processor scales pixels by {_rescale(stored)}, not 1/255"
-        )
+        raise ValueError(f"scales pixels by {_rescale(stored)}, not 1/255")
     normalised = stored.get("do_normalize", True)
     plain = (0.0,) * encoder.channels, (1.0,) * encoder.channels
     usual = (HALF, HALF) if encoder.channels == 3 else plain
     return Preprocessing(
         image_size=size,
-        interpolation=_INTERPOLATIONS.get(stored.get("resample", 2), "bilinear"),
+        interpolation=_INTERPOLATIONS[resample],
         mean=_per_channel(stored.get("image_mean"), usual[0]) if normalised else plain[0],
         std=_per_channel(stored.get("image_std"), usual[1]) if normalised else plain[1],
         channels="RGB" if encoder.channels == 3 else f"{encoder.channels} bands",
@@ -142,23 +157,36 @@ def _resize(stored: Mapping[str, Any], default: int) -> tuple[int, bool]:
     size = stored.get("size", default)
     if not stored.get("do_resize", True):
         return default, False
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        return int(size["shortest_edge"]), True
-    return _side(size) or default, False
+    if isinstance(size, Mapping) and "shortest_edge" in size and "longest_edge" not in size:
+        return _side(size["shortest_edge"]), True
+    number = isinstance(size, int | float)
+    return _side(size), number and (_of_kind(stored, _IN_PROPORTION) or "crop_pct" in stored)
 
 
 def _convnext(stored: Mapping[str, Any], size: int) -> tuple[int, bool, int | None]:
     """ConvNeXt's own rule: below 384 pixels the shorter side is size / crop_pct, then a crop."""
-    crop_pct = stored.get("crop_pct")
+    own = _CONVNEXT_CROP if _of_kind(stored, ("ConvNext",)) else None
+    crop_pct = stored.get("crop_pct") or own
     if crop_pct and size < 384:
         return int(size / crop_pct), True, size
     return size, False, None
 
 
-def _side(size: object) -> int | None:
-    if isinstance(size, Mapping):
-        size = size.get("height")
-    return int(size) if isinstance(size, int | float) else None
+def _of_kind(stored: Mapping[str, Any], kinds: tuple[str, ...]) -> bool:
+    name = stored.get("image_processor_type") or stored.get("feature_extractor_type")
+    return isinstance(name, str) and name.startswith(kinds)
+
+
+def _side(size: object) -> int:
+    """The side of a square in pixels. Raises ValueError for any other shape."""
+    if isinstance(size, Mapping) and set(size) == {"height", "width"}:
+        sides = [size["height"], size["width"]]
+    else:
+        sides = size if isinstance(size, list) else [size]
+    side = sides[0] if sides else None
+    if any(other != side for other in sides) or not isinstance(side, int | float) or side < 1:
+        raise ValueError(f"makes images of the size {size!r}, which are no squares")
+    return int(side)
 
 
 def _rescale(stored: Mapping[str, Any]) -> float:
@@ -166,6 +194,9 @@ def _rescale(stored: Mapping[str, Any]) -> float:
 
 
 def _per_channel(values: object, default: PerChannel) -> PerChannel:
-    if not isinstance(values, list) or len(values) != len(default):
+    if values is None:
         return default
-    return tuple(float(value) for value in values)
+    numbers: list[Any] = values if isinstance(values, list) else [values] * len(default)
+    if len(numbers) != len(default) or not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError(f"has {values!r} for {len(default)} channels")
+    return tuple(float(number) for number in numbers)
