@@ -49,13 +49,15 @@ _ASIDE = re.compile(
     r"projection|predictor|prototypes?|criterion|loss\w*|metrics?|decoder\w*|mask_token)(\.|$)"
 )
 _MODEL_NAMES = ("model", "arch", "model_name")
+_SIZE_NAMES = ("input_size", "img_size", "image_size")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A state dict with plain key names, and what the file says of it.
 
-    told: the name of the model in the trainer's `args`. image_size: of training, if it is told.
+    told: the name of the model in the trainer's `args`. image_size: the side of the images of
+    training in pixels, if it is told.
     """
 
     state: dict[str, Tensor]
@@ -87,9 +89,9 @@ def read_checkpoint(path: Path, copy: Copy | None = None) -> Checkpoint:
         raise WeightsError(f"{path} holds a {type(raw).__name__}, not a checkpoint dictionary")
     settings = [_as_mapping(raw.get(key)) for key in ("args", "hyper_parameters", "config")]
     names = [s.get(key) for s in settings for key in _MODEL_NAMES]
-    sizes = [s.get("input_size") for s in settings]
+    sizes = [_told_side(s.get(key)) for s in settings for key in _SIZE_NAMES]
     told = next((name for name in names if isinstance(name, str) and name), None)
-    size = next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    size = next((size for size in sizes if size), None)
     return _checkpoint(find_model(raw, path, copy), told, size)
 
 
@@ -169,7 +171,15 @@ def _config(shapes: _Shapes, checkpoint: Checkpoint, family: Family, path: Path)
     if side * side != positions:
         raise WeightsError(f"{path}: pos_embed has rows for {positions} patches, no square grid")
     told = checkpoint.image_size
-    stride, size = _stride_and_size(side, shapes.patch, told, overlaps=family.overlaps)
+    fitting = _stride_and_size(side, shapes.patch, told, overlaps=family.overlaps)
+    if fitting is None:
+        raise WeightsError(
+            f"{path}: its args say images of {told} pixels, whose patches of {shapes.patch} make "
+            f"no grid of {side} × {side}, which pos_embed has. If you are sure of the tensors, "
+            f"save its state dict alone as safetensors and name the family with "
+            f"NAME={family.name}:PATH"
+        )
+    stride, size = fitting
     if side < 1 or stride < 1 or size > MAX_SIDE:
         raise WeightsError(f"{path} is for images of {size} pixels, which cannot be served")
     return VimConfig(
@@ -189,11 +199,23 @@ def _config(shapes: _Shapes, checkpoint: Checkpoint, family: Family, path: Path)
 
 def _stride_and_size(
     side: int, patch: int, image_size: int | None, *, overlaps: bool
-) -> tuple[int, int]:
-    if image_size is not None and side > 1 and (image_size - patch) % (side - 1) == 0:
-        return (image_size - patch) // (side - 1), image_size
-    stride = patch // 2 if overlaps and side % 2 else patch
-    return stride, (side - 1) * stride + patch
+) -> tuple[int, int] | None:
+    """None where no stride makes so many patches of images of that size."""
+    if image_size is None:
+        stride = patch // 2 if overlaps and side % 2 else patch
+        return stride, (side - 1) * stride + patch
+    room = image_size - patch
+    strides = [patch, patch // 2, room // max(side - 1, 1)]
+    fitting = (s for s in strides if 0 < s <= patch and room // s == side - 1 and room >= 0)
+    stride = next(fitting, 0)
+    return (stride, image_size) if stride else None
+
+
+def _told_side(size: object) -> int | None:
+    """Of a number of pixels, or (channels, height, width) of a square."""
+    if isinstance(size, list | tuple) and len(size) > 1 and size[-1] == size[-2]:
+        size = size[-1]
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _checkpoint(found: FoundModel, told: str | None, image_size: int | None) -> Checkpoint:

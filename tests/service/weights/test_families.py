@@ -158,6 +158,33 @@ def test_a_catalogue_name_is_a_word_too(tmp_path: Path) -> None:
         load_model("vim-tiny", path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("told", "size", "stride"),
+    [
+        ({"input_size": 64}, 64, 16),
+        ({"img_size": (3, 64, 64)}, 64, 16),
+        ({"input_size": 40}, 40, 8),  # patches of 16 that overlap by half
+        ({"input_size": 71}, 71, 16),  # seven pixels at the edge are in no patch
+        ({"input_size": (3, 64, 48)}, 64, 16),  # no square: the tensors alone tell
+        ({"input_size": 224}, None, None),
+        ({"input_size": 100}, None, None),  # four patches side by side would leave gaps
+        ({"input_size": 8}, None, None),
+    ],
+)
+def test_the_size_that_a_file_tells(
+    told: dict[str, Any], size: int | None, stride: int | None, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "x.pth", {"model": MICRO["model"], "args": told})
+    if size is None:
+        with pytest.raises(WeightsError, match=r"images of \d+ pixels.* no grid of 4 × 4"):
+            load_model("mine", f"vim:{path}", device="cpu")
+    else:
+        model = load_model("mine", f"vim:{path}", device="cpu")
+        config: Any = model.module.config
+        assert (config.image_size, config.stride) == (size, stride)
+        assert model.embed(torch.zeros(1, 3, size, size).numpy(), "tokens").shape[1] == 17
+
+
 def test_one_computation_under_two_names_is_no_contradiction(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", with_args("videomamba_tiny"))
     info = load_model("mine", f"vim-front-sum:{path}", device="cpu").info
