@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from vim_embed.inference.embedder import Embedder
-from vim_embed.models.vim import Vim
 from vim_embed.types.model_info import (
     EMBEDDING,
     CheckedOutput,
@@ -155,7 +154,7 @@ def _checked(what: str, errors: list[float], names: list[str], allowed: float) -
 
 
 def _float32_tolerance(model: Embedder) -> float:
-    plain = isinstance(model.module, Vim) and model.info.backend != "fused"
+    plain = model.info.kind == "vim" and model.info.backend != "fused"
     return PLAIN_VIM_TOLERANCE if plain else SELF_CHECK_TOLERANCE[torch.float32]
 
 
