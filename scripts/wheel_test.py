@@ -105,7 +105,15 @@ def main() -> None:
         found = backend(service, f"vim-embed=={VERSION}", offered)
         assert found.endswith(", prebuilt"), f"pip did not take the platform wheel: {found}"
         said = service.run(
-            "vim-embed", "demo", "--weights", "random", "--count", "16", "--json", "--device", "cpu"
+            "vim-embed",
+            "demo",
+            "--model",
+            "vim-micro",
+            "--count",
+            "16",
+            "--json",
+            "--device",
+            "cpu",
         )
         demo = json.loads(said)
         provenance, seconds = demo["provenance"], demo["seconds"]

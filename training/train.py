@@ -50,14 +50,14 @@ class Recipe:
     bfloat16: whether a CPU multiplies matrices of its numbers.
     """
 
-    steps: int = 2000
+    steps: int = 960
     pairs: int = 128
     simulated: float = 0.25
     simulations: int = 3000
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
-    decay: int = 500
+    decay: int = 135
     temperature: float = 0.1
     shared_turns: float = 1.0
     alone: float = 0.5
@@ -173,13 +173,11 @@ class Trainer:
         if not path.exists():
             return 0
         kept = torch.load(path, map_location=self.real.device, weights_only=True)
-        last = min(kept["recipe"]["steps"], self.recipe.steps) - self.recipe.decay
-        if kept["done"] <= last:  # the number of steps has not mattered yet
-            kept["recipe"]["steps"] = self.recipe.steps
-        if kept["recipe"] != asdict(self.recipe):
-            raise ValueError(
-                f"{path} is of another recipe: {kept['recipe']}; remove it, or take that"
-            )
+        mine, its = asdict(self.recipe), kept["recipe"]
+        if kept["done"] <= min(each["steps"] - each["decay"] for each in (mine, its)):
+            its |= {name: mine[name] for name in ("steps", "decay")}  # they have not mattered yet
+        if its != mine:
+            raise ValueError(f"{path} is of another recipe: {its}; remove it, or take that")
         for name in _STATE:
             getattr(self, name).load_state_dict(kept[name])
         return int(kept["done"])

@@ -129,7 +129,10 @@ def models(as_json: bool) -> None:
     from vim_embed.weights.catalogue import CATALOGUE
 
     rows = [
-        {"name": e.name, "kind": e.kind, "repo": e.repo, "file": e.file, "aliases": list(e.aliases)}
+        {
+            **{"name": e.name, "kind": e.kind, "repo": e.repo, "file": e.file},
+            **{"packaged": e.packaged, "aliases": list(e.aliases)},
+        }
         for e in CATALOGUE.values()
     ]
     if as_json:
@@ -137,6 +140,7 @@ def models(as_json: bool) -> None:
         return
     for row in rows:
         source = f"{row['repo']}:{row['file']}" if row["file"] else row["repo"]
+        source = source or (row["packaged"] and f"{row['packaged']} of this package")
         source = source or f"your own file: {row['name']}=PATH"
         click.echo(f"{row['name']:<21}  {row['kind']}  {source}")
 

@@ -33,6 +33,14 @@ def test_the_wheel_s_top_level(wheel: zipfile.ZipFile) -> None:
     assert packages == {"vim_embed", "vim_embed_client", "vim_embed_pixels"}
 
 
+def test_the_wheel_carries_the_trained_model_in_the_service_alone(wheel: zipfile.ZipFile) -> None:
+    weights = [info for info in wheel.infolist() if info.filename.endswith(".safetensors")]
+    assert [info.filename for info in weights] == [
+        "vim_embed/weights/packaged/vim-micro.safetensors"
+    ]
+    assert weights[0].file_size < 8_000_000
+
+
 def test_the_wheel_carries_kernel_sources_and_types(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert "vim_embed/kernels/cpu/cpu.cpp" in names

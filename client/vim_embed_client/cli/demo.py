@@ -24,7 +24,7 @@ from rich.table import Table
 
 from vim_embed_client.cli.common import json_option, print_json, stderr, stdout
 from vim_embed_client.client import Client, ready_model
-from vim_embed_client.demo.weights import choose
+from vim_embed_client.demo.weights import ABOUT_PACKAGED, PACKAGED, RELEASED, choose
 from vim_embed_client.errors import InputError
 from vim_embed_client.local_server import LocalServer, check_service_installed
 from vim_embed_client.results import ModelEntry
@@ -37,14 +37,19 @@ _NEEDED = {"matplotlib": "matplotlib", "scipy": "scipy", "skimage": "scikit-imag
 _LEAST_SOURCES = 16
 _ROWS_PER_REQUEST = 16
 _READY_SECONDS = 900.0
+_AS_STARTED = "the service was started with them"
 
 
 @click.command()
-@click.option("--model", help="Model to use.  [default: vim-tiny, or that of --url]")
+@click.option(
+    "--model",
+    help="Model to use.  [default: vim-tiny, or vim-micro without its weights, or that of --url]",
+)
 @click.option(
     "--weights", metavar="auto|random|SOURCE",
     help="auto: the released weights if a cache, a path or the Hub gives them at once, else "
-    "random ones under a banner; SOURCE: a path or org/repo[@revision].  [default: auto]",
+    "those of vim-micro, which are packaged (with --model: random ones under a banner); SOURCE: a "
+    "path or org/repo[@revision].  [default: auto]",
 )  # fmt: skip
 @click.option(
     "--count", default=256, show_default=True, type=click.IntRange(_LEAST_SOURCES),
@@ -91,17 +96,17 @@ def demo(
     with ExitStack() as stack:
         if url is None:
             url, reason = _start(
-                stack, console, model or "vim-tiny", weights or "auto", _serve_flags(device, dtype)
+                stack, console, model, weights or "auto", _serve_flags(device, dtype)
             )
         else:
-            reason = "the service was started with them"
+            reason = ""
         client = stack.enter_context(Client(url, rows_per_request=_ROWS_PER_REQUEST))
         entry = ready_model(client, model)
         _announce(console, entry, reason)
         result = _run(console, client, entry, count=count, k=k, seed=seed)
     paths = _write(result, output)
     if result.provenance.random_weights:
-        console.print(_banner(result.provenance.model, reason))
+        console.print(_banner(result.provenance.model, reason or _AS_STARTED))
     _report(console, result, paths)
     if as_json:
         print_json(result.summary() | {"files": {name: str(path) for name, path in paths.items()}})
@@ -120,11 +125,11 @@ def _serve_flags(device: str | None, dtype: str | None) -> list[str]:
 
 
 def _start(
-    stack: ExitStack, console: Console, model: str, weights: str, flags: list[str]
+    stack: ExitStack, console: Console, model: str | None, weights: str, flags: list[str]
 ) -> tuple[str, str]:
-    """Start a server that ends with the stack: its URL, and why its weights are random."""
+    """Start a server that ends with the stack: its URL, and why not with the released weights."""
     check_service_installed()
-    with console.status(f"Looking for the weights of {escape(model)} ..."):
+    with console.status(f"Looking for the weights of {escape(model or RELEASED)} ..."):
         choice = choose(model, weights)
     with console.status("Starting a server ...") as status:
         server = LocalServer(
@@ -132,7 +137,9 @@ def _start(
             random_weights=choice.random,
             args=flags,
             ready_timeout=_READY_SECONDS,
-            on_wait=lambda seconds: status.update(f"Loading {escape(model)} ... {seconds:.0f} s"),
+            on_wait=lambda seconds: status.update(
+                f"Loading {escape(choice.model)} ... {seconds:.0f} s"
+            ),
         )
         stack.enter_context(server)
     console.print(f"Server at {server.url}")
@@ -146,8 +153,12 @@ def _announce(console: Console, entry: ModelEntry, reason: str) -> None:
     )
     weights = entry["weights"]
     if weights["random"]:
-        console.print(f"[bold red]RANDOM WEIGHTS[/]: {escape(reason)}")
+        console.print(f"[bold red]RANDOM WEIGHTS[/]: {escape(reason or _AS_STARTED)}")
     else:
+        if reason:
+            console.print(f"Not {RELEASED}: {escape(reason)}.")
+        if entry["name"] == PACKAGED:
+            console.print(ABOUT_PACKAGED)
         revision = f" at {weights['revision']}" if weights["revision"] else ""
         console.print(f"Weights {escape(weights['source'])}{revision}, {weights['digest']}")
 

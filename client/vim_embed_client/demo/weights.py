@@ -13,11 +13,18 @@ from vim_embed_client.errors import ConfigurationError
 
 CHECK = (sys.executable, "-m", "vim_embed.cli", "check")
 CHECK_SECONDS = 30.0
+RELEASED, PACKAGED = "vim-tiny", "vim-micro"
+ABOUT_PACKAGED = (
+    f"{PACKAGED} is a small Vim that comes with vim-embed, trained without labels on Hubble's and "
+    "on simulated galaxies: a demonstration, not a scientific instrument. It saw most of the "
+    "galaxies below when it was trained; its score on galaxies that it never saw is in "
+    f"docs/{PACKAGED}.md."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """model: for `serve --model`. reason: why the weights are random, for the banner."""
+    """model: for `serve --model`. reason: why the released weights are not taken."""
 
     model: str
     random: bool = False
@@ -25,7 +32,7 @@ class Choice:
 
 
 def choose(
-    model: str,
+    model: str | None = None,
     weights: str = "auto",
     *,
     seconds: float = CHECK_SECONDS,
@@ -33,10 +40,12 @@ def choose(
 ) -> Choice:
     """Decide on weights for a model of the catalogue.
 
-    weights: `random`; a path or Hub id, which must then work; or `auto`: those that
-    VIM_EMBED_MODELS, the local cache or the Hub gives within `seconds`, else random ones.
+    model: None for RELEASED, or PACKAGED in its place. weights: `random`; a path or Hub id, which
+    must then work; or `auto`: those that VIM_EMBED_MODELS, the local cache or the Hub gives within
+    `seconds`, else the packaged ones, or random ones where a model was asked for by name.
     Raises ConfigurationError where the service refuses the model's name.
     """
+    asked, model = model, model or RELEASED
     if weights == "random":
         return Choice(model=model, random=True, reason="they were asked for (--weights random)")
     if weights != "auto":
@@ -45,6 +54,8 @@ def choose(
     reason = _why_not(argument, seconds, command)
     if reason is None:
         return Choice(model=argument)
+    if asked is None:
+        return Choice(model=PACKAGED, reason=reason)
     return Choice(model=model, random=True, reason=reason)
 
 

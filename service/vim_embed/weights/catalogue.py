@@ -30,7 +30,8 @@ class ModelArgumentError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueEntry:
-    """A model to load: from `path` if given, else from `repo` at `revision` on the Hub.
+    """A model to load: from `path` if given, else from `repo` at `revision` on the Hub, else from
+    the file `packaged` in this package.
 
     kind: "vim", "vit", or None to find out from what is there. file: the file within the
     repository. architecture: the catalogue name whose shapes the weights must have. dtype: of
@@ -44,6 +45,7 @@ class CatalogueEntry:
     revision: str | None = None
     file: str | None = None
     path: Path | None = None
+    packaged: str | None = None
     architecture: str | None = None
     dtype: str | None = None
     family: str | None = None
@@ -76,6 +78,10 @@ def _of_your_own(name: str) -> CatalogueEntry:
     return CatalogueEntry(name=name, kind="vim", architecture=name)
 
 
+def _packaged(name: str) -> CatalogueEntry:
+    return CatalogueEntry(name=name, kind="vim", packaged=f"{name}.safetensors", architecture=name)
+
+
 _FREE = ("vim", "vim-rope-front-sum", "videomamba")
 
 CATALOGUE: dict[str, CatalogueEntry] = {
@@ -91,6 +97,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         _vit("vim-base-proxy", "vit-huge-patch14-224-in21k"),
         _vim("vim-tiny-rope", "hustvl/Vim-tiny", "vim_tiny_73p1.pth"),
         *map(_videomamba, FAMILIES["videomamba"].sizes),
+        _packaged("vim-micro"),
         *(_of_your_own(n) for n, (f, _) in ARCHITECTURES.items() if f.name not in _FREE),
     )
 }
@@ -122,7 +129,7 @@ def _catalogued(name: str) -> CatalogueEntry:
         if name in entry.aliases:
             return entry
     twin = _twin(name)
-    if twin is not None and twin.repo is not None:
+    if twin is not None and (twin.repo or twin.packaged):
         return twin
     raise ModelArgumentError(
         f"unknown model {name!r}: use one of {', '.join(CATALOGUE)}, or name your own checkpoint "

@@ -268,6 +268,7 @@ _VIM_SIZES: dict[str, dict[str, dict[str, int]]] = {
         "vim-base": {"dim": 768, "depth": 24},
         "vim-tiny-plus": {"dim": 192, "depth": 24, "stride": 8},
         "vim-small-plus": {"dim": 384, "depth": 24, "stride": 8},
+        "vim-micro": {"dim": 128, "depth": 4, "image_size": 48, "patch_size": 8, "stride": 8},
     },
     "vim-rope-front-sum": {"vim-tiny-rope": {"dim": 192, "depth": 24}},
 }

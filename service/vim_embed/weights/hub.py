@@ -1,4 +1,5 @@
-"""Finds the file or folder of a catalogue entry: a local path, the local Hub cache, or the Hub.
+"""Finds the file or folder of a catalogue entry: a local path, the local Hub cache, the Hub, or a
+file of this package.
 
 `HF_HUB_OFFLINE=1`, `HF_HOME`, `HF_TOKEN` and the rest are huggingface_hub's own settings.
 """
@@ -15,6 +16,8 @@ from vim_embed.weights.catalogue import CatalogueEntry
 from vim_embed.weights.download_progress import Tell, telling_bars
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+PACKAGED = Path(__file__).parent / "packaged"
+PACKAGED_SOURCE = "packaged with vim-embed, a demonstration"
 _VIT_CONFIG = ["config.json", "preprocessor_config.json", "processor_config.json"]
 
 
@@ -42,6 +45,11 @@ def locate(entry: CatalogueEntry, tell: Tell | None = None) -> Located:
     """
     if entry.path is not None:
         return _located(entry, entry.path, str(entry.path), None)
+    if entry.repo is None and entry.packaged:
+        path = PACKAGED / entry.packaged
+        if not path.exists():
+            raise WeightsError(f"{path} is not there: install vim-embed anew")
+        return Located(kind="vim", path=path, source=PACKAGED_SOURCE, revision=None)
     if entry.repo is None:
         raise WeightsError(
             f"model {entry.name!r} has no weights: give {entry.name}=PATH or {entry.name}=org/repo"

@@ -199,7 +199,7 @@ def test_a_missing_extra_is_named(
 
 
 def test_the_real_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Its own server, the native model, and no weights to be had: random ones, and said so."""
+    """Its own server, and no released weights to be had: the packaged ones, named everywhere."""
     pytest.importorskip("torch")
     pytest.importorskip("fastapi")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -207,10 +207,15 @@ def test_the_real_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.delenv("VIM_EMBED_MODELS", raising=False)
     output = tmp_path / "output"
     assert run(["demo", "--count", "16", "--k", "5", "--device", "cpu", "-o", str(output)]) == 0
-    printed = capsys.readouterr().out
-    assert "NOT A SCIENTIFIC RESULT" in printed
-    assert "hustvl/Vim-tiny-midclstok" in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "RANDOM" not in printed
+    assert "Not vim-tiny: hustvl/Vim-tiny-midclstok is not in the local Hub cache" in printed
+    assert "a demonstration, not a scientific instrument" in printed
+    named = "weights packaged with vim-embed, a demonstration"
+    assert f"vim-micro, {named}" in printed
     arrays, about = read(output / "embeddings.safetensors")
-    assert arrays["space"].shape == (16, 192)
-    assert json.loads(about["provenance"])["weights_digest"].startswith("random-")
-    assert about["weights"] == "RANDOM WEIGHTS, not a scientific result"
+    assert arrays["space"].shape == (16, 128)
+    provenance = json.loads(about["provenance"])
+    assert (provenance["model"], provenance["random_weights"]) == ("vim-micro", False)
+    assert (about["weights"], about["random_weights"]) == (named, "false")
+    assert json.loads((output / "summary.json").read_text())["weights"] == named

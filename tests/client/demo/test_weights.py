@@ -43,10 +43,16 @@ def test_auto_takes_the_path_from_the_settings(monkeypatch: pytest.MonkeyPatch) 
     assert choose("vim-tiny", command=check(wanted)) == Choice(model="vim-tiny=/data/vim.pth")
 
 
-def test_auto_falls_back_with_the_reason() -> None:
-    code = """import sys; print('[{"reason": "it is not in the cache"}]'); sys.exit(1)"""
-    choice = choose("vim-tiny", command=check(code))
-    assert choice == Choice(model="vim-tiny", random=True, reason="it is not in the cache")
+_NOT_THERE = """import sys; print('[{"reason": "it is not in the cache"}]'); sys.exit(1)"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "random"), [(None, "vim-micro", False), ("vim-small", "vim-small", True)]
+)
+def test_auto_falls_back_with_the_reason(asked: str | None, model: str, random: bool) -> None:
+    """To the packaged weights, but never to another model than one that was asked for."""
+    choice = choose(asked, command=check(_NOT_THERE))
+    assert choice == Choice(model=model, random=random, reason="it is not in the cache")
 
 
 def test_auto_does_not_wait_long() -> None:
