@@ -22,7 +22,7 @@ from vim_embed_client.cli.common import (
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.comparison import Difference, compare
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
-from vim_embed_client.scoring.metrics import METRICS
+from vim_embed_client.scoring.metrics import METRICS, remarks
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.pairing import pair_all, usable_rows
 from vim_embed_client.scoring.table_files import (
@@ -133,6 +133,8 @@ def _print(
         table.add_row(*_cells(each))
     console.print(table)
     say(console, METHOD)
+    for remark in remarks([first.metric]):
+        say(console, f"[yellow]{remark}[/]")
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")
 
@@ -155,5 +157,9 @@ def _table(found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> Resul
         records=[each.as_dict() for each in found],
         head=["model", first.metric, "95 %", f"less {first.model}", "95 %", "p"],
         rows=[_cells(each) for each in found],
-        notes=[*provenance_notes(files), f"{first.metric}{at}, {first.n} sources. {METHOD}"],
+        notes=[
+            *provenance_notes(files),
+            f"{first.metric}{at}, {first.n} sources. {METHOD}",
+            *remarks([first.metric]),
+        ],
     )

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vim_embed_client.cli.common import (
     RANDOM_WEIGHTS,
@@ -32,6 +32,7 @@ from vim_embed_client.scoring.metrics import (
     METRICS,
     MetricScore,
     measure,
+    remarks,
     wide_k,
 )
 from vim_embed_client.scoring.mknn import (
@@ -219,7 +220,8 @@ def _agreements(
 
 
 def _print_measured(scores: Sequence[MetricScore]) -> None:
-    table = Table("metric", "k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
+    heads = ("k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
+    table = Table(Column("metric", overflow="fold"), *heads)
     for score in scores:
         table.add_row(
             escape(score.metric),
@@ -237,6 +239,8 @@ def _print_measured(scores: Sequence[MetricScore]) -> None:
         "Interval: jackknife over twentieths of the sources. Calibrated: 0 where 5 % of random "
         "pairings score higher, 1 for perfect agreement (arXiv 2602.14486).",
     )
+    for remark in remarks([score.metric for score in scores]):
+        say(console, f"[yellow]{remark}[/]")
 
 
 class Repeated:

@@ -263,6 +263,11 @@ LINEAR_METRICS: dict[str, linear_metrics.LinearFunction] = {
     "linear-r2": linear_metrics.linear_r2,
 }
 OF_DIRECTIONS = ("rsa",)
+# What is to be said beside the intervals of a metric, since they do not always cover.
+REMARKS = {
+    "svcca": "The interval of svcca is too short where another draw of sources would keep another "
+    "number of components, as with a few very bright sources: prefer pwcca or unbiased-cka."
+}
 METRICS = (*LIST_METRICS, *LINEAR_METRICS)
 
 
@@ -298,6 +303,11 @@ def statistics(
             rows = directions if name in OF_DIRECTIONS else centred
             found[name] = LinearStatistic(LINEAR_METRICS[name], rows())
     return found
+
+
+def remarks(names: Sequence[str]) -> list[str]:
+    """What is to be said of the metrics of these names."""
+    return [remark for name, remark in REMARKS.items() if name in names]
 
 
 T = TypeVar("T")

@@ -479,6 +479,19 @@ def test_the_command_measures_by_other_metrics(
     assert f"{cka.calibrated:.4f}" in line
 
 
+def test_the_command_says_whose_interval_may_be_too_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "a.npy")
+    np.save(path, related(11, 30)[0])
+    for metric, said in (("svcca", True), ("pwcca", False)):
+        assert run(["score", path, path, "-k", "5", "--metric", metric, "--permutations", "5"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert ("The interval of svcca is too short where" in text) == said
+        assert f"│ {metric} " in text
+        assert "│ none " in text  # too few pairings for a calibrated value
+
+
 @pytest.mark.parametrize(
     ("metric", "code", "message"),
     [
