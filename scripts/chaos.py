@@ -37,11 +37,11 @@ from vim_embed_client import Client, VimEmbedError
 WEIGHTS = DATA / "vim_micro.pth"
 FORWARD_TIMEOUT = 1.0
 DEADLINE = 15.0  # seconds that a request gives the service
-SLACK = 2.0  # that its answer may take beyond, on a busy machine
 RECOVERY = 5.0
 FAULTS = ("exception", "out_of_memory", "hang", "thread", "engine")
 PROCESS_FAULTS = ("exit", "kill", "terminate", "stop")
 STILL = 3.0  # seconds that a process is stopped; one of HTTP is replaced after 20
+SLACK = STILL + 2.0  # that an answer may take beyond its deadline
 # drained, lost its device, killed, told to end while it still imported
 EXPECTED_CODES = {0, 70, -signal.SIGKILL, -signal.SIGTERM}
 _ALLOWED = {200, 429, 500, 503, 504}

@@ -35,6 +35,7 @@ def test_a_crowd_at_a_byte_a_second(tmp_path: Path, processes: str) -> None:
     """Memory stays within its bound, others are answered, and the slow ones are broken off."""
     flags = ["--http-processes", processes, "--inflight-bytes", str(ROOM * int(processes))]
     flags += ["--max-body-bytes", str(MIB), "--body-timeout", "4", "--least-rate", "100000"]
+    flags += ["--client-share", "1"]  # all of them have one address
     with (
         server_process(tmp_path, *flags, environment={"STUB_WIDTH": str(WIDTH)}) as server,
         ExitStack() as crowd,
