@@ -110,7 +110,7 @@ def _stamp(axes: Any, pixels: Pixels, colour: str, width: float) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set(edgecolor=colour, linewidth=width)
+        spine.set(visible=True, edgecolor=colour, linewidth=width)
 
 
 def _headings(figure: Figure, left: float, right: float, columns: int, name: str) -> None:
