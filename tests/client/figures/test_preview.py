@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from support.figure_layout import assert_apart_and_within
+from support.recording import Recording
 from support.serving import running
-from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
-from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client import Client
 from vim_embed_client.bulk.preview import PreviewRow, preview_rows
 from vim_embed_client.bulk.sender import fingerprint
@@ -38,21 +37,9 @@ SIZE = 24
 Array = NDArray[Any]
 
 
-class Recording(ArithmeticEngine):
-    """Keeps every row of pixels that reaches it."""
-
-    def __init__(self) -> None:
-        super().__init__(image_size=SIZE)
-        self.rows: list[Array] = []
-
-    def stage(self, model: str, parts: Sequence[Array], options: EmbedOptions) -> Any:
-        self.rows += [row.copy() for part in parts for row in part]
-        return super().stage(model, parts, options)
-
-
 @pytest.fixture(scope="module")
 def engine() -> Recording:
-    return Recording()
+    return Recording(image_size=SIZE)
 
 
 @pytest.fixture(scope="module")

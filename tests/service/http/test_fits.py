@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
 
+from support.recording import Recording
 from support.serving import from_npy, running
-from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.errors import MalformedRequest, PayloadTooLarge
 from vim_embed.http.app import create_app
 from vim_embed.http.formats.fits import check_headers
 from vim_embed.settings import Settings
-from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
 
@@ -32,21 +31,9 @@ Array = NDArray[Any]
 FITS = {"Content-Type": "application/fits"}
 
 
-class Recording(ArithmeticEngine):
-    """Keeps every row of pixels that reaches it."""
-
-    def __init__(self) -> None:
-        super().__init__(image_size=SIZE)
-        self.rows: list[Array] = []
-
-    def stage(self, model: str, parts: Sequence[Array], options: EmbedOptions) -> Any:
-        self.rows += [row.copy() for part in parts for row in part]
-        return super().stage(model, parts, options)
-
-
 @pytest.fixture(scope="module")
 def engine() -> Recording:
-    return Recording()
+    return Recording(image_size=SIZE)
 
 
 @pytest.fixture(scope="module")
