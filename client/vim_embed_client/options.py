@@ -34,6 +34,19 @@ class FluxOptions(TypedDict, total=False):
 
     Each may be the text that the command takes, such as `"3,1,0"` or `"0:22mag"`, or a number, a
     tuple of them, or for `limits` one pair or a tuple of pairs.
+
+    survey: bands, limits and stretch of platonic-universe, such as "hsc".
+    bands: places, from 0, of the bands of a cube that are red, green and blue; one for grey.
+    hdu: name or number of the HDU, or three that are red, green and blue.
+    stretch: "linear", "sqrt", "log", "asinh", "lupton", "zscale", "platonic" or "platonic@head".
+    softening: astropy's a of "asinh" (by default 0.1), its Q of "lupton" (8).
+    percentiles: of an image's finite fluxes, which the stretch takes as 0 and 1.
+    limits: fluxes in their place, in units of the file, with a unit, or "zscale".
+    zero_point: AB magnitude of a flux of 1, for limits with units.
+    per_band: percentiles of each band and not of the three together.
+    blank: in place of fluxes that are not finite: a number, or "sky", the median of the band.
+    crop: side in pixels of the middle square that is taken before the stretch.
+    flip: true turns the image upside down.
     """
 
     survey: str

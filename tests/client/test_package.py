@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vim_embed_client import AsyncClient, Client, EmbedOptions, ImageOptions
+from vim_embed_client.options import FLUX_OPTIONS, FluxOptions
 from vim_embed_client.requests import embed_params
 
 HEAVY = {"torch", "fastapi", "starlette", "pyarrow", "safetensors", "PIL"}
@@ -60,8 +61,10 @@ def test_both_clients_promise_the_same_types(name: str) -> None:
 def test_the_options_of_a_method_are_those_of_its_request(name: str, options: Any) -> None:
     assert _hints(getattr(Client, name))["options"] == Unpack[options]
     sent = set(inspect.signature(embed_params).parameters) - {"layers", "channels"}
-    assert set(get_type_hints(options)) - {"wire"} == sent
-    documented = Client.embed.__doc__ or ""
+    fluxes = set(FLUX_OPTIONS) if name == "embed_images" else set()
+    assert set(get_type_hints(options)) == sent | fluxes | (set() if fluxes else {"wire"})
+    documented = f"{Client.embed.__doc__}{FluxOptions.__doc__}"
+    assert all(f"{option}:" in documented for option in fluxes)
     assert all(option in documented for option in get_type_hints(options))
 
 

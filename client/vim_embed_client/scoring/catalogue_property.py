@@ -81,10 +81,11 @@ def property_agreement(
     if len(search) != len(values):
         raise ValueError(f"there are {len(search)} rows and {len(values)} values")
     known = ~np.isnan(values) if values.dtype.kind == "f" else values != ""
-    if not known.all():
-        search, values = search.of_rows(known), values[known]
+    values = values[known]
     if len(np.unique(values)) < 2:
         raise ValueError(f"{name} has fewer than two different values")
+    if not known.all():
+        search = search.of_rows(known)
     statistic = PropertyStatistic(Lists.of(search, k), values)
     (found,) = score_statistics(
         {name: statistic}, len(search), permutations=permutations, seed=seed
