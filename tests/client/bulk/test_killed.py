@@ -92,12 +92,12 @@ def test_3_000_rows_killed_twice(tmp_path: Path) -> None:
     run_killed(tmp_path, 3000, "--batch-rows", "16", "--part-rows", "200")
 
 
-@pytest.mark.parametrize("ending", [".npy", ".safetensors"])
+@pytest.mark.parametrize("ending", [".npy", pytest.param(".safetensors", marks=pytest.mark.soak)])
 def test_other_outputs_killed_twice(tmp_path: Path, ending: str) -> None:
     run_killed(tmp_path, 3000, "--batch-rows", "16", "--part-rows", "200", ending=ending)
 
 
-@pytest.mark.parametrize("ending", [".parquet", ".npz"])
+@pytest.mark.parametrize("ending", [".parquet", pytest.param(".npz", marks=pytest.mark.soak)])
 def test_layers_killed_twice_are_the_bytes_of_a_run_that_was_not(
     tmp_path: Path, ending: str
 ) -> None:
