@@ -18,28 +18,18 @@ from torch import Tensor
 from training.scan import TrainingOps
 from vim_embed.kernels.cpu import compile as native
 from vim_embed.kernels.cpu.compile import NativeUnavailable
-from vim_embed.kernels.cpu.ops import CpuOps
+from vim_embed.kernels.cpu.ops import DIRECTION_FIELDS, CpuOps, struct_fields
 from vim_embed.kernels.ops import Direction, MixerOps
 
 SOURCE = Path(__file__).with_name("backward.cpp")
 STATES = 16  # a vector of them: the one number that backward.cpp knows
 PARTS = 32  # in which sums over images are taken
 
-_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-
-
-def _fields(pointers: str, integers: str = "") -> list[tuple[str, type[Any]]]:
-    named: list[tuple[str, type[Any]]] = [(name, _POINTER) for name in pointers.split()]
-    return named + [(name, _INT) for name in integers.split()]
-
 
 class _Direction(ctypes.Structure):
     _fields_ = [
-        *_fields(
-            "u delta delta_bias A B C D",
-            "u_batch u_token delta_batch delta_token b_batch b_token c_batch c_token",
-        ),
-        *_fields("du ddelta dB dC dA ddelta_bias dD"),
+        *DIRECTION_FIELDS,
+        *struct_fields("du ddelta dB dC dA ddelta_bias dD"),
     ]
 
 
@@ -47,23 +37,23 @@ class _Scan(ctypes.Structure):
     _fields_ = [
         ("forward", _Direction),
         ("backward", _Direction),
-        *_fields("z dout", "z_batch z_token"),
-        *_fields("dz", "batch length channels parts threads"),
+        *struct_fields("z dout", "z_batch z_token"),
+        *struct_fields("dz", "batch length channels parts threads"),
     ]
 
 
 class _Conv(ctypes.Structure):
     _fields_ = [
-        *_fields("x weight bias dout", "x_batch x_token"),
-        *_fields("dx dweight dbias", "batch length channels taps reverse parts threads"),
+        *struct_fields("x weight bias dout", "x_batch x_token"),
+        *struct_fields("dx dweight dbias", "batch length channels taps reverse parts threads"),
     ]
 
 
 class _Norm(ctypes.Structure):
     _fields_ = [
-        *_fields("stream weight dnormed dstream dinput dweight", "rows channels"),
+        *struct_fields("stream weight dnormed dstream dinput dweight", "rows channels"),
         ("eps", ctypes.c_float),
-        *_fields("", "parts threads"),
+        *struct_fields("", "parts threads"),
     ]
 
 

@@ -23,14 +23,12 @@ _REST = {
     "config": "--config", "resize": "--resize", "stack": "--stack", "crop": "--crop",
     "flip": "--flip", "join_bands": "--join-bands", "keep": "--keep", "id_header": "--id-header",
 }  # fmt: skip
-_SKY = {
-    "size": "--size", "scale": "--scale", "north_up": "--north-up", "max_blank": "--max-blank",
-    "position": "--position", "mask": "--mask", "weight": "--weight",
-    "mask_flags": "--mask-flags",
-}  # fmt: skip
 _MASKS = {
     "mask": "--mask", "mask_flags": "--mask-flags", "weight": "--weight",
     "max_blank": "--max-blank",
+}  # fmt: skip
+_SKY = _MASKS | {
+    "size": "--size", "scale": "--scale", "north_up": "--north-up", "position": "--position",
 }  # fmt: skip
 FLUX_OPTIONS = frozenset(_STRETCH.values())
 SKY_OPTIONS = frozenset(_SKY.values()) | {"--catalogue"}
@@ -64,9 +62,7 @@ class SkyOptions:
 
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
-        plain = SkyOptions(images=(), size=0.0)
-        set_ = (n for n in _SKY if getattr(self, n) != getattr(plain, n))
-        return frozenset(_SKY[name] for name in set_) | {"--catalogue"}
+        return _given(self, SkyOptions(images=(), size=0.0), _SKY) | {"--catalogue"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +80,7 @@ class MaskOptions:
 
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
-        plain = MaskOptions()
-        set_ = (n for n in _MASKS if getattr(self, n) != getattr(plain, n))
-        return frozenset(_MASKS[name] for name in set_)
+        return _given(self, MaskOptions(), _MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,19 +166,21 @@ class ReadOptions:
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
         base = survey_base(self.stretch.survey)
-        stretch = {
-            flag for name, flag in _STRETCH.items()
-            if getattr(self.stretch, name) != getattr(base, name)
-        }  # fmt: skip
+        stretch = _given(self.stretch, base, _STRETCH)
         # Percentiles in place of a survey's limits are not told by their values.
         if base.limits and not self.stretch.limits:
             stretch = stretch - {"--limits"} | {"--percentiles"}
         if self.stretch.survey:
-            stretch.add("--survey")
-        plain = ReadOptions()
-        rest = {flag for name, flag in _REST.items() if getattr(self, name) != getattr(plain, name)}
+            stretch = stretch | {"--survey"}
         parts = [one.given() for one in (self.sky, self.masks) if one is not None]
-        return frozenset(stretch | rest).union(*parts)
+        return stretch.union(_given(self, ReadOptions(), _REST), *parts)
+
+
+def _given(options: object, plain: object, flags: Mapping[str, str]) -> frozenset[str]:
+    """The flags of the fields in which the options differ from plain ones."""
+    return frozenset(
+        flag for name, flag in flags.items() if getattr(options, name) != getattr(plain, name)
+    )
 
 
 def _tuples(value: Any) -> Any:

@@ -27,37 +27,41 @@ _OPEN_GATE = 1.278464542761074  # silu(x) = 1
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
-def _fields(pointers: str, integers: str) -> list[tuple[str, type[Any]]]:
+def struct_fields(pointers: str, integers: str = "") -> list[tuple[str, type[Any]]]:
+    """Fields of a ctypes structure: pointers by their names, then 64-bit integers."""
     named: list[tuple[str, type[Any]]] = [(name, _POINTER) for name in pointers.split()]
     return named + [(name, _INT) for name in integers.split()]
 
 
+DIRECTION_FIELDS = struct_fields(
+    "u delta delta_bias A B C D",
+    "u_batch u_token delta_batch delta_token b_batch b_token c_batch c_token",
+)
+
+
 class _Direction(ctypes.Structure):
-    _fields_ = _fields(
-        "u delta delta_bias A B C D",
-        "u_batch u_token delta_batch delta_token b_batch b_token c_batch c_token",
-    )
+    _fields_ = DIRECTION_FIELDS
 
 
 class _Scan(ctypes.Structure):
     _fields_ = [
         ("forward", _Direction),
         ("backward", _Direction),
-        *_fields("z", "z_batch z_token"),
-        *_fields("out", "batch length channels states threads"),
+        *struct_fields("z", "z_batch z_token"),
+        *struct_fields("out", "batch length channels states threads"),
     ]
 
 
 class _Conv(ctypes.Structure):
     _fields_ = [
-        *_fields("x weight bias", "x_batch x_token"),
-        *_fields("out", "batch length channels taps reverse threads"),
+        *struct_fields("x weight bias", "x_batch x_token"),
+        *struct_fields("out", "batch length channels taps reverse threads"),
     ]
 
 
 class _Norm(ctypes.Structure):
     _fields_ = [
-        *_fields("hidden residual weight normed stream", "rows channels"),
+        *struct_fields("hidden residual weight normed stream", "rows channels"),
         ("eps", ctypes.c_float),
         ("threads", _INT),
     ]
