@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
@@ -169,6 +170,10 @@ _REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+def _open_files(folder: Path) -> list[str]:
+    return [one.path for one in psutil.Process().open_files() if str(folder) in one.path]
+
+
 @pytest.mark.parametrize("case", _REFUSED)
 def test_what_is_no_mosaic_is_refused_by_its_name(tmp_path: Path, case: str) -> None:
     make, message = _REFUSED[case]
@@ -177,6 +182,7 @@ def test_what_is_no_mosaic_is_refused_by_its_name(tmp_path: Path, case: str) -> 
         cutouts(tmp_path, _GALAXIES)
     assert message in raised.value.message
     assert "tile.fits" in raised.value.message
+    assert not _open_files(tmp_path)  # while the error is still held: none is left to a collector
 
 
 def test_one_file_that_is_cut_short_later_costs_its_rows_alone(tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ class CatalogueReader(FileReader):
         """The cut-outs from a row of the catalogue on. Raises InputError, ConfigurationError."""
         with quiet():
             mosaics = Mosaics(self._options, whole=self._whole)
-            nearby = self._near(mosaics, *self._positions)
-        ids = self._ids()
         try:
+            with quiet():
+                nearby = self._near(mosaics, *self._positions)
+            ids = self._ids()
             if not len(nearby.places):
                 self._check_units(mosaics)
             for row in range(start, self.count()):

@@ -80,27 +80,12 @@ class Mosaics:
         self._bits: dict[Key, int | None] = {}
         self.files = mosaic_files(self._sky.images)
         self.tiles: list[Tile] = []
-        filters: dict[str, str] = {}
-        counts: dict[int, str] = {}
-        for path in self.files:
-            found = self._tiles_of(path, filters)
-            self.tiles += found
-            several = len(options.join_bands or ()) or 1 + max(tile.band for tile in found)
-            counts.setdefault(several, path)
-        if len(counts) > 1:
-            told = ", ".join(f"{path} has {count}" for count, path in counts.items())
-            raise InputError(f"the mosaics are not of the same number of bands: {told}")
-        self.bands = next(iter(counts))
-        if missing := set(range(self.bands)) - {tile.band for tile in self.tiles}:
-            lacking = [band for n, band in enumerate(options.join_bands or ()) if n in missing]
-            raise InputError(f"no mosaic is of band {', '.join(lacking)}")
-        if len(filters) > 1:
-            told = ", ".join(f"{path} {name}" for name, path in filters.items())
-            raise InputError(
-                f"the mosaics are of several bands ({told}): --join-bands R,G,B makes one image "
-                "of them, or give those of one band"
-            )
-        self._find_masks()
+        try:
+            self.bands = self._find_tiles()
+            self._find_masks()
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, tile: Tile, window: Window) -> tuple[Array, Array]:
         """Fluxes of a window, and which are not finite or masked. Raises InputError."""
@@ -138,6 +123,31 @@ class Mosaics:
             opened = stack.enter_context(_opening(path))
         self._open[path] = (stack, opened)
         return opened
+
+    def _find_tiles(self) -> int:
+        """The tiles of all files, and how many bands they have."""
+        bands = self._options.join_bands or ()
+        filters: dict[str, str] = {}
+        counts: dict[int, str] = {}
+        for path in self.files:
+            found = self._tiles_of(path, filters)
+            self.tiles += found
+            several = len(bands) or 1 + max(tile.band for tile in found)
+            counts.setdefault(several, path)
+        if len(counts) > 1:
+            told = ", ".join(f"{path} has {count}" for count, path in counts.items())
+            raise InputError(f"the mosaics are not of the same number of bands: {told}")
+        count = next(iter(counts))
+        if missing := set(range(count)) - {tile.band for tile in self.tiles}:
+            lacking = [band for n, band in enumerate(bands) if n in missing]
+            raise InputError(f"no mosaic is of band {', '.join(lacking)}")
+        if len(filters) > 1:
+            told = ", ".join(f"{path} {name}" for name, path in filters.items())
+            raise InputError(
+                f"the mosaics are of several bands ({told}): --join-bands R,G,B makes one image "
+                "of them, or give those of one band"
+            )
+        return count
 
     def _tiles_of(self, path: str, filters: dict[str, str]) -> list[Tile]:
         hdus = self._options.hdus
