@@ -15,6 +15,7 @@ from vim_embed_client.cli.common import (
     json_option,
     pairing_options,
     print_json,
+    print_pairing,
     say,
     stdout,
     tables,
@@ -91,7 +92,8 @@ def compare_command(
     hold the same sources. The first model is the one that the others are compared with.
     """
     read = [read_embeddings(path, by_row=pairing["by_row"]) for _, *two in models for path in two]
-    files = usable_rows(*pair_all(read, **pairing), drop=drop_invalid)
+    paired, how = pair_all(read, **pairing)
+    files = usable_rows(*paired, drop=drop_invalid)
     named = [
         (name, files[2 * place].embeddings, files[2 * place + 1].embeddings)
         for place, (name, *_) in enumerate(models)
@@ -103,9 +105,9 @@ def compare_command(
     for path in outputs:
         write_table(path, _table(found, files))
     if as_json:
-        print_json(_report(found, files, outputs))
+        print_json(_report(found, files, outputs) | {"paired": how})
     else:
-        _print(found, files, outputs)
+        _print(found, files, outputs, how)
 
 
 def _report(
@@ -120,9 +122,13 @@ def _report(
 
 
 def _print(
-    found: Sequence[Difference], files: Sequence[EmbeddingFile], outputs: Sequence[Path]
+    found: Sequence[Difference],
+    files: Sequence[EmbeddingFile],
+    outputs: Sequence[Path],
+    how: Sequence[str],
 ) -> None:
     console = stdout()
+    print_pairing(how)
     if any(file.random_weights for file in files):
         console.print(RANDOM_WEIGHTS)
     first = found[0]
