@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -490,8 +491,8 @@ def test_the_command_says_whose_interval_may_be_too_short(
         assert run(["score", path, path, "-k", "5", "--metric", metric, "--permutations", "5"]) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert ("The interval of svcca is too short where" in text) == said
-        assert f"│ {metric} " in text
-        assert "│ none " in text  # too few pairings for a calibrated value
+        # too few pairings for a calibrated value
+        assert re.search(rf" {metric} 1\.0000 .* none 0\.\d{{4}} ", text)
 
 
 @pytest.mark.parametrize(
