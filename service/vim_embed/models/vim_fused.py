@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vim_embed.kernels.fused.compile import CompileError, compiler_version
-from vim_embed.kernels.fused.launch import DTYPES, Kernels, Limits, Shape
+from vim_embed.kernels.fused.device_code import Limits
+from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
 from vim_embed.models.vim import Block, Vim, VimConfig
 from vim_embed.models.vim_packed import PackedLayer, pack_layer, permuted_rows
 from vim_embed.types.preprocessing import NORMALISED, VIM_PREPROCESSING, Scaling
@@ -61,9 +62,6 @@ def _unsupported_shape(config: VimConfig) -> str:
         f"images have {config.channels} channels, not 3": config.channels == 3,
         "the mixer has a norm of its own": not config.mixer_norm,
         "the streams are rotated between the blocks": not config.rope,
-        f"there are {config.registers} registers": config.registers == 0,
-        f"the class token is not in the middle ({config.cls})": config.cls == "middle",
-        "the directions are added, not averaged": config.averaged,
     }
     return next((reason for reason, met in wanted.items() if not met), "")
 
@@ -142,8 +140,8 @@ def _bc(hidden: Tensor, separate: Tensor) -> Tensor:
 
 
 def _frame(model: Vim, device: torch.device) -> Vim:
-    """What surrounds the blocks, in float32 on `device`: a Vim of no layers."""
-    frame = Vim(replace(model.config, depth=0))
+    """What surrounds the blocks, in float32 on `device`: a model of no layers."""
+    frame = type(model)(replace(model.config, depth=0))
     weights = {name: model.state_dict()[name].float() for name in frame.state_dict()}
     frame.load_state_dict(weights)
     return frame.requires_grad_(False).to(device)
@@ -191,7 +189,7 @@ class FusedVim:
             of_channels = self._patch_weight.float().view(3, -1, config.dim).sum(1)
             self._black_patch = patch.new_tensor(_BLACK) @ of_channels  # (D,) float32
         self._layers = layers
-        self._starts: dict[tuple[int, int], Tensor] = {}
+        self._starts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @property
@@ -299,8 +297,10 @@ class FusedVim:
 
     def _tokens(self, buffers: _Buffers, batch: int, length: int, *, only_cls: bool) -> Tensor:
         tokens = buffers.hidden[: batch * length].view(batch, length, self.config.dim)
-        middle = self.cls_index(length)
-        return tokens[:, middle : middle + 1] if only_cls else tokens
+        if not only_cls:
+            return tokens
+        cls = self.cls_index(length)
+        return tokens[:, cls : cls + 1]
 
     def _buffers(self, tokens: int, *, in_place: bool = False) -> _Buffers:
         """in_place: split: `mixed` lies where x was, which takes a scan of 32 channels a warp."""
@@ -442,32 +442,38 @@ class FusedVim:
         )
         torch.mm(flat, self._patch_weight, out=patches)
         weight = self._layers[0].norm if self._layers else self._frame.norm_f.weight
-        start, residual = self._start(rows, columns), buffers.residual[:tokens]
-        hidden = buffers.hidden[:tokens]
+        start, sources = self._start(rows, columns)
+        residual, hidden = buffers.residual[:tokens], buffers.hidden[:tokens]
         self.kernels.first_norm(
             patches=patches,
             start=start,
+            sources=sources,
             residual=residual,
             weight=weight,
             out=hidden,
             eps=config.eps,
         )
 
-    def _start(self, rows: int, columns: int) -> Tensor:
-        """(L, D) float32: position embedding plus bias and black patch, or plus the class token."""
+    def _start(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """(L, D) float32: position embedding plus bias and black patch, or plus a special token.
+        (L,) int32: the patch that a token is, or -1."""
         known = self._starts.get((rows, columns))
         if known is not None:
             return known
-        model = self._frame
-        assert model.patch_embed.proj.bias is not None
-        start = model.position_embedding(rows, columns)[0].float()
-        middle = self.cls_index(len(start))
-        cls = start[middle] + model.cls_token[0, 0].float()
-        start = start + model.patch_embed.proj.bias.float() + self._black_patch
-        start[middle] = cls
+        model, patches = self._frame, rows * columns
+        bias = model.patch_embed.proj.bias
+        assert bias is not None
+        position = model.position_embedding(rows, columns)[0].float()
+        places = list(model.places(patches))
+        start = position + bias.float() + self._black_patch
+        start[places] = position[places] + model.special_tokens()[0].float()
+        is_patch = torch.ones(len(start), dtype=torch.int32)
+        is_patch[places] = 0
+        sources = (is_patch.cumsum(0) - 1).masked_fill(is_patch == 0, -1)
+        made = start, sources.to(torch.int32).to(self.device)
         if not torch.cuda.is_current_stream_capturing():
-            self._starts[rows, columns] = start
-        return start
+            self._starts[rows, columns] = made
+        return made
 
     def _mix(self, index: int, buffers: _Buffers, length: int, tokens: int, only: int) -> None:
         """xz -> mixed in half precision or split float32."""

@@ -1,6 +1,6 @@
 """Weights of a Vim in the order and scale that the CUDA kernels read.
 
-Folded in: 1/2 of the average into out_proj, log2(e) into the step sizes and its inverse into B; in
+Folded in: 1/2 of an average into out_proj, log2(e) into the step sizes and its inverse into B; in
 half precision 1/2 of SiLU's tanh form into the convolution and z. Plain float32 keeps the plain
 scales but out_proj's. Split float32 (kernels/fused/split.cuh) scales each matrix by a power of two,
 so that its low parts stay normal numbers, and keeps what undoes it.
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vim_embed.kernels.fused.launch import Shape
+from vim_embed.kernels.fused.split_mm import power_near, split_parts, split_rows, weight_scale
 from vim_embed.models.vim import BiMamba, Block
 
 
@@ -54,30 +55,9 @@ def permuted_rows(dim: int) -> Tensor:
     return torch.arange(dim).view(-1, 4, 2, 2).transpose(1, 2).reshape(dim)
 
 
-def split_rows(matrix: Tensor) -> Tensor:
-    """(N, K) float32 to (N, 2 K) float16: of each 32 numbers the high parts, then the low ones."""
-    high, low = _parts(matrix)
-    return torch.stack([x.view(len(matrix), -1, 32) for x in (high, low)], dim=2).flatten(1)
-
-
-def _parts(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 numbers as sums of two float16 ones."""
-    high = numbers.half()
-    return high, (numbers - high.float()).half()
-
-
-def _power(largest: float, limit: float) -> float:
-    """The power of two that brings `largest` near `limit`, not above it."""
-    return 2.0 ** math.floor(math.log2(limit / largest)) if 0 < largest < math.inf else 1.0
-
-
-def _weight_scale(weight: Tensor) -> float:
-    return _power(float(weight.abs().max()), 2.0**14)
-
-
 def hidden_scale(norm: Tensor) -> float:
     """Of a norm's result before it is split: |x| <= sqrt(D) · |weight| keeps within float16."""
-    return _power(float(norm.abs().max()) * math.sqrt(len(norm)), 2.0**15)
+    return power_near(float(norm.abs().max()) * math.sqrt(len(norm)), 2.0**15)
 
 
 def pack_layer(
@@ -96,7 +76,7 @@ def pack_layer(
         torch.stack([side[name] for side in sides]) for name in ("conv_bias", "dt_bias", "skip")
     )
     w_in = _gated(mixer.in_proj.weight.detach().float(), conv, shape)
-    w_out = mixer.out_proj.weight.detach().float() * 0.5
+    w_out = mixer.out_proj.weight.detach().float() * (0.5 if mixer.averaged else 1.0)
     if permuted:
         w_out = w_out[permuted_rows(shape.dim)]
     x_proj = torch.stack([_padded_rows(side["x_proj"], shape, 1 / steps) for side in sides])
@@ -111,7 +91,7 @@ def pack_layer(
     }
     scales: dict[str, Any] = {}
     if shape.split:
-        of_in, of_out, of_x, of_dt = (_weight_scale(w) for w in (w_in, w_out, x_proj, dt_proj))
+        of_in, of_out, of_x, of_dt = (weight_scale(w) for w in (w_in, w_out, x_proj, dt_proj))
         of_norm = hidden_scale(norm)
         own = {
             "norm": norm * of_norm,
@@ -172,7 +152,7 @@ def _x_chunks(weight: Tensor, taps: Tensor, bias: Tensor, shape: Shape) -> Tenso
     """(2, ROW, E) and the convolution to (2, E / 32, bytes): what `xproj` copies at once."""
     chunks = shape.inner // 32
     own = _x_fragments(weight)  # a lane's four numbers; split: their high parts, then the low ones
-    fragments = torch.stack(_parts(own), dim=-2) if shape.split else _cast(own, shape)
+    fragments = torch.stack(split_parts(own), dim=-2) if shape.split else _cast(own, shape)
     places = taps.reshape(2, chunks, 4, 8, 4).transpose(2, 3)  # channel 8q + c: place (c, q)
     if shape.dtype == torch.float16:  # two channels side by side: (c / 2, q, tap, c % 2)
         places = places.reshape(2, chunks, 4, 2, 4, 4).permute(0, 1, 2, 4, 5, 3).half()
@@ -199,7 +179,7 @@ def _x_fragments(weight: Tensor) -> Tensor:
 def _dt_chunks(weight: Tensor, bias: Tensor, shape: Shape) -> Tensor:
     """(2, E, rank) and (2, E) to (2, E / 32, bytes): what `xproj` takes at once in the end."""
     own = _dt_fragments(weight, shape)
-    fragments = torch.cat(_parts(own), dim=2) if shape.split else _cast(own, shape)
+    fragments = torch.cat(split_parts(own), dim=2) if shape.split else _cast(own, shape)
     return _side_by_side(shape.inner // 32, fragments, _dt_bias(bias))
 
 

@@ -15,28 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.kernels.fused.compile import compiled
+from vim_embed.kernels.fused.device_code import DeviceCode, Limits
+from vim_embed.kernels.fused.split_mm import split_mm
 
 SOURCE = Path(__file__).with_name("vim.cu")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _FEW_ROWS = 2048  # of `xproj`
-_MAPS = 1024  # that are kept: one for each matrix's place and shape, and its copies' rows
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a device can do, by which kernels and their variants are chosen, never by its name."""
-
-    capability: tuple[int, int]
-    multiprocessors: int
-    shared_memory: int  # bytes that one block may have
-
-    @staticmethod
-    def of(device: torch.device) -> Limits:
-        """Of a CUDA device that is there."""
-        found: Any = torch.cuda.get_device_properties(device)
-        memory = int(found.shared_memory_per_block_optin)
-        return Limits((found.major, found.minor), found.multi_processor_count, memory)
 
 
 @dataclass(frozen=True)
@@ -161,62 +145,6 @@ class Program:
 SCANS = {32: 8, 16: 8, 8: 16}
 
 
-@dataclass(frozen=True)
-class MmTile:
-    """A variant of the split product: what a block computes, and how many a multiprocessor holds.
-
-    speed, adding: of its multiplying against the first's, as measured; adding to c is slower where
-    a multiprocessor has nothing else to do meanwhile. Mirrors SPLIT_MM_KERNEL in split_mm.cu, and
-    hopper_split_mm.cu.
-    """
-
-    rows: int
-    columns: int
-    threads: int
-    stages: int
-    blocks: int
-    speed: float
-    adding: float
-    wgmma: bool = False
-
-    @property
-    def memory(self) -> int:
-        return self.stages * ((self.rows + self.columns) * 128 + 16 * self.wgmma)
-
-    def suits(self, rows: int, columns: int, limits: Limits) -> bool:
-        """Whether it can compute such a product on such a device, and has enough to do."""
-        if self.memory > limits.shared_memory:
-            return False
-        if not self.wgmma:
-            return True
-        possible = limits.capability[0] == 9 and columns % self.columns == 0
-        return possible and 3 * self.count(rows, columns) >= limits.multiprocessors
-
-    def count(self, rows: int, columns: int) -> int:
-        return -(-rows // self.rows) * -(-columns // self.columns)
-
-    def cost(self, rows: int, columns: int, limits: Limits, *, add: bool) -> float:
-        """Time of a product, in arbitrary units: full rounds of blocks times a block's work."""
-        rounds = -(-self.count(rows, columns) // (limits.multiprocessors * self.blocks))
-        work = self.rows * self.columns * self.blocks
-        return rounds * work / (self.adding if add else self.speed)
-
-
-SPLIT_MM = (
-    MmTile(128, 192, 256, 2, 1, 1.0, 0.65),
-    MmTile(64, 128, 256, 4, 2, 0.95, 0.95),
-    MmTile(64, 64, 128, 4, 3, 0.9, 0.9),
-    MmTile(32, 32, 128, 6, 4, 0.55, 0.55),
-    MmTile(128, 192, 256, 5, 1, 2.1, 2.0, wgmma=True),
-)
-
-
-def split_mm_tile(rows: int, columns: int, limits: Limits, *, add: bool = False) -> MmTile:
-    """The variant that should be fastest for a product (rows, columns)."""
-    fitting = [tile for tile in SPLIT_MM if tile.suits(rows, columns, limits)]
-    return min(fitting, key=lambda tile: tile.cost(rows, columns, limits, add=add))
-
-
 def _whole(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
@@ -232,18 +160,9 @@ class Kernels:
         self.limits = limits or own
         self.program = program = Program(shape, self.limits.capability)
         self.fuses_out = program.fuses_out
-        architecture = program.architecture
-        if program.capability != own.capability:  # the driver translates it
-            architecture = architecture.replace("sm_", "compute_")
-        code = compiled(SOURCE, program.macros, architecture)
-        from cuda.bindings import driver
-
-        self._driver: Any = driver
-        with torch.cuda.device(device):
-            torch.cuda.current_stream(device).synchronize()  # makes the context current
-            self._module = self._checked(driver.cuModuleLoadData(code))
-        self._functions: dict[str, Any] = {}
-        self._maps: dict[tuple[int, ...], Any] = {}
+        older = program.capability != own.capability
+        code = DeviceCode(SOURCE, program.macros, program.architecture, device, translated=older)
+        self.code = code
 
     def patchify(
         self,
@@ -263,24 +182,27 @@ class Kernels:
         factors = [ctypes.c_float(value) for value in (*scale, *offset)]
         arguments = [pixels, out, *size, *factors, ctypes.c_longlong(total)]
         name = "patchify_bytes" if pixels.dtype == torch.uint8 else "patchify"
-        self._launch(name, (-(-total // 256), 1), 256, 0, arguments)
+        self.code.launch(name, (-(-total // 256), 1), 256, 0, arguments)
 
     def first_norm(
         self,
         *,
         patches: Tensor,
         start: Tensor,
+        sources: Tensor,
         residual: Tensor,
         weight: Tensor,
         out: Tensor,
         eps: float,
     ) -> None:
         """patches (B, M, D), start (L, D) -> residual (B, L, D) float32, out its norm, split where
-        the shape is."""
+        the shape is. sources (L,) int32: which patch is added to a token's start, or -1."""
         rows, length = residual.numel() // self.shape.dim, start.shape[0]
-        arguments = [patches, start, residual, weight, out, rows, length, ctypes.c_float(eps)]
+        count = len(patches) * length // rows
+        counts = [rows, length, count, ctypes.c_float(eps)]
+        arguments = [patches, start, sources, residual, weight, out, *counts]
         name = "first_split_norm" if self.shape.split else "first_norm"
-        self._launch(name, (-(-rows // 8), 1), 256, 0, arguments)
+        self.code.launch(name, (-(-rows // 8), 1), 256, 0, arguments)
 
     def add_norm(
         self,
@@ -298,10 +220,9 @@ class Kernels:
         permuted: hidden's columns are in the order of `permuted_rows`. split: out gets split rows.
         """
         rows = residual.numel() // self.shape.dim
-        given = ctypes.c_void_p(0) if hidden is None else hidden
-        arguments = [given, residual, weight, out, rows, ctypes.c_float(eps)]
+        arguments = [hidden, residual, weight, out, rows, ctypes.c_float(eps)]
         name = "add_permuted_norm" if permuted else "add_split_norm" if split else "add_norm"
-        self._launch(name, (-(-rows // 8), 1), 256, 0, arguments)
+        self.code.launch(name, (-(-rows // 8), 1), 256, 0, arguments)
 
     def out_norm(
         self,
@@ -319,28 +240,13 @@ class Kernels:
         """
         rows, ranks = len(mixed), self.shape.ranks
         clusters = min(-(-rows // 128), self.limits.multiprocessors // ranks)
-        maps = [self._map(mixed, 128), self._map(w_out, 192)]
+        maps = [self.code.map(mixed, 128), self.code.map(w_out, 192)]
         arguments = [*maps, residual, weight, out, rows, ctypes.c_float(eps)]
-        self._launch("out_norm", (clusters * ranks, 1), 256, self.shape.out_memory, arguments)
+        self.code.launch("out_norm", (clusters * ranks, 1), 256, self.shape.out_memory, arguments)
 
     def split_mm(self, *, a: Tensor, b: Tensor, c: Tensor, scale: float, add: bool = False) -> None:
-        """c (rows, columns) float32 = scale · a @ b^T of split matrices; add: c += that.
-
-        a (rows, 2 K), b (columns, 2 K): float16, as `split_rows` makes them; rows of a and c may
-        lie apart.
-        """
-        rows, columns = c.shape
-        tile = split_mm_tile(rows, columns, self.limits, add=add)
-        blocks, groups = tile.count(rows, columns), b.shape[1] // 64
-        ending = [ctypes.c_float(scale), int(add)]
-        if tile.wgmma:
-            maps = [self._map(a, tile.rows), self._map(b, tile.columns)]
-            arguments = [*maps, c, rows, columns, groups, c.stride(0), *ending]
-            name, blocks = "split_mm_wgmma", min(blocks, self.limits.multiprocessors)
-        else:
-            arguments = [a, b, c, rows, columns, groups, a.stride(0), c.stride(0), *ending]
-            name = f"split_mm_{tile.rows}_{tile.columns}"
-        self._launch(name, (blocks, 1), tile.threads, tile.memory, arguments)
+        """c (rows, columns) float32 = scale · a @ b^T of split matrices; add: c += that."""
+        split_mm(self.code, self.limits, a=a, b=b, c=c, scale=scale, add=add)
 
     def xproj(
         self,
@@ -365,12 +271,12 @@ class Kernels:
         tiles, halves, splits = variant
         grid = (-(-rows // (16 * tiles * halves)), 1)
         name = "xproj_" + "".join(map(str, variant))
-        x = self._map(xz, 16 * tiles * halves + 6) if program.bulk_xproj else xz
+        x = self.code.map(xz, 16 * tiles * halves + 6) if program.bulk_xproj else xz
         arguments = [x, x_proj, dt_proj, bc, steps, length, rows, only]
         if not program.bulk_xproj:
             arguments += [ctypes.c_float(x_scale), ctypes.c_float(dt_scale)]
         memory = program.xproj_memory(*variant)
-        self._launch(name, grid, 64 * halves * splits, memory, arguments)
+        self.code.launch(name, grid, 64 * halves * splits, memory, arguments)
 
     def scan(
         self,
@@ -397,7 +303,7 @@ class Kernels:
             arguments[3:3] = [mixed]
             arguments[-1:-1] = [mixed.stride(0)]
         memory = self.program.scan_memory(channels)
-        self._launch(f"scan_{channels}", grid, 64, memory, arguments)
+        self.code.launch(f"scan_{channels}", grid, 64, memory, arguments)
 
     def conv_silu(
         self, *, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int
@@ -405,7 +311,7 @@ class Kernels:
         """float32: x in xz (B L, 2E) -> u (2, B L, E)."""
         rows = len(xz)
         grid = (-(-rows * (self.shape.inner // 4) // 256), 1)
-        self._launch("conv_silu", grid, 256, 0, [xz, taps, vectors, u, length, rows])
+        self.code.launch("conv_silu", grid, 256, 0, [xz, taps, vectors, u, length, rows])
 
     def scan_float(
         self,
@@ -424,75 +330,4 @@ class Kernels:
         rows = len(xz)
         grid = (self.shape.inner // 32, rows // length)
         arguments = [xz, u, delta, projected, decay, vectors, out, length, rows]
-        self._launch("scan", grid, 64, 0, arguments)
-
-    def _launch(
-        self, name: str, grid: tuple[int, int], threads: int, memory: int, arguments: Sequence[Any]
-    ) -> None:
-        values: list[Any] = []
-        types: list[Any] = []
-        for argument in arguments:
-            if isinstance(argument, Tensor):
-                values.append(argument.data_ptr())
-                types.append(ctypes.c_void_p)
-            elif isinstance(argument, self._driver.CUtensorMap):
-                values.append(argument)
-                types.append(None)
-            elif isinstance(argument, int):
-                values.append(argument)
-                types.append(ctypes.c_int)
-            else:
-                values.append(argument.value or 0)
-                types.append(type(argument))
-        stream = torch.cuda.current_stream(self.device).cuda_stream
-        function = self._function(name, memory)
-        sizes = (*grid, 1, threads, 1, 1, memory)
-        parameters = (tuple(values), tuple(types))
-        self._checked(self._driver.cuLaunchKernel(function, *sizes, stream, parameters, 0))
-
-    def _map(self, matrix: Tensor, rows: int) -> Any:
-        """For copies of `rows` rows and 64 columns of a half-precision matrix, swizzled."""
-        key = (matrix.data_ptr(), *matrix.shape, matrix.stride(0), rows)
-        known = self._maps.get(key)
-        if known is None:
-            d = self._driver
-            kinds = d.CUtensorMapDataType
-            bf16 = matrix.dtype == torch.bfloat16
-            known = self._checked(
-                d.cuTensorMapEncodeTiled(
-                    kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                    if bf16
-                    else kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                    2,
-                    matrix.data_ptr(),
-                    [d.cuuint64_t(matrix.shape[1]), d.cuuint64_t(matrix.shape[0])],
-                    [d.cuuint64_t(matrix.stride(0) * 2)],
-                    [d.cuuint32_t(64), d.cuuint32_t(rows)],
-                    [d.cuuint32_t(1), d.cuuint32_t(1)],
-                    d.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-                    d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-                    d.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                    d.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-                )
-            )
-            if len(self._maps) >= _MAPS:
-                self._maps.clear()
-            self._maps[key] = known
-        return known
-
-    def _function(self, name: str, memory: int) -> Any:
-        function = self._functions.get(name)
-        if function is None:
-            driver = self._driver
-            function = self._checked(driver.cuModuleGetFunction(self._module, name.encode()))
-            if memory > 48 * 1024:
-                limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                self._checked(driver.cuFuncSetAttribute(function, limit, memory))
-            self._functions[name] = function
-        return function
-
-    def _checked(self, result: tuple[Any, ...]) -> Any:
-        status, *values = result
-        if int(status):
-            raise RuntimeError(f"CUDA driver: {status}")
-        return values[0] if values else None
+        self.code.launch("scan", grid, 64, 0, arguments)

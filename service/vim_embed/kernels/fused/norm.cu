@@ -75,24 +75,24 @@ ADD_NORM_KERNEL(add_permuted_norm, true, false)
 ADD_NORM_KERNEL(add_split_norm, false, true)
 #endif
 
-// patches (B, M, D) and start (L, D) (position + patch bias; class token in the middle row) ->
-// residual (B, L, D) and its RMS norm.
+// patches (B, M, D) and start (L, D) (position + patch bias, or a token that is no patch) -> residual
+// (B, L, D) and its RMS norm. sources (L): which patch is added to a token's start, or -1.
 template <bool SPLIT>
 DEVICE void first_norm_body(const T* __restrict__ patches, const float* __restrict__ start,
-                            float* __restrict__ residual, const float* __restrict__ weight,
-                            T* __restrict__ out, int rows, int length, float eps) {
+                            const int* __restrict__ sources, float* __restrict__ residual,
+                            const float* __restrict__ weight, T* __restrict__ out, int rows,
+                            int length, int count, float eps) {
     const int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
-    const int image = row / length, token = row % length, middle = (length - 1) / 2;
+    const int image = row / length, token = row % length, patch = sources[token];
     const size_t base = (size_t)row * DIM;
-    const int patch = token - (token > middle);
-    const T* from = patches + ((size_t)image * (length - 1) + patch) * DIM;
+    const T* from = patches + ((size_t)image * count + patch) * DIM;
     float v[PARTS][VEC];
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
         const int at = (i * 32 + lane) * VEC;
         load_float<VEC>(v[i], start + (size_t)token * DIM + at);
-        if (token != middle) {
+        if (patch >= 0) {
             float h[VEC];
             load_row<VEC>(h, from + at);
 #pragma unroll
@@ -104,9 +104,10 @@ DEVICE void first_norm_body(const T* __restrict__ patches, const float* __restri
 }
 #define FIRST_NORM_KERNEL(NAME, SPLIT)                                                            \
     extern "C" __global__ void __launch_bounds__(256)                                             \
-        NAME(const T* patches, const float* start, float* residual, const float* weight, T* out,  \
-             int rows, int length, float eps) {                                                   \
-        first_norm_body<SPLIT>(patches, start, residual, weight, out, rows, length, eps);         \
+        NAME(const T* patches, const float* start, const int* sources, float* residual,           \
+             const float* weight, T* out, int rows, int length, int count, float eps) {           \
+        first_norm_body<SPLIT>(patches, start, sources, residual, weight, out, rows, length,      \
+                               count, eps);                                                       \
     }
 FIRST_NORM_KERNEL(first_norm, false)
 #if DTYPE == 0

@@ -1,6 +1,7 @@
 // The product of split matrices: in_proj and out_proj at float32's precision on tensor cores.
 //
 // c (rows, columns) float32 = scale a b^T, or c += that; a (rows, K) and b (columns, K) split (split.cuh).
+// row_scales, bias: of rows and of columns, where they are not null; bias takes the place of c before.
 // A block owns a tile of c, a warp MI x NI products of 16 rows and 8 columns; groups of 32 of the inner
 // length come through shared memory, their 16-byte parts exchanged so that no two lanes meet in a bank.
 #include "split.cuh"
@@ -21,7 +22,8 @@ struct MmTile {
 template <int WARPS_M, int WARPS_N, int MI, int NI, int STAGES>
 DEVICE void split_mm_body(const u16* __restrict__ a, const u16* __restrict__ b, float* __restrict__ c,
                           int rows, int columns, int groups, int a_stride, int c_stride, float scale,
-                          int add) {
+                          int add, const float* __restrict__ row_scales,
+                          const float* __restrict__ bias) {
     using Tile = MmTile<WARPS_M, WARPS_N, MI, NI, STAGES>;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int across = (columns + Tile::columns - 1) / Tile::columns;
@@ -94,28 +96,32 @@ DEVICE void split_mm_body(const u16* __restrict__ a, const u16* __restrict__ b, 
         for (int h = 0; h < 2; h++) {
             const int row = m0 + own_m + 16 * m + 8 * h + lane / 4;
             if (row >= rows) continue;
-            float* const to = c + (size_t)row * c_stride + n0 + own_n + lane % 4 * 2;
+            const int column = n0 + own_n + lane % 4 * 2;
+            float* const to = c + (size_t)row * c_stride + column;
+            const float* const from = add ? to : bias ? bias + column : nullptr;
+            const float factor = row_scales ? scale * row_scales[row] : scale;
             float2 before[NI];  // all on their way at once
 #pragma unroll
             for (int n = 0; n < NI; n++) {
                 before[n] = make_float2(0.0f, 0.0f);
-                if (add && n0 + own_n + 8 * n < columns) before[n] = *(const float2*)(to + 8 * n);
+                if (from && n0 + own_n + 8 * n < columns) before[n] = *(const float2*)(from + 8 * n);
             }
 #pragma unroll
             for (int n = 0; n < NI; n++)
                 if (n0 + own_n + 8 * n < columns)
                     *(float2*)(to + 8 * n) =
-                        make_float2(fmaf(acc[m][n][2 * h], scale, before[n].x),
-                                    fmaf(acc[m][n][2 * h + 1], scale, before[n].y));
+                        make_float2(fmaf(acc[m][n][2 * h], factor, before[n].x),
+                                    fmaf(acc[m][n][2 * h + 1], factor, before[n].y));
         }
 }
 
 #define SPLIT_MM_KERNEL(NAME, WARPS_M, WARPS_N, MI, NI, STAGES, BLOCKS)                           \
     extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS)                  \
         NAME(const u16* a, const u16* b, float* c, int rows, int columns, int groups,             \
-             int a_stride, int c_stride, float scale, int add) {                                  \
+             int a_stride, int c_stride, float scale, int add, const float* row_scales,           \
+             const float* bias) {                                                                 \
         split_mm_body<WARPS_M, WARPS_N, MI, NI, STAGES>(a, b, c, rows, columns, groups, a_stride, \
-                                                        c_stride, scale, add);                    \
+                                                        c_stride, scale, add, row_scales, bias);  \
     }
 // Mirrored by SPLIT_MM in launch.py.
 SPLIT_MM_KERNEL(split_mm_128_192, 2, 4, 4, 6, 2, 1)

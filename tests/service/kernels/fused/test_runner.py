@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from support.fixtures_vim import relative_l2
-from vim_embed.kernels.fused.launch import Limits, Shape
+from vim_embed.kernels.fused.device_code import Limits
+from vim_embed.kernels.fused.launch import Shape
 from vim_embed.models import vim_fused
+from vim_embed.models.mamba_reg import MambaReg
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim
 from vim_embed.types.preprocessing import Scaling
@@ -49,16 +53,19 @@ class TorchKernels:
         *,
         patches: Tensor,
         start: Tensor,
+        sources: Tensor,
         residual: Tensor,
         weight: Tensor,
         out: Tensor,
         eps: float,
     ) -> None:
         length, dim = start.shape
-        middle = (length - 1) // 2
-        own = patches.view(-1, length - 1, dim)
-        zero = own.new_zeros(len(own), 1, dim)
-        stream = torch.cat([own[:, :middle], zero, own[:, middle:]], dim=1) + start
+        images = len(residual) // length
+        own = patches.view(images, -1, dim)
+        stream = start.repeat(images, 1, 1)
+        for token, patch in enumerate(sources.tolist()):
+            if patch >= 0:
+                stream[:, token] += own[:, patch]
         residual.copy_(stream.view(-1, dim))
         out.copy_(F.rms_norm(residual, (dim,), weight, eps))
 
@@ -116,19 +123,28 @@ class TorchKernels:
 
 @pytest.fixture
 def model() -> Vim:
-    model = Vim(CONFIG)
+    return made(CONFIG)
+
+
+def made(config: VimConfig, kind: type[Vim] = Vim) -> Vim:
+    model = kind(config)
     init_random(model)
     return model.requires_grad_(False)
 
 
 @pytest.fixture
-def fused(model: Vim, monkeypatch: pytest.MonkeyPatch) -> FusedVim:
+def fuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Vim], FusedVim]:
     monkeypatch.setattr(vim_fused, "supports", lambda *_: (True, ""))
     monkeypatch.setattr(vim_fused, "Kernels", TorchKernels)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
-    return FusedVim(model, torch.float32, "cpu", ieee=True)
+    return lambda model: FusedVim(model, torch.float32, "cpu", ieee=True)
+
+
+@pytest.fixture
+def fused(model: Vim, fuse: Callable[[Vim], FusedVim]) -> FusedVim:
+    return fuse(model)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (16, 16), (48, 80)])
@@ -137,6 +153,30 @@ def test_tokens_equal_the_readable_model(
 ) -> None:
     pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     assert relative_l2(fused(pixels), model(pixels)) < 1e-5
+
+
+RELATIVES: dict[str, tuple[type[Vim], dict[str, Any]]] = {
+    "class token in front": (Vim, {"cls": "first"}),
+    "no class token": (Vim, {"cls": "none"}),
+    "directions added": (Vim, {"averaged": False}),
+    "VideoMamba": (Vim, {"cls": "first", "averaged": False}),
+    "registers": (MambaReg, {"cls": "none", "registers": 3}),
+    "one register": (MambaReg, {"cls": "none", "registers": 1}),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives_equal_their_readable_models(
+    fuse: Callable[[Vim], FusedVim], name: str, size: tuple[int, int]
+) -> None:
+    kind, change = RELATIVES[name]
+    model = made(replace(CONFIG, **change), kind)
+    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(4))
+    expected, fused = model(pixels), fuse(model)
+    assert relative_l2(fused(pixels), expected) < 1e-5
+    if model.config.cls == "first":
+        assert relative_l2(fused.cls(pixels), expected[:, 0]) < 1e-5
 
 
 def test_bytes_are_normalised_on_the_way(model: Vim, fused: FusedVim) -> None:
