@@ -22,7 +22,7 @@ from torch import Tensor
 from vim_embed.bench.cuda_meter import CudaMeter, describe_machine, percentile, relative
 from vim_embed.bench.gpu import DTYPES
 from vim_embed.inference.self_check import SELF_CHECK_TOLERANCE
-from vim_embed.models.attention import share_projections
+from vim_embed.kernels.fused.linear import split_products
 from vim_embed.models.vit import random_vit
 
 Forward = Callable[[Tensor], Tensor]
@@ -45,7 +45,8 @@ def forward_of(model: Any, dtype: torch.dtype) -> Forward:
     return forward
 
 
-def built(way: str, name: str, dtype: torch.dtype, device: torch.device) -> Forward:
+def built(way: str, name: str, label: str, device: torch.device) -> Forward:
+    dtype = DTYPES[label]
     if way.startswith("timm"):
         import timm
 
@@ -55,7 +56,9 @@ def built(way: str, name: str, dtype: torch.dtype, device: torch.device) -> Forw
     if way.startswith("transformers"):
         model.model.set_attn_implementation("sdpa")
     else:
-        share_projections(model)
+        if label == "float32":
+            model.use_products(split_products(device))
+        model.prepare_for_graphs()
     return forward_of(model, dtype)
 
 
@@ -63,7 +66,7 @@ def measure(way: str, name: str, label: str, batch: int, meter: CudaMeter, expec
     """One row of the table; a way that gives other numbers, or fails, says so instead."""
     dtype = DTYPES[label]
     held, begin = meter.clear(), time.perf_counter()
-    forward = built(way, name, dtype, meter.device)
+    forward = built(way, name, label, meter.device)
     pixels = meter.images(batch, 224)
     call = partial(forward, pixels)
     for _ in range(3):
@@ -100,7 +103,7 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     for batch in map(int, given.batches.split(",")):
         rows = min(batch, 2)
-        exact = built(WAYS[0], given.model, torch.float32, meter.device)
+        exact = built(WAYS[0], given.model, "float32", meter.device)
         expected = exact(meter.images(batch, 224)[:rows]).cpu()
         del exact
         for label in given.dtypes.split(","):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,25 @@ def test_graphs_hold_fused_attention(dtype: str, rows: int) -> None:
     names = kernels_of_a_replay(proxy(dtype), rows)
     assert any(word in name for name in names for word in FUSED), names
     assert not [name for name in names if any(word in name.lower() for word in PLAIN)]
+
+
+def test_float32_takes_split_products_and_ieee_plain_ones() -> None:
+    """Both within 1e-5 of a float64 CPU run; only the one named so has torch's own products."""
+    pixels = np.random.default_rng().integers(0, 256, (5, 3, 224, 224), dtype=np.uint8)
+    cpu = load_model("vim-tiny-proxy", device="cpu", random_weights=True)
+    module: Any = cpu.module
+    exact = module.in_reference(torch.float64)
+    images = cpu.normalised(torch.from_numpy(pixels)).double()
+    with torch.inference_mode():
+        expected = exact(images).mean(dim=1).numpy()
+    for dtype, split in (("float32", True), ("float32-ieee", False)):
+        model = proxy(dtype)
+        assert ("as three half-precision ones" in model.info.backend_reason) == split
+        names = kernels_of_a_replay(model, 16)
+        assert any("split_mm" in name for name in names) == split
+        found = model.embed(pixels)
+        errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        assert errors.max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

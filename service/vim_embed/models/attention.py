@@ -9,8 +9,9 @@ implementation asks for no mask. It is registered through transformers' public i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "vim_embed"
+Product = Callable[[Tensor], Tensor]
+# (weight, bias or None) -> the linear layer (..., K) -> (..., columns); None: not for this weight.
+MakeProduct = Callable[[Tensor, Tensor | None], Product | None]
 # Names that transformers gives to the projections of one attention.
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 
@@ -49,7 +53,12 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
-def share_projections(model: nn.Module) -> int:
+def plain_product(weight: Tensor, bias: Tensor | None) -> Product:
+    """torch's own."""
+    return partial(F.linear, weight=weight, bias=bias)
+
+
+def share_projections(model: nn.Module, make: MakeProduct = plain_product) -> int:
     """Let the projections of each attention be one matrix product; how many attentions do.
 
     Queries, keys and values have one input, and one product of three times the width is faster
@@ -61,9 +70,21 @@ def share_projections(model: nn.Module) -> int:
         for names in _PROJECTIONS:
             layers = [getattr(module, name, None) for name in names]
             if _joinable(layers):
-                _join([layer for layer in layers if isinstance(layer, nn.Linear)])
+                _join([layer for layer in layers if isinstance(layer, nn.Linear)], make)
                 shared += 1
     return shared
+
+
+def replace_products(model: nn.Module, make: MakeProduct) -> int:
+    """Let the linear layers that share no product compute as `make` has it; how many do."""
+    replaced = 0
+    for module in model.modules():
+        if type(module) is nn.Linear and "forward" not in module.__dict__:
+            product = make(module.weight, module.bias)
+            if product is not None:
+                module.forward = product  # type: ignore[method-assign,assignment]
+                replaced += 1
+    return replaced
 
 
 def _joinable(layers: Sequence[object]) -> bool:
@@ -72,12 +93,12 @@ def _joinable(layers: Sequence[object]) -> bool:
     return len(linear) == len(layers) and len(same) == 1
 
 
-def _join(layers: Sequence[nn.Linear]) -> None:
+def _join(layers: Sequence[nn.Linear], make: MakeProduct) -> None:
     sizes = [layer.out_features for layer in layers]
     weight = torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias for layer in layers]
     bias = None if biases[0] is None else torch.cat([each.detach() for each in biases])
-    product = _SharedProduct(weight, bias, sizes)
+    product = _SharedProduct(make(weight, bias) or plain_product(weight, bias), sizes)
     for index, layer in enumerate(layers):
         first = sum(sizes[:index])
         layer.weight.data = weight[first : first + sizes[index]]
@@ -89,18 +110,21 @@ def _join(layers: Sequence[nn.Linear]) -> None:
 class _SharedProduct:
     """One input's product with several weights, kept until each part was asked for once."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> None:
-        self._weight, self._bias, self._sizes = weight, bias, list(sizes)
+    def __init__(self, product: Product, sizes: Sequence[int]) -> None:
+        self._product, self._sizes = product, list(sizes)
         self._input: Tensor | None = None
         self._parts: dict[int, Tensor] = {}
 
     def part(self, index: int, tokens: Tensor) -> Tensor:
         """Part `index` of (B, T, D) @ weightᵀ + bias. Not for several threads at once."""
         if self._input is not tokens or index not in self._parts:
-            whole = F.linear(tokens, self._weight, self._bias)
+            whole = self._product(tokens)
             self._input = tokens
             self._parts = dict(enumerate(torch.split(whole, self._sizes, dim=-1)))
         found = self._parts.pop(index)
         if not self._parts:
             self._input = None
         return found
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # a twin of the model puts its own layers in place of it

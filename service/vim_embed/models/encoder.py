@@ -17,7 +17,12 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vim_embed.models.attention import share_projections
+from vim_embed.models.attention import (
+    MakeProduct,
+    plain_product,
+    replace_products,
+    share_projections,
+)
 from vim_embed.types.token_layout import TokenLayout
 
 Features = Callable[[Any, Tensor, TokenLayout], Tensor]
@@ -61,6 +66,7 @@ class Encoder(nn.Module):
         self.model = model
         self.family = family
         self.kind: Literal["vit", "encoder"] = "vit" if family.model_type == "vit" else "encoder"
+        self._make_product: MakeProduct = plain_product
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         extra = self.family.extra(self.model.config, pixel_values)
@@ -119,9 +125,15 @@ class Encoder(nn.Module):
             return self.family.stride(self.model.config)
         return self.image_size
 
+    def use_products(self, make: MakeProduct) -> None:
+        """Compute linear layers otherwise from `prepare_for_graphs` on."""
+        self._make_product = make
+
     def prepare_for_graphs(self) -> None:
         """Compute the projections of each attention as one product."""
-        share_projections(self)
+        share_projections(self, self._make_product)
+        if self._make_product is not plain_product:
+            replace_products(self, self._make_product)
 
     def in_reference(self, dtype: torch.dtype = torch.float32) -> Encoder:
         """The same weights in `dtype` with attention written out; shared where they are so."""

@@ -12,6 +12,7 @@ import torch
 
 from vim_embed.errors import WeightsError
 from vim_embed.inference.embedder import Embedder, FusedBackbone
+from vim_embed.kernels.fused.linear import split_products
 from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, supports
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not ne
 
 _LOG = logging.getLogger(__name__)
 _OF_NAME = "the model's name"
+_SDPA = "transformers' modules on torch's scaled dot-product attention"
 BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless set
 
 
@@ -113,10 +115,12 @@ def load_entry(
         dtype, ieee = resolve_dtype(entry.dtype), is_ieee(entry.dtype)
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
     check_finite(built.module.state_dict(), Path(built.weights.source), dtype)
-    compute = _Compute("sdpa", "transformers' modules on torch's scaled dot-product attention")
-    if built.module.kind == "vim":
-        compute = _choose(built.module, backend, device, dtype, ieee=ieee)
-    module = built.module.to(device=device, dtype=dtype)
+    module, compute = built.module, _Compute("sdpa", _SDPA)
+    if module.kind == "vim":
+        compute = _choose(module, backend, device, dtype, ieee=ieee)
+    module = module.to(device=device, dtype=dtype)
+    if module.kind != "vim" and device.type == "cuda" and dtype == torch.float32 and not ieee:
+        compute = _Compute("sdpa", f"{_SDPA}; {_split_products(module, device)}")
     size = built.preprocessing.image_size
     info = ModelInfo(
         name=entry.name,
@@ -195,6 +199,19 @@ def _fused(
     except Exception as error:
         problem = str(error).strip() or type(error).__name__
         raise BackendUnavailable(f"{FUSED}: {problem}") from error
+
+
+def _split_products(encoder: Encoder, device: torch.device) -> str:
+    """Let linear layers take split products on tensor cores, if these work; what they take.
+
+    They fail in as many ways as the fused forward does, and torch's own products still answer.
+    """
+    try:
+        encoder.use_products(split_products(device))
+    except Exception as error:
+        problem = str(error).strip() or type(error).__name__
+        return f"plain float32 products (split ones are unavailable: {problem})"
+    return "float32 products as three half-precision ones"
 
 
 def _read(entry: CatalogueEntry, found: Located) -> _Built:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from vim_embed.models import attention
-from vim_embed.models.attention import ATTENTION, share_projections
+from vim_embed.models.attention import ATTENTION, replace_products, share_projections
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32}
 ENCODERS = {
@@ -60,6 +61,30 @@ def test_the_numbers_are_transformers_own(pair: tuple[Any, Any]) -> None:
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     for name, weight in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], weight), name
+
+
+def test_other_products_take_the_place_of_every_linear_layer(pair: tuple[Any, Any]) -> None:
+    """Each with its own weight and bias; those that are not taken stay torch's own."""
+    theirs, ours = pair
+    made: list[torch.Size] = []
+
+    def make(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        if weight.shape[0] == 96:
+            return None
+        made.append(weight.shape)
+        own = weight.double(), None if bias is None else bias.double()
+        return lambda x: torch.nn.functional.linear(x.double(), *own).float()
+
+    linear = [m for m in ours.modules() if type(m) is torch.nn.Linear]
+    joined = share_projections(ours, make)
+    left = [m for m in linear if "forward" not in m.__dict__]
+    assert replace_products(ours, make) == len(made) - joined
+    assert {m.weight.shape[0] for m in linear if "forward" not in m.__dict__} <= {96}
+    assert len(left) + 3 * joined == len(linear)
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(tokens(ours, images), tokens(theirs, images), rtol=1e-5, atol=1e-5)
+    twin = copy.deepcopy(ours)
+    torch.testing.assert_close(tokens(twin, images), tokens(theirs, images), rtol=1e-5, atol=1e-5)
 
 
 def test_no_mask_is_made_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:

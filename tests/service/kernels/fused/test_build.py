@@ -12,14 +12,10 @@ import torch
 
 from vim_embed.kernels.build_cache import CACHE_VARIABLE
 from vim_embed.kernels.fused import compile as build
-from vim_embed.kernels.fused.launch import (
-    SCANS,
-    SOURCE,
-    Limits,
-    Program,
-    Shape,
-    split_mm_tile,
-)
+from vim_embed.kernels.fused import linear
+from vim_embed.kernels.fused.device_code import Limits
+from vim_embed.kernels.fused.launch import SCANS, SOURCE, Program, Shape
+from vim_embed.kernels.fused.split_mm import split_mm_tile
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig
 from vim_embed.models.vim_fused import FusedVim, supports
 
@@ -43,13 +39,17 @@ SHAPES = {
 
 
 def machine_code(program: Program) -> bytes:
+    return code_of(SOURCE, program.macros, program.architecture)
+
+
+def code_of(source: Path, macros: Mapping[str, int], architecture: str) -> bytes:
     try:
         build.compiler_version()
     except build.CompileError as error:
         pytest.skip(str(error))
-    flags = [f"-D{name}={value}" for name, value in program.macros.items()]
-    flags += ["-std=c++17", "-default-device", f"--gpu-architecture={program.architecture}"]
-    return build.compile_source(build.sources(SOURCE), flags)
+    flags = [f"-D{name}={value}" for name, value in macros.items()]
+    flags += ["-std=c++17", "-default-device", f"--gpu-architecture={architecture}"]
+    return build.compile_source(build.sources(source), flags)
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -59,6 +59,13 @@ def test_it_compiles_for_every_architecture(capability: tuple[int, int], kind: s
     if kind == "bfloat16" and capability not in ((8, 0), (9, 0)):
         pytest.skip("it differs from float16 by the names of instructions")
     assert machine_code(Program(SHAPES[kind], capability)).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("capability", DEVICES, ids=lambda c: f"{c[0]}.{c[1]}")
+def test_linear_layers_compile_for_every_architecture(capability: tuple[int, int]) -> None:
+    macros, architecture = linear.macros_of(capability), linear.architecture_of(capability)
+    code = code_of(linear.SOURCE, macros, architecture)
+    assert (b"split_mm_wgmma" in code) == (capability[0] == 9)
 
 
 def test_hopper_has_a_kernel_more() -> None:
@@ -78,7 +85,7 @@ def test_shared_memory_fits(dim: int, dtype: torch.dtype, limits: Limits) -> Non
     for rows in (1, 197, 2048, 6304, 12608, 25216, 100_000):
         for length in (1, 197):
             sizes.append(program.xproj_memory(*program.xproj_variant(rows, length, limits)))
-        sizes.append(split_mm_tile(rows, dim, limits).memory)
+        sizes.append(split_mm_tile(rows, dim, 2 * dim // 32, limits).memory)
     if program.fuses_out:
         sizes.append(shape.out_memory)
     assert max(sizes) <= limits.shared_memory
@@ -88,11 +95,11 @@ def test_shared_memory_fits(dim: int, dtype: torch.dtype, limits: Limits) -> Non
 def test_split_products_take_the_tile_that_suits() -> None:
     """wgmma for many rows on Hopper alone; small tiles where few rows would leave it idle."""
     hopper, ada = DEVICES[9, 0], DEVICES[8, 9]
-    assert split_mm_tile(25216, 3072, hopper).wgmma
-    assert split_mm_tile(25216, 768, hopper, add=True).wgmma
-    assert not split_mm_tile(25216, 3072, ada).wgmma
-    assert not split_mm_tile(25216, 3000, hopper).wgmma  # no multiple of its columns
-    one_image = split_mm_tile(197, 768, hopper)
+    assert split_mm_tile(25216, 3072, 24, hopper).wgmma
+    assert split_mm_tile(25216, 768, 48, hopper, add=True).wgmma
+    assert not split_mm_tile(25216, 3072, 24, ada).wgmma
+    assert split_mm_tile(25216, 1024, 32, hopper).wgmma  # the last of its columns stay unused
+    one_image = split_mm_tile(197, 768, 6, hopper)
     assert not one_image.wgmma
     assert one_image.count(197, 768) >= hopper.multiprocessors
 
@@ -156,9 +163,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(
         ({"dim": 192, "dt_rank": 80}, "rank 80"),
         ({"patch_size": 14}, "patch size 14"),
         ({"channels": 5}, "5 channels"),
-        ({"cls": "first"}, "not in the middle"),
-        ({"averaged": False}, "added, not averaged"),
-        ({"registers": 4}, "4 registers"),
         ({"rope": True}, "rotated"),
         ({"mixer_norm": True}, "norm of its own"),
     ],
@@ -176,3 +180,14 @@ def test_unsupported_devices_and_dtypes_are_named() -> None:
     assert "float64" in supports(config, torch.float64, "cuda")[1]
     with pytest.raises(ValueError, match="not cpu"):
         FusedVim(Vim(VimConfig(dim=64, depth=1)), torch.float16, "cpu")
+
+
+def test_long_products_of_few_rows_go_in_parts() -> None:
+    """As many as keep the device busy, on Hopper; none where tiles do, or lengths are short."""
+    hopper, ada = DEVICES[9, 0], DEVICES[8, 9]
+    tile = split_mm_tile(197, 768, 96, hopper)
+    assert tile.wgmma
+    assert tile.parts(197, 768, 96, hopper) * tile.count(197, 768) == 128
+    assert tile.parts(25216, 768, 96, hopper) == 1
+    assert tile.parts(197, 768, 12, hopper) == 1
+    assert not split_mm_tile(197, 768, 96, ada).wgmma
