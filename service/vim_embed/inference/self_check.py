@@ -28,11 +28,13 @@ from vim_embed.types.model_info import (
 # What a golden sample may differ by from one run to the next, by compute dtype, as relative L2; and
 # float32 from its reference.
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 5e-2}
-# Sound kernels have up to 5e-6. Split products (docs/gpu.md) have met ordinary images alone.
+# Sound kernels have up to 5e-6, split products on a GPU up to 7e-6 (docs/gpu.md).
 PLAIN_VIM_TOLERANCE = 5e-5
-# How much more than rounding may be. The fused convolution adds its taps in half precision.
+# How much more than rounding may be. The fused kernels add a convolution's taps in half precision
+# and take patches relative to black: of a bright picture they err up to 2.2 times as much as
+# rounding does. Twice that is still refused.
 ROUNDING_RATIO = 1.5
-FUSED_RATIO = 2.0
+FUSED_RATIO = 3.0
 # Images that are read off as they are, then one of floats that provokes outlier channels.
 NOISE, DARK_SKY, STAR, PICTURE, OUTLIERS = (
     "noise", "a dark sky with a source", "a saturated star", "a picture", "outlier channels",
