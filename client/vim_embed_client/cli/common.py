@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from vim_embed_client.cli.angles import angle
 from vim_embed_client.errors import ConfigurationError
@@ -166,14 +165,6 @@ def stderr() -> Console:
 def say(console: Console, text: str) -> None:
     """Print a line: folded between words on a terminal, in one piece where a program reads it."""
     console.print(text, soft_wrap=not console.is_terminal)
-
-
-def print_pairing(how: Sequence[str]) -> None:
-    """How files were brought together with the first, a line each."""
-    console = stdout()
-    say(console, "Paired with the first file:")
-    for line in how:
-        say(console, f"  {escape(line)}")
 
 
 def rate(rows_per_s: float) -> str:

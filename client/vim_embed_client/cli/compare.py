@@ -15,7 +15,6 @@ from vim_embed_client.cli.common import (
     json_option,
     pairing_options,
     print_json,
-    print_pairing,
     say,
     stdout,
     tables,
@@ -92,8 +91,7 @@ def compare_command(
     hold the same sources. The first model is the one that the others are compared with.
     """
     read = [read_embeddings(path, by_row=pairing["by_row"]) for _, *two in models for path in two]
-    paired, how = pair_all(read, **pairing)
-    files = usable_rows(*paired, drop=drop_invalid)
+    files = usable_rows(*pair_all(read, **pairing), drop=drop_invalid)
     named = [
         (name, files[2 * place].embeddings, files[2 * place + 1].embeddings)
         for place, (name, *_) in enumerate(models)
@@ -105,9 +103,9 @@ def compare_command(
     for path in outputs:
         write_table(path, _table(found, files))
     if as_json:
-        print_json(_report(found, files, outputs) | {"paired": how})
+        print_json(_report(found, files, outputs))
     else:
-        _print(found, files, outputs, how)
+        _print(found, files, outputs)
 
 
 def _report(
@@ -122,13 +120,9 @@ def _report(
 
 
 def _print(
-    found: Sequence[Difference],
-    files: Sequence[EmbeddingFile],
-    outputs: Sequence[Path],
-    how: Sequence[str],
+    found: Sequence[Difference], files: Sequence[EmbeddingFile], outputs: Sequence[Path]
 ) -> None:
     console = stdout()
-    print_pairing(how)
     if any(file.random_weights for file in files):
         console.print(RANDOM_WEIGHTS)
     first = found[0]

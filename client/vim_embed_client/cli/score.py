@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -222,9 +221,7 @@ def _agreements(
 
 def _print_measured(scores: Sequence[MetricScore]) -> None:
     heads = ("k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
-    # Without padding all seven columns fit 80 characters, the longest metric's name in one piece.
-    metric = Column("metric", overflow="fold", min_width=max(map(len, METRICS)))
-    table = Table(metric, *heads, box=SIMPLE_HEAD, padding=0)
+    table = Table(Column("metric", overflow="fold"), *heads)
     for score in scores:
         table.add_row(
             escape(score.metric),

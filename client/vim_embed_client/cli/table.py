@@ -18,7 +18,6 @@ from vim_embed_client.cli.common import (
     metrics_option,
     pairing_options,
     print_json,
-    print_pairing,
     say,
     stdout,
     style_option,
@@ -151,11 +150,6 @@ def _files(scores: Sequence[StudyScore]) -> list[EmbeddingFile]:
     return list({file.label: file for score in scores for file in score.files}.values())
 
 
-def _paired(scores: Sequence[StudyScore]) -> list[str]:
-    """How files were brought together, each line once."""
-    return list(dict.fromkeys(line for score in scores for line in score.paired))
-
-
 def _table(study: Study, scores: Sequence[StudyScore]) -> ResultTable:
     rows = []
     for each in scores:
@@ -193,7 +187,6 @@ def _report(study: Study, scores: Sequence[StudyScore], outputs: Sequence[Path])
         "scores": [each.as_dict() for each in scores],
         "missing": [{"model": model, "survey": survey} for model, survey in study.missing()],
         "files": [{"file": f.label, "provenance": dict(f.provenance)} for f in files],
-        "paired": _paired(scores),
         "random_weights": any(file.random_weights for file in files),
         "outputs": [str(path) for path in outputs],
         "method": METHOD,
@@ -206,7 +199,6 @@ def _print(
     console = stdout()
     if any(file.random_weights for file in _files(scores)):
         console.print(RANDOM_WEIGHTS)
-    print_pairing(_paired(scores))
     for (surveys, metric), rows in groupby(table.rows, key=lambda row: (row[0], row[1])):
         printed = Table(*table.head[2:], title=escape(f"{surveys}: {metric}"), title_justify="left")
         for row in rows:

@@ -76,26 +76,17 @@ def pair_all(
     common: bool = False,
     match: float | None = None,
     pairs: str | None = None,
-) -> tuple[list[EmbeddingFile], list[str]]:
-    """Any number of files with the same sources in the order of the first; see `pair`.
-
-    files: of one survey and the other in turn, as models are compared. pairs: names the ids of the
-    two surveys, so that files of the first survey go by their ids. Also how each file after the
-    first was brought together with the first.
-    """
-    paired, told = [files[0]], []
-    for place, file in enumerate(files[1:], 1):
-        if pairs is not None and place % 2 == 0:
-            first, other, how = pair(paired[0], file, common=True)
-        else:
-            first, other, how = pair(
-                paired[0], file, by_row=by_row, common=common, match=match, pairs=pairs
-            )
+) -> list[EmbeddingFile]:
+    """Any number of files with the same sources in the order of the first; see `pair`."""
+    paired = [files[0]]
+    for file in files[1:]:
+        first, other, _ = pair(
+            paired[0], file, by_row=by_row, common=common, match=match, pairs=pairs
+        )
         kept = np.isin(paired[0].numbers, first.numbers)
         paired = [one if kept.all() else one.take(kept) for one in paired]
         paired.append(other)
-        told.append(f"{file.label}: {how}")
-    return paired, told
+    return paired
 
 
 def _names(first: list[str], second: list[str]) -> tuple[str, list[str], list[str]]:

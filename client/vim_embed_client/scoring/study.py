@@ -48,16 +48,12 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyScore:
-    """A model's score between two surveys; files: the two, with the sources that were scored.
-
-    paired: how each file of these surveys was brought together with the first one.
-    """
+    """A model's score between two surveys; files: the two, with the sources that were scored."""
 
     model: str
     surveys: tuple[str, str]
     score: MetricScore
     files: tuple[EmbeddingFile, EmbeddingFile]
-    paired: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The names and the fields of the score, for JSON and CSV."""
@@ -152,16 +148,13 @@ def score_study(
             for model in models
             for survey in surveys
         ]
-        paired, how = pair_all(read, **pairing)
-        files = usable_rows(*paired, drop=drop_invalid)
+        files = usable_rows(*pair_all(read, **pairing), drop=drop_invalid)
         scored = [
             (model, *_measured(two, metrics, k=k, permutations=permutations, seed=seed))
             for model, two in zip(models, zip(files[::2], files[1::2], strict=True), strict=True)
         ]
         found += [
-            StudyScore(
-                model=model, surveys=surveys, score=scores[place], files=two, paired=tuple(how)
-            )
+            StudyScore(model=model, surveys=surveys, score=scores[place], files=two)
             for place in range(len(metrics))
             for model, two, scores in scored
         ]

@@ -137,7 +137,7 @@ def named(ids: str) -> EmbeddingFile:
 
 
 def test_all_files_are_brought_to_the_same_sources() -> None:
-    files, _ = pair_all([named("abcde"), named("dcbxa"), named("zbead")], common=True)
+    files = pair_all([named("abcde"), named("dcbxa"), named("zbead")], common=True)
     assert [file.ids for file in files] == [["a", "b", "d"]] * 3
     assert [file.embeddings[:, 0].tolist() for file in files] == [[97, 98, 100]] * 3
 

@@ -86,9 +86,8 @@ async def parse_pixels(
             return array
         if model.channels != 3:
             raise InvalidInput(
-                f"{model.name} takes {model.channels} bands, which no encoded image holds, and of "
-                f"FITS the service makes three: send an array (B, {model.channels}, H, W), or FITS "
-                "files with `vim-embed embed`, which makes arrays of them"
+                f"{model.name} takes {model.channels} bands, which no encoded image holds: send an "
+                f"array (B, {model.channels}, H, W)"
             )
         most = limits.decode_seconds if seconds is None else min(limits.decode_seconds, seconds)
         budget = DecodeBudget(limits.request_pixels, max(0.0, most))
