@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vim_embed.errors import WeightsError
 from vim_embed.models.vim import Vim, VimConfig
-from vim_embed.weights.families import Family, UncomputedForm, Word, decide, told_family
+from vim_embed.weights.families import Family, UncomputedForm, Word, decide, told_family, told_size
 from vim_embed.weights.file_limits import MAX_DEPTH, MAX_SIDE
 from vim_embed.weights.state_dicts import Copy, FoundModel, find_model
 
@@ -48,6 +48,7 @@ _ASIDE = re.compile(
     r"^(\w*_)?(head|heads|head_\w+|classifier|cls_head|fc\d*|linear|logits?|proj|projector|"
     r"projection|predictor|prototypes?|criterion|loss\w*|metrics?|decoder\w*|mask_token)(\.|$)"
 )
+_SETTINGS = ("args", "hyper_parameters", "config")
 _MODEL_NAMES = ("model", "arch", "model_name")
 _SIZE_NAMES = ("input_size", "img_size", "image_size")
 
@@ -56,13 +57,13 @@ _SIZE_NAMES = ("input_size", "img_size", "image_size")
 class Checkpoint:
     """A state dict with plain key names, and what the file says of it.
 
-    told: the name of the model in the trainer's `args`. image_size: the side of the images of
-    training in pixels, if it is told.
+    told: names of the model in the trainer's settings, by where they stand (`args.model`).
+    image_size: the side of the images of training in pixels, if it is told.
     """
 
     state: dict[str, Tensor]
     place: str
-    told: str | None
+    told: Mapping[str, str]
     image_size: int | None
 
 
@@ -87,11 +88,13 @@ def read_checkpoint(path: Path, copy: Copy | None = None) -> Checkpoint:
     raw = _read_pickle(path)
     if not isinstance(raw, Mapping):
         raise WeightsError(f"{path} holds a {type(raw).__name__}, not a checkpoint dictionary")
-    settings = [_as_mapping(raw.get(key)) for key in ("args", "hyper_parameters", "config")]
-    names = [s.get(key) for s in settings for key in _MODEL_NAMES]
-    sizes = [_told_side(s.get(key)) for s in settings for key in _SIZE_NAMES]
-    told = next((name for name in names if isinstance(name, str) and name), None)
-    size = next((size for size in sizes if size), None)
+    settings = [(key, _as_mapping(raw.get(key))) for key in _SETTINGS]
+    names = {f"{key}.{name}": s.get(name) for key, s in settings for name in _MODEL_NAMES}
+    sizes = {
+        f"{key}.{name}": _told_side(s.get(name)) for key, s in settings for name in _SIZE_NAMES
+    }
+    told = {where: name for where, name in names.items() if isinstance(name, str) and name}
+    size = _one_size({where: size for where, size in sizes.items() if size}, path)
     return _checkpoint(find_model(raw, path, copy), told, size)
 
 
@@ -102,11 +105,11 @@ def build_vim(checkpoint: Checkpoint, path: Path, words: list[Word] | None = Non
     unknown key, or what is in doubt.
     """
     shapes = _read_shapes(checkpoint.state, path)
-    told = _told_family(checkpoint, path)
+    told = _told_words(checkpoint, path)
     family, reason = decide(
         checkpoint.state,
-        [*(words or []), *([told] if told else [])],
-        None if told else checkpoint.told,
+        [*(words or []), *told],
+        None if told else next(iter(checkpoint.told.values()), None),
         path,
     )
     config = _config(shapes, checkpoint, family, path)
@@ -218,24 +221,39 @@ def _told_side(size: object) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _checkpoint(found: FoundModel, told: str | None, image_size: int | None) -> Checkpoint:
+def _one_size(sizes: Mapping[str, int], path: Path) -> int | None:
+    """The size that all who tell one agree on, or WeightsError."""
+    for where, size in sizes.items():
+        first, of_first = next(iter(sizes.items()))
+        if size != of_first:
+            raise WeightsError(
+                f"{path}: its {first} says images of {of_first} pixels, but its {where} says "
+                f"{size}. Save its state dict alone as safetensors and name the family with "
+                f"NAME=FAMILY:PATH"
+            )
+    return next(iter(sizes.values()), None)
+
+
+def _checkpoint(found: FoundModel, told: Mapping[str, str], image_size: int | None) -> Checkpoint:
     return Checkpoint(found.state, found.place, told, image_size)
 
 
-def _told_family(checkpoint: Checkpoint, path: Path) -> Word | None:
-    """What the file's own `args.model` says. Raises WeightsError for a form of no module here."""
-    if checkpoint.told is None:
-        return None
-    try:
-        family = told_family(checkpoint.told)
-    except UncomputedForm as error:
-        raise WeightsError(
-            f"{path}: its args.model {checkpoint.told!r} says {error}, which is not computed here"
-        ) from error
-    return Word(f"its args.model {checkpoint.told!r}", family) if family else None
+def _told_words(checkpoint: Checkpoint, path: Path) -> list[Word]:
+    """What the file's own settings say. Raises WeightsError for a form of no module here."""
+    words = []
+    for where, name in checkpoint.told.items():
+        try:
+            family = told_family(name)
+        except UncomputedForm as error:
+            raise WeightsError(
+                f"{path}: its {where} {name!r} says {error}, which is not computed here"
+            ) from error
+        if family:
+            words.append(Word(f"its {where} {name!r}", family, told_size(name)))
+    return words
 
 
-def _read_safetensors(path: Path) -> tuple[Mapping[object, object], str | None]:
+def _read_safetensors(path: Path) -> tuple[Mapping[object, object], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -244,7 +262,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[object, object], str | None]:
             tensors: dict[object, object] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-    return tensors, next((metadata[key] for key in _MODEL_NAMES if metadata.get(key)), None)
+    return tensors, {f"metadata.{key}": metadata[key] for key in _MODEL_NAMES if metadata.get(key)}
 
 
 def _read_pickle(path: Path) -> object:

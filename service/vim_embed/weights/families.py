@@ -56,10 +56,11 @@ class Family:
 
 @dataclass(frozen=True)
 class Word:
-    """That somebody says which family a file is of. source: who, for people."""
+    """That somebody says which family a file is of, and perhaps its size. source: for people."""
 
     source: str
     family: Family
+    size: str | None = None
 
 
 class UncomputedForm(ValueError):
@@ -87,6 +88,7 @@ def decide(state: State, words: list[Word], unread: str | None, path: Path) -> t
                 f"{word.family.name}. If you are sure, save its state dict alone as safetensors "
                 f"and name the family with NAME=FAMILY:PATH"
             )
+    _agree_on_size(words, state, path)
     if words:
         return words[0].family, " and ".join(dict.fromkeys(word.source for word in words))
     if len(fitting) == 1:
@@ -120,6 +122,51 @@ def told_family(name: str) -> Family | None:
     Of hustvl's names only those are read whose every part is known. Raises UncomputedForm.
     """
     return _hustvl(name.lower()) or published_family(name)
+
+
+# How a name of any family gives its size: `vim_tiny_patch16_…`, `videomamba_s16_…`, `vim_b_…`.
+_SIZED = re.compile(
+    r"^(?:hustvl/)?(?:vim|videomamba|mambar|fastvim)[-_]"
+    r"(?:(tiny|small|middle|base|large)|([tsmb])(?:16)?)(?=[-_.]|$)"
+)
+# (width, depth) of every size: the same in all families.
+_SIZE_OF = {
+    (192, 24): "tiny",
+    (384, 24): "small",
+    (576, 32): "middle",
+    (768, 24): "base",
+    (1024, 48): "large",
+}
+
+
+def told_size(name: str) -> str | None:
+    """`tiny`, `small`, `middle`, `base` or `large`, where a model's or a file's name tells it."""
+    match = _SIZED.match(name.lower())
+    if match is None:
+        return None
+    letter: str | None = match[2]
+    return match[1] or next(size for size in _SIZE_OF.values() if size[0] == letter)
+
+
+def _agree_on_size(words: list[Word], state: State, path: Path) -> None:
+    """WeightsError where two names, or a name and the tensors, are of different sizes.
+
+    Tensors of no published size contradict none: people train small ones under the scripts' names.
+    """
+    said = [(word.source, word.size) for word in words if word.size]
+    width = state["patch_embed.proj.weight"].shape[0]
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers."))
+    if (width, depth) in _SIZE_OF:
+        said.append(
+            (f"the shape of its tensors ({width} wide, {depth} deep)", _SIZE_OF[width, depth])
+        )
+    for source, size in said:
+        if size != said[0][1]:
+            raise WeightsError(
+                f"{path}: {said[0][0]} says {said[0][1]}, but {source} says {size}. If you are "
+                f"sure of the tensors, save its state dict alone as safetensors, under a name of "
+                f"your own, and name the family with NAME={words[0].family.name}:PATH"
+            )
 
 
 def vim_name(cls: str, *, averaged: bool, rope: bool) -> str:

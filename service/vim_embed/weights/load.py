@@ -28,7 +28,7 @@ from vim_embed.types.token_layout import TokenLayout
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 from vim_embed.weights.checkpoint import build_vim, read_checkpoint
 from vim_embed.weights.download_progress import Tell
-from vim_embed.weights.families import ARCHITECTURES, FAMILIES, Word, published_family
+from vim_embed.weights.families import ARCHITECTURES, FAMILIES, Word, published_family, told_size
 from vim_embed.weights.file_limits import check_file, check_finite
 from vim_embed.weights.hub import Located, digest_files, locate
 
@@ -267,8 +267,8 @@ def _words(entry: CatalogueEntry, found: Located) -> list[Word]:
         words.append(Word(f"the name {entry.architecture}", ARCHITECTURES[entry.architecture][0]))
     for what, name in (("file", found.path.name), ("repository", entry.repo)):
         family = published_family(name) if name else None
-        if family is not None:
-            words.append(Word(f"the name of its {what} ({name})", family))
+        if name and family is not None:
+            words.append(Word(f"the name of its {what} ({name})", family, told_size(name)))
     return words
 
 

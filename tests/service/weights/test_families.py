@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from support.fixtures_vim import DATA, RELATIVES, load_arrays, load_fixture, relative_l2
 from support.fixtures_vim import raw_checkpoint as raw
 from vim_embed import load_model
 from vim_embed.errors import WeightsError
+from vim_embed.models.vim import VimConfig, init_random
 from vim_embed.weights.catalogue import CATALOGUE, ModelArgumentError, parse_model
-from vim_embed.weights.families import ARCHITECTURES, FAMILIES, told_family
+from vim_embed.weights.families import ARCHITECTURES, FAMILIES, told_family, told_size
 from vim_embed.weights.load import load_entry
 
 MICRO = raw("vim_micro")
@@ -149,6 +151,94 @@ def test_contradictions(word: str, model: str, says: str, tmp_path: Path) -> Non
     path = saved(tmp_path / "x.pth", with_args(model))
     with pytest.raises(WeightsError, match=says):
         load_model("mine", f"{word}:{path}", device="cpu")
+
+
+def of_shape(dim: int, depth: int) -> dict[str, torch.Tensor]:
+    """The released form, seeded, of 2 × 2 patches."""
+    vim = FAMILIES["vim"].module(VimConfig(dim=dim, depth=depth, image_size=32))
+    init_random(vim, seed=0)
+    return dict(vim.state_dict())
+
+
+SMALL_NAME = "vim_small_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2"
+
+
+@pytest.mark.parametrize(
+    ("args", "file", "says"),
+    [
+        ({"model": SMALL_NAME}, "x.pth",
+         rf"args.model '{SMALL_NAME}' says small, but the shape .*192 wide, 24 deep\) says tiny"),
+        ({"model": "vim_base"}, "x.pth", r"'vim_base' says base, but .* says tiny"),
+        ({}, "vim_s_midclstok_80p5acc.pth", r"name of its file \(vim_s_.*says small, but .* tiny"),
+    ],
+)  # fmt: skip
+def test_names_of_another_size_than_the_tensors(
+    args: dict[str, str], file: str, says: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / file, {"model": of_shape(192, 24), "args": args})
+    with pytest.raises(WeightsError, match=says):
+        load_model("mine", path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("vim_t_midclstok_76p1acc.pth", {"args": {"model": SMALL_NAME}},
+         r"name of its file \(vim_t_.* says tiny, but its args.model 'vim_small_.* says small"),
+        ("vim_t_midclstok_76p1acc.pth", {"args": {"model": f"{LONG}_with_cls_token"}},
+         r"its file \(vim_t_.* says vim, but its args.model .* says vim-front-sum"),
+        ("videomamba_t16_in1k_res224.pth", {"args": {"model": "vim_tiny"}},
+         r"its file \(videomamba_t16.* says videomamba, but its args.model 'vim_tiny' says vim"),
+        ("x.pth", {"args": {"model": "vim_tiny", "arch": "videomamba_tiny"}},
+         r"its args.model 'vim_tiny' says vim, but its args.arch 'videomamba_tiny' says video"),
+        ("x.pth", {"args": {"model": "vim_tiny"}, "hyper_parameters": {"model_name": "vim_small"}},
+         r"args.model 'vim_tiny' says tiny, but its hyper_parameters.model_name .* says small"),
+        ("x.pth", {"args": {"model": "vim_micro", "input_size": 64, "img_size": 128}},
+         r"its args.input_size says images of 64 pixels, but its args.img_size says 128"),
+    ],
+)  # fmt: skip
+def test_names_that_contradict_each_other(
+    file: str, content: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / file, {"model": MICRO["model"], **content})
+    with pytest.raises(WeightsError, match=says):
+        load_model("mine", path, device="cpu")
+
+
+def test_contradictions_of_safetensors_metadata(tmp_path: Path) -> None:
+    names = {"model": "vim_tiny", "arch": "videomamba_tiny"}
+    save_file(MICRO["model"], tmp_path / "x.safetensors", metadata=names)
+    with pytest.raises(WeightsError, match=r"metadata.model 'vim_tiny'.* its metadata.arch 'video"):
+        load_model("mine", tmp_path / "x.safetensors", device="cpu")
+
+
+def test_names_that_agree_are_all_named(tmp_path: Path) -> None:
+    """A run's own name beside the model's tells nothing, and contradicts nothing."""
+    names = {"model": "vim_tiny", "arch": f"{LONG}_with_midclstok_div2", "model_name": "run 17"}
+    content = {"model": of_shape(192, 24), "args": names}
+    path = saved(tmp_path / "vim_t_midclstok_76p1acc.pth", content)
+    reason = load_model("vim-tiny-mine", path, device="cpu").info.family_reason
+    assert reason == (
+        "the name of its file (vim_t_midclstok_76p1acc.pth) and its args.model 'vim_tiny' and its "
+        f"args.arch '{LONG}_with_midclstok_div2'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vim_tiny_patch16_224", "tiny"),
+        ("hustvl/Vim-base-midclstok", "base"),
+        ("vim_s_midclstok_80p5acc.pth", "small"),
+        ("videomamba_m16_in1k_res224.pth", "middle"),
+        ("mambar_large_patch16_224.pth", "large"),
+        ("vim_micro", None),
+        ("vim_tinyish", None),
+        ("OpenGVLab/VideoMamba", None),
+    ],
+)
+def test_sizes_of_names(name: str, size: str | None) -> None:
+    assert told_size(name) == size
 
 
 def test_a_catalogue_name_is_a_word_too(tmp_path: Path) -> None:
