@@ -38,6 +38,7 @@ from vim_embed_client.local_server import LocalServer
 LEAST_RATIO, MOST_MEMORY = 0.8, 10**9
 SCALE = 0.168  # arcseconds a pixel, as HSC has
 IMAGE_SIZE = 224
+PROGRAM = sys.executable, "-m", "vim_embed_client.cli"
 _STUB = f"""
 import asyncio, uvicorn
 from vim_embed.engines.arithmetic import ArithmeticEngine
@@ -148,10 +149,6 @@ def ready_cutouts(folder: Path, cut: Sequence[str], kinds: Sequence[str]) -> dic
     return {".npy": folder / "ready.npy"} | found
 
 
-def _beside(name: str) -> Path:
-    return Path(sys.executable).with_name(name)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a real model with random weights, in place of the stub")
@@ -166,12 +163,11 @@ def main() -> int:
         write_sky(folder, given.side, given.positions, given.cutout + 24)
         sky = [str(folder / "mosaic.fits"), "--catalogue", str(folder / "cat.fits")]
         sky += ["--size", f"{given.cutout * SCALE:.6f}arcsec"]
-        program = str(_beside("vim-embed"))
         kinds = given.kinds.split(",") if given.kinds else list(KINDS)
-        ready = ready_cutouts(folder, [program, "cutout", *sky], kinds)
+        ready = ready_cutouts(folder, [*PROGRAM, "cutout", *sky], kinds)
         ways = {"--catalogue": sky}
         ways |= {kind: [str(path)] for kind, path in ready.items()}
-        return report(ways, [program, "embed", "--url", url, "--json", "--quiet"], folder, given)
+        return report(ways, [*PROGRAM, "embed", "--url", url, "--json", "--quiet"], folder, given)
 
 
 def report(

@@ -12,7 +12,15 @@ import torch
 from safetensors import safe_open
 
 from training.data import HELD_OUT_FROM, TRAINED_BELOW, regions
-from training.evaluate import RANDOM_SEEDS, Figures, figures, held_out, trained, untrained
+from training.evaluate import (
+    RANDOM_SEEDS,
+    WINDOW,
+    Figures,
+    figures,
+    held_out,
+    trained,
+    untrained,
+)
 from vim_embed.types.devices import device_name
 from vim_embed_client.scoring.metrics import MetricScore
 from vim_embed_client.scoring.mknn import Score
@@ -55,6 +63,13 @@ do) to 1 (all the same):
 |---|---|---|
 {properties}
 
+{again}Ellipticity is measured under a Gaussian of {window} pixels (`training/evaluate.py`): within
+an aperture, the light of neighbours decides. Of 578 simulated galaxies, the rank correlation with
+the true one was 0.92, and 0.48 within an aperture. The ground view shows little of it: of {trained}
+trained sources, its ellipticity has a rank correlation of 0.52 with that of the space view, and
+the ten nearest by shape and angle in the ground view agree to 0.17 in the ellipticity of the space
+view. Training brings the two views together, so that it does not ask for what space alone shows.
+
 Bars: MKNN of at least {bar}, its interval apart from those of random weights, and neighbours that
 agree in each property better than those of random weights, intervals apart. {bars}
 
@@ -68,10 +83,23 @@ in training both views of a source are turned alike. Embeddings are not calibrat
 """
 
 
-def card(path: Path, device: str = "auto", looks: int = 1) -> tuple[str, list[str]]:
+AGAIN = """Trained again from the same seed, with the same recipe on another day (rounding in
+matrix products is all that may differ), the figures lie within the intervals{but}:
+
+| | packaged | trained again |
+|---|---|---|
+{rows}
+
+"""
+
+
+def card(
+    path: Path, device: str = "auto", looks: int = 1, again: Path | None = None
+) -> tuple[str, list[str]]:
     """The page, and in what the weights miss the bars.
 
-    looks: how often the held-out figures have been looked at, this time included.
+    looks: how often the held-out figures have been looked at, this time included. again: weights of
+    another run of the same recipe.
     """
     model = trained(path, device)
     data = held_out(model.info.preprocessing.image_size)
@@ -83,6 +111,8 @@ def card(path: Path, device: str = "auto", looks: int = 1) -> tuple[str, list[st
     rows += [_mknn_row(f"random, seed {seed}", one.mknn) for seed, one in random.items()]
     problems = missed(found, list(random.values()))
     page = PAGE.format(
+        again=_again(found, figures(trained(again, device), data)) if again else "",
+        window=WINDOW,
         image=model.info.preprocessing.image_size,
         dim=model.info.dim,
         bar=BAR,
@@ -135,6 +165,27 @@ def _property_row(name: str, found: Figures, random: Iterable[Figures]) -> str:
     return f"| {name} | {_cell(found.properties[name])} | {others} |"
 
 
+def _again(first: Figures, second: Figures) -> str:
+    scores: dict[str, tuple[Score | MetricScore, Score | MetricScore]] = {
+        "MKNN": (first.mknn, second.mknn)
+    }
+    scores |= {name: (one, second.properties[name]) for name, one in first.properties.items()}
+    rows, outside = [], []
+    for name, (one, other) in scores.items():
+        value = _value(other)
+        rows.append(
+            f"| {name} | {_value(one):.3f} ({one.low:.3f} to {one.high:.3f}) | {value:.3f} |"
+        )
+        if not one.low <= value <= one.high:
+            outside.append(name)
+    but = f", but for {', '.join(outside)}" if outside else ""
+    return AGAIN.format(rows="\n".join(rows), but=but)
+
+
+def _value(one: Score | MetricScore) -> float:
+    return one.mknn if isinstance(one, Score) else one.value
+
+
 def _cell(one: MetricScore) -> str:
     return f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
 
@@ -147,8 +198,9 @@ def main() -> None:
     parser.add_argument(
         "--looks", type=int, default=1, help="how often the held-out figures were looked at"
     )
+    parser.add_argument("--again", type=Path, help="weights of another run of the same recipe")
     given = parser.parse_args()
-    page, problems = card(given.weights, given.device, given.looks)
+    page, problems = card(given.weights, given.device, given.looks, given.again)
     given.output.write_text(page, encoding="utf-8")
     print(page)
     for problem in problems:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training.card import card, missed
 from training.data import HELD_OUT_FROM, PATCH, hubble_patches, regions, simulated_patches
-from training.evaluate import figures, held_out, measured, trained, untrained
+from training.evaluate import WINDOW, figures, held_out, measured, trained, untrained
 from training.train import Recipe, Trainer, info_nce, save, train
 from training.views import (
     alone,
@@ -173,7 +173,12 @@ def test_the_service_loads_what_was_trained(weights: Path) -> None:
 
 def test_the_card_tells_figures_and_misses(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.card.RANDOM_SEEDS", (3,))
-    page, problems = card(weights, "cpu")
+    page, problems = card(weights, "cpu", again=weights)
+    table = page.partition("| | packaged | trained again |")[2].partition("\n\n")[0]
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert [name for name, *_ in cells] == ["MKNN", "half-light radius", "colour", "ellipticity"]
+    assert all(first.startswith(f"{second} (") for _, first, second in cells)
+    assert "the figures lie within the intervals:" in page
     assert "A demonstration, not a scientific instrument" in page
     assert "| trained | 0." in page
     assert "| random, seed 3 | 0." in page
@@ -198,6 +203,8 @@ def test_properties_of_a_drawn_galaxy() -> None:
         positions=np.array([[40.0, 40.0]]), flux=np.array([1.0]), radius=np.array([15.0])
     )
     found = measured(picture, sources)
-    assert found["ellipticity"][0] == pytest.approx(0.5, abs=0.05)
+    # A Gaussian under another one: inverse variances add up.
+    along, across = (1 / (1 / side**2 + 1 / WINDOW**2) for side in (8, 4))
+    assert found["ellipticity"][0] == pytest.approx(1 - (across / along) ** 0.5, abs=0.01)
     assert found["colour"][0] == pytest.approx(1.0, abs=0.05)
     assert found["half-light radius"][0] == pytest.approx(6.8, abs=0.7)
