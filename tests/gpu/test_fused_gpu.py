@@ -22,6 +22,7 @@ from vim_embed.models import vim_fused
 from vim_embed.models.mamba_reg import MambaReg
 from vim_embed.models.vim import VIM_CONFIGS, BiMamba, Block, Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim, _Buffers
+from vim_embed.models.vim_fused_support import supports
 from vim_embed.types.preprocessing import Scaling
 from vim_embed.weights.checkpoint import build_vim, read_checkpoint
 from vim_embed.weights.families import FAMILIES, Word
@@ -99,7 +100,7 @@ def test_fixtures_of_relatives(name: str, kind: str) -> None:
     word = Word("the fixture", FAMILIES[RELATIVES[name]])
     model = build_vim(read_checkpoint(path), path, [word]).module
     dtype, _ = KINDS[kind]
-    works, reason = vim_fused.supports(model.config, dtype, CUDA)
+    works, reason = supports(model.config, dtype, CUDA)
     if model.config.rope or model.config.mixer_norm:
         assert not works
         pytest.skip(reason)

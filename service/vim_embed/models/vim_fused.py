@@ -14,73 +14,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vim_embed.kernels.fused.compile import CompileError, compiler_version
 from vim_embed.kernels.fused.device_code import Limits
-from vim_embed.kernels.fused.launch import DTYPES, Kernels, Shape
-from vim_embed.models.vim import Block, Vim, VimConfig
+from vim_embed.kernels.fused.launch import Kernels, Shape
+from vim_embed.models.vim import Block, Vim
+from vim_embed.models.vim_fused_frame import Frame, Images
+from vim_embed.models.vim_fused_support import supports
 from vim_embed.models.vim_packed import PackedLayer, pack_layer, permuted_rows
-from vim_embed.types.preprocessing import NORMALISED, VIM_PREPROCESSING, Scaling
+from vim_embed.types.preprocessing import NORMALISED, Scaling
 
 OnBlock = Callable[[int, Tensor], None]
 
-_MIN_CAPABILITY = (8, 0)
 _PLAIN_TOKENS = 16384  # plain float32 keeps u and the step sizes in memory: bound them
 _SPLIT_TOKENS = 128 * 197  # split float32 has twice half precision's buffers
 # Tokens for each 192 of the width from which on `out_norm` beats cuBLAS and a kernel for the norm.
 _OUT_ROWS = 10000
 # Tokens times inner width that fill a device, with two halves side by side.
 _PASS = 256 * 197 * 384
-# Pixels go into the patches relative to black, and what black gives is added in float32: half
-# precision then rounds a dark sky, most of an astronomer's image, to almost nothing.
-_BLACK = Scaling.of_bytes(VIM_PREPROCESSING.mean, VIM_PREPROCESSING.std).offset
 # cuBLAS takes 32 MiB for each stream unless told otherwise; these products gain nothing by it.
 _WORKSPACES = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "128"}  # 128 KiB
-
-
-def supports(config: VimConfig, dtype: torch.dtype, device: torch.device | str) -> tuple[bool, str]:
-    """Whether `FusedVim` can run such a model here, and why (not)."""
-    reason = _unsupported_shape(config) or _unsupported_device(dtype, torch.device(device))
-    return (False, reason) if reason else (True, "CUDA kernels for the whole block")
-
-
-def _unsupported_shape(config: VimConfig) -> str:
-    wanted = {
-        f"d_state is {config.d_state}, not 16": config.d_state == 16,
-        f"d_conv is {config.d_conv}, not 4": config.d_conv == 4,
-        f"the inner width {config.inner} is no multiple of 64": config.inner % 64 == 0,
-        f"the width {config.dim} is no multiple of 32": config.dim % 32 == 0,
-        f"the width {config.dim} is above 2048": config.dim <= 2048,
-        f"the step-size rank {config.rank} is above 64": config.rank <= 64,
-        f"the patch size {config.patch_size} is no multiple of 8": config.patch_size % 8 == 0,
-        f"images have {config.channels} channels, not 3": config.channels == 3,
-        "the mixer has a norm of its own": not config.mixer_norm,
-        "the streams are rotated between the blocks": not config.rope,
-    }
-    return next((reason for reason, met in wanted.items() if not met), "")
-
-
-def _unsupported_device(dtype: torch.dtype, device: torch.device) -> str:
-    if dtype not in DTYPES:
-        return f"no kernels for {dtype}"
-    if device.type != "cuda":
-        return f"the fused kernels need a CUDA device, not {device.type}"
-    if not torch.cuda.is_available():
-        return "no CUDA device is available"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _MIN_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
-    try:
-        compiler_version()
-    except CompileError as error:
-        return str(error)
-    return ""
 
 
 @dataclass(frozen=True)
@@ -112,39 +70,12 @@ class _Buffers:
         return _Buffers(self.residual[own], hidden, self.xz[own], steps[:, 0], bc, steps)
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Images (B, 3, H, W), float32 or uint8, and what makes their pixels normalised ones."""
-
-    pixels: Tensor
-    scaling: Scaling
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        height, width = self.pixels.shape[-2:]
-        return height, width
-
-    def part(self, start: int, stop: int) -> _Images:
-        return _Images(self.pixels[start:stop], self.scaling)
-
-
 def _bc(hidden: Tensor, separate: Tensor) -> Tensor:
     """(T, 2, 32) float32: in the memory of `hidden`, which is free by then, if that is enough."""
     tokens = len(hidden)
     if hidden.shape[1] * hidden.element_size() < 256:
         return separate
     return hidden.view(torch.float32).view(-1)[: tokens * 64].view(tokens, 64)
-
-
-def _frame(model: Vim, device: torch.device) -> Vim:
-    """What surrounds the blocks, in float32 on `device`: a model of no layers."""
-    frame = type(model)(replace(model.config, depth=0))
-    weights = {name: model.state_dict()[name].float() for name in frame.state_dict()}
-    frame.load_state_dict(weights)
-    return frame.requires_grad_(False).to(device)
 
 
 class FusedVim:
@@ -177,19 +108,14 @@ class FusedVim:
         self.kernels = Kernels(self.shape, self.device, limits)
         self.scan_channels: int | None = None  # None: chosen by shape
         with torch.no_grad():
-            self._frame = _frame(model, self.device)
+            self._frame = Frame(model, dtype, self.device)
             self._permuted = self.kernels.fuses_out
             layers = [
                 pack_layer(cast(Block, x), self.shape, self.device, permuted=self._permuted)
                 for x in model.layers
             ]
             self._order = permuted_rows(config.dim).argsort().to(self.device)
-            patch = self._frame.patch_embed.proj.weight
-            self._patch_weight = patch.flatten(1).t().to(dtype).contiguous()
-            of_channels = self._patch_weight.float().view(3, -1, config.dim).sum(1)
-            self._black_patch = patch.new_tensor(_BLACK) @ of_channels  # (D,) float32
         self._layers = layers
-        self._starts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @property
@@ -231,11 +157,11 @@ class FusedVim:
         the other tokens need."""
         return self._run(self._images(pixel_values, scaling), None, only_cls=True)[:, 0]
 
-    def _images(self, pixel_values: Tensor, scaling: Scaling) -> _Images:
+    def _images(self, pixel_values: Tensor, scaling: Scaling) -> Images:
         kept = torch.uint8 if pixel_values.dtype == torch.uint8 else torch.float32
-        return _Images(pixel_values.to(self.device, kept).contiguous(), scaling)
+        return Images(pixel_values.to(self.device, kept).contiguous(), scaling)
 
-    def _run(self, images: _Images, on_block: OnBlock | None, *, only_cls: bool) -> Tensor:
+    def _run(self, images: Images, on_block: OnBlock | None, *, only_cls: bool) -> Tensor:
         batch, length = len(images), self.token_count(*images.size)
         rows = batch if on_block else self._rows_at_once(batch, length)
         with torch.cuda.device(self.device):
@@ -266,7 +192,7 @@ class FusedVim:
         return rows
 
     def _pass(
-        self, images: _Images, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
+        self, images: Images, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
     ) -> Tensor:
         """The final tokens (B, L, D), or (B, 1, D). Large passes go as two halves side by side.
 
@@ -325,7 +251,7 @@ class FusedVim:
         return _Buffers(residual, hidden, xz, steps[:, 0], bc, steps)
 
     def _forward(
-        self, images: _Images, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
+        self, images: Images, buffers: _Buffers, on_block: OnBlock | None, *, only_cls: bool
     ) -> Tensor:
         """The final tokens (B, L, D), or (B, 1, D), in `buffers.hidden`."""
         batch, length = len(images), self.token_count(*images.size)
@@ -376,7 +302,7 @@ class FusedVim:
         By whichever of the ways moves less.
         """
         eps, w_out = self.config.eps, layer.w_out
-        weight = self._frame.norm_f.weight if following is None else following.norm
+        weight = self._frame.norm_f if following is None else following.norm
         if self._permuted and len(mixed) >= _OUT_ROWS * self.shape.ranks:
             self.kernels.out_norm(
                 mixed=mixed,
@@ -416,64 +342,26 @@ class FusedVim:
         else:
             added = torch.mm(mixed, layer.w_out)
             stream = stream + (added[:, self._order] if self._permuted else added)
-        weight = self._frame.norm_f.weight
+        weight = self._frame.norm_f
         normed = F.rms_norm(stream, stream.shape[-1:], weight, self.config.eps)
         buffers.hidden[only::length][:images].copy_(normed)
 
-    def _embed(self, images: _Images, buffers: _Buffers, length: int) -> None:
-        """Patches, class token and position: the first residual stream and its norm."""
-        config, tokens = self.config, len(images) * length
-        rows, columns = config.grid(*images.size)
-        patch = config.patch_size
-        # the buffers of the blocks, not yet in use, where they are large enough
-        flat = _view(buffers.xz, len(images) * rows * columns, 3 * patch * patch)
+    def _embed(self, images: Images, buffers: _Buffers, length: int) -> None:
+        """Patches, special tokens and positions: the first residual stream and its norm."""
+        tokens = len(images) * length
+        # the buffers of the blocks, not yet in use
         spare = buffers.mixed if buffers.steps is None else buffers.steps
-        patches = _view(spare, len(images) * rows * columns, config.dim)
-        scaling, grid = images.scaling, (rows, columns)
-        offset = [own - black for own, black in zip(scaling.offset, _BLACK, strict=True)]
-        self.kernels.patchify(
-            pixels=images.pixels,
-            out=flat,
-            grid=grid,
-            patch=patch,
-            stride=config.stride,
-            scale=scaling.scale,
-            offset=offset,
-        )
-        torch.mm(flat, self._patch_weight, out=patches)
-        weight = self._layers[0].norm if self._layers else self._frame.norm_f.weight
-        start, sources = self._start(rows, columns)
-        residual, hidden = buffers.residual[:tokens], buffers.hidden[:tokens]
+        patches = self._frame.patches(images, self.kernels, pixels=buffers.xz, out=spare)
+        start, sources = self._frame.start(*images.size)
         self.kernels.first_norm(
             patches=patches,
             start=start,
             sources=sources,
-            residual=residual,
-            weight=weight,
-            out=hidden,
-            eps=config.eps,
+            residual=buffers.residual[:tokens],
+            weight=self._layers[0].norm if self._layers else self._frame.norm_f,
+            out=buffers.hidden[:tokens],
+            eps=self.config.eps,
         )
-
-    def _start(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """(L, D) float32: position embedding plus bias and black patch, or plus a special token.
-        (L,) int32: the patch that a token is, or -1."""
-        known = self._starts.get((rows, columns))
-        if known is not None:
-            return known
-        model, patches = self._frame, rows * columns
-        bias = model.patch_embed.proj.bias
-        assert bias is not None
-        position = model.position_embedding(rows, columns)[0].float()
-        places = list(model.places(patches))
-        start = position + bias.float() + self._black_patch
-        start[places] = position[places] + model.special_tokens()[0].float()
-        is_patch = torch.ones(len(start), dtype=torch.int32)
-        is_patch[places] = 0
-        sources = (is_patch.cumsum(0) - 1).masked_fill(is_patch == 0, -1)
-        made = start, sources.to(torch.int32).to(self.device)
-        if not torch.cuda.is_current_stream_capturing():
-            self._starts[rows, columns] = made
-        return made
 
     def _mix(self, index: int, buffers: _Buffers, length: int, tokens: int, only: int) -> None:
         """xz -> mixed in half precision or split float32."""
@@ -538,10 +426,3 @@ class FusedVim:
             out=mixed,
             length=length,
         )
-
-
-def _view(buffer: Tensor, rows: int, columns: int) -> Tensor:
-    """(rows, columns) in the buffer's memory, or in new memory if it is too small."""
-    if rows * columns > buffer.numel():
-        return buffer.new_empty(rows, columns)
-    return buffer.view(-1)[: rows * columns].view(rows, columns)

@@ -15,7 +15,8 @@ from vim_embed.inference.embedder import Embedder, FusedBackbone
 from vim_embed.kernels.fused.linear import split_products
 from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
 from vim_embed.models.vim import Vim, VimConfig, init_random
-from vim_embed.models.vim_fused import FusedVim, supports
+from vim_embed.models.vim_fused import FusedVim
+from vim_embed.models.vim_fused_support import supports
 from vim_embed.types.devices import is_ieee, resolve_device, resolve_dtype
 from vim_embed.types.model_info import POOLINGS, ModelInfo, Weights
 from vim_embed.types.preprocessing import (

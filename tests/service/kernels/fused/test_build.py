@@ -17,7 +17,8 @@ from vim_embed.kernels.fused.device_code import Limits
 from vim_embed.kernels.fused.launch import SCANS, SOURCE, Program, Shape
 from vim_embed.kernels.fused.split_mm import split_mm_tile
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig
-from vim_embed.models.vim_fused import FusedVim, supports
+from vim_embed.models.vim_fused import FusedVim
+from vim_embed.models.vim_fused_support import supports
 
 # Of each architecture, what a device of it has: from NVIDIA's table of compute capabilities.
 DEVICES = {
