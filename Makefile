@@ -81,17 +81,21 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two halves at once: most tests wait, or use one core.
-SERVICE_TESTS = $(addprefix tests/service/,batching http observability server serving types) tests/security tests/client/platonic
+# Three parts at once: most tests wait, or use one core.
+SERVICE_TESTS = $(addprefix tests/service/,batching http observability server serving types) tests/security
+APART = $(SERVICE_TESTS) tests/client
 unit: $(VENV)/.installed-dev
-	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) unit-of-service unit-of-the-rest
+	@$(MAKE) --no-print-directory -j3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) unit-of-service unit-of-client unit-of-the-rest
 
-.PHONY: unit-of-service unit-of-the-rest
+.PHONY: unit-of-service unit-of-client unit-of-the-rest
 unit-of-service: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(SERVICE_TESTS)
 
+unit-of-client: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -p no:cacheprovider tests/client
+
 unit-of-the-rest: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -p no:cacheprovider tests $(SERVICE_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest -p no:cacheprovider tests $(APART:%=--ignore=%)
 
 # Needs a browser: apt-get install chromium chromium-driver
 page-test: $(VENV)/.installed-dev

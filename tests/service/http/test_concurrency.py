@@ -12,9 +12,9 @@ from vim_embed import load_model
 from vim_embed_client import AsyncClient
 
 CLIENTS = 32
-SINGLES = 800
-MIXED = 80
-ROWS = 500
+SINGLES = 400
+MIXED = 50
+ROWS = 250
 
 
 async def test_every_row_equals_the_row_computed_alone(micro_url: str) -> None:
