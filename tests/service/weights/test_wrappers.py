@@ -130,7 +130,7 @@ def test_settings_that_trainers_pickle_beside_them(tmp_path: Path) -> None:
     model = load_model("mine", tmp_path / "x.ckpt", device="cpu")
     fixture = load_fixture("vim_micro")
     assert relative_l2(model.embed(fixture.pixel_values), fixture.mean) < 1e-5
-    assert model.info.family_reason == "its args.model 'vim_micro'"
+    assert model.info.family_reason == "its hyper_parameters.model 'vim_micro'"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
