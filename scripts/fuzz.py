@@ -54,6 +54,14 @@ class Report:
         """Bytes that the server gained after the first tenth."""
         return self.rss["100%"] - self.rss["10%"] if "100%" in self.rss else 0
 
+    def progress(self, inputs: int, seconds: float) -> str:
+        """A line while it runs."""
+        return (
+            f"{self.inputs:,} of {inputs:,} inputs, {self.inputs / seconds:.0f} a second; "
+            f"most CPU {self.most_cpu[0]:.2f} s, most memory {self.most_memory[0]:.1f} MiB, "
+            f"{len(self.faults)} faults"
+        )
+
     def summary(self) -> dict[str, object]:
         return {
             "inputs": self.inputs,
@@ -136,6 +144,8 @@ def fuzz(server: ServerProcess, *, inputs: int, seed: int = 0, first: int = 0) -
             if not server.alive or len(report.faults) >= 20:
                 break
         report.inputs += 1
+        if report.inputs % max(1000, inputs // 50) == 0:
+            print(report.progress(inputs, time.monotonic() - begin), file=sys.stderr, flush=True)
         if report.inputs in (max(1, inputs // 10), inputs):
             report.rss["10%" if report.inputs < inputs else "100%"] = server.rss
     connection.close()
