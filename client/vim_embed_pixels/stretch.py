@@ -245,7 +245,8 @@ def select_places(
     outside = [band for band in places if not -count <= band < count]
     if outside:
         raise UnusableImage(
-            f"it has {count} bands, numbered from 0, and none is {outside[0]}: choose with --bands"
+            f"it has {count} band{'s' * (count > 1)}, numbered from 0, and none is {outside[0]}: "
+            "choose with --bands"
         )
     return places * (channels // len(places))
 
@@ -262,7 +263,7 @@ def _selected(flux: Array, how: Stretch) -> Array:
     bands = how.bands
     if flux.ndim == 2 and flux.size:
         flux = flux[None]
-        bands = None
+        bands = None if how.survey else bands  # a survey's are those of its cubes
     if flux.ndim != 3 or flux.size == 0:
         raise UnusableImage(f"its fluxes have shape {flux.shape}: expected (bands, H, W) or (H, W)")
     chosen = flux[list(select_places(bands, len(flux), how.channels))]

@@ -269,6 +269,16 @@ def test_the_middle_square() -> None:
         cropped(image, 6)
 
 
+@pytest.mark.parametrize("bands", [(0, 1, 2), (5,), ("g",), (0, "g", 0)])
+def test_one_plane_has_no_other_bands(bands: tuple[int | str, ...]) -> None:
+    """It was shown in grey, as if nobody had asked for bands."""
+    plane = np.random.default_rng().random((40, 40))
+    with pytest.raises(UnusableImage, match=r"1 band|no names"):
+        to_rgb(plane, Stretch(bands=bands))
+    for same in ((0,), (0, 0, 0), (-1,)):
+        assert (to_rgb(plane, Stretch(bands=same)) == to_rgb(plane, Stretch())).all()
+
+
 def test_bands_limits_and_kinds() -> None:
     cube = galaxy(6)
     how = Stretch(bands=(4, 0, 2), limits=((0.0, 1.0), (0.0, 2.0), (0.0, 0.5)))
@@ -360,7 +370,7 @@ def test_fits_of_every_shape(embed: Embed, tmp_path: Path) -> None:
     folder.mkdir()
     cubes = np.stack([galaxy(5, seed=seed) for seed in range(3)])
     how = Stretch(bands=(3, 1, 0))
-    write(folder / "a.fits", fits.ImageHDU(cubes[0, 0]))
+    write(folder / "a.fits", fits.ImageHDU(cubes[0, :4]))
     write(folder / "b.fits", fits.ImageHDU(cubes[1]))
     write(folder / "c.fits.gz", fits.ImageHDU(cubes))
     write(
@@ -379,7 +389,7 @@ def test_fits_of_every_shape(embed: Embed, tmp_path: Path) -> None:
         f"{folder}/e.fit",
     ]
     rounded = fits.getdata(folder / "e.fit", 1)
-    fluxes = [cubes[0, 0], cubes[1], *cubes, fits.getdata(folder / "d.fits.fz", 1), rounded]
+    fluxes = [cubes[0, :4], cubes[1], *cubes, fits.getdata(folder / "d.fits.fz", 1), rounded]
     pixels = np.stack([shown(up(flux), how) for flux in fluxes])
     np.testing.assert_array_equal(rows, expected(pixels))
     assert [
