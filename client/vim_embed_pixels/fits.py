@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import IO, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
 from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science
 from vim_embed_pixels.stretch import Array, Stretch, cropped, select_places, to_rgb
 from vim_embed_pixels.surveys import bands_chosen
+
+_MOST_AXES = 999  # FITS Standard 4.0, section 4.4.1.1
 
 HduName = int | str
 ALL_HDUS: tuple[HduName, ...] = ("all",)
@@ -298,4 +301,27 @@ def library() -> Any:
         raise UnusableOptions(
             'reading FITS needs astropy: pip install "vim-embed[astro]"'
         ) from None
+    _refuse_many_axes()
     return fits
+
+
+@cache
+def _refuse_many_axes() -> None:
+    """Let astropy raise RuntimeError for a header of more axes than the standard's 999.
+
+    It asks for the length of each axis that NAXIS claims, and of 10^12 it never comes back.
+    """
+    from astropy.io import fits
+    from astropy.io.fits.hdu.base import _BaseHDU
+
+    # astropy asks the children of this class from the last name to the first.
+    class _WithManyAxesHDU(_BaseHDU):  # type: ignore[misc]
+        @classmethod
+        def match_header(cls, header: Any) -> bool:
+            axes = header.get("NAXIS", 0)
+            return isinstance(axes, int | float) and axes > _MOST_AXES
+
+        def __init__(self, data: Any = None, header: Any = None, **_: object) -> None:
+            raise RuntimeError(f"its header claims {header['NAXIS']} axes")
+
+    fits.register_hdu(_WithManyAxesHDU)

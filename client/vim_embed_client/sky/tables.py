@@ -15,6 +15,7 @@ import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.sky.hats import hats_columns, is_hats
+from vim_embed_pixels.fits import library
 
 _FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.bz2")
 _VOTABLE = (".vot", ".votable", ".xml", ".vot.gz")
@@ -240,13 +241,12 @@ class _Astropy(NamedTuple):
 
 def _astropy() -> _Astropy:
     try:
-        from astropy.io import fits
         from astropy.table import Table as AstropyTable
     except ModuleNotFoundError:
         raise ConfigurationError(
             'catalogues in FITS, ECSV and VOTable need astropy: pip install "vim-embed[astro]"'
         ) from None
-    return _Astropy(AstropyTable, fits)
+    return _Astropy(AstropyTable, library())
 
 
 def _astropy_columns(table: Any) -> _Columns:

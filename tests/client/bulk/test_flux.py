@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -23,7 +24,9 @@ from PIL import Image
 from vim_embed_client.bulk.sender import resized
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.cli.common import SOME_LEFT_OUT
+from vim_embed_client.errors import InputError
 from vim_embed_pixels.errors import UnusableImage, UnusableOptions
+from vim_embed_pixels.fits import library, sound_hdus
 from vim_embed_pixels.stretch import Stretch, cropped, to_rgb
 from vim_embed_pixels.surveys import SURVEYS, survey_stretch
 
@@ -395,6 +398,29 @@ def test_fits_of_every_shape(embed: Embed, tmp_path: Path) -> None:
     assert [
         one.id for one in open_reader(f"{folder}/c.fits.gz", ReadOptions(stretch=how)).read(2)
     ] == [f"{folder}/c.fits.gz#2"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("hdu", [0, 1])
+def test_a_header_that_claims_many_axes_is_named(hdu: int, tmp_path: Path) -> None:
+    """astropy went through a million million of them, and took memory for each."""
+    content = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(galaxy(3)), fits.ImageHDU(galaxy(3))]).writeto(content)
+    data, at = content.getvalue(), -1
+    for _ in range(hdu + 1):
+        at = data.index(b"NAXIS   =", at + 1)
+    card = b"NAXIS   =         999999999999".ljust(80)
+    path = tmp_path / "a.fits"
+    path.write_bytes(data[:at] + card + data[at + 80 :])
+    if hdu == 0:
+        with pytest.raises(InputError, match="999999999999 axes"):
+            list(open_reader(str(path), ReadOptions()).read(0))
+        return
+    with path.open("rb") as file, library().open(file, memmap=False) as opened:
+        found, damage = sound_hdus(opened)
+        assert len(found) == 1
+    assert "its HDU 1 cannot be read" in damage
+    assert "999999999999 axes" in damage
 
 
 def test_hdus_are_chosen_by_number_or_name(embed: Embed, tmp_path: Path) -> None:
