@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from vim_embed.kernels.fused.compile import CompileError, compiler_version
+from vim_embed.kernels.fused.device_code import too_old
 from vim_embed.kernels.fused.launch import DTYPES
 from vim_embed.models.vim import VimConfig
-
-_MIN_CAPABILITY = (8, 0)
 
 
 def supports(config: VimConfig, dtype: torch.dtype, device: torch.device | str) -> tuple[bool, str]:
@@ -40,9 +39,8 @@ def _unsupported_device(dtype: torch.dtype, device: torch.device) -> str:
         return f"the fused kernels need a CUDA device, not {device.type}"
     if not torch.cuda.is_available():
         return "no CUDA device is available"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _MIN_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    if reason := too_old(torch.cuda.get_device_capability(device)):
+        return reason
     try:
         compiler_version()
     except CompileError as error:

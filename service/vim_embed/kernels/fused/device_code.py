@@ -32,6 +32,18 @@ class Limits:
         return Limits((found.major, found.minor), found.multi_processor_count, memory)
 
 
+def too_old(capability: tuple[int, int]) -> str:
+    """Why a device of that compute capability has no kernels here, or nothing."""
+    major, minor = capability
+    return f"compute capability {major}.{minor} is below 8.0" if capability < (8, 0) else ""
+
+
+def architecture_of(capability: tuple[int, int], *, wgmma: bool) -> str:
+    """What NVRTC compiles for; wgmma: with what only that very architecture has."""
+    major, minor = capability
+    return f"sm_{major}{minor}" + "a" * wgmma
+
+
 class DeviceCode:
     """The functions of one CUDA program on one device; they allocate nothing and never wait."""
 

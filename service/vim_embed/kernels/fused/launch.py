@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.kernels.fused.device_code import DeviceCode, Limits
+from vim_embed.kernels.fused.device_code import DeviceCode, Limits, architecture_of
 from vim_embed.kernels.fused.split_mm import split_mm
 
 SOURCE = Path(__file__).with_name("vim.cu")
@@ -93,8 +93,7 @@ class Program:
 
     @property
     def architecture(self) -> str:
-        major, minor = self.capability
-        return f"sm_{major}{minor}" + "a" * self.wgmma
+        return architecture_of(self.capability, wgmma=self.wgmma)
 
     @property
     def macros(self) -> dict[str, int]:

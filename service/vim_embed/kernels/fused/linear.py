@@ -12,17 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vim_embed.kernels.fused.device_code import DeviceCode, Limits
+from vim_embed.kernels.fused.device_code import DeviceCode, Limits, architecture_of, too_old
 from vim_embed.kernels.fused.split_mm import split_mm, split_rows, weight_scale
 
 SOURCE = Path(__file__).with_name("linear.cu")
-_MIN_CAPABILITY = (8, 0)
-
-
-def architecture_of(capability: tuple[int, int]) -> str:
-    """What linear.cu is compiled for."""
-    major, minor = capability
-    return f"sm_{major}{minor}" + "a" * (major == 9)
 
 
 def macros_of(capability: tuple[int, int]) -> dict[str, int]:
@@ -39,12 +32,12 @@ class LinearKernels:
         own = Limits.of(device)
         self.device, self.limits = device, limits or own
         capability = self.limits.capability
-        if capability < _MIN_CAPABILITY:
-            raise ValueError(f"compute capability {capability[0]}.{capability[1]} is below 8.0")
+        if reason := too_old(capability):
+            raise ValueError(reason)
         self._code = DeviceCode(
             SOURCE,
             macros_of(capability),
-            architecture_of(capability),
+            architecture_of(capability, wgmma=capability[0] == 9),
             device,
             translated=capability != own.capability,
         )

@@ -13,7 +13,7 @@ import torch
 from vim_embed.kernels.build_cache import CACHE_VARIABLE
 from vim_embed.kernels.fused import compile as build
 from vim_embed.kernels.fused import linear
-from vim_embed.kernels.fused.device_code import Limits
+from vim_embed.kernels.fused.device_code import Limits, architecture_of
 from vim_embed.kernels.fused.launch import SCANS, SOURCE, Program, Shape
 from vim_embed.kernels.fused.split_mm import split_mm_tile
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig
@@ -64,7 +64,10 @@ def test_it_compiles_for_every_architecture(capability: tuple[int, int], kind: s
 
 @pytest.mark.parametrize("capability", DEVICES, ids=lambda c: f"{c[0]}.{c[1]}")
 def test_linear_layers_compile_for_every_architecture(capability: tuple[int, int]) -> None:
-    macros, architecture = linear.macros_of(capability), linear.architecture_of(capability)
+    macros, architecture = (
+        linear.macros_of(capability),
+        architecture_of(capability, wgmma=capability[0] == 9),
+    )
     code = code_of(linear.SOURCE, macros, architecture)
     assert (b"split_mm_wgmma" in code) == (capability[0] == 9)
 
