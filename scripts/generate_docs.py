@@ -38,7 +38,8 @@ def settings_table() -> str:
         default = field.default
         shown = ",".join(default) if isinstance(default, tuple) else str(default).lower()
         meaning = f"{field.description}"
-        lines.append(f"| `{flag}` | `VIM_EMBED_{name.upper()}` | `{shown}` | {meaning} |")
+        value = f"`{shown}`" if shown else "empty"
+        lines.append(f"| `{flag}` | `VIM_EMBED_{name.upper()}` | {value} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -73,7 +74,8 @@ def commands(group: click.Group, name: str) -> str:
         assert command is not None
         context = click.Context(command, info_name=command_name, parent=parent)
         usage = " ".join(command.collect_usage_pieces(context))
-        parts.append(f"### `{name} {command_name} {usage}`\n\n{_paragraphs(command)}")
+        parts.append(f"### `{name} {command_name}`\n\n{_paragraphs(command)}")
+        parts.append(f"Usage: `{name} {command_name} {usage}`\n")
         rows = list(_options(command, context))
         if rows:
             parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]) + "\n")

@@ -2,7 +2,8 @@
 
 Without that variable they become plain text. The pages are also read where they lie, on a
 repository's own pages, where `../README.md` is right. A link that is called by its file, such as
-`[bulk.md](bulk.md)`, gets the title of that page.
+`[bulk.md](bulk.md)`, gets the title of that page. Square brackets and bars are written as the
+site's Markdown wants them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+# Fenced blocks and code spans.
+_CODE = r"^ *```.*?^ *```$|`[^`\n]+`"
 # Square brackets of a usage line, such as [:file], which are no links.
-_USAGE = re.compile(r"\[(?=@revision\]|:file\]|x>)")
+_USAGE = re.compile(rf"{_CODE}|\[(?=@revision\]|:file\]|x>)", re.MULTILINE | re.DOTALL)
+# GitHub wants \| for a bar in a cell's code. The site's Markdown would show the backslash.
+_ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
+_SPAN = re.compile(r"`[^`\n]+`")
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?:\.\./)+[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
 _BY_FILE = re.compile(
     r"\[(?P<text>[\w./-]+\.md)\]\((?P<target>[\w./-]+\.md)(?P<anchor>#[^)\s]*)?\)"
@@ -44,7 +50,11 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
             return match[0]
         return f"[{_title(target)}]({match['target']}{match['anchor'] or ''})"
 
-    return _LINK.sub(outside, _BY_FILE.sub(titled, _USAGE.sub(r"\\[", markdown)))
+    def bars(row: re.Match[str]) -> str:
+        return _SPAN.sub(lambda code: code[0].replace("\\|", "|"), row[0])
+
+    text = _USAGE.sub(lambda match: "\\[" if match[0] == "[" else match[0], markdown)
+    return _LINK.sub(outside, _BY_FILE.sub(titled, _ROW.sub(bars, text)))
 
 
 def _title(page: Path) -> str:

@@ -47,7 +47,7 @@ def test_openapi_is_the_code_s() -> None:
 def test_the_commands_are_the_code_s() -> None:
     text = CLI.read_text()
     assert cli_with_commands(text) == text, "run `make docs`"
-    assert all(f"### `vim-embed {name} " in text for name in COMMANDS)
+    assert all(f"### `vim-embed {name}`\n" in text for name in COMMANDS)
 
 
 def test_http_errors_are_the_code_s() -> None:
@@ -135,6 +135,14 @@ def test_links_within_the_documentation_lead_somewhere(page: Path) -> None:
         assert path.exists(), f"{page.name} links to {target}"
         if anchor and path.suffix == ".md":
             assert anchor in _anchors(path.read_text()), f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", pages(ROOT), ids=lambda path: path.name)
+def test_lists_are_written_as_the_site_reads_them(page: Path) -> None:
+    """What belongs to an item stands four spaces in, and ends with an empty line."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^ {1,3}\S.*", prose, re.MULTILINE)
+    assert not re.findall(r"^ {4}(?!- |\d+\. )\S.*\n(?:- |\d+\. ).*", prose, re.MULTILINE)
 
 
 def _anchors(text: str) -> set[str]:
