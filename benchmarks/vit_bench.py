@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from vim_embed.bench.cuda_meter import CudaMeter, describe_machine, percentile, relative
-from vim_embed.bench.gpu import DTYPES
 from vim_embed.inference.self_check import SELF_CHECK_TOLERANCE
 from vim_embed.kernels.fused.linear import split_products
 from vim_embed.models.vit import random_vit
+from vim_embed.types.devices import DTYPES
 
 Forward = Callable[[Tensor], Tensor]
 WAYS = ("transformers, eager", "served, graph", "timm, graph")

@@ -2,7 +2,8 @@
 
 A backend implements `MixerOps`; `reference.py` is the specification. All tensors are
 channels-last and in time order; "reverse" walks them from the last token to the first.
-Accumulation and the scan state are float32 whatever the input dtype.
+Accumulation and the scan state are float32 whatever the input dtype (the reference's: float64 for
+that dtype).
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vim_embed.kernels.ops import Direction, MixerOps
+from vim_embed.kernels.ops import Direction, MixerOps, wide
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.types.token_layout import TokenLayout
 
@@ -176,7 +176,7 @@ class BiMamba(nn.Module):
             u=u,
             delta=F.linear(step, dt_proj.weight),
             delta_bias=dt_proj.bias,
-            A=-torch.exp(a_log.float()),
+            A=-torch.exp(wide(a_log)),
             B=b,
             C=c,
             D=skip,
