@@ -78,7 +78,9 @@ def milliseconds(call: Any, seconds: float) -> float:
 
 
 @torch.inference_mode()
-def lines_of(kind: str, label: str, batches: list[int], seconds: float) -> list[str]:
+def lines_of(
+    kind: str, label: str, batches: list[int], batch_rows: int, seconds: float
+) -> list[str]:
     family, dtype = ENCODERS[kind], DTYPES[label]
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
@@ -86,6 +88,7 @@ def lines_of(kind: str, label: str, batches: list[int], seconds: float) -> list[
         exact = transformers_own(family, folder, torch.float32)
         own = transformers_own(family, folder, dtype)
         served: Embedder = load_model("mine", f"hf:{folder}", device="cuda", dtype=label)
+    served.use_graphs(batch_rows)
     found = []
     for batch in batches:
         pixels = torch.randn(batch, 3, side, side, device="cuda")
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(k for k in ENCODERS if k not in TEXT))
     parser.add_argument("--dtype", default="float16", choices=DTYPES)
     parser.add_argument("--batches", default="1,32,128")
+    parser.add_argument("--batch-rows", type=int, default=128, help="of the largest graph")
     parser.add_argument("--seconds", type=float, default=0.05, help="of a way in a round")
     given = parser.parse_args()
     if not torch.cuda.is_available():
@@ -127,7 +131,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for kind in given.kinds.split(","):
         batches = [int(batch) for batch in given.batches.split(",")]
-        print("\n".join(lines_of(kind, given.dtype, batches, given.seconds)), flush=True)
+        lines = lines_of(kind, given.dtype, batches, given.batch_rows, given.seconds)
+        print("\n".join(lines), flush=True)
         torch.cuda.empty_cache()
 
 

@@ -3,7 +3,7 @@
     PYTHONPATH=service python benchmarks/in_process.py --models vim-tiny,vim-small --rows 128,256
 
 Per line: images/s of `load_model(...).embed(array)` from host arrays (uint8 and float32), and of
-replays of the largest graph with uint8 rows already on the device. Rounds alternate. Random
+replays of the graphs with uint8 rows already on the device. Rounds alternate. Random
 weights. Needs a CUDA device.
 """
 
@@ -60,6 +60,9 @@ def main() -> None:
     parser.add_argument("--models", default="vim-tiny,vim-small,vim-base,vim-tiny-proxy")
     parser.add_argument("--dtypes", default="float16")
     parser.add_argument("--rows", default="128,256")
+    parser.add_argument(
+        "--batch-rows", type=int, help="of the largest graph; as loaded, unless set"
+    )
     given = parser.parse_args()
     print("; ".join(f"{key} {value}" for key, value in describe_machine().items()), end="\n\n")
     print("| model | dtype | rows | graph, images/s | from uint8 | from float32 |")
@@ -67,6 +70,8 @@ def main() -> None:
     for name in given.models.split(","):
         for dtype in given.dtypes.split(","):
             model = load_model(name, device="cuda", dtype=dtype, random_weights=True)
+            if given.batch_rows:
+                model.use_graphs(given.batch_rows)
             for rows in map(int, given.rows.split(",")):
                 rate = rates(model, rows)
                 share = {way: f"{rate[way]:,.0f} ({rate[way] / rate['graph']:.3f})" for way in rate}

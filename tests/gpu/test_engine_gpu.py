@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from vim_embed import load_model
 from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
+from vim_embed.types.pixels import PixelArray, PixelError
 from vim_embed.weights.catalogue import CATALOGUE, CatalogueEntry
 
 pytestmark = pytest.mark.gpu
@@ -245,3 +248,36 @@ def test_two_devices_give_the_numbers_of_one() -> None:
     pixels = images(32, 64)
     found, expected = embed(second, "micro", pixels), embed(first, "micro", pixels)
     assert relative_l2(found, expected) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("rows", [7, 64, 200])
+def test_in_process_every_row_is_its_own(dtype: str, rows: int) -> None:
+    """Chunks are staged in pieces, beside the ones that compute, from memory that is read-only."""
+    model = load_model("vim-tiny", device="cuda", dtype="float32", random_weights=True)
+    pixels: PixelArray = images(rows, 224, rows)
+    if dtype != "uint8":
+        pixels = (pixels.astype(np.float32) / 127.5 - 1).astype(dtype)
+    pixels.flags.writeable = False
+    for _ in range(3):
+        found = model.embed(pixels)
+    expected = np.concatenate([model.embed(pixels[i : i + 1]) for i in range(rows)])
+    error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert error.max() < 1e-5
+    apart = np.linalg.norm(expected[1:] - expected[:-1], axis=1)
+    assert (apart > 1e-4 * np.linalg.norm(expected[1:], axis=1)).all(), "a swapped row would show"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("rows", "bad"), [(1, [0]), (80, [79]), (300, [12, 13]), (300, [220])])
+def test_in_process_rows_that_are_not_finite_are_named(
+    dtype: type, rows: int, bad: list[int]
+) -> None:
+    model = load_model("micro", DATA / "vim_micro.pth", device="cuda")
+    pixels: PixelArray = np.random.default_rng().normal(size=(rows, 3, 64, 64)).astype(dtype)
+    assert np.isfinite(model.embed(pixels)).all()
+    for row, value in zip(bad, (np.nan, -np.inf), strict=False):
+        pixels[row, 2, 63, 63] = value
+    for call in (model.embed, model.embed_layers):
+        with pytest.raises(PixelError, match=re.escape(f"rows {bad} hold NaN")):
+            call(pixels)

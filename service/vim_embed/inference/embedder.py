@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Protocol, Self, cast
@@ -32,7 +32,14 @@ from vim_embed.types.model_info import (
     EmbedOptions,
     ModelInfo,
 )
-from vim_embed.types.pixels import PixelArray, check_bytes, check_layout, check_options
+from vim_embed.types.pixels import (
+    PixelArray,
+    check_bytes,
+    check_layout,
+    check_options,
+    check_values,
+    refuse_unless,
+)
 from vim_embed.types.preprocessing import NORMALISED, PerChannel, Scaling
 from vim_embed.types.token_layout import TokenLayout
 
@@ -81,6 +88,21 @@ class FusedBackbone(Protocol):
     def cls(self, pixel_values: Tensor, *, scaling: Scaling = NORMALISED) -> Tensor:
         """Only the final class tokens (B, D)."""
         ...
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows from `first` on that are computed, and looked at meanwhile where that is on a device."""
+
+    first: int
+    found: OnItsWay
+    finite: OnItsWay | None
+
+    def wait(self) -> dict[str, Tensor]:
+        """The results. Raises PixelError for rows that are not finite."""
+        if self.finite is not None:
+            refuse_unless(self.finite.wait()["finite"].numpy(), self.first)
+        return self.found.wait()
 
 
 class Embedder:
@@ -310,26 +332,33 @@ class Embedder:
         pixels = check_layout(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
         check_bytes(pixels, options, self.info)
         rows = self.rows_at_once(self._chunk_rows, *pixels.shape[-2:])
-        parts = [part.wait() for part in self._overlapped(pixels, rows, options)]
+        parts = list(self._overlapped(pixels, rows, options))
         return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
 
     def _overlapped(
         self, pixels: PixelArray, rows: int, options: EmbedOptions
-    ) -> Iterator[OnItsWay]:
-        """The forwards of chunks of `rows`, in order: one is staged while the last one computes."""
+    ) -> Iterator[dict[str, Tensor]]:
+        """The results of chunks of `rows`, in order: one is staged while the last one computes."""
         last = None
         # The device waits for the staging of the first chunk alone, so the remainder goes first.
         starts = [0, *range(len(pixels) % rows or rows, len(pixels), rows)]
         for first, end in pairwise([*starts, len(pixels)]):
-            chunk = pixels[first:end]
-            self._staging.check(chunk, first)
-            with self._on_device():
-                launched = self.launch(self._staging([chunk]).ready(), options)
+            launched = self._launched(pixels[first:end], first, options)
             if last is not None:
-                yield last
+                yield last.wait()
             last = launched
         if last is not None:
-            yield last
+            yield last.wait()
+
+    def _launched(self, chunk: PixelArray, first: int, options: EmbedOptions) -> _Chunk:
+        if self.device.type == "cpu":
+            check_values(chunk, first)
+        with self._on_device():
+            pixels = self._staging([chunk]).ready()
+            finite = None
+            if pixels.is_cuda and pixels.is_floating_point():
+                finite = to_host({"finite": torch.isfinite(pixels).flatten(1).all(dim=1)})
+            return _Chunk(first, self.launch(pixels, options), finite)
 
     @cached_property
     def _staging(self) -> HostStaging:

@@ -1,26 +1,24 @@
 """Rows on their way from host memory to a device.
 
-On CUDA they go through a pinned buffer and are copied on a stream of their own, so that the next
-batch travels while this one computes.
+On CUDA they go through a pinned buffer, piece by piece: one is copied into it by torch's threads
+while the last one travels. That is on a stream of its own, so that the next batch is under way
+while this one computes.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+import ctypes
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vim_embed.types.pixels import PixelArray, check_values
+from vim_embed.types.pixels import PixelArray
 
 _FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
-# One thread copies 10 GB/s or less, and float32 images want that of it.
-_COPIERS = max(2, min(8, (os.cpu_count() or 1) // 2))
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = 4 * 1024 * 1024  # of one copy, so that the device need not wait for the last row
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,9 @@ class HostStaging:
     """Stages rows for one device; from any thread."""
 
     def __init__(self, device: torch.device) -> None:
-        cuda = device.type == "cuda"
         self._device = device
+        cuda = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
-        self._copiers = ThreadPoolExecutor(_COPIERS, "vim-embed-copy") if cuda else None
 
     def __call__(self, parts: Sequence[PixelArray]) -> StagedPixels:
         """Rows (n_i, 3, H, W) of one dtype, put together in their order."""
@@ -54,38 +51,38 @@ class HostStaging:
         dtype = getattr(torch, parts[0].dtype.name)
         shape = (rows, *parts[0].shape[1:])
         buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
-        put_together(parts, buffer.numpy(), self._copiers)
-        if self._copies is None:
-            return StagedPixels(buffer)
-        if buffer.nbytes <= _FEW_BYTES:
+        if self._copies is None or buffer.nbytes <= _FEW_BYTES:
+            np.concatenate(parts, out=buffer.numpy())
             return StagedPixels(buffer.to(self._device, non_blocking=True))
         with torch.cuda.stream(self._copies):
-            pixels = buffer.to(self._device, non_blocking=True)
+            pixels = torch.empty_like(buffer, device=self._device)
+            for piece in put_together(parts, buffer):
+                pixels[piece].copy_(buffer[piece], non_blocking=True)
         return StagedPixels(pixels, self._copies.record_event())
 
-    def check(self, pixels: PixelArray, first: int = 0) -> None:
-        """`check_values` of rows, large ones by several threads. Raises PixelError.
 
-        first: the number of the first row, for the message.
-        """
-        if self._copiers is None or pixels.nbytes <= _PIECE_BYTES or pixels.dtype == np.uint8:
-            check_values(pixels, first)
-            return
-        pieces = np.array_split(pixels, min(len(pixels), _COPIERS))
-        starts = np.cumsum([first, *(len(piece) for piece in pieces[:-1])]).tolist()
-        list(self._copiers.map(check_values, pieces, starts))
-
-
-def put_together(parts: Sequence[PixelArray], out: PixelArray, pool: Executor | None) -> None:
-    """The parts into `out` (B, ...), one behind the other; large ones by the pool's threads."""
-    if pool is None or out.nbytes <= _PIECE_BYTES:
-        np.concatenate(parts, out=out)
-        return
-    copies, at = [], 0
+def put_together(parts: Sequence[PixelArray], out: Tensor) -> Iterator[slice]:
+    """The parts into `out` (B, ...) on the host, one behind the other: the rows of each piece, as
+    soon as they are there.
+    """
+    at = 0
     for part in parts:
-        for rows in np.array_split(part, -(-part.nbytes // _PIECE_BYTES)):
-            copies.append(pool.submit(np.copyto, out[at : at + len(rows)], rows))
-            at += len(rows)
-    wait(copies)
-    for copy in copies:
-        copy.result()
+        rows = as_tensor(part)
+        step = max(1, _PIECE_BYTES * len(part) // max(1, part.nbytes))
+        for piece in torch.split(rows, step):
+            place = slice(at, at + len(piece))
+            out[place].copy_(piece)
+            yield place
+            at = place.stop
+
+
+def as_tensor(array: PixelArray) -> Tensor:
+    """The array's own memory, to be read alone, and no longer than the array is kept.
+
+    torch knows no read-only tensors, and warns of arrays that are.
+    """
+    array = np.ascontiguousarray(array)
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    return torch.from_numpy(np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape))

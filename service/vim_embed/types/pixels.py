@@ -122,13 +122,16 @@ def _as_wire_dtype(array: PixelArray) -> PixelArray:
 
 def check_values(array: PixelArray, first: int = 0) -> PixelArray:
     """Return `array`, or raise PixelError for rows that are not finite. first: its first row."""
-    if array.dtype == np.uint8:
-        return array
-    finite = finite_rows(array)
+    if array.dtype != np.uint8:
+        refuse_unless(finite_rows(array), first)
+    return array
+
+
+def refuse_unless(finite: NDArray[np.bool_], first: int = 0) -> None:
+    """Raise PixelError where rows are not finite: (B,), the first of which is row `first`."""
     if not finite.all():
         rows = (first + np.flatnonzero(~finite)[:10]).tolist()
         raise PixelError(f"rows {rows} hold NaN or infinite pixels: mask or replace them first")
-    return array
 
 
 def finite_rows(array: PixelArray) -> NDArray[np.bool_]:
