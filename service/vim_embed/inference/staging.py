@@ -1,14 +1,15 @@
 """Rows on their way from host memory to a device.
 
-On CUDA they go through a pinned buffer, piece by piece: one is copied into it by torch's threads
-while the last one travels. That is on a stream of its own, so that the next batch is under way
-while this one computes.
+On CUDA they go through a pinned buffer, piece by piece: some are copied into it while others
+travel. That is on a stream of its own, so that the next batch is under way while this one computes.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,10 @@ from torch import Tensor
 from vim_embed.types.pixels import PixelArray
 
 _FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
-_PIECE_BYTES = 4 * 1024 * 1024  # of one copy, so that the device need not wait for the last row
+# One thread copies 10 GB/s or less, and float32 images want that of it. Not torch's own threads:
+# they wait for the slowest of all cores, which on a shared machine is slow indeed.
+_HELPERS = max(1, min(3, (os.cpu_count() or 1) // 2 - 1))
+_PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class HostStaging:
         self._device = device
         cuda = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self._helpers = ThreadPoolExecutor(_HELPERS, "vim-embed-copy") if cuda else None
 
     def __call__(self, parts: Sequence[PixelArray]) -> StagedPixels:
         """Rows (n_i, 3, H, W) of one dtype, put together in their order."""
@@ -51,38 +56,58 @@ class HostStaging:
         dtype = getattr(torch, parts[0].dtype.name)
         shape = (rows, *parts[0].shape[1:])
         buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
-        if self._copies is None or buffer.nbytes <= _FEW_BYTES:
+        if self._copies is None or self._helpers is None or buffer.nbytes <= _FEW_BYTES:
             np.concatenate(parts, out=buffer.numpy())
             return StagedPixels(buffer.to(self._device, non_blocking=True))
-        with torch.cuda.stream(self._copies):
+        stream = self._copies
+        with torch.cuda.stream(stream):
             pixels = torch.empty_like(buffer, device=self._device)
-            for piece in put_together(parts, buffer):
-                pixels[piece].copy_(buffer[piece], non_blocking=True)
-        return StagedPixels(pixels, self._copies.record_event())
+
+        def send(rows: slice) -> None:
+            with torch.cuda.stream(stream):
+                pixels[rows].copy_(buffer[rows], non_blocking=True)
+
+        put_together(parts, buffer.numpy(), send, self._helpers)
+        return StagedPixels(pixels, stream.record_event())
 
 
-def put_together(parts: Sequence[PixelArray], out: Tensor) -> Iterator[slice]:
-    """The parts into `out` (B, ...) on the host, one behind the other: the rows of each piece, as
-    soon as they are there.
+def put_together(
+    parts: Sequence[PixelArray],
+    out: PixelArray,
+    then: Callable[[slice], None],
+    helpers: Executor,
+) -> None:
+    """The parts into `out` (B, ...), one behind the other, by this thread and by helpers that are
+    free. then(rows): called after each piece, from whichever thread copied it.
     """
+    left = deque(_pieces(parts))
+
+    def work() -> None:
+        while True:
+            try:
+                rows, piece = left.popleft()
+            except IndexError:  # nothing is left
+                return
+            np.copyto(out[rows], piece)
+            then(rows)
+
+    helping = [helpers.submit(work) for _ in range(min(_HELPERS, len(left) - 1))]
+    try:
+        work()
+    finally:
+        left.clear()
+        running = [helper for helper in helping if not helper.cancel()]
+        wait(running)
+    for helper in running:
+        helper.result()
+
+
+def _pieces(parts: Sequence[PixelArray]) -> Iterator[tuple[slice, PixelArray]]:
+    """Pieces of about as many bytes, with their rows of the whole."""
     at = 0
     for part in parts:
-        rows = as_tensor(part)
         step = max(1, _PIECE_BYTES * len(part) // max(1, part.nbytes))
-        for piece in torch.split(rows, step):
-            place = slice(at, at + len(piece))
-            out[place].copy_(piece)
-            yield place
-            at = place.stop
-
-
-def as_tensor(array: PixelArray) -> Tensor:
-    """The array's own memory, to be read alone, and no longer than the array is kept.
-
-    torch knows no read-only tensors, and warns of arrays that are.
-    """
-    array = np.ascontiguousarray(array)
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
-    return torch.from_numpy(np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape))
+        for first in range(0, len(part), step):
+            piece = part[first : first + step]
+            yield slice(at + first, at + first + len(piece)), piece
+        at += len(part)
