@@ -146,9 +146,10 @@ container-size:
 	docker/size.sh $(IMAGE)
 
 # Mixed load while the worker and the process fail, for SECONDS; prints what happened.
+# CHAOS_ARGS=--busy beside other work, where recoveries are slow.
 SECONDS ?= 900
 chaos: $(VENV)/.installed-dev
-	PYTHONPATH=tests:scripts $(BIN)/python scripts/chaos.py --seconds $(SECONDS)
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/chaos.py --seconds $(SECONDS) $(CHAOS_ARGS)
 
 # 100,000 small images through `vim-embed embed`, killed twice; client memory watched.
 bulk-soak: $(VENV)/.installed-dev

@@ -37,7 +37,8 @@ from vim_embed_client import Client, VimEmbedError
 WEIGHTS = DATA / "vim_micro.pth"
 FORWARD_TIMEOUT = 1.0
 DEADLINE = 15.0  # seconds that a request gives the service
-RECOVERY = 5.0
+RECOVERY = 5.0  # seconds within a process
+RESTART = 10.0  # of a process that starts anew: it imports torch, beside the load, on two cores
 FAULTS = ("exception", "out_of_memory", "hang", "thread", "engine")
 PROCESS_FAULTS = ("exit", "kill", "terminate", "stop")
 STILL = 3.0  # seconds that a process is stopped; one of HTTP is replaced after 20
@@ -73,7 +74,17 @@ class Report:
             "wrong": self.wrong,
             "late": self.late,
             "slowest_recovery_s": slowest,
+            "slow": self.slow(),
         }
+
+    def slow(self) -> list[str]:
+        """Kinds of faults after which a recovery took longer than it may."""
+        ends = ("exit", "kill", "terminate")
+        return [
+            kind
+            for kind, times in sorted(self.recoveries.items())
+            if max(times) > (RESTART if kind in ends else RECOVERY)
+        ]
 
 
 class Keeper:
@@ -325,12 +336,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--http-processes", type=int, default=2)
+    parser.add_argument(
+        "--busy", action="store_true", help="the machine does other work: slow recoveries are told"
+    )
     given = parser.parse_args()
     report, keeper = run(given.seconds, http_processes=given.http_processes)
     ends = {"exit_codes": dict(keeper.codes), "last_words": keeper.last_words}
     print(json.dumps({**report.summary(), **ends}, indent=2))
-    slow = max((max(times) for times in report.recoveries.values()), default=0.0)
-    sys.exit(bool(report.wrong or report.late or keeper.last_words or slow > RECOVERY))
+    slow = [] if given.busy else report.slow()
+    sys.exit(bool(report.wrong or report.late or keeper.last_words or slow))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from chaos import EXPECTED_CODES, FAULTS, PROCESS_FAULTS, RECOVERY, run
+from chaos import EXPECTED_CODES, FAULTS, PROCESS_FAULTS, RECOVERY, RESTART, Report, run
 
 
 def test_a_short_chaos() -> None:
@@ -18,6 +18,13 @@ def test_a_short_chaos() -> None:
     assert set(keeper.codes) <= EXPECTED_CODES, keeper.last_words
 
 
+def test_a_new_process_may_take_longer_than_one_that_stays() -> None:
+    report = Report(recoveries={"kill": [1.0, RESTART - 0.1], "hang": [RECOVERY - 0.1]})
+    assert report.slow() == []
+    report.recoveries |= {"exit": [RESTART + 0.1], "stop": [0.1, RECOVERY + 0.1]}
+    assert report.slow() == ["exit", "stop"]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_chaos_for_long() -> None:
@@ -27,4 +34,4 @@ def test_chaos_for_long() -> None:
     assert not report.wrong
     assert not report.late
     assert set(report.faults) == {*FAULTS, *PROCESS_FAULTS}
-    assert max(max(times) for times in report.recoveries.values()) < RECOVERY
+    assert not report.slow()
