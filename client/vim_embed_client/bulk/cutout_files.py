@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vim_embed_client.bulk.reasons import LeftOut, first_reason
 from vim_embed_client.bulk.sources.catalogue import CutRow
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError
 from vim_embed_client.formats import Array
@@ -209,13 +210,16 @@ def writer_for(path: Path) -> Iterator[CutoutWriter]:
             unfinished.unlink(missing_ok=True)
 
 
-def write_cutouts(path: Path, rows: Iterable[CutRow]) -> int:
-    """Write them all, as `writer_for` does; returns how many there were."""
+def write_cutouts(path: Path, rows: Iterable[CutRow], left_out: LeftOut) -> int:
+    """Write them all, as `writer_for` does; returns how many there were.
+
+    left_out: of the rows so far, for the error where there are no others.
+    """
     written = 0
     with writer_for(path) as writer:
         for row in rows:
             writer.add(row, row.cutout())
             written += 1
         if not written:
-            raise InputError("no position could be cut out")
+            raise InputError(f"no position could be cut out{first_reason(left_out)}")
     return written

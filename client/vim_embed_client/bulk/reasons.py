@@ -88,3 +88,10 @@ def _without_name(reason: str, row_id: str) -> str:
         if name:
             reason = reason.replace(name, "it")
     return reason
+
+
+def first_reason(left_out: LeftOut) -> str:
+    """`: name: why it was left out`, or nothing."""
+    for group in (*left_out.skipped, *left_out.passed_over):
+        return f": {group.first[0]}: {group.reason}"
+    return ""

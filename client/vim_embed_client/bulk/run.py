@@ -14,7 +14,7 @@ from vim_embed_client.bulk.checkpoint import Checkpoint, PartFolder
 from vim_embed_client.bulk.identical import identical_rows
 from vim_embed_client.bulk.outputs import Contents, check_holds, write_output
 from vim_embed_client.bulk.pipeline import RowResult, embedded_in_order, read_from
-from vim_embed_client.bulk.reasons import LeftOut, Reasons
+from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
 from vim_embed_client.bulk.resume import check_inputs, check_model, check_options
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.row_shape import RowShape, flat_rows
@@ -228,13 +228,6 @@ def left_out_of(parts: PartFolder, found: LeftOut) -> LeftOut:
     for one in parts.all_skipped():
         left_out.add(one)
     return left_out
-
-
-def first_reason(left_out: LeftOut) -> str:
-    """`: name: why it was left out`, or nothing."""
-    for group in (*left_out.skipped, *left_out.passed_over):
-        return f": {group.first[0]}: {group.reason}"
-    return ""
 
 
 def finished(

@@ -138,7 +138,9 @@ def metrics_option(text: str, default: str | None = None) -> Callable[[F], F]:
         if found == ["all"]:
             return list(METRICS)
         if unknown := [name for name in found if name not in METRICS]:
-            raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(METRICS)}, or all")
+            raise click.BadParameter(
+                f"{unknown[0]!r} is none of {', '.join(METRICS)}, or all; MKNN is mutual-knn"
+            )
         return found
 
     return click.option(

@@ -29,6 +29,7 @@ from vim_embed_client.scoring.table_files import (
     ResultTable,
     interval_text,
     number_text,
+    p_text,
     provenance_notes,
     write_table,
 )
@@ -128,7 +129,7 @@ def _print(
     first = found[0]
     at = "" if first.k is None else f" at k = {first.k}"
     say(console, f"{first.metric}{at}, {first.n:,} sources")
-    table = Table("model", "value", "95 % interval", f"less {escape(first.model)}", "95 %", "p")
+    table = Table("model", "value", "95 % interval", f"minus {escape(first.model)}", "95 %", "p")
     for each in found:
         table.add_row(*_cells(each))
     console.print(table)
@@ -146,7 +147,7 @@ def _cells(each: Difference) -> list[str]:
         interval_text(each.value_low, each.value_high),
         number_text(each.difference, "+.4f"),
         interval_text(each.low, each.high, "+.4f"),
-        number_text(each.p_value),
+        p_text(each.p_value),
     ]
 
 
@@ -155,7 +156,7 @@ def _table(found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> Resul
     at = "" if first.k is None else f" at k = {first.k}"
     return ResultTable(
         records=[each.as_dict() for each in found],
-        head=["model", first.metric, "95 %", f"less {first.model}", "95 %", "p"],
+        head=["model", first.metric, "95 %", f"minus {first.model}", "95 %", "p"],
         rows=[_cells(each) for each in found],
         notes=[
             *provenance_notes(files),

@@ -50,7 +50,8 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     if idle := without_effect(catalogues, options):
         raise click.UsageError(f"{', '.join(idle)} would have no effect here: leave it out")
     found = LeftOut()
-    written = write_cutouts(output, _rows(catalogues, options, found, fail=on_error == "fail"))
+    rows = _rows(catalogues, options, found, fail=on_error == "fail")
+    written = write_cutouts(output, rows, found)
     console = stderr()
     for group in (*found.skipped, *found.passed_over):
         say(console, f"[yellow]{group.count:,} left out[/]: {escape(group.reason)}")

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from vim_embed_client.bulk.outputs import check_output
-from vim_embed_client.bulk.reasons import LeftOut, Reasons
+from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
 from vim_embed_client.bulk.row_shape import is_layers
-from vim_embed_client.bulk.run import BulkRun, OnError, Summary, first_reason
+from vim_embed_client.bulk.run import BulkRun, OnError, Summary
 from vim_embed_client.bulk.sources.registry import (
     ReadOptions,
     band_remark,

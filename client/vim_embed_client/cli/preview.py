@@ -11,8 +11,7 @@ import click
 from rich.markup import escape
 
 from vim_embed_client.bulk.preview import PreviewRow, preview_rows
-from vim_embed_client.bulk.reasons import LeftOut, Reasons
-from vim_embed_client.bulk.run import first_reason
+from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions
 from vim_embed_client.cli.common import (
@@ -96,7 +95,8 @@ def _model(url: str | None, api_key: str | None, name: str | None) -> ModelEntry
 
 
 def _heading(rows: Sequence[PreviewRow], sources: Sequence[str], entry: ModelEntry | None) -> str:
-    of = f"{len(rows):,} rows of {len(sources):,} sources"
+    several = f"{len(sources):,} sources"
+    of = f"{len(rows):,} rows of {several if len(sources) > 1 else sources[0]}"
     if entry is None:
         return f"{of}, as the stretch leaves them (--url brings them to a model's size)"
     side = entry["preprocessing"]["image_size"]

@@ -53,6 +53,7 @@ METHOD = {
     "interval": "mknn ± 1.96 delete-one jackknife standard errors (Efron and Stein 1981)",
     "permuted": "the rows of one file paired at random; mean, deviation and central 95 %",
 }
+_SHORT = 18  # letters of a metric's name that are not folded
 
 
 def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -221,10 +222,12 @@ def _agreements(
 
 def _print_measured(scores: Sequence[MetricScore]) -> None:
     heads = ("k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
-    table = Table(Column("metric", overflow="fold"), *heads)
-    for score in scores:
+    names = [escape(score.metric).replace(": ", ":\n") for score in scores]
+    short = max(len(line) for name in names for line in name.splitlines()) <= _SHORT
+    table = Table(Column("metric", overflow="fold", no_wrap=short), *heads)
+    for name, score in zip(names, scores, strict=True):
         table.add_row(
-            escape(score.metric),
+            name,
             "" if score.k is None else str(score.k),
             f"{score.value:.4f}",
             _range(score.low, score.high) if score.has_interval else "none",

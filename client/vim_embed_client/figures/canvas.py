@@ -39,4 +39,4 @@ class Canvas:
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
-            spine.set(edgecolor=colour, linewidth=line)
+            spine.set(visible=True, edgecolor=colour, linewidth=line)

@@ -96,3 +96,8 @@ def interval_text(low: float, high: float, form: str = ".4f") -> str:
 def number_text(value: float, form: str = ".4f") -> str:
     """The number, or nothing for NaN."""
     return "" if value != value else format(value, form)
+
+
+def p_text(value: float) -> str:
+    """A p value, which is never 0; nothing for NaN."""
+    return "< 0.0001" if value < 0.0001 else number_text(value)

@@ -100,6 +100,13 @@ class Tile:
             raise InputError(_WITHOUT_AREA)
         return float(np.degrees(np.sqrt(area)))
 
+    @cached_property
+    def middle(self) -> tuple[float, float]:
+        """Right ascension and declination of its middle, in degrees."""
+        height, width = self.shape
+        ra, dec = self.projection.to_sky(np.array([(width - 1) / 2]), np.array([(height - 1) / 2]))
+        return float(ra[0]), float(dec[0])
+
     def check(self) -> None:
         """Raise InputError, or what astropy raises, where its projection is of no use."""
         if not np.isfinite([self.pixel_scale, *self._cap[0]]).all():

@@ -147,8 +147,8 @@ def _snapshot(entry: CatalogueEntry, patterns: list[str], tell: Tell | None) -> 
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise WeightsError(
             f"{entry.repo}{at} is not in the local Hub cache, and the Hub cannot be reached "
-            f"(or HF_HUB_OFFLINE is set): connect once, or give a local file with "
-            f"{entry.name}=PATH"
+            f"(or HF_HUB_OFFLINE is set): connect once, give a local file with "
+            f"{entry.name}=PATH, or try vim-micro, whose weights are in the package"
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise WeightsError(f"{entry.repo}{at} could not be fetched: {error}") from error

@@ -11,8 +11,10 @@ import pytest
 from astropy.io import fits
 
 from vim_embed_client.bulk.sources.catalogue import CatalogueReader, CutRow
+from vim_embed_client.bulk.sources.mosaics import mosaic_files
 from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
 from vim_embed_client.bulk.sources.reader import Skipped
+from vim_embed_client.cli.main import run
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_pixels.stretch import Stretch
 
@@ -174,7 +176,9 @@ def test_blank_pixels_are_measured(tmp_path: Path) -> None:
     assert "50.0% masked" in passed[2].reason
     away = cutouts(tmp_path, around(151, 2, 1, 1))
     assert [row.reason for row in away if isinstance(row, Skipped)] == [
-        "no mosaic covers its position"
+        "no mosaic covers its position, nor any other of its catalogue, such as "
+        f"RA 150.9998 Dec 2.0001: the middle of {tmp_path}/tile.fits is RA 150.0000 Dec 2.0000 "
+        "(degrees)"
     ]
 
 
@@ -216,6 +220,38 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such column": ({"position": ("alpha", "delta")}, "no columns 'alpha' and 'delta'"),
     "not joined": ({"join_bands": ("z", "r")}, "one of the bands z, r"),
 }
+
+
+def test_bands_that_their_names_tell_are_not_cut_one_for_another(tmp_path: Path) -> None:
+    wcs, fields = tangent(150, 2, 0.2, (20, 20)), (str(tmp_path / "field*"),)
+    for name in ("field-r.fits", "field-g.fits"):
+        write(tmp_path / name, np.ones((20, 20), "f4"), wcs)
+    with pytest.raises(InputError, match=r"field-g.fits, .*field-r.fits look like bands of one"):
+        cutouts(tmp_path, around(150, 2, 1, 1), images=fields)
+    (tmp_path / "field-r.fits").unlink()
+    write(tmp_path / "field-r.fits", np.ones((20, 20), "f4"), tangent(150.001, 2, 0.2, (20, 20)))
+    # Tiles that are named by letters lie elsewhere.
+    assert len(cutouts(tmp_path, around(150, 2, 1, 1), images=fields)) == 1
+
+
+def test_why_there_is_no_cutout_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "tile.fits", np.ones((20, 20), "f4"), tangent(150, 2, 0.2, (20, 20)))
+    table = catalogue(tmp_path / "cat.fits", around(151, 2, 1, 1))
+    given = ["--catalogue", str(table), "--size", "6arcsec", "-o", str(tmp_path / "cut.h5")]
+    assert run(["cutout", str(tmp_path / "tile.fits"), *given]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no position could be cut out" in told
+    assert "tile.fits is RA 150.0000 Dec 2.0000 (degrees)" in told
+
+
+def test_a_catalogue_beside_the_mosaics_is_none_of_them(tmp_path: Path) -> None:
+    galaxies = around(150, 2, 1, 1)
+    table = catalogue(tmp_path / "cat.fits", galaxies)
+    sky = SkyOptions(images=(str(tmp_path),), size=6.0, catalogues=(f"{table}[1]",))
+    with pytest.raises(InputError, match="is the catalogue, where the mosaics are wanted"):
+        mosaic_files(sky)
+    write(tmp_path / "tile.fits", np.ones((20, 20), "f4"), tangent(150, 2, 0.2, (20, 20)))
+    assert mosaic_files(sky) == [str(tmp_path / "tile.fits")]
 
 
 @pytest.mark.parametrize("case", _WRONG)

@@ -172,7 +172,9 @@ def test_the_command_prints_and_writes_the_table(
     assert f"m1 & {printed[1]['value']:.4f} & " in latex
     assert latex.startswith(f"% {tmp_path}/m0_a.npy")
     assert run(["compare", *models, "--metric", "cka"]) == 0
-    assert "less m0" in capsys.readouterr().out
+    printed_table = capsys.readouterr().out
+    assert "minus m0" in printed_table
+    assert "< 0.0001" in printed_table
 
 
 @pytest.mark.parametrize(

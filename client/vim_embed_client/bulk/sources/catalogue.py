@@ -39,6 +39,7 @@ from vim_embed_pixels.surveys import bands_chosen
 
 _MOST_PIXELS = 8192  # along a side of a cut-out
 _DEGREE = 3600.0
+_UNCOVERED = "no mosaic covers its position"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class CatalogueReader(FileReader):
         self._whole = whole
 
     def stamp(self) -> str:
-        files = [*mosaic_files(self._sky.images), *mask_files(self._sky)]
+        files = [*mosaic_files(self._sky), *mask_files(self._sky)]
         if is_hats(self._table_name.path):
             files += hats_files(str(self._table_name.path))
         told = (os.stat(path) for path in files)
@@ -95,7 +96,7 @@ class CatalogueReader(FileReader):
         return len(self._positions[0])
 
     def describe(self) -> Description:
-        first = replace(self._sky, images=tuple(mosaic_files(self._sky.images)[:1]))
+        first = replace(self._sky, images=tuple(mosaic_files(self._sky)[:1]))
         bands = self._options.join_bands
         alone = replace(self._options, sky=first, join_bands=None)
         mosaics = Mosaics(replace(alone, sky=replace(first, mask=None, weight=None)))
@@ -127,10 +128,12 @@ class CatalogueReader(FileReader):
             with quiet():
                 nearby = self._near(mosaics, *self._positions)
             ids = self._ids()
+            uncovered = _UNCOVERED
             if not len(nearby.places):
                 self._check_units(mosaics)
+                uncovered = self._far_away(mosaics)
             for row in range(start, self.count()):
-                yield self._row(row, ids[row], mosaics, nearby)
+                yield self._row(row, ids[row], mosaics, nearby, uncovered)
         finally:
             mosaics.close()
 
@@ -148,25 +151,48 @@ class CatalogueReader(FileReader):
                     f"so with --position '{names[0]}[{unit}],{names[1]}[{angle}]'"
                 )
 
+    def _far_away(self, mosaics: Mosaics) -> str:
+        """Why no position is covered: where the first one is, and where a mosaic."""
+        there = np.flatnonzero(np.isfinite(self._positions[0]))
+        if not len(there):
+            return _UNCOVERED
+        ra, dec = (float(one[there[0]]) for one in self._positions)
+        tile = mosaics.tiles[0]
+        with quiet():
+            middle = tile.middle
+        return (
+            f"{_UNCOVERED}, nor any other of its catalogue, such as RA {ra:.4f} Dec {dec:.4f}: the "
+            f"middle of {tile.name} is RA {middle[0]:.4f} Dec {middle[1]:.4f} (degrees)"
+        )
+
     def _row(
-        self, row: int, row_id: str | Skipped, mosaics: Mosaics, nearby: _Nearby
+        self,
+        row: int,
+        row_id: str | Skipped,
+        mosaics: Mosaics,
+        nearby: _Nearby,
+        uncovered: str,
     ) -> CutRow | Skipped:
         if isinstance(row_id, Skipped):
             return row_id
         ra, dec = (float(one[row]) for one in self._positions)
         if math.isnan(ra):
-            return Skipped(id=row_id, reason="it has no position, or one that is not on the sky")
+            return Skipped(
+                id=row_id,
+                reason="it has no position, or one that is not on the sky (RA -180 to "
+                "360 degrees, Dec -90 to 90)",
+            )
         bands = nearby.tiles(row, mosaics)
         reference = next((tiles[0] for tiles in bands if tiles), None)
         if reference is None:
-            return _uncovered(row_id)
+            return Skipped(id=row_id, reason=uncovered, fault=False)
         try:
             with quiet():
                 cutout = self._cut(ra, dec, *reference, bands, mosaics)
         except InputError as error:
             return Skipped(id=row_id, reason=error.message)
         if cutout.off_edge == 1:
-            return _uncovered(row_id)
+            return Skipped(id=row_id, reason=uncovered, fault=False)
         if cutout.off_edge + cutout.masked > self._sky.max_blank:
             return Skipped(
                 id=row_id,
@@ -191,7 +217,10 @@ class CatalogueReader(FileReader):
         scale = self._sky.scale / _DEGREE if self._sky.scale else tile.pixel_scale
         side = max(1, round(self._size / scale))
         if side > _MOST_PIXELS:
-            raise InputError(f"its cut-out would have {side:,} pixels a side: give a --scale")
+            raise InputError(
+                f"its cut-out would have {side:,} pixels a side: give a "
+                "smaller --size, or a larger --scale"
+            )
         grid: Grid = NorthUp(ra, dec, scale, side)
         if not self._sky.north_up:
             step = scale / tile.pixel_scale if self._sky.scale else 1.0
@@ -274,7 +303,3 @@ def _depth(tile: Tile, x: float, y: float) -> float:
     """Degrees from the nearest edge; beyond it, less than 0."""
     height, width = tile.shape
     return min(x, width - 1 - x, y, height - 1 - y) * tile.pixel_scale
-
-
-def _uncovered(row_id: str) -> Skipped:
-    return Skipped(id=row_id, reason="no mosaic covers its position", fault=False)

@@ -23,11 +23,12 @@ from vim_embed_client.bulk.sources.cutout_masks import beside as hdu_beside
 from vim_embed_client.bulk.sources.cutout_masks import flagged, mask_bits
 from vim_embed_client.bulk.sources.faults import named, quiet
 from vim_embed_client.bulk.sources.files import find_files
-from vim_embed_client.bulk.sources.names import band_in_name
+from vim_embed_client.bulk.sources.names import band_in_name, look_like_bands
 from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.sections import Sections, Window
+from vim_embed_client.sky.tables import split_table_name
 from vim_embed_client.sky.tiles import Projection, Tile, is_surface_brightness
 from vim_embed_pixels import fits
 from vim_embed_pixels.stretch import select_places
@@ -78,7 +79,7 @@ class Mosaics:
         self._open: OrderedDict[str, tuple[ExitStack, _Opened]] = OrderedDict()
         self._masks: dict[int, tuple[list[Key], list[Key]]] = {}
         self._bits: dict[Key, int | None] = {}
-        self.files = mosaic_files(self._sky.images)
+        self.files = mosaic_files(self._sky)
         self.tiles: list[Tile] = []
         try:
             self.bands = self._find_tiles()
@@ -147,7 +148,20 @@ class Mosaics:
                 f"the mosaics are of several bands ({told}): --join-bands R,G,B makes one image "
                 "of them, or give those of one band"
             )
+        self._refuse_bands_by_name()
         return count
+
+    def _refuse_bands_by_name(self) -> None:
+        """Raise InputError for bands of one image, of which one alone would be cut."""
+        if self._options.join_bands is not None:
+            return
+        for bands in look_like_bands(self.files).values():
+            first, *others = [tile for tile in self.tiles if tile.key[0] in bands.values()]
+            if all(_same_pixels(first, tile) for tile in others):
+                raise InputError(
+                    f"{', '.join(sorted(bands.values()))} look like bands of one image: "
+                    "--join-bands R,G,B makes one image of them, or give those of one band"
+                )
 
     def _tiles_of(self, path: str, filters: dict[str, str]) -> list[Tile]:
         hdus = self._options.hdus
@@ -266,11 +280,20 @@ def _filter(hdu: Any, opened: _Opened) -> str:
     return next(filter(None, found), "")
 
 
-def mosaic_files(paths: Sequence[str]) -> list[str]:
-    """The FITS files named, in folders and matching patterns. Raises InputError."""
-    return find_files(
-        paths, lambda name: None if name.lower().endswith(ENDINGS) else "it is no FITS file"
+def mosaic_files(sky: SkyOptions) -> list[str]:
+    """The FITS files named, in folders and matching patterns, without the catalogues.
+
+    Raises InputError.
+    """
+    named = filter(None, map(split_table_name, sky.catalogues))
+    catalogues = {os.path.realpath(one.path) for one in named}
+    found = find_files(
+        sky.images, lambda name: None if name.lower().endswith(ENDINGS) else "it is no FITS file"
     )
+    images = [path for path in found if os.path.realpath(path) not in catalogues]
+    if not images:
+        raise InputError(f"{', '.join(found)}: it is the catalogue, where the mosaics are wanted")
+    return images
 
 
 def mask_files(sky: SkyOptions) -> list[str]:
@@ -323,6 +346,10 @@ def _plain_file(path: str) -> Iterator[IO[bytes]]:
         unpacked.flush()
         with open(unpacked.name, "rb") as file:  # astropy wants one that is for reading alone
             yield file
+
+
+def _same_pixels(one: Tile, other: Tile) -> bool:
+    return one.shape == other.shape and _same_grid(one, other.projection)
 
 
 def _same_grid(tile: Tile, other: Projection) -> bool:
