@@ -2,10 +2,11 @@
 
     python -m vim_embed_client.demo.mosaics sky
 
-writes sky/hubble/ (the picture as it is, 0.05" a pixel), sky/ground/ (the same field through an
-atmosphere of 0.45", 0.15" a pixel, with noise of its own), a FITS file for each of the bands r, g
-and b, and sky/cat.fits: id, ra, dec, radius (arcsec), brightness and colour of each galaxy. The
-place on the sky and the scale of the picture are made up; the galaxies are real.
+writes sky/hubble/ (the picture as it is, 0.05" a pixel), sky/ground/ (the same field with a
+seeing of 0.45" (FWHM), 0.15" a pixel, with noise of its own), a FITS file for each of the bands r,
+g and b, and sky/cat.fits: id, ra and dec (degrees), radius (arcsec), brightness (grey levels above
+the sky, summed) and colour (the flux in r over that in b) of each galaxy. The place on the sky and
+the scale of the picture are made up; the galaxies are real.
 """
 
 from __future__ import annotations

@@ -40,12 +40,11 @@ from vim_embed_client.bulk.checkpoint import PartFolder
 from vim_embed_client.bulk.outputs import check_holds, check_output
 from vim_embed_client.bulk.part_files import Part, write_part
 from vim_embed_client.bulk.pipeline import Cursor, RowResult, alike, embedded_in_order
-from vim_embed_client.bulk.reasons import LeftOut
+from vim_embed_client.bulk.reasons import LeftOut, first_reason
 from vim_embed_client.bulk.row_shape import Origin, RowShape, of_json
 from vim_embed_client.bulk.run import (
     Summary,
     finished,
-    first_reason,
     left_out_of,
     raise_fault,
     writing,

@@ -74,10 +74,11 @@ def test_every_command_runs_in_order(
     assert hubble.ids == ground.ids == [f"g{row:04}" for row in range(COUNT)]
     assert Path("mknn.png").stat().st_size > 10_000
     assert Path("map.png").stat().st_size > 10_000
+    assert Path("sheet.png").stat().st_size > 10_000
     assert "\\toprule" in Path("table.tex").read_text()
 
 
 def test_its_pictures_are_there() -> None:
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE.read_text())
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     assert all((PAGE.parent / picture).is_file() for picture in pictures)
