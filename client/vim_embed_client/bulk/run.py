@@ -218,7 +218,9 @@ class BulkRun:
 def raise_fault(result: RowResult) -> None:
     """Raise InputError, naming the row, for one that is at fault."""
     if isinstance(result.row, Skipped) and result.row.fault:
-        raise InputError(f"{result.row.id}: {result.row.reason}")
+        raise InputError(
+            f"{result.row.id}: {result.row.reason} (--on-error skip goes on without such rows)"
+        )
 
 
 def left_out_of(parts: PartFolder, found: LeftOut) -> LeftOut:

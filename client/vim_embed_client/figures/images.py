@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,22 @@ class Images:
             for source in self._sources(candidate):
                 if source not in self._known:
                     self._known[source] = _Rows(open_reader(source, self._options))
-                if item := self._known[source].item(candidate):
-                    return item
+                with self._mosaics_named():
+                    if item := self._known[source].item(candidate):
+                        return item
         return None
+
+    @contextmanager
+    def _mosaics_named(self) -> Iterator[None]:
+        """Say of mosaics that are not found from where they were named."""
+        try:
+            yield
+        except InputError as error:
+            if self._options.sky is None:
+                raise
+            told = f"{error.message}: {self._file.label} was cut out of mosaics that were named as "
+            told += "seen from the folder of that run: give this command there"
+            raise InputError(told) from None
 
     def _sources(self, row_id: str) -> Iterator[str]:
         """What can be read of which `row_id` is a row: the files that its beginning names."""
