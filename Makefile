@@ -34,6 +34,7 @@ help:
 	@echo "make bulk-soak       100,000 images through vim-embed embed, killed twice"
 	@echo "make score-soak      the memory of scoring 100,000 rows"
 	@echo "make score-coverage  how often each metric's interval covers, and whether its p is uniform"
+	@echo "make families        random members of every family, in process and over HTTP, beside the originals"
 	@echo "make rivals          the HTTP path beside LitServe and plain FastAPI"
 	@echo "make train           train vim-micro and write its model card (training/README.md)"
 	@echo "make wheels          sdist, pure wheel and this platform's wheel, in dist/"
@@ -194,6 +195,11 @@ site: $(VENV)/.installed
 site-versions: $(VENV)/.installed
 	@$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/site_versions.py build/pages
+
+# Some 25 random members of every family of Vim and encoder: about five minutes.
+.PHONY: families
+families: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak tests/service/models
 
 # The memory of scoring 100,000 rows; about ten minutes.
 .PHONY: score-soak

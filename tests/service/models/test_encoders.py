@@ -3,108 +3,28 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 
+from support.encoders import SMALL, WHOLE, poolings_of, random_member, right, saved
 from support.fixtures_vim import relative_l2
+from support.server_process import server_process
 from vim_embed import Embedder, load_model
 from vim_embed.errors import WeightsError
 from vim_embed.http.formats.images import fit_of
 from vim_embed.inference.self_check import self_check
-from vim_embed.models.encoder import ENCODERS, Encoder
+from vim_embed.models.encoder import ENCODERS
 from vim_embed.types.preprocessing import Preprocessing
+from vim_embed_client import Client
 from vim_embed_pixels.images import fit
 
 DOCS = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
-VIT: dict[str, Any] = {
-    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-    "image_size": 32, "patch_size": 8,
-}  # fmt: skip
-MAP: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
-SWIN: dict[str, Any] = {
-    "image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2],
-    "window_size": 4,
-}  # fmt: skip
-HIERA: dict[str, Any] = {
-    "image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
-    "embed_dim_multiplier": 2.0,
-}  # fmt: skip
-# By model_type: transformers' configuration, its own settings, and the image size.
-SMALL: dict[str, tuple[str, dict[str, Any], int]] = {
-    "vit": ("ViTConfig", VIT, 32),
-    "deit": ("DeiTConfig", VIT, 32),
-    "dinov2": ("Dinov2Config", VIT, 32),
-    "dinov2_with_registers": ("Dinov2WithRegistersConfig", VIT | {"num_register_tokens": 3}, 32),
-    "dinov3_vit": ("DINOv3ViTConfig", VIT | {"num_register_tokens": 4}, 32),
-    "dinov3_convnext": ("DINOv3ConvNextConfig", MAP, 64),
-    "ijepa": ("IJepaConfig", VIT, 32),
-    "vit_mae": ("ViTMAEConfig", VIT, 32),
-    "beit": ("BeitConfig", VIT | {"use_relative_position_bias": True}, 32),
-    "clip_vision_model": ("CLIPVisionConfig", VIT, 32),
-    "siglip_vision_model": ("SiglipVisionConfig", VIT, 32),
-    "convnext": ("ConvNextConfig", MAP, 64),
-    "convnextv2": ("ConvNextV2Config", MAP, 64),
-    "swin": ("SwinConfig", SWIN, 32),
-    "hiera": ("HieraConfig", HIERA, 64),
-}  # fmt: skip
-WHOLE = {"clip": "CLIP", "siglip": "Siglip"}  # a text tower beside it
-
-
-def saved(kind: str, folder: Path, **processor: Any) -> tuple[Any, int]:
-    """A seeded model of that kind, its weights spread out, saved in the folder; its image size."""
-    config_name, settings, size = SMALL.get(kind) or SMALL[f"{kind}_vision_model"]
-    torch.manual_seed(0)
-    config: Any
-    if kind in WHOLE:
-        text = {k: v for k, v in VIT.items() if k not in ("image_size", "patch_size")}
-        config = getattr(transformers, f"{WHOLE[kind]}Config")(
-            vision_config=settings, text_config=text | {"vocab_size": 20}
-        )
-        model = getattr(transformers, f"{WHOLE[kind]}Model")(config)
-    else:
-        config = getattr(transformers, config_name)(**settings)
-        model = getattr(transformers, ENCODERS[kind].model)(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    model.save_pretrained(folder)
-    if processor:
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    else:
-        (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
-    return model.eval(), size
-
-
-def eager(kind: str, folder: Path) -> Any:
-    """transformers' own forward, with nothing of ours."""
-    family = ENCODERS[kind]
-    options: dict[str, Any] = {"attn_implementation": "eager"} if family.attention else {}
-    if kind == "vit_mae":
-        options["mask_ratio"] = 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return family.model_class.from_pretrained(folder, **options).eval()
-
-
-def right(kind: str, folder: Path, pixels: Any) -> tuple[Tensor, Tensor | None]:
-    """Final tokens in row-major order, and what transformers makes of them: CLIP's projected
-    embedding, else what it calls the pooler's output."""
-    original = eager(kind, folder)
-    extra = {"noise": torch.arange(16.0).expand(len(pixels), -1)} if kind == "vit_mae" else {}
-    with torch.inference_mode():
-        out = original(torch.from_numpy(pixels), **extra)
-    tokens: Tensor = out.last_hidden_state
-    if tokens.ndim == 4:
-        tokens = tokens.flatten(2).transpose(1, 2)
-    return tokens, getattr(out, "image_embeds", getattr(out, "pooler_output", None))
 
 
 def test_every_row_has_a_small_model_and_a_row_in_the_docs() -> None:
@@ -114,40 +34,59 @@ def test_every_row_has_a_small_model_and_a_row_in_the_docs() -> None:
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_against_transformers(kind: str, tmp_path: Path) -> None:
-    _, size = saved(kind, tmp_path)
-    pixels = np.random.default_rng(0).normal(size=(3, 3, size, size)).astype(np.float32)
-    tokens, pooled = right(kind, tmp_path, pixels)
-    model = load_model("mine", f"hf:{tmp_path}", device="cpu")
-    encoder = model.module
-    assert isinstance(encoder, Encoder)
-    layout = encoder.layout(size, size)
-    assert layout.count == tokens.shape[1]
-    assert model.info.dim == tokens.shape[2]
+    model, size = saved(kind, tmp_path)
+    check(kind, model.config, size, tmp_path)
+
+
+def check(kind: str, config: Any, size: int, folder: Path) -> None:
+    """Every pooling and the last layer of a saved encoder beside transformers' own."""
+    channels = getattr(config, "num_channels", 3)
+    pixels = np.random.default_rng(0).normal(size=(3, channels, size, size)).astype(np.float32)
+    model = load_model("mine", f"hf:{folder}", device="cpu")
+    expected = poolings_of(kind, folder, pixels)
+    assert model.info.dim == expected["mean"].shape[1]
     assert model.info.family == kind
-    expected = {
-        "mean": tokens.mean(1),
-        "max": tokens.amax(1),
-        "patch-mean": tokens[:, list(layout.patches)].mean(1),
-        "cls": tokens[:, 0] if layout.cls is not None else None,
-        "registers": tokens[:, list(layout.registers)].mean(1) if layout.registers else None,
-    }
+    assert set(expected) == set(model.info.poolings)
     for pooling, value in expected.items():
-        assert (pooling in model.info.poolings) is (value is not None)
-        if value is not None:
-            assert relative_l2(model.embed(pixels, pooling), value) < 1e-5, pooling
+        assert relative_l2(model.embed(pixels, pooling), value) < 1e-5, (pooling, config)
+    assert (model.info.classifier is None) is ("features" not in expected)
     if model.info.classifier is not None:
-        found = model.embed(pixels, "features")
-        assert found.shape[1] == model.info.features_dim
-        if model.info.classifier != "features":
-            assert relative_l2(found, model.embed(pixels, model.info.classifier)) < 1e-6
-        elif kind.startswith("dinov2"):
-            own = torch.cat([tokens[:, 0], tokens[:, list(layout.patches)].mean(1)], 1)
-            assert relative_l2(found, own) < 1e-5
-        else:
-            assert pooled is not None
-            assert relative_l2(found, pooled) < 1e-5
-    assert relative_l2(model.embed_layers(pixels)["last_hidden_state"], tokens.mean(1)) < 1e-5
+        assert model.embed(pixels, "features").shape[1] == model.info.features_dim
+    last = model.embed_layers(pixels)["last_hidden_state"]
+    assert relative_l2(last, expected["mean"]) < 1e-5, config
     assert self_check(model).error < 1e-5
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_random_member(kind: str, seed: int, tmp_path: Path) -> None:
+    model, size = random_member(kind, seed, tmp_path)
+    check(kind, model.config, size, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", SMALL)
+def test_many_random_members(kind: str, tmp_path: Path) -> None:
+    for seed in range(2, 22):
+        model, size = random_member(kind, seed, tmp_path / str(seed))
+        check(kind, model.config, size, tmp_path / str(seed))
+
+
+@pytest.mark.soak
+def test_over_http(tmp_path: Path) -> None:
+    """Every kind behind one real server: each pooling, and all tokens, as transformers has them."""
+    members = {kind: random_member(kind, 1, tmp_path / kind) for kind in SMALL}
+    flags = [f"--model={kind}=hf:{tmp_path / kind}" for kind in SMALL]
+    with server_process(*flags, "--log-level", "error") as started:
+        for kind, (original, size) in members.items():
+            shape = (5, original.config.num_channels, size, size)
+            pixels = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+            expected = poolings_of(kind, tmp_path / kind, pixels)
+            with Client(started.url, rows_per_request=2) as client:
+                assert set(expected) == set(client.model(kind)["poolings"])
+                for pooling, value in expected.items():
+                    found = client.embed(pixels, model=kind, pooling=pooling).embeddings
+                    assert relative_l2(found, value) < 1e-5, (kind, pooling, original.config)
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3_vit", "convnext"])
