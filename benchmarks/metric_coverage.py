@@ -113,7 +113,7 @@ def every_statistic(
 def scores(
     survey: Survey, metrics: Sequence[str], surveys: int, permutations: int, *, related: bool = True
 ) -> dict[str, list[MetricScore]]:
-    """By metric: a score for each survey."""
+    """By metric: a score for each survey, where it has an interval."""
     rng, mixing = np.random.default_rng(survey.n + survey.d), survey.mixing()
     found: dict[str, list[MetricScore]] = {name: [] for name in metrics}
     for draw in range(surveys):
@@ -124,7 +124,8 @@ def scores(
             y, values = survey.draw(rng, mixing)[1], values[order]
         each = every_statistic(x, y, metrics, values)
         for score in score_statistics(each, len(x), permutations=permutations, seed=draw):
-            found[score.metric].append(score)
+            if score.has_interval:  # not where a class has so few sources that one draw has none
+                found[score.metric].append(score)
     return found
 
 

@@ -242,8 +242,20 @@ def _print_measured(scores: Sequence[MetricScore]) -> None:
         "Interval: jackknife over twentieths of the sources. Calibrated: 0 where 5 % of random "
         "pairings score higher, 1 for perfect agreement (arXiv 2602.14486).",
     )
-    for remark in remarks([score.metric for score in scores]):
-        say(console, f"[yellow]{remark}[/]")
+    for remark in [*remarks([score.metric for score in scores]), *_without_interval(scores)]:
+        say(console, f"[yellow]{escape(remark)}[/]")
+
+
+def _without_interval(scores: Sequence[MetricScore]) -> Iterator[str]:
+    """Why metrics have none."""
+    without = [score.metric for score in scores if not score.has_interval]
+    if scores[0].n < LEAST_SOURCES:
+        yield f"{scores[0].n} sources are too few for an interval: embed {LEAST_SOURCES} or more."
+    elif without:
+        yield (
+            f"No interval for {', '.join(without)}: so few values differ that without a twentieth "
+            "of the sources all may be alike."
+        )
 
 
 class Repeated:

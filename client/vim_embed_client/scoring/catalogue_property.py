@@ -5,6 +5,7 @@ Knows no catalogues: the values come in the order of the rows.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ class PropertyStatistic(Statistic):
 
     Of numbers: 1 less the mean absolute difference to the neighbours over that of all pairs. Of
     texts: the share of neighbours of the same class less that of all pairs, over 1 less the
-    latter (as Cohen's kappa takes chance out).
+    latter (as Cohen's kappa takes chance out). NaN for values that are all alike.
     """
 
     def __init__(self, lists: Lists, values: Values) -> None:
@@ -42,11 +43,10 @@ class PropertyStatistic(Statistic):
         there = near >= 0
         neighbours, own = values[near], np.broadcast_to(values[:, None], near.shape)
         if self._is_number:
-            apart = np.abs(neighbours - own)[there].mean()
-            return 1 - float(apart) / mean_difference(values)
-        alike = float((neighbours == own)[there].mean())
-        by_chance = same_class(values)
-        return (alike - by_chance) / (1 - by_chance)
+            apart, usual = np.abs(neighbours - own)[there].mean(), mean_difference(values)
+            return 1 - float(apart) / usual if usual else math.nan
+        alike, by_chance = float((neighbours == own)[there].mean()), same_class(values)
+        return (alike - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
 
 
 def mean_difference(values: Values) -> float:
@@ -75,7 +75,8 @@ def property_agreement(
     """The agreement with its interval, null (values dealt out at random) and calibrated value.
 
     values: (n,) numbers, NaN where there is none, or texts, empty where there is none; such rows
-    are left out. Raises ValueError where all values are alike, and as metrics.statistics does.
+    are left out. There is no interval where so few values differ that all others may be alike.
+    Raises ValueError where all values are alike, and as metrics.statistics does.
     """
     search = NeighbourSearch.of(z)
     if len(search) != len(values):

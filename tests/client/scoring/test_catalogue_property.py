@@ -102,3 +102,25 @@ def test_the_command_reads_a_catalogue(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "c.csv").write_text("id,z\ns1,2\n")
     assert run([*arguments[:-1], f"{tmp_path}/c.csv:z"]) == 1
     assert "fewer than two different values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["class", "number"])
+def test_a_value_that_one_source_alone_has(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without it all others are alike: the agreement is known, its interval is not."""
+    embeddings, _ = sky(60)
+    values = np.array(["star", *["galaxy"] * 59]) if kind == "class" else np.eye(1, 60)[0]
+    found = property_agreement(embeddings, values, k=5)
+    assert -1 <= found.value <= 1
+    assert not found.has_interval
+    assert found.as_dict()["low"] is None
+    path = tmp_path / "sky.npz"
+    ids = [f"s{row}" for row in range(60)]
+    np.savez(path, embedding=embeddings, ids=np.array(ids))
+    Table({"id": ids, "kind": values}).write(tmp_path / "c.fits")
+    arguments = ["score", str(path), str(path), "-k", "5", "--property", f"{tmp_path}/c.fits:kind"]
+    assert run(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No interval for kind" in said
+    assert "all may be alike" in said
