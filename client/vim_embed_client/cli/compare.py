@@ -20,9 +20,9 @@ from vim_embed_client.cli.common import (
     tables,
 )
 from vim_embed_client.errors import InputError
-from vim_embed_client.scoring.comparison import Difference, compare
+from vim_embed_client.scoring.comparison import Difference, compare, remark
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
-from vim_embed_client.scoring.metrics import METRICS, remarks
+from vim_embed_client.scoring.metrics import METRICS
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.pairing import pair_all, usable_rows
 from vim_embed_client.scoring.table_files import (
@@ -134,8 +134,8 @@ def _print(
         table.add_row(*_cells(each))
     console.print(table)
     say(console, METHOD)
-    for remark in remarks([first.metric]):
-        say(console, f"[yellow]{remark}[/]")
+    if said := remark(first.metric):
+        say(console, f"[yellow]{said}[/]")
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")
 
@@ -161,6 +161,6 @@ def _table(found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> Resul
         notes=[
             *provenance_notes(files),
             f"{first.metric}{at}, {first.n} sources. {METHOD}",
-            *remarks([first.metric]),
+            *filter(None, [remark(first.metric)]),
         ],
     )

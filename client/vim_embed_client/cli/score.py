@@ -32,7 +32,6 @@ from vim_embed_client.scoring.metrics import (
     METRICS,
     MetricScore,
     measure,
-    remarks,
     wide_k,
 )
 from vim_embed_client.scoring.mknn import (
@@ -242,7 +241,7 @@ def _print_measured(scores: Sequence[MetricScore]) -> None:
         "Interval: jackknife over twentieths of the sources. Calibrated: 0 where 5 % of random "
         "pairings score higher, 1 for perfect agreement (arXiv 2602.14486).",
     )
-    for remark in [*remarks([score.metric for score in scores]), *_without_interval(scores)]:
+    for remark in _without_interval(scores):
         say(console, f"[yellow]{escape(remark)}[/]")
 
 

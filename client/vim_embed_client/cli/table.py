@@ -25,7 +25,7 @@ from vim_embed_client.cli.common import (
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
-from vim_embed_client.scoring.metrics import METRICS, remarks
+from vim_embed_client.scoring.metrics import METRICS
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.study import Study, StudyScore, read_study, score_study
 from vim_embed_client.scoring.table_files import (
@@ -176,7 +176,6 @@ def _table(study: Study, scores: Sequence[StudyScore]) -> ResultTable:
             *provenance_notes(_files(scores)),
             *lacks,
             METHOD,
-            *remarks([each.score.metric for each in scores]),
         ],
     )
 
@@ -205,8 +204,6 @@ def _print(
             printed.add_row(*map(escape, row[2:]))
         console.print(printed)
     say(console, METHOD)
-    for remark in remarks([each.score.metric for each in scores]):
-        say(console, f"[yellow]{remark}[/]")
     for line in _lacks(study):
         say(console, f"[yellow]Missing: {escape(line)}.[/]")
     for path in outputs:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vim_embed_client.scoring.metrics import (
+    OF_COMPONENTS,
     interval_reach,
     jackknife_spread,
     left_out,
@@ -22,6 +23,17 @@ from vim_embed_client.scoring.metrics import (
 )
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
 from vim_embed_client.scoring.student import two_sided_p
+
+
+def remark(metric: str) -> str | None:
+    """What makes the paired interval of a metric say less than it seems to."""
+    if metric not in OF_COMPONENTS:
+        return None
+    return (
+        f"The paired interval and p of {metric} are too short where another draw of sources would "
+        "keep another number of components, as with a few very bright sources or with clusters: "
+        "prefer unbiased-cka."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +66,16 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """A model's value, and its values without each group of sources; NaN for few sources."""
+    """A model's value, and its values without each group of sources; NaN for few sources.
+
+    alternatives: values that another draw of the sources may jump to.
+    """
 
     model: str
     k: int | None
     value: float
     without: NDArray[np.float64]
+    alternatives: Sequence[float]
 
     def minus(self, other: _Measured | None) -> tuple[float, NDArray[np.float64]]:
         """The difference to another model, and the differences without each group."""
@@ -87,7 +103,7 @@ def compare(
     measured = [_measured(*model, metric, k=k, seed=seed) for model in models]
     found = []
     for place, one in enumerate(measured):
-        reach = interval_reach(one.without)
+        reach, ends = interval_reach(one.without), [one.value, *one.alternatives]
         gap, without = one.minus(measured[0] if place else None)
         gap_reach = interval_reach(without)
         found.append(
@@ -97,8 +113,8 @@ def compare(
                 k=one.k,
                 n=n,
                 value=one.value,
-                value_low=one.value - reach,
-                value_high=float(np.minimum(1.0, one.value + reach)),
+                value_low=min(ends) - reach,
+                value_high=float(np.minimum(1.0, max(ends) + reach)),
                 difference=gap,
                 low=gap - gap_reach,
                 high=gap + gap_reach,
@@ -119,7 +135,8 @@ def _measured(
     n = len(np.asarray(z1))
     few = n < LEAST_SOURCES
     without = np.array([math.nan]) if few else left_out({name: found}, n, seed=seed)[name]
-    return _Measured(model=name, k=found.k, value=value, without=without)
+    alternatives = [] if few else found.alternatives()
+    return _Measured(model=name, k=found.k, value=value, without=without, alternatives=alternatives)
 
 
 def difference_p(difference: float, without: NDArray[np.float64]) -> float:

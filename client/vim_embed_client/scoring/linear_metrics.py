@@ -117,7 +117,7 @@ def pwcca(m: Moments) -> float:
     Of the same components as SVCCA.
     """
     left, correlations = m.canonical
-    weights = np.abs(left.T @ (m.first.whitening.T @ m.first.scatter)).sum(axis=1)
+    weights = np.abs(left.T @ (m.whitenings[0].T @ m.first.scatter)).sum(axis=1)
     return float(correlations @ weights / weights.sum())
 
 

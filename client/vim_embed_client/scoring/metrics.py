@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,13 @@ from numpy.typing import NDArray
 
 from vim_embed_client.scoring import linear_metrics, list_metrics
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
-from vim_embed_client.scoring.moments import FOLDS, MANY_SOURCES, Order, PairedRows
+from vim_embed_client.scoring.moments import (
+    FOLDS,
+    KEPT_VARIANCE,
+    MANY_SOURCES,
+    Order,
+    PairedRows,
+)
 from vim_embed_client.scoring.neighbours import (
     Array,
     Embedding,
@@ -40,8 +47,9 @@ class MetricScore:
 
     k: of neighbour lists, None for metrics without. std_error: over the draw of sources, by the
     jackknife that leaves out a twentieth at a time, or one of fewer than 20 sources. low, high:
-    value ± t of it, a 95 % interval (2.093, Student's t of 19, for 20 sources or more); NaN for
-    fewer than mknn.LEAST_SOURCES. permuted_*: mean, standard deviation and central 95 % over random
+    value ± t of it, a 95 % interval (2.093, Student's t of 19, for 20 sources or more), for svcca
+    and pwcca about all values that it may jump to (ComponentStatistic); NaN for fewer than
+    mknn.LEAST_SOURCES. permuted_*: mean, standard deviation and central 95 % over random
     pairings. threshold: the value that unrelated embeddings exceed in 5 % of cases. calibrated:
     (value - threshold) / (1 - threshold), from 0 to 1, after arXiv 2602.14486; both NaN for fewer
     than 19 pairings. p_value: share of the random pairings, the true one among them, that score at
@@ -87,6 +95,10 @@ class Statistic(ABC):
     def without(self, left_out: NDArray[np.bool_]) -> float:
         """The value of the other sources alone."""
 
+    def alternatives(self) -> list[float]:
+        """Once each group of sources was left out: values that another draw of them may jump to."""
+        return []
+
 
 class LinearStatistic(Statistic):
     """One of linear_metrics, of rows that it shares with others."""
@@ -99,6 +111,34 @@ class LinearStatistic(Statistic):
 
     def without(self, left_out: NDArray[np.bool_]) -> float:
         return self._function(self._rows.without(left_out))
+
+
+class ComponentStatistic(LinearStatistic):
+    """One of the leading components: another draw of the sources may keep another number of them.
+
+    A jackknife does not see that, since leaving a few sources out seldom changes the number.
+    """
+
+    def __init__(self, function: linear_metrics.LinearFunction, rows: PairedRows) -> None:
+        super().__init__(function, rows)
+        self._shares: list[list[float]] = []  # of the variance, that as many components hold
+
+    def without(self, left_out: NDArray[np.bool_]) -> float:
+        whole, rest = self._rows.paired(None), self._rows.without(left_out)
+        sides = ((whole.first, rest.first), (whole.second, rest.second))
+        self._shares.append([float(less.shares[all_.kept() - 1]) for all_, less in sides])
+        return self._function(rest)
+
+    def alternatives(self) -> list[float]:
+        """With as many components as hold 99 %, give or take the error of the share that they hold.
+
+        Twice its interval: of draws of which one in ten keeps another number, the nine have to
+        reach the mean of all ten as well.
+        """
+        reach = [2 * interval_reach(shares) for shares in np.array(self._shares).T]
+        first, second = ((KEPT_VARIANCE - each, KEPT_VARIANCE + each) for each in reach)
+        whole = self._rows.paired(None)
+        return [self._function(replace(whole, kept=kept)) for kept in product(first, second)]
 
 
 def wide_k(k: int, n: int) -> int:
@@ -263,11 +303,7 @@ LINEAR_METRICS: dict[str, linear_metrics.LinearFunction] = {
     "linear-r2": linear_metrics.linear_r2,
 }
 OF_DIRECTIONS = ("rsa",)
-# What is to be said beside the intervals of a metric, since they do not always cover.
-REMARKS = {
-    "svcca": "The interval of svcca is too short where another draw of sources would keep another "
-    "number of components, as with a few very bright sources: prefer pwcca or unbiased-cka."
-}
+OF_COMPONENTS = ("svcca", "pwcca")
 METRICS = (*LIST_METRICS, *LINEAR_METRICS)
 
 
@@ -301,13 +337,9 @@ def statistics(
             found[name] = ListStatistic(LIST_METRICS[name], lists())
         else:
             rows = directions if name in OF_DIRECTIONS else centred
-            found[name] = LinearStatistic(LINEAR_METRICS[name], rows())
+            kind = ComponentStatistic if name in OF_COMPONENTS else LinearStatistic
+            found[name] = kind(LINEAR_METRICS[name], rows())
     return found
-
-
-def remarks(names: Sequence[str]) -> list[str]:
-    """What is to be said of the metrics of these names."""
-    return [remark for name, remark in REMARKS.items() if name in names]
 
 
 T = TypeVar("T")
@@ -368,6 +400,7 @@ def score_statistics(
             values[name],
             np.array(permuted[name]),
             without[name] if without else np.array([math.nan]),
+            each.alternatives() if without else [],
             k=each.k,
             n=n,
         )
@@ -380,6 +413,7 @@ def _scored(
     value: float,
     permuted: NDArray[np.float64],
     without: NDArray[np.float64],
+    alternatives: Sequence[float],
     *,
     k: int | None,
     n: int,
@@ -387,14 +421,15 @@ def _scored(
     threshold = null_threshold(value, permuted)
     low, high = np.percentile(permuted, [2.5, 97.5])
     error, reach = jackknife_spread(without), interval_reach(without)
+    ends = [value, *alternatives]
     return MetricScore(
         metric=name,
         value=value,
         k=k,
         n=n,
         std_error=error,
-        low=value - reach,
-        high=float(np.minimum(1.0, value + reach)),
+        low=min(ends) - reach,
+        high=float(np.minimum(1.0, max(ends) + reach)),
         permuted_mean=float(permuted.mean()),
         permuted_std=float(permuted.std()),
         permuted_low=float(low),

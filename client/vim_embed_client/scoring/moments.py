@@ -28,7 +28,7 @@ MANY_SOURCES = 20_000
 
 _BLOCK_ROWS = 8192
 _KEPT_BYTES = 2**30
-_KEPT_VARIANCE = 0.99
+KEPT_VARIANCE = 0.99
 _RIDGE = 1.0
 _NO_VARIANCE = "one embedding has no variance: all its rows are alike"
 
@@ -66,12 +66,27 @@ class Side:
         return found
 
     @cached_property
-    def whitening(self) -> Matrix:
-        """(d, r) from centred rows to the orthonormal components that hold 99 % of the variance."""
+    def components(self) -> tuple[Matrix, Matrix]:
+        """Variances of the components, largest first (d,), and their directions (d, d)."""
         powers, directions = np.linalg.eigh(self.scatter)
-        powers, directions = np.maximum(powers[::-1], 0), directions[:, ::-1]
-        shares = np.cumsum(powers) / powers.sum()
-        kept = min(int(np.searchsorted(shares, _KEPT_VARIANCE)) + 1, self.n - 1, len(powers))
+        return np.maximum(powers[::-1], 0), directions[:, ::-1]
+
+    @cached_property
+    def shares(self) -> Matrix:
+        """(d,) of the variance that the first component holds, the first two, and so on."""
+        powers, _ = self.components
+        found: Matrix = np.cumsum(powers) / powers.sum()
+        return found
+
+    def kept(self, variance: float = KEPT_VARIANCE) -> int:
+        """How many components hold that share of the variance."""
+        count = int(np.searchsorted(self.shares, variance)) + 1
+        return min(count, self.n - 1, len(self.shares))
+
+    def whitening(self, variance: float) -> Matrix:
+        """(d, r) from centred rows to the orthonormal components that hold so much variance."""
+        powers, directions = self.components
+        kept = self.kept(variance)
         white: Matrix = directions[:, :kept] / np.sqrt(powers[:kept])
         return white
 
@@ -106,13 +121,23 @@ class Cross:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """All sums of one pairing, by fold and whole. training: of x outside of each fold."""
+    """All sums of one pairing, by fold and whole.
+
+    training: of x outside of each fold. kept: the share of the variance of each embedding that its
+    leading components are to hold.
+    """
 
     first: Side
     second: Side
     crosses: Sequence[Cross]
     first_folds: Sequence[Side]
     training: Sequence[Side]
+    kept: tuple[float, float] = (KEPT_VARIANCE, KEPT_VARIANCE)
+
+    @cached_property
+    def whitenings(self) -> tuple[Matrix, Matrix]:
+        """From centred rows of each embedding to its orthonormal leading components."""
+        return self.first.whitening(self.kept[0]), self.second.whitening(self.kept[1])
 
     @cached_property
     def cross(self) -> Cross:
@@ -133,7 +158,8 @@ class Moments:
     @cached_property
     def canonical(self) -> tuple[Matrix, Matrix]:
         """Left canonical directions (r1, r) of the whitened embeddings, and correlations (r,)."""
-        white = self.first.whitening.T @ self.covariance @ self.second.whitening
+        first, second = self.whitenings
+        white = first.T @ self.covariance @ second
         left, correlations, _ = np.linalg.svd(white, full_matrices=False)
         return left, np.clip(correlations, 0, 1)
 
