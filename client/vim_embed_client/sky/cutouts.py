@@ -8,7 +8,7 @@ multiplied by the ratio of the areas, unless the tile's unit is a surface bright
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Protocol
@@ -251,14 +251,26 @@ def _shifted(fluxes: Array, piece: _Piece, side: int) -> Array:
 def _spline_at(first: float, side: int, length: int) -> Array:
     """(side, length): from `length` values to their cubic spline, from `first` on, one apart."""
     whole = math.floor(first)
-    neighbours = np.arange(-1, 3)
-    weights = _basis()(first - whole - neighbours)
+    nearby = _nearby if side <= _CACHED_SIDE else _nearby.__wrapped__
+    weights = (first - whole) ** _POWERS @ _basis()
+    found: Array = weights @ nearby(whole, side, length)
+    return found.reshape(side, length)
+
+
+# Cut-outs of one size need the same few arrays again and again; larger ones would fill the memory.
+_CACHED_SIDE = 256
+_POWERS = np.arange(3, -1, -1)
+
+
+@lru_cache(maxsize=8)
+def _nearby(whole: int, side: int, length: int) -> Array:
+    """(4, side × length): the coefficients one before `whole` and three from there, of each place.
+
+    What would be beyond the ends is as it is at the ends.
+    """
     coefficients, places = _spline_coefficients(length), whole + np.arange(side)
-    parts = (
-        weight * coefficients.take(places + step, 0, mode="clip")
-        for step, weight in zip(neighbours, weights, strict=True)
-    )
-    return np.asarray(sum(parts))
+    near = [coefficients.take(places + step, 0, mode="clip") for step in range(-1, 3)]
+    return np.stack(near).reshape(4, -1)
 
 
 @lru_cache(maxsize=64)
@@ -271,9 +283,14 @@ def _spline_coefficients(length: int) -> Array:
 
 
 @cache
-def _basis() -> Callable[[Array], Array]:
-    """The cubic B-spline about 0, which is 0 beyond 2."""
-    from scipy.interpolate import BSpline
+def _basis() -> Array:
+    """(4, 4): from powers of a part of a pixel, the third first, to the weights of cubic B-splines.
 
-    spline = BSpline.basis_element(np.arange(-2, 3), extrapolate=False)
-    return lambda at: np.nan_to_num(spline(at))
+    Of that which is one pixel before, at, and one and two pixels after the whole pixel.
+    """
+    from scipy.interpolate import BSpline, PPoly
+
+    spline = PPoly.from_spline(BSpline.basis_element(np.arange(-2, 3)))
+    piece = np.searchsorted(spline.x, [1, 0, -1, -2], side="right") - 1
+    found: Array = spline.c[:, piece]
+    return found
