@@ -13,6 +13,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Column, Table
 
+from vim_embed_client.bulk.recorded_options import read_otherwise, recorded_options
 from vim_embed_client.cli.common import (
     RANDOM_WEIGHTS,
     figure_path,
@@ -329,6 +330,7 @@ def _report(
         "files": [_about(file) for file in files],
         "n": len(files[0]),
         "paired": how,
+        "read_otherwise": _read_otherwise(files),
         "random_weights": any(file.random_weights for file in files),
         "scores": [score.as_dict() for score in scores],
         "identical_rows": repeats.files if repeats else [],
@@ -340,6 +342,12 @@ def _report(
         else None,
         "method": METHOD,
     }
+
+
+def _read_otherwise(files: Sequence[EmbeddingFile]) -> list[str]:
+    """Options that showed the model other pixels of one file than of the other."""
+    first, second = (recorded_options(file.path) for file in files)
+    return [] if first is None or second is None else read_otherwise(first, second)
 
 
 def _about(file: EmbeddingFile) -> dict[str, Any]:
@@ -357,6 +365,12 @@ def _print(
     say(console, f"Paired {how}.")
     if any(file.random_weights for file in files):
         console.print(RANDOM_WEIGHTS)
+    if unlike := _read_otherwise(files):
+        say(
+            console,
+            f"[yellow]The files were read with other options: {escape('; '.join(unlike))}. Part of "
+            "what differs may be that: embed them alike where the surveys allow it.[/]",
+        )
     console.print(_table(scores))
     say(
         console,

@@ -6,9 +6,7 @@ Rows are read by the reader, and with the options, that embedded them: these are
 from __future__ import annotations
 
 import io
-import json
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vim_embed_client.bulk.recorded_options import recorded_options
 from vim_embed_client.bulk.sources.arrays import open_array
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.huggingface import PREFIX
@@ -52,7 +51,7 @@ class Images:
 
     def __init__(self, file: EmbeddingFile, source: Path | str | None) -> None:
         self._file = file
-        self._options = recorded_options(file.path)
+        self._options = recorded_options(file.path) or ReadOptions()
         self._folder: Path | None = None
         self._rows: _Rows | None = None
         self._stack: Array | None = None
@@ -193,33 +192,6 @@ class _Rows:
                 if not self._numbers:
                     raise
         return self._numbers
-
-
-def recorded_options(path: Path) -> ReadOptions:
-    """How the rows of an embedding file were read; as by default where it does not say."""
-    try:
-        told = _metadata(path)
-        return ReadOptions.of(json.loads(told) if told else {})
-    except Exception:  # files of other tools, or of another version
-        return ReadOptions()
-
-
-def _metadata(path: Path) -> str | bytes | None:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        found: bytes | None = (pyarrow.parquet.read_schema(path).metadata or {}).get(
-            b"vim_embed.options"
-        )
-        return found
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        told: str | None = header.get("__metadata__", {}).get("options")
-        return told
-    sidecar = path.with_name(path.name + ".json")
-    return json.dumps(json.loads(sidecar.read_bytes())["options"]) if sidecar.exists() else None
 
 
 def _small(picture: Picture) -> Picture:

@@ -1,0 +1,87 @@
+"""What embedding files tell of how their rows were read, and what `score` says of differences."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vim_embed_client.bulk.recorded_options import read_otherwise, recorded_options
+from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
+from vim_embed_client.cli.main import run
+from vim_embed_pixels.stretch import Stretch
+
+PLAIN = ReadOptions()
+SKY = SkyOptions(images=("a.fits",), size=2.4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (PLAIN, PLAIN, []),
+        (PLAIN, replace(PLAIN, crop=64), ["--crop left out and 64"]),
+        (replace(PLAIN, flip=True), PLAIN, ["--flip given and left out"]),
+        (
+            replace(PLAIN, sky=SKY),
+            replace(PLAIN, sky=replace(SKY, size=4.0, scale=0.05, north_up=True)),
+            [
+                "--size 2.4arcsec and 4arcsec",
+                "--scale left out and 0.05arcsec",
+                "--north-up left out and given",
+            ],
+        ),
+        (
+            replace(PLAIN, stretch=Stretch(limits=((0, 255),))),
+            PLAIN,
+            ["--limits given and left out", "--percentiles left out and 1,99"],
+        ),
+        (
+            replace(PLAIN, stretch=Stretch(kind="asinh", softening=0.2)),
+            replace(PLAIN, stretch=Stretch(kind="lupton")),
+            ["--stretch asinh and lupton", "--softening 0.2 and left out"],
+        ),
+        # What two surveys have of their own
+        (
+            replace(PLAIN, stretch=Stretch(limits=((0, 255),), bands=(2, 1, 0)), keep=("z",)),
+            replace(PLAIN, stretch=Stretch(limits=((0, 9),), bands=("r", "g", "b"))),
+            [],
+        ),
+    ],
+)
+def test_options_that_showed_other_pixels(
+    one: ReadOptions, other: ReadOptions, said: list[str]
+) -> None:
+    assert read_otherwise(one, other) == said
+
+
+def test_files_that_do_not_say(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 4), np.float32))
+    assert recorded_options(tmp_path / "a.npy") is None
+    (tmp_path / "a.npy.json").write_text("[")
+    assert recorded_options(tmp_path / "a.npy") is None
+
+
+def written(path: Path, options: ReadOptions) -> str:
+    """An embedding file as of `vim-embed embed` with these options."""
+    rng = np.random.default_rng(0)
+    np.save(path, rng.normal(size=(40, 8)).astype(np.float32))
+    ids = [f"s{row}" for row in range(40)]
+    told = {"ids": ids, "provenance": {}, "options": options.identity()}
+    path.with_name(path.name + ".json").write_text(json.dumps(told))
+    return str(path)
+
+
+def test_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = written(tmp_path / "a.npy", replace(PLAIN, sky=SKY))
+    second = written(tmp_path / "b.npy", replace(PLAIN, sky=replace(SKY, size=4.0)))
+    assert recorded_options(Path(first)) == replace(PLAIN, sky=SKY)
+    assert run(["score", first, second, "-k", "5"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "read with other options: --size 2.4arcsec and 4arcsec." in said
+    assert run(["score", first, second, "-k", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["read_otherwise"] == ["--size 2.4arcsec and 4arcsec"]
+    assert run(["score", first, first, "-k", "5"]) == 0
+    assert "other options" not in capsys.readouterr().out
