@@ -13,6 +13,7 @@ averaged over the galaxies, and the relative L2 error. float32-ieee: plain produ
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def agreement(found: Tensor, expected: Tensor) -> float:
 
 def exact(name: str, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The reference operations in float64: images to normed class tokens."""
-    model = seeded(name).to(device, torch.float64)
+    model = copy.deepcopy(seeded(name)).to(device, torch.float64)  # the seeded one is shared
 
     @torch.no_grad()
     def forward(pixels: Tensor) -> Tensor:

@@ -108,5 +108,6 @@ def test_the_float64_run_is_float64_throughout(script: ModuleType, name: str) ->
     found = script.exact(name, torch.device("cpu"))(pixels)
     plain = script.reference(name, torch.device("cpu"))(pixels)
     assert found.dtype == torch.float64
+    assert next(script.seeded(name).parameters()).dtype == torch.float32, "it is shared"
     error = float((found - plain).norm() / found.norm())
     assert 1e-8 < error < 1e-5, "float32 rounds, and float64 is not a cast of it"
