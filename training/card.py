@@ -83,8 +83,8 @@ in training both views of a source are turned alike. Embeddings are not calibrat
 """
 
 
-AGAIN = """Trained again from the same seed, with the same recipe (rounding in matrix products is all
-that may differ), the figures lie within the intervals{but}:
+AGAIN = """Trained again from the same seed, with the same recipe (rounding in matrix products is
+all that may differ), the figures lie within the intervals{but}:
 
 | | packaged | trained again |
 |---|---|---|
