@@ -17,30 +17,28 @@ import statistics
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
 from vim_embed import Embedder, load_model
-from vim_embed.bench.cuda_meter import describe_machine, percentile, relative
+from vim_embed.bench.cuda_meter import CudaMeter, describe_machine, percentile, relative
 from vim_embed.inference.self_check import SELF_CHECK_TOLERANCE
-from vim_embed.models.encoder import ENCODERS, EncoderFamily
+from vim_embed.models.encoder import ENCODERS, Encoder, EncoderFamily
 from vim_embed.types.devices import DTYPES
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 
 ROUNDS = 5
 SIZE = 224
 TEXT = ("clip", "siglip")  # rows of whole models: their vision towers have rows of their own
-SETTINGS: dict[str, dict[str, Any]] = {"vit_mae": {"mask_ratio": 0.0}}
 
 
 def save(family: EncoderFamily, folder: Path) -> int:
     """A seeded model of the default size, in the folder; the side of its images."""
     torch.manual_seed(0)
     model_class = family.model_class
-    config = model_class.config_class(**SETTINGS.get(family.model_type, {}))
+    config = model_class.config_class()
     model_class(config).save_pretrained(folder)
     size = getattr(config, "image_size", SIZE) or SIZE
     side = int(size[0] if isinstance(size, list | tuple) else size)
@@ -48,33 +46,18 @@ def save(family: EncoderFamily, folder: Path) -> int:
     return side
 
 
-def transformers_own(family: EncoderFamily, folder: Path, dtype: torch.dtype) -> Any:
+def transformers_own(family: EncoderFamily, folder: Path, dtype: torch.dtype) -> Encoder:
+    """Its modules as they are: nothing is joined or replaced until `prepare_for_graphs`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return family.model_class.from_pretrained(folder, dtype=dtype).eval().cuda()
+        module = family.model_class.from_pretrained(folder, dtype=dtype, **family.options)
+    module = module.eval().cuda()
+    return Encoder(module, family)
 
 
-def mean_token(module: Any, family: EncoderFamily, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    extra = {}
-    if family.model_type == "vit_mae":  # else it shuffles the patches
-        places = (module.config.image_size // module.config.patch_size) ** 2
-        extra["noise"] = torch.arange(float(places), device=pixels.device).expand(len(pixels), -1)
-    tokens: Tensor = module(pixels.to(dtype), **extra).last_hidden_state
-    return (tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens).float().mean(1)
-
-
-def milliseconds(call: Any, seconds: float) -> float:
-    """The median of calls one behind the other, each between two events."""
-    spent: list[float] = []
-    while sum(spent) < 1e3 * seconds or len(spent) < 3:
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        spent.append(begin.elapsed_time(end))
-    return percentile(spent, 0.5)
+def mean_token(module: Encoder, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    tokens: Tensor = module(pixels.to(dtype))
+    return tokens.float().mean(1)
 
 
 @torch.inference_mode()
@@ -89,7 +72,7 @@ def lines_of(
         own = transformers_own(family, folder, dtype)
         served: Embedder = load_model("mine", f"hf:{folder}", device="cuda", dtype=label)
     served.use_graphs(batch_rows)
-    found = []
+    meter, found = CudaMeter(), []
     for batch in batches:
         pixels = torch.randn(batch, 3, side, side, device="cuda")
 
@@ -97,14 +80,17 @@ def lines_of(
             return served._forward(pixels, EmbedOptions())[EMBEDDING]
 
         def eager(pixels: Tensor = pixels) -> Tensor:
-            return mean_token(own, family, pixels, dtype)
+            return mean_token(own, pixels, dtype)
 
-        expected = mean_token(exact, family, pixels[:2], torch.float32)
+        expected = mean_token(exact, pixels[:2], torch.float32)
         error, its = (relative(way()[:2], expected) for way in (replay, eager))
         if not error <= max(SELF_CHECK_TOLERANCE[dtype], 2 * its):
             found.append(f"| {kind} | {side} | {batch} | error {error:.1e}: not timed | | | |")
             continue
-        rounds = [[milliseconds(w, seconds) for w in (eager, replay)] for _ in range(ROUNDS)]
+        rounds = [
+            [percentile(meter.times(way, pixels, seconds), 0.5) for way in (eager, replay)]
+            for _ in range(ROUNDS)
+        ]
         theirs, ours = (statistics.median(column) for column in zip(*rounds, strict=True))
         found.append(
             f"| {kind} | {side} | {batch} | {1e3 * batch / theirs:,.0f} | "

@@ -9,16 +9,9 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-_VIT: dict[str, Any] = {
-    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-    "image_size": 32, "patch_size": 8,
-}  # fmt: skip
-_MAP: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
-_TEXT = {**{k: v for k, v in _VIT.items() if "size" in k and k[0] == "h"}, "vocab_size": 20}
-_HIERA: dict[str, Any] = {
-    "image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
-    "embed_dim_multiplier": 2.0,
-}  # fmt: skip
+from support.encoders import HIERA, MAP, VIT
+
+_TEXT = {**{k: v for k, v in VIT.items() if "size" in k and k[0] == "h"}, "vocab_size": 20}
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
@@ -53,28 +46,28 @@ class Small(NamedTuple):
 
 SMALL = (
     Small("vit", "base", "google/vit-base-patch16-224-in21k", "ViTModel", "ViTConfig",
-          _VIT, _squared(32)),
+          VIT, _squared(32)),
     Small("dino", "small", "facebook/dinov2-with-registers-small", "Dinov2WithRegistersModel",
-          "Dinov2WithRegistersConfig", _VIT | {"num_register_tokens": 3},
+          "Dinov2WithRegistersConfig", VIT | {"num_register_tokens": 3},
           _cut("BitImageProcessor", 36, 32)),
     Small("dinov3", "vits16", "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3ViTModel",
-          "DINOv3ViTConfig", _VIT | {"num_register_tokens": 4}, _squared(32) | _IMAGENET),
+          "DINOv3ViTConfig", VIT | {"num_register_tokens": 4}, _squared(32) | _IMAGENET),
     Small("dinov3", "convnext-tiny", "facebook/dinov3-convnext-tiny-pretrain-lvd1689m",
-          "DINOv3ConvNextModel", "DINOv3ConvNextConfig", _MAP, _squared(64) | _IMAGENET),
+          "DINOv3ConvNextModel", "DINOv3ConvNextConfig", MAP, _squared(64) | _IMAGENET),
     Small("convnext", "tiny", "facebook/convnextv2-tiny-22k-224", "ConvNextV2Model",
-          "ConvNextV2Config", _MAP,
+          "ConvNextV2Config", MAP,
           {"image_processor_type": "ConvNextImageProcessor", "resample": 3, "do_resize": True,
            "size": {"shortest_edge": 64}, "crop_pct": 0.875, **_IMAGENET}),
     Small("ijepa", "huge", "facebook/ijepa_vith14_22k", "IJepaModel", "IJepaConfig",
-          _VIT, _squared(32) | _IMAGENET),
+          VIT, _squared(32) | _IMAGENET),
     Small("clip", "base", "openai/clip-vit-base-patch16", "CLIPModel", "CLIPConfig",
-          {"vision_config": _VIT | {"projection_dim": 24}, "text_config": _TEXT,
+          {"vision_config": VIT | {"projection_dim": 24}, "text_config": _TEXT,
            "projection_dim": 24},
           _cut("CLIPImageProcessor", 32, 32)),
     Small("vit-mae", "base", "facebook/vit-mae-base", "ViTMAEModel", "ViTMAEConfig",
-          _VIT | {"mask_ratio": 0.0}, _squared(32) | _IMAGENET),
+          VIT | {"mask_ratio": 0.0}, _squared(32) | _IMAGENET),
     Small("hiera", "tiny", "facebook/hiera-tiny-224-hf", "HieraModel", "HieraConfig",
-          _HIERA, _squared(64) | _IMAGENET),
+          HIERA, _squared(64) | _IMAGENET),
 )  # fmt: skip
 
 
