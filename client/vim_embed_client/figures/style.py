@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rcParams, style
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
@@ -150,8 +151,9 @@ def fitted(text: str, size: float, inches: float, weight: str = "normal") -> lis
 
 def text_inches(text: str, size: float, weight: str = "normal") -> float:
     """How wide a line is in a font of `size` points."""
-    path = TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight))
-    return float(path.get_extents().width) / 72
+    font = FontProperties(size=size, weight=weight)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, is_math_text(text))
+    return float(width) / 72
 
 
 def origins(files: Sequence[EmbeddingFile]) -> list[str]:
