@@ -86,9 +86,15 @@ def test_make_targets_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+@pytest.fixture(scope="module")
+def serve_help() -> str:
+    command = [sys.executable, "-m", "vim_embed.cli", "serve", "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_reads_its_environment_variable(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, serve_help: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field = Settings.model_fields[name]
     other: dict[type, str] = {bool: "true", int: "7", float: "7.5"}
@@ -98,14 +104,7 @@ def test_every_setting_reads_its_environment_variable(
     monkeypatch.setenv(f"VIM_EMBED_{name.upper()}", value)
     read = getattr(Settings(), name)
     assert read != field.default
-    flag = FLAGS.get(name, "--" + name.replace("_", "-"))
-    help_text = subprocess.run(
-        [sys.executable, "-m", "vim_embed.cli", "serve", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert flag in help_text
+    assert FLAGS.get(name, "--" + name.replace("_", "-")) in serve_help
 
 
 def test_the_adapters_environment_is_documented() -> None:
