@@ -1,4 +1,7 @@
-"""`vim-embed-server` as it is, but with the engine without torch: the whole server, small."""
+"""`vim-embed-server` as it is, but with the engine without torch: the whole server, small.
+
+The device is the CPU, since torch would be imported to look for others.
+"""
 
 from __future__ import annotations
 
@@ -38,4 +41,5 @@ def arithmetic(settings: Settings, faults: Faults | None = None) -> list[Engine]
 
 if __name__ == "__main__":
     build.build_engines = arithmetic
+    os.environ.setdefault("VIM_EMBED_DEVICE", "cpu")
     cli.main()

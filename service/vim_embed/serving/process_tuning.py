@@ -48,11 +48,15 @@ def tune_memory(device: str) -> None:
 
     Raises ValueError for devices that are not there.
     """
+    share_one_arena()
+    if device == "cpu" or _has_cpu(device):
+        keep_freed_memory()
+
+
+def _has_cpu(device: str) -> bool:
     from vim_embed.types.devices import resolve_devices  # imports torch
 
-    share_one_arena()
-    if any(each.type == "cpu" for each in resolve_devices(device)):
-        keep_freed_memory()
+    return any(each.type == "cpu" for each in resolve_devices(device))
 
 
 def share_one_arena() -> None:
