@@ -22,8 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from support.fixtures_vim import DATA
-from support.server_process import server_process
+from security.processes import server_process
 from support.serving import NPY, npy
 from vim_embed.errors import (
     MalformedRequest,
@@ -192,10 +191,11 @@ class Served:
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    path = tmp_path_factory.mktemp("s") / "vim.sock"
-    flags = ["--model", f"micro={DATA / 'vim_micro.pth'}", "--exact", "--unix-socket", str(path)]
-    limits = ["--max-body-bytes", str(MAX_BODY), "--inflight-bytes", str(INFLIGHT)]
-    with server_process(*flags, *limits, "--http-processes", request.param) as started:
+    folder = tmp_path_factory.mktemp("s")
+    path = folder / "vim.sock"
+    flags = ["--http-processes", request.param, "--unix-socket", str(path)]
+    flags += ["--max-body-bytes", str(MAX_BODY), "--inflight-bytes", str(INFLIGHT)]
+    with server_process(folder, *flags) as started:
         yield Served(started.url, path, started.process.pid)
 
 
@@ -288,7 +288,7 @@ def test_other_bodies(served: Served) -> None:
 def test_v2_takes_zstd_too(served: Served) -> None:
     tensor = {"name": "pixel_values", "shape": [2, 3, 64, 64], "datatype": "UINT8"}
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 2 * 3 * 64 * 64}}]})
-    body, url = head.encode() + PIXELS[:2].tobytes(), f"{served.url}/v2/models/micro/infer"
+    body, url = head.encode() + PIXELS[:2].tobytes(), f"{served.url}/v2/models/arithmetic/infer"
     headers = {"Inference-Header-Content-Length": str(len(head))}
     plain = httpx.post(url, content=body, headers=headers)
     assert plain.status_code == 200, plain.text

@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 
+from security.processes import ServerProcess
+from security.processes import server_process as small_server_process
 from support.fixtures_vim import DATA
 from support.server_process import Started, server_process
 from support.serving import NPY, from_npy, npy
@@ -40,10 +44,37 @@ MICRO = ("--model", f"micro={DATA / 'vim_micro.pth'}")
 PIXELS = np.random.default_rng(2).integers(0, 256, (128, 3, 64, 64), dtype=np.uint8)
 
 
-@pytest.fixture
-def several() -> Iterator[Started]:
+@dataclass(frozen=True)
+class Several(Started):
+    """A server with two HTTP processes."""
+
+    fresh: list[int]  # kilobytes of each before its first body
+
+
+@contextmanager
+def several_processes() -> Iterator[Several]:
     with server_process(*MICRO, "--http-processes", "2", "--exact") as started:
+        fresh = [kilobytes(process) for process in fronts(started)]
+        yield Several(started.url, started.process, started.log, fresh)
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[Several]:
+    """For tests that leave it as it was."""
+    with several_processes() as started:
         yield started
+
+
+@pytest.fixture
+def own_several() -> Iterator[Several]:
+    """For tests that end it."""
+    with several_processes() as started:
+        yield started
+
+
+def kilobytes(process: psutil.Process) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0])
 
 
 def embed(url: str, rows: int, **headers: str) -> httpx.Response:
@@ -68,16 +99,17 @@ def until(condition: object) -> None:
         time.sleep(0.05)
 
 
-def test_every_process_answers_and_one_place_counts(several: Started) -> None:
+def test_every_process_answers_and_one_place_counts(several: Several) -> None:
+    before = metric(several.url, "rows_total")
     right = embed(several.url, 3).content
     for _ in range(20):  # each on a connection of its own
         assert embed(several.url, 3).content == right
-    assert metric(several.url, "rows_total") == 63
+    assert metric(several.url, "rows_total") == before + 63
     spent = [sum(each.cpu_times()[:2]) for each in fronts(several)]
     assert len(spent) == 2
 
 
-def test_a_process_that_dies_is_replaced(several: Started) -> None:
+def test_a_process_that_dies_is_replaced(several: Several) -> None:
     right = embed(several.url, 2).content
     victim = fronts(several)[0]
     victim.send_signal(signal.SIGKILL)
@@ -87,20 +119,21 @@ def test_a_process_that_dies_is_replaced(several: Started) -> None:
         assert embed(several.url, 2).content == right
 
 
-def test_sigterm_under_load(several: Started) -> None:
-    right = from_npy(embed(several.url, 128).content)
+def test_sigterm_under_load(own_several: Several) -> None:
+    right = from_npy(embed(own_several.url, 128).content)
     answers: list[httpx.Response] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(embed(several.url, 128))) for _ in range(5)
+        threading.Thread(target=lambda: answers.append(embed(own_several.url, 128)))
+        for _ in range(5)
     ]
     for thread in threads:
         thread.start()
-    until(lambda: metric(several.url, "waiting_rows") > 0)
-    children = fronts(several)
-    several.process.send_signal(signal.SIGTERM)
+    until(lambda: metric(own_several.url, "waiting_rows") > 0)
+    children = fronts(own_several)
+    own_several.process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join(60)
-    assert several.process.wait(60) == 0
+    assert own_several.process.wait(60) == 0
     assert {answer.status_code for answer in answers} <= {200, 503}
     finished = [from_npy(answer.content) for answer in answers if answer.status_code == 200]
     assert len(finished) >= 2
@@ -108,27 +141,28 @@ def test_sigterm_under_load(several: Started) -> None:
     assert not any(child.is_running() for child in children)
 
 
-def test_the_processes_end_with_a_model_process_that_was_killed(several: Started) -> None:
-    children = fronts(several)
-    several.process.kill()
-    several.process.wait(30)
+def test_the_processes_end_with_a_model_process_that_was_killed(own_several: Several) -> None:
+    children = fronts(own_several)
+    own_several.process.kill()
+    own_several.process.wait(30)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
 
 
-def test_a_client_that_leaves_is_noticed_behind_the_processes(several: Started) -> None:
+def test_a_client_that_leaves_is_noticed_behind_the_processes(several: Several) -> None:
     host, port = several.url.removeprefix("http://").split(":")
     body = npy(PIXELS)
     head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\n"
+    dropped = metric(several.url, "dropped_rows_total")
     for _ in range(6):
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     until(lambda: metric(several.url, "waiting_rows") == 0)
-    assert metric(several.url, "dropped_rows_total") > 0
+    assert metric(several.url, "dropped_rows_total") > dropped
     assert embed(several.url, 2).status_code == 200
 
 
-def test_nobody_else_hands_bodies_over(several: Started) -> None:
+def test_nobody_else_hands_bodies_over(several: Several) -> None:
     right = embed(several.url, 2).content
     forged = embed(several.url, 2, **{"X-Vim-Embed-Handover": "[0, 0, 16]"})
     assert forged.content == right
@@ -137,8 +171,8 @@ def test_nobody_else_hands_bodies_over(several: Started) -> None:
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_unix_socket_beside_the_port(tmp_path: Path, processes: str) -> None:
     path = tmp_path / "vim.sock"
-    flags = (*MICRO, "--exact", "--unix-socket", str(path), "--http-processes", processes)
-    with server_process(*flags) as started:
+    flags = ("--unix-socket", str(path), "--http-processes", processes)
+    with small_server_process(tmp_path, *flags) as started:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
             answer = client.post("http://x/embed", content=npy(PIXELS[:2]), headers=NPY, timeout=60)
@@ -167,11 +201,11 @@ def test_a_unix_socket_s_path_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_bodies_beyond_the_budget_are_refused_unread(processes: str) -> None:
+def test_bodies_beyond_the_budget_are_refused_unread(tmp_path: Path, processes: str) -> None:
     """20 requests of 12 MB at once into 50 MB: some are refused, the rest right, memory bounded."""
     budget, body = 50_000_000, npy(np.zeros((1000, 3, 64, 64), np.uint8))
     flags = ("--inflight-bytes", str(budget), "--max-body-bytes", "20000000", "--client-share", "1")
-    with server_process(*MICRO, *flags, "--http-processes", processes) as started:
+    with small_server_process(tmp_path, *flags, "--http-processes", processes) as started:
         assert embed(started.url, 128).status_code == 200
         before, peak, stop = memory(started), [0], threading.Event()
 
@@ -210,10 +244,10 @@ def post(url: str, body: bytes) -> httpx.Response:
     return httpx.post(f"{url}/embed", content=io.BytesIO(body), headers=NPY, timeout=120)
 
 
-def memory(started: Started) -> int:
+def memory(started: ServerProcess) -> int:
     """Bytes of the server's processes that no other process shares, and the arenas once."""
-    process = psutil.Process(started.process.pid)
-    return sum(each.memory_full_info().pss for each in (process, *process.children()))
+    family = (started.process, *started.process.children())
+    return sum(each.memory_full_info().pss for each in family)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 30_000)), max_size=60))
@@ -279,12 +313,10 @@ async def test_bodies_that_are_no_pixels_need_no_room_beside_them() -> None:
 NOT_IMPORTED = {"torch", "numpy", "PIL", "fastapi", "safetensors", "transformers"}
 
 
-def test_http_processes_import_no_application(several: Started) -> None:
+def test_http_processes_import_no_application(several: Several) -> None:
     """Each is small before its first body; what it imports is asked of a process like it."""
-    for process in fronts(several):
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        kilobytes = int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0])
-        assert kilobytes < 60_000, kilobytes
+    assert len(several.fresh) == 2
+    assert max(several.fresh) < 60_000, several.fresh
     code = "import sys, vim_embed.server.http_process; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     imported = {name.partition(".")[0] for name in modules.decode().split()}
