@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from support.fixtures_vim import DATA
 from support.server_process import command, free_port, server_process
 from support.serving import NPY, from_npy, npy
+from vim_embed.cli import main
 
 MICRO = f"micro={DATA / 'vim_micro.pth'}"
 PIXELS = np.random.default_rng(2).integers(0, 256, (256, 3, 64, 64), dtype=np.uint8)
@@ -90,18 +93,22 @@ def _next_refusal(url: str) -> httpx.Response:
     raise AssertionError("a draining server took new work")
 
 
-def test_loading_says_what_it_is_at() -> None:
-    with server("--model", MICRO) as (url, _, log):
+def test_from_loading_to_ctrl_c(tmp_path: Path) -> None:
+    """Loading says what it is at, a bad model does not stop the others, and Ctrl-C ends cleanly."""
+    (tmp_path / "bad.pth").write_bytes(b"bad")
+    with server("--model", MICRO, "--model", f"bad={tmp_path / 'bad.pth'}") as (url, process, log):
+        assert _states(url) == {"micro": "ready", "bad": "failed"}
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         stages = [line["stage"] for line in lines if line["event"] == "model loading"]
         assert any("weights" in stage for stage in stages)
         assert any("reference" in stage for stage in stages)
-        (model,) = httpx.get(f"{url}/models").json()["models"]
-        assert model["reason"] is None
-
-
-def test_ctrl_c_ends_cleanly() -> None:
-    with server("--model", MICRO) as (_, process, log):
+        micro, bad = httpx.get(f"{url}/models").json()["models"]
+        assert micro["reason"] is None
+        assert "bad.pth" in bad["reason"]
+        answer = httpx.post(f"{url}/embed?model=bad", content=npy(PIXELS[:1]), headers=NPY)
+        assert answer.status_code == 503
+        assert "bad.pth" in answer.json()["error"]["message"]
+        assert embed(url, 1).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert "Traceback" not in log.read_text()
@@ -127,44 +134,72 @@ def test_a_worker_that_is_given_up_ends_the_process() -> None:
         assert "it failed 2 times in a row" in log.read_text()
 
 
-def test_one_bad_model_does_not_stop_the_others(tmp_path: Path) -> None:
-    (tmp_path / "bad.pth").write_bytes(b"bad")
-    with server("--model", MICRO, "--model", f"bad={tmp_path / 'bad.pth'}") as (url, _, _log):
-        assert _states(url) == {"micro": "ready", "bad": "failed"}
-        answer = httpx.post(f"{url}/embed?model=bad", content=npy(PIXELS[:1]), headers=NPY)
-        assert answer.status_code == 503
-        assert "bad.pth" in answer.json()["error"]["message"]
-        assert embed(url, 1).status_code == 200
-
-
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (("--model", "resnet"), 2, "vim-tiny"),
-        (("--model", MICRO, "--model", MICRO), 2, "given twice"),
-        (("--model", MICRO, "--dtype", "int8"), 2, "float16"),
-        (("--model", MICRO, "--device", "cuda:63"), 2, "--device cpu"),
-        (("--model", MICRO, "--port", "70000"), 2, "--port"),
-        (("--model", MICRO, "--backend", "nonsense"), 1, "backend"),
-        (("--model", "empty={tmp}"), 1, "no weight file"),
-    ],
+    ("arguments", "says"),
+    [(("--model", MICRO, "--dtype", "int8"), "float16"), (("--port", "70000"), "--port")],
 )
-def test_what_cannot_start_says_why(
-    arguments: tuple[str, ...], code: int, says: str, tmp_path: Path
-) -> None:
-    filled = [argument.format(tmp=tmp_path) for argument in arguments]
-    done = subprocess.run(
-        command("serve", "--port", str(free_port()), *filled), capture_output=True, timeout=120
-    )
-    assert done.returncode == code
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], says: str) -> None:
+    done = subprocess.run(command("serve", *arguments), capture_output=True, timeout=120)
+    assert done.returncode == 2
     assert says in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
 
 
+# What cannot start: the flags, the exit code, and what is said.
+NO_START = [
+    (("--model", "resnet"), 2, "vim-tiny"),
+    (("--model", MICRO, "--model", MICRO), 2, "given twice"),
+    (("--model", MICRO, "--device", "cuda:63"), 2, "--device cpu"),
+    (("--model", MICRO, "--backend", "nonsense"), 1, "backend"),
+    (("--model", "empty={tmp}"), 1, "no weight file"),
+    (("--model", MICRO, "--port", "{taken}"), 2, "ddress already in use"),
+]
+# Each start in turn within one process: torch is imported once.
+START_EACH = """
+import json, sys
+from click.testing import CliRunner
+from vim_embed.cli import main
+ends = [CliRunner().invoke(main, ["serve", *flags]) for flags in json.loads(sys.argv[1])]
+print(json.dumps([(end.exit_code, end.output) for end in ends]))
+"""
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
+    """The exit code and output of each of NO_START."""
+    empty = str(tmp_path_factory.mktemp("empty"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        starts = [
+            [
+                *(() if "--port" in flags else ("--port", str(free_port()))),
+                *(flag.format(tmp=empty, taken=port) for flag in flags),
+            ]
+            for flags, _, _ in NO_START
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", START_EACH, json.dumps(starts)],
+            stdout=subprocess.PIPE,
+            timeout=120,
+            check=True,
+        )
+    return [(code, output) for code, output in json.loads(done.stdout.splitlines()[-1])]
+
+
+@pytest.mark.parametrize("number", range(len(NO_START)), ids=[says for _, _, says in NO_START])
+def test_what_cannot_start_says_why(ends: list[tuple[int, str]], number: int) -> None:
+    _, expected, says = NO_START[number]
+    code, output = ends[number]
+    assert code == expected, output
+    assert says in output
+    assert "Traceback" not in output
+
+
 def test_check_says_what_would_answer() -> None:
-    done = subprocess.run(
-        command("check", "--model", MICRO, "--json"), capture_output=True, timeout=120, check=True
-    )
+    done = CliRunner().invoke(main, ["check", "--model", MICRO, "--json"])
+    assert done.exit_code == 0, done.output
     (status,) = json.loads(done.stdout)
     assert status["state"] == "ready"
     assert status["info"]["weights"]["file"] == "vim_micro.pth"
@@ -179,15 +214,3 @@ def test_check_fails_without_weights(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "vim-tiny=PATH" in json.loads(done.stdout)[0]["reason"]
-
-
-def test_port_in_use_says_so() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        done = subprocess.run(
-            command("serve", "--port", port, "--model", MICRO), capture_output=True, timeout=120
-        )
-    assert done.returncode == 2
-    assert "ddress already in use" in done.stderr.decode()
