@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from support.fixtures_vim import load_fixture
@@ -12,16 +13,22 @@ from vim_embed import load_model
 from vim_embed_client import AsyncClient
 
 CLIENTS = 32
-SINGLES = 400
-MIXED = 50
-ROWS = 250
+SINGLES = 200
+MIXED = 25
+ROWS = 125
+PIXELS = np.random.default_rng(20).integers(0, 256, (ROWS, 3, 64, 64), dtype=np.uint8)
 
 
-async def test_every_row_equals_the_row_computed_alone(micro_url: str) -> None:
-    random = np.random.default_rng(21)
-    pixels = random.integers(0, 256, (ROWS, 3, 64, 64), dtype=np.uint8)
+@pytest.fixture(scope="module")
+def expected() -> NDArray[np.float32]:
     alone = load_model("micro", load_fixture("vim_micro").path, device="cpu")
-    expected = np.concatenate([alone.embed(row) for row in pixels])
+    return np.concatenate([alone.embed(row) for row in PIXELS])
+
+
+async def test_every_row_equals_the_row_computed_alone(
+    micro_url: str, expected: NDArray[np.float32]
+) -> None:
+    random = np.random.default_rng(21)
     sizes = [1] * SINGLES + random.integers(2, 41, MIXED).tolist()
     jobs = [random.integers(0, ROWS, size) for size in sizes]
     random.shuffle(jobs)
@@ -34,7 +41,7 @@ async def test_every_row_equals_the_row_computed_alone(micro_url: str) -> None:
         nonlocal answered
         while not queue.empty():
             rows = queue.get_nowait()
-            found = (await client.embed(pixels[rows], model="micro")).embeddings
+            found = (await client.embed(PIXELS[rows], model="micro")).embeddings
             error = np.linalg.norm(found - expected[rows], axis=1)
             assert (error <= 1e-5 * np.linalg.norm(expected[rows], axis=1)).all()
             answered += len(rows)

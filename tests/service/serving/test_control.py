@@ -21,6 +21,7 @@ from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.errors import Conflict, NotReady, UnknownModel
 from vim_embed.http.app import create_app
+from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.serving.model_control import ModelControl
 from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
@@ -222,24 +223,26 @@ def test_only_admins_control_models() -> None:
         assert httpx.get(f"{url}/models/micro", headers=user).json()["pinned"]
 
 
-@pytest.fixture(scope="module")
-def small_engine() -> TorchEngine:
-    options = EngineOptions(torch.device("cpu"), backend="torch", random_weights=True)
-    return TorchEngine([parse_model("vim-small")], options)
-
-
-def test_an_unloaded_model_s_memory_comes_back(small_engine: TorchEngine) -> None:
-    queue = BatchQueue(small_engine, queue_rows=10, queue_bytes=10**9)
-    control = ModelControl(small_engine, queue, max_models=0, patience=1)
+def test_an_unloaded_model_s_memory_comes_back(tmp_path: Path) -> None:
+    wide = Vim(VimConfig(dim=1024, depth=2, image_size=64))
+    init_random(wide, 0)
+    weights = sum(4 * each.numel() for each in wide.parameters())
+    assert weights > 50e6
+    torch.save({"model": wide.state_dict()}, tmp_path / "wide.pth")
+    del wide
+    entry = parse_model(f"wide=vim:{tmp_path / 'wide.pth'}")
+    engine = TorchEngine([entry], EngineOptions(torch.device("cpu"), backend="torch"))
+    queue = BatchQueue(engine, queue_rows=10, queue_bytes=10**9)
+    control = ModelControl(engine, queue, max_models=0, patience=1)
     process = psutil.Process()
-    control.load("vim-small")
-    control.unload("vim-small")  # what torch keeps for good is there now
+    control.load("wide")
+    control.unload("wide")  # what torch keeps for good is there now
     before = process.memory_info().rss
-    control.load("vim-small")
+    control.load("wide")
     loaded = process.memory_info().rss - before
-    control.unload("vim-small")
+    control.unload("wide")
     left = process.memory_info().rss - before
-    assert loaded > 80e6  # 26 million parameters of four bytes
+    assert loaded > 0.8 * weights
     assert left < 0.2 * loaded
 
 

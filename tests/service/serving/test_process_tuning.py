@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from support.fixtures_vim import DATA
 from support.serving import running
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
@@ -134,8 +135,8 @@ def test_a_library_s_user_keeps_the_process_as_it_was() -> None:
         "before = dict(os.environ)\n"
         "import numpy as np\n"
         "from vim_embed import load_model\n"
-        "model = load_model('vim-tiny', random_weights=True, device='cpu')\n"
-        "model.embed(np.zeros((1, 3, 224, 224), np.uint8))\n"
+        f"model = load_model('micro', {str(DATA / 'vim_micro.pth')!r}, device='cpu')\n"
+        "model.embed(np.zeros((1, 3, 64, 64), np.uint8))\n"
         "ours = {k for k in os.environ if k.startswith(('GOMP', 'OMP', 'MALLOC'))} - set(before)\n"
         "print(calls, ours)\n"
     ) == ["[] set()"]
