@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from safetensors.torch import save_file
@@ -38,60 +43,86 @@ def _checkpoint(folder: Path, size: str, dim: int) -> Path:
     return path
 
 
-@contextmanager
-def serving(models: list[str]) -> Iterator[LocalServer]:
-    """A service in a process of its own, on the CPU."""
+@pytest.fixture(scope="session")
+def server(models: list[str]) -> Iterator[LocalServer]:
+    """A service with the three models, in a process of its own, on the CPU."""
     with LocalServer(models, args=["--device", "cpu"]) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def service(models: list[str]) -> Iterator[str]:
-    """The URL of a service with the three models."""
-    with serving(models) as server:
-        yield server.url
+def service(server: LocalServer) -> str:
+    """Its URL."""
+    return server.url
+
+
+class Run:
+    """A run of the host in a process of its own. stdout: what it prints, errors included."""
+
+    def __init__(self, address: str, request: Mapping[str, Any]) -> None:
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(address)
+        output, its_output = os.pipe()
+        socket.send_fds(self._connection, [json.dumps(request).encode()], [its_output])
+        os.close(its_output)
+        self.stdout = os.fdopen(output)
+        self._told = self._connection.makefile()
+        self._pid = int(self._told.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stdout.close()
+        self._told.close()
+        self._connection.close()
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        return bool(select.select([self._connection], [], [], 0)[0])
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it; its exit code, and what it still printed."""
+        output = self.stdout.read()
+        return int(self._told.readline()), output
 
 
 @dataclass(frozen=True)
 class Host:
-    """An attached copy of the installed platonic-universe. environment: to run it in."""
+    """An attached copy of the installed platonic-universe.
+
+    environment: to run it in. address: the Unix socket of host/forks.py, which has imported it.
+    """
 
     package: Path
     environment: Mapping[str, str]
+    address: str
 
-    def start(self, folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start the host's own console script in `folder`, where results go to data/."""
-        (folder / "data").mkdir(exist_ok=True)
-        script = Path(sys.executable).with_name("platonic_universe")
-        return self._popen([str(script), *arguments], folder, environment)
+    def start(self, folder: Path, *arguments: str, **environment: str) -> Run:
+        """Start the function of the host's console script in `folder`; results go to data/."""
+        return self._start(folder, environment, arguments=arguments)
 
-    def start_python(self, folder: Path, code: str, **environment: str) -> subprocess.Popen[str]:
+    def start_python(self, folder: Path, code: str, **environment: str) -> Run:
         """Start Python code that imports the host."""
+        return self._start(folder, environment, code=code)
+
+    def _start(self, folder: Path, environment: Mapping[str, str], **asked: Any) -> Run:
         (folder / "data").mkdir(exist_ok=True)
-        return self._popen([sys.executable, "-c", code], folder, environment)
-
-    def _popen(
-        self, command: list[str], folder: Path, environment: Mapping[str, str]
-    ) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return Run(self.address, {"folder": str(folder), "environment": environment, **asked})
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """The output of a process that must succeed."""
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+def finish(run: Run) -> str:
+    """The output of a run that must succeed."""
+    with run:
+        code, output = run.end()
+    assert code == 0, output
     return output
 
 
 @pytest.fixture(scope="session")
-def host(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Host:
+def host(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """platonic-universe 0.1.0 from its package index, attached by the real command."""
     spec = find_spec("pu")
     assert spec is not None, "platonic-universe is not installed: run the tests with `make unit`"
@@ -100,7 +131,8 @@ def host(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Host:
     package = folder / "pu"
     shutil.copytree(Path(spec.origin).parent, package)
     attach = Path(sys.executable).with_name("vim-embed")
-    subprocess.run([attach, "attach", package], check=True, capture_output=True)
+    command = [str(attach), "attach", str(package), "--models", "all"]
+    subprocess.run(command, check=True, capture_output=True)
     environment = {name: v for name, v in os.environ.items() if not name.startswith("VIM_EMBED_")}
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(folder), str(HOST), os.environ.get("PYTHONPATH", "")]),
@@ -108,4 +140,24 @@ def host(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Host:
         "VIM_EMBED_MODELS": ",".join(models),
         "VIM_EMBED_DEVICE": "cpu",
     }
-    return Host(package, environment)
+    with tempfile.TemporaryDirectory() as short, forks(short, environment) as address:
+        yield Host(package, environment, address)
+
+
+@contextmanager
+def forks(folder: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """The address at which runs of the host are started: a socket in the folder."""
+    address = f"{folder}/runs"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        process = subprocess.Popen(
+            [sys.executable, HOST / "forks.py", str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            env=environment,
+        )
+    try:
+        yield address
+    finally:
+        process.kill()
+        process.wait()

@@ -1,9 +1,12 @@
-"""The real platonic-universe 0.1.0: its console script, our adapters, a real service."""
+"""The real platonic-universe 0.1.0 from its console script on, our adapters, a real service."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from client.platonic.conftest import SIZES, Host, finish, serving
+from client.platonic.conftest import SIZES, Host, finish
 from vim_embed_client import LocalServer
 
 PRECOMPUTED = 32
@@ -62,8 +65,17 @@ def check_same(found: Table, expected: Table) -> None:
 def in_process(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of `platonic_universe run --model vim --mode jwst`."""
     folder = tmp_path_factory.mktemp("vim")
-    output = finish(host.start(folder, *RUN, "--model", "vim", "--num-workers", "1"))
-    assert "vim-base in this process" in output
+    (folder / "data").mkdir()
+    script = Path(sys.executable).with_name("platonic_universe")
+    done = subprocess.run(
+        [script, *RUN, "--model", "vim", "--num-workers", "1"],
+        cwd=folder,
+        env=host.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vim-base in this process" in done.stdout
     return folder
 
 
@@ -102,13 +114,12 @@ def test_a_run_that_broke_off_costs_no_finished_row(
 ) -> None:
     """Killed in the third size, then run again: the first two sizes are not sent a second time."""
     cached = {"VIM_EMBED_URL": service, "VIM_EMBED_ROW_CACHE": str(tmp_path / "cache")}
-    broken = host.start(tmp_path, *RUN, "--model", "vim-remote", **cached)
-    assert broken.stdout is not None
-    for line in broken.stdout:
-        if line.startswith("[vim-remote base]"):
-            break
-    broken.kill()
-    broken.communicate()
+    with host.start(tmp_path, *RUN, "--model", "vim-remote", **cached) as broken:
+        for line in broken.stdout:
+            if line.startswith("[vim-remote base]"):
+                break
+        broken.kill()
+        assert broken.end()[0] == -signal.SIGKILL
     assert not list((tmp_path / "data").glob("*.parquet"))
     before = _served(service)
     finish(host.start(tmp_path, *RUN, "--model", "vim-remote", **cached))
@@ -136,14 +147,14 @@ def test_vim_and_vim_remote_agree_on_the_other_surveys(
 
 
 def test_a_killed_service_is_waited_for(
-    host: Host, models: list[str], in_process: Path, tmp_path: Path
+    host: Host, server: LocalServer, in_process: Path, tmp_path: Path
 ) -> None:
-    with serving(models) as server:
-        run = host.start(tmp_path, *RUN, "--model", "vim-remote", VIM_EMBED_URL=server.url)
-        _wait_for_requests(server.url, 5)
+    before = _served(server.url)
+    with host.start(tmp_path, *RUN, "--model", "vim-remote", VIM_EMBED_URL=server.url) as run:
+        _wait_for_rows(server.url, before + 5)
         server._process.kill()
         server._process.wait()
-        assert run.poll() is None
+        assert not run.has_ended()
         assert not list((tmp_path / "data").glob("*.parquet"))
         _restart(server)
         output = finish(run)
@@ -154,12 +165,12 @@ def test_a_killed_service_is_waited_for(
 
 
 def _restart(server: LocalServer) -> None:
-    """The same command once more, on the same port; the end of the `with` block stops it."""
+    """The same command once more, on the same port."""
     server._log.close()
     server.__enter__()
 
 
-def _wait_for_requests(url: str, count: int) -> None:
+def _wait_for_rows(url: str, count: float) -> None:
     end = time.monotonic() + 120
     while _served(url) < count:
         assert time.monotonic() < end, "the run did not begin"
@@ -173,9 +184,9 @@ def _served(url: str) -> float:
 
 def test_a_run_without_a_service_fails_at_once(host: Host, tmp_path: Path) -> None:
     url = "http://127.0.0.1:9"
-    run = host.start(tmp_path, *RUN, "--model", "vim-remote", VIM_EMBED_URL=url)
-    output, _ = run.communicate(timeout=120)
-    assert run.returncode != 0
+    with host.start(tmp_path, *RUN, "--model", "vim-remote", VIM_EMBED_URL=url) as run:
+        code, output = run.end()
+    assert code == 1
     assert f"no service at {url}" in output
     assert "vim-embed-server serve" in output
     assert not list((tmp_path / "data").iterdir())

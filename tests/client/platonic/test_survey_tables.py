@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from client.platonic.conftest import Host, finish
 from vim_embed_client.bulk.outputs import Contents, write_output
 from vim_embed_client.bulk.row_shape import NamedShape
 from vim_embed_client.cli.main import run
@@ -67,7 +65,7 @@ def test_layers_of_two_surveys(tmp_path: Path, monkeypatch: Any, capsys: Any, mo
             np.testing.assert_array_equal(np.array(table[f"{name}_{mode}"].to_pylist(), "f4"), z)
 
 
-def test_the_real_host_compares_them(tmp_path: Path) -> None:
+def test_the_real_host_compares_them(host: Host, tmp_path: Path) -> None:
     """The release takes the model's name from the first column, and wants two surveys."""
     wanted, tables = [], []
     for layers in (True, False):
@@ -81,20 +79,14 @@ def test_the_real_host_compares_them(tmp_path: Path) -> None:
         wanted.append((one[name], two[name]))
     assert pq.read_schema(tables[1]).names == ["vim_tiny_hsc", "vim_tiny_jwst", "id"]
     code = (
-        "import json, sys; from pu.metrics import run_mknn_comparison as compare\n"
-        "for table in sys.argv[1:]:\n"
+        "import json; from pu.metrics import run_mknn_comparison as compare\n"
+        f"for table in {tables}:\n"
         "    found = compare(table)\n"
         "    rows = [list(map(list, z.astype(float))) for z in found['embeddings'].values()]\n"
         "    print(json.dumps([found['mknn_score'], rows]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *tables],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent / "host")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    for line, pair in zip(done.stdout.splitlines()[-2:], wanted, strict=True):
+    output = finish(host.start_python(tmp_path, code))
+    for line, pair in zip(output.splitlines()[-2:], wanted, strict=True):
         score, embeddings = json.loads(line)
         for read, z in zip(embeddings, pair, strict=True):
             np.testing.assert_array_equal(np.array(read, "f4"), z)
