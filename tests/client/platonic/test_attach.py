@@ -62,6 +62,22 @@ HEAD = RELEASE | {
 }
 
 
+@pytest.fixture(scope="module")
+def answer() -> Interpreter:
+    """What the Python says that is guessed for a checkout without an environment of its own."""
+    return ask(Path(os.devnull))
+
+
+@pytest.fixture(autouse=True)
+def asked_once(monkeypatch: pytest.MonkeyPatch, answer: Interpreter) -> None:
+    """To start that Python is most of what a command costs, and all of them ask the same."""
+
+    def answered(package: Path, python: Path | None = None) -> Interpreter:
+        return answer if python is None and not find(package)[1] else ask(package, python)
+
+    monkeypatch.setattr("vim_embed_client.cli.attach.ask", answered)
+
+
 def checkout(folder: Path, files: dict[str, str], *, line_end: str = "\n") -> Path:
     """A source tree of the host; gives the folder of its package."""
     package = folder / "src" / "pu"
