@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from vim_embed.weights.families import ARCHITECTURES, FAMILIES
-from vim_embed.weights.state_dicts import Copy
+from vim_embed.weights.names import SIZES, Copy
 
 _HUB = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<file>\S+))?$")
 _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
@@ -96,9 +95,9 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         _vit("vim-small-proxy", "vit-large-patch16-224-in21k"),
         _vit("vim-base-proxy", "vit-huge-patch14-224-in21k"),
         _vim("vim-tiny-rope", "hustvl/Vim-tiny", "vim_tiny_73p1.pth"),
-        *map(_videomamba, FAMILIES["videomamba"].sizes),
+        *map(_videomamba, SIZES["videomamba"]),
         _packaged("vim-micro"),
-        *(_of_your_own(n) for n, (f, _) in ARCHITECTURES.items() if f.name not in _FREE),
+        *(_of_your_own(n) for family, sizes in SIZES.items() if family not in _FREE for n in sizes),
     )
 }
 _OF_SHARED_REPOS = {
@@ -171,11 +170,11 @@ def _with_words(entry: CatalogueEntry, words: str) -> CatalogueEntry:
             continue
         if word in get_args(Copy):
             entry = replace(entry, copy=cast(Copy, word))
-        elif word in FAMILIES:
+        elif word in SIZES:
             entry = replace(entry, family=word)
         else:
             raise ModelArgumentError(
-                f"{word!r} before the colon is no family: use one of {', '.join(FAMILIES)}; hf for "
+                f"{word!r} before the colon is no family: use one of {', '.join(SIZES)}; hf for "
                 f"an encoder of transformers; ema or plain for averaged or plain weights "
                 f"(FAMILY+ema:PATH)"
             )

@@ -24,7 +24,8 @@ from vim_embed.errors import WeightsError
 from vim_embed.models.vim import Vim, VimConfig
 from vim_embed.weights.families import Family, UncomputedForm, Word, decide, told_family, told_size
 from vim_embed.weights.file_limits import MAX_DEPTH, MAX_SIDE
-from vim_embed.weights.state_dicts import Copy, FoundModel, find_model
+from vim_embed.weights.names import Copy
+from vim_embed.weights.state_dicts import FoundModel, find_model
 
 # Plain data that trainers keep beside the tensors. None of them runs code when it is unpickled.
 _ADMITTED: list[Any] = [

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from vim_embed.models.fastvim import FastVim
 from vim_embed.models.mamba_reg import MambaReg
 from vim_embed.models.vim import Vim, VimConfig
 from vim_embed.models.vim_rope import RopeVim, rope_tables
+from vim_embed.weights.names import SIZES, VIM_FORMS, vim_name
 
 State = dict[str, Tensor]
 _MIXER_NORM = "layers.0.mixer.layernorm.weight"
@@ -48,7 +48,11 @@ class Family:
     overlaps: bool = False
     released_alone: bool = False
     classifier: str | None = "cls"
-    sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> Mapping[str, Mapping[str, int]]:
+        """The models of the catalogue that are of this family, and their shapes."""
+        return SIZES[self.name]
 
     def computes_as(self, other: Family) -> bool:
         return (self.module, self.switches) == (other.module, other.switches)
@@ -167,12 +171,6 @@ def _agree_on_size(words: list[Word], state: State, path: Path) -> None:
                 f"sure of the tensors, save its state dict alone as safetensors, under a name of "
                 f"your own, and name the family with NAME={words[0].family.name}:PATH"
             )
-
-
-def vim_name(cls: str, *, averaged: bool, rope: bool) -> str:
-    """`vim` is the released form; what differs from it is in the name."""
-    place = {"middle": "", "first": "-front", "none": "-nocls"}[cls]
-    return "vim" + ("-rope" if rope else "") + place + ("" if averaged else "-sum")
 
 
 # How hustvl's names go on after the size: parts that say nothing here, and those that do.
@@ -307,18 +305,6 @@ def _refusal(state: State) -> str:
     return f"a mixture of keys that no family has ({', '.join(sorted(state)[:8])}, …)"
 
 
-_WIDTHS = {"tiny": 192, "small": 384, "middle": 576, "base": 768}
-_VIM_SIZES: dict[str, dict[str, dict[str, int]]] = {
-    "vim": {
-        "vim-tiny": {"dim": 192, "depth": 24},
-        "vim-small": {"dim": 384, "depth": 24},
-        "vim-base": {"dim": 768, "depth": 24},
-        "vim-tiny-plus": {"dim": 192, "depth": 24, "stride": 8},
-        "vim-small-plus": {"dim": 384, "depth": 24, "stride": 8},
-        "vim-micro": {"dim": 128, "depth": 4, "image_size": 48, "patch_size": 8, "stride": 8},
-    },
-    "vim-rope-front-sum": {"vim-tiny-rope": {"dim": 192, "depth": 24}},
-}
 _PLACES = {
     "middle": "class token in the middle",
     "first": "class token first",
@@ -327,11 +313,8 @@ _PLACES = {
 
 
 def _vim_forms() -> list[Family]:
-    """hustvl's switches, all that go together (rope and a class token in the middle do not)."""
     forms = []
-    for rope, cls, averaged in product((False, True), ("middle", "first", "none"), (True, False)):
-        if rope and cls == "middle":
-            continue
+    for name, (rope, cls, averaged) in VIM_FORMS.items():
         fits = _rope(cls=cls == "first") if rope else _without_cls if cls == "none" else _with_cls
         words = [
             _PLACES[cls],
@@ -340,7 +323,7 @@ def _vim_forms() -> list[Family]:
         ]
         forms.append(
             Family(
-                name=vim_name(cls, averaged=averaged, rope=rope),
+                name=name,
                 title="Vim: " + ", ".join(words),
                 module=RopeVim if rope else Vim,
                 switches={"cls": cls, "averaged": averaged, "rope": rope},
@@ -349,20 +332,9 @@ def _vim_forms() -> list[Family]:
                 overlaps=True,
                 released_alone=rope and not averaged,
                 classifier="mean" if cls == "none" else "cls",
-                sizes=_VIM_SIZES.get(vim_name(cls, averaged=averaged, rope=rope), {}),
             )
         )
     return forms
-
-
-def _videomamba_sizes() -> dict[str, dict[str, int]]:
-    sizes = {}
-    for size in ("tiny", "small", "middle", "base"):
-        shape = {"dim": _WIDTHS[size], "depth": 32 if size == "middle" else 24}
-        for side in (224,) if size == "base" else (224, 448, 576):
-            name = f"videomamba-{size}" + (f"-{side}" if side != 224 else "")
-            sizes[name] = {**shape, "image_size": side}
-    return sizes
 
 
 FAMILIES: dict[str, Family] = {
@@ -375,7 +347,6 @@ FAMILIES: dict[str, Family] = {
             module=Vim,
             switches={"cls": "first", "averaged": False, "rope": False},
             fits=_with_cls,
-            sizes=_videomamba_sizes(),
         ),
         Family(
             name="mamba-reg",
@@ -385,12 +356,6 @@ FAMILIES: dict[str, Family] = {
             fits=lambda state: "pos_embed_cls" in state and _patches(state),
             read=_registers,
             classifier="features",
-            sizes={
-                "mamba-reg-tiny": {"dim": 192, "depth": 24, "registers": 12},
-                "mamba-reg-small": {"dim": 384, "depth": 24, "registers": 12, "reduction": 2},
-                "mamba-reg-base": {"dim": 768, "depth": 24, "registers": 12, "reduction": 4},
-                "mamba-reg-large": {"dim": 1024, "depth": 48, "registers": 16, "reduction": 8},
-            },
         ),
         Family(
             name="fastvim",
@@ -398,10 +363,6 @@ FAMILIES: dict[str, Family] = {
             module=FastVim,
             switches={"mixer_norm": True},
             fits=_normed(mae=False),
-            sizes={
-                "fastvim-base": {"dim": 768, "depth": 24},
-                "fastvim-large": {"dim": 1024, "depth": 48},
-            },
         ),
         Family(
             name="fastvim-mae",
@@ -411,10 +372,6 @@ FAMILIES: dict[str, Family] = {
             fits=_normed(mae=True),
             prepare=_class_row_to_the_middle,
             classifier=None,
-            sizes={
-                "fastvim-mae-base": {"dim": 768, "depth": 24},
-                "fastvim-mae-large": {"dim": 1024, "depth": 48},
-            },
         ),
     )
 }

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vim_embed.errors import WeightsError
 from vim_embed.weights.file_limits import check_tensors
-
-Copy = Literal["ema", "plain"]
+from vim_embed.weights.names import Copy
 
 _ANCHOR = "patch_embed.proj.weight"
 _MAX_NESTING = 6

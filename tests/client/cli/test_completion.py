@@ -146,6 +146,11 @@ def test_completion_loads_no_command() -> None:
     assert int(done.stdout) == len(COMMANDS)
 
 
+def test_names_of_models_are_known_without_torch() -> None:
+    script = "import sys, vim_embed.weights.hub; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize("program", GROUPS)
 def test_every_command_that_prints_results_has_json(program: str) -> None:
     group = GROUPS[program]
