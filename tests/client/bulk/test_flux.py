@@ -54,8 +54,15 @@ CUBES = {
 }
 THEIR_SCRIPT = """
 import sys
-import astropy.visualization as visual
+import types
 import numpy as np
+import no_torchvision
+
+# The module alone: the package imports transformers and data sets, which it has no use for.
+package = sys.modules["pu"] = types.ModuleType("pu")
+package.__path__ = [sys.argv[3]]
+sys.modules["datasets"] = types.ModuleType("datasets")
+sys.modules["datasets"].load_dataset = None
 from pu.preprocess import flux_to_pil
 
 cubes = dict(np.load(sys.argv[1]))
@@ -72,13 +79,15 @@ np.savez(sys.argv[2], **out)
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
     """What platonic-universe itself makes of CUBES, in a process with its missing imports."""
-    if find_spec("pu") is None:
+    spec = find_spec("pu")
+    if spec is None or spec.origin is None:
         pytest.skip("needs platonic-universe")
     folder = tmp_path_factory.mktemp("theirs")
     np.savez(folder / "cubes.npz", **CUBES)  # type: ignore[arg-type]
-    command = [sys.executable, "-c", THEIR_SCRIPT, str(folder / "cubes.npz"), str(folder / "o.npz")]
-    host = Path(__file__).parents[1] / "platonic" / "host"
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(host)})
+    files = [str(folder / "cubes.npz"), str(folder / "o.npz"), str(Path(spec.origin).parent)]
+    host = str(Path(__file__).parents[1] / "platonic" / "host")
+    script = f"import sys; sys.path.append({host!r})\n{THEIR_SCRIPT}"
+    subprocess.run([sys.executable, "-c", script, *files], check=True)
     return dict(np.load(folder / "o.npz"))
 
 

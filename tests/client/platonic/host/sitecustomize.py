@@ -4,9 +4,6 @@
 torch's, is replaced by the names that the host imports. Nothing else of the host is touched.
 """
 
-import sys
-import types
-
 import datasets
 import transformers
 
@@ -16,16 +13,6 @@ import galaxies
 for name in ("ViTModel", "AutoModel", "AutoImageProcessor", "AutoVideoProcessor"):
     getattr(transformers, name)
 
-
-class _Compose(list):  # type: ignore[type-arg]
-    """AstroPT's transforms are made when the host is imported, and never called here."""
-
-
-for name in ("torchvision", "torchvision.io", "torchvision.transforms"):
-    sys.modules[name] = types.ModuleType(name)
-    parent, _, child = name.rpartition(".")
-    if parent:
-        setattr(sys.modules[parent], child, sys.modules[name])
-sys.modules["torchvision.transforms"].Compose = _Compose  # type: ignore[attr-defined]
+import no_torchvision  # noqa: E402, F401
 
 datasets.load_dataset = galaxies.load_dataset
