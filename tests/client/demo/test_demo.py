@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from client.fake_service import FakeService, embed_rows, refuse, serve
@@ -18,6 +19,7 @@ from vim_embed_client import Client
 from vim_embed_client.cli.main import run
 from vim_embed_client.demo import flow
 from vim_embed_client.demo.figure import demo_figure
+from vim_embed_client.demo.stamps import Sources
 from vim_embed_client.errors import ProvenanceChangedError
 from vim_embed_client.figures.style import save
 from vim_embed_client.formats import parse_safetensors
@@ -33,6 +35,15 @@ def service(monkeypatch: pytest.MonkeyPatch) -> FakeService:
     return FakeService()
 
 
+@pytest.fixture(autouse=True)
+def _found_once(
+    monkeypatch: pytest.MonkeyPatch, sources: Sources, ground: NDArray[np.uint8]
+) -> None:
+    """Every run of the demo finds the same sources, and sees them from the ground with seed 0."""
+    monkeypatch.setattr(flow, "find_sources", lambda picture: sources)
+    monkeypatch.setattr(flow, "ground_view", lambda picture, seed: {0: ground}[seed])
+
+
 @pytest.fixture
 def url(service: FakeService) -> Iterator[str]:
     with serve(service.app()) as url:
@@ -45,7 +56,7 @@ def entry(url: str) -> ModelEntry:
         return client.model("vim-tiny")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def views() -> flow.Views:
     entry: Any = {"preprocessing": {"image_size": 16, "interpolation": "bicubic"}}
     return flow.make_views(COUNT, entry)
