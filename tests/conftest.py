@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
 # Before torch is imported: threads of libgomp that wait, as the server's do, rather than spin.
 # Spinning, a test's forwards take ten times as long beside other work.
@@ -19,3 +21,10 @@ with suppress(ImportError):  # the GPU's tests do without it
     # How long an example takes says something of the machine's other work alone.
     settings.register_profile("suite", deadline=None, print_blob=True)
     settings.load_profile("suite")
+
+with suppress(ImportError):
+    from httpx._transports import default
+
+    # `httpx.get` and the like, by which tests ask servers, read all certificates each time: 30 ms.
+    transports: Any = default
+    transports.create_ssl_context = cache(transports.create_ssl_context)

@@ -245,6 +245,14 @@ def test_certificates_of_the_environment_that_cannot_be_read(
     Client(FAR).close()
 
 
+def test_without_tls_no_certificate_is_trusted() -> None:
+    for url, trusted in ((FAR, False), ("https://far.org", True)):
+        with Client(url) as client:
+            context = client._options.verify()
+        assert bool(context.get_ca_certs()) is trusted
+        assert context.verify_mode is ssl.CERT_REQUIRED
+
+
 def test_a_transport_of_one_s_own_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://p")
     answers = httpx.MockTransport(lambda request: httpx.Response(200, json={"status": "live"}))
