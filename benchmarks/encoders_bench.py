@@ -71,7 +71,8 @@ def lines_of(
         exact = transformers_own(family, folder, torch.float32)
         own = transformers_own(family, folder, dtype)
         served: Embedder = load_model("mine", f"hf:{folder}", device="cuda", dtype=label)
-    served.use_graphs(batch_rows)
+    if batch_rows:
+        served.use_graphs(batch_rows)
     meter, found = CudaMeter(), []
     for batch in batches:
         pixels = torch.randn(batch, 3, side, side, device="cuda")
@@ -104,7 +105,9 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(k for k in ENCODERS if k not in TEXT))
     parser.add_argument("--dtype", default="float16", choices=DTYPES)
     parser.add_argument("--batches", default="1,32,128")
-    parser.add_argument("--batch-rows", type=int, default=128, help="of the largest graph")
+    parser.add_argument(
+        "--batch-rows", type=int, default=0, help="of the largest graph; 0: as loaded"
+    )
     parser.add_argument("--seconds", type=float, default=0.05, help="of a way in a round")
     given = parser.parse_args()
     if not torch.cuda.is_available():

@@ -115,7 +115,10 @@ class Settings(BaseSettings):
         "32 on CUDA. Equal numbers are needed for equal bytes",
     )
     batch_rows: int = Field(
-        0, ge=0, description="rows of one batch at the native image size; 0: 8 on CPU, 64 on CUDA"
+        0,
+        ge=0,
+        description="rows of one batch at the native image size; 0: 8 on CPU; on CUDA 64 of a "
+        "Vim and 128 of an encoder",
     )
     threads: int = Field(0, ge=0, description="CPU threads of the model; 0: torch's choice")
     queue_rows: int = Field(4096, ge=1, description="rows that may wait before 429")

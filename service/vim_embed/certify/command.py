@@ -18,7 +18,7 @@ from vim_embed.inference.embedder import Embedder
 from vim_embed.settings import Settings
 from vim_embed.types.devices import resolve_devices
 from vim_embed.weights.catalogue import parse_model
-from vim_embed.weights.load import BATCH_ROWS
+from vim_embed.weights.load import default_batch_rows
 from vim_embed_client.bulk.durable_files import write_durably
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.errors import VimEmbedError
@@ -77,7 +77,7 @@ def _plan(settings: Settings, against: str | None) -> Plan:
         dtype=entry.dtype or settings.dtype,
         backend=settings.backend,
         random_weights=settings.random_weights,
-        batch_rows=settings.batch_rows or BATCH_ROWS[device.type],
+        batch_rows=settings.batch_rows or default_batch_rows(device, entry.kind or "vim"),
     )
 
 

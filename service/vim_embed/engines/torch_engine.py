@@ -33,7 +33,7 @@ from vim_embed.types.model_info import EMBEDDING, EmbedOptions, LoadCheck, Model
 from vim_embed.types.pixels import PixelArray
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 from vim_embed.weights.download_progress import told_in_words
-from vim_embed.weights.load import BATCH_ROWS, load_entry
+from vim_embed.weights.load import default_batch_rows, load_entry
 
 _LOG = logging.getLogger(__name__)
 _SYNC_SECONDS = 5.0  # that a device gets to answer before it counts as gone
@@ -176,9 +176,11 @@ class TorchEngine:
 
     def batch_rows(self, model: str, shape: tuple[int, ...]) -> int:
         """The row budget, divided by how much larger than the native size the images are."""
-        rows = self.options.batch_rows or BATCH_ROWS[self.options.device.type]
         info = self._status[model].info
-        native = info.preprocessing.image_size if info is not None else 1
+        if info is None:
+            return 1
+        rows = self.options.batch_rows or default_batch_rows(self.options.device, info.kind)
+        native = info.preprocessing.image_size
         return max(1, int(rows * native**2 / (shape[-1] * shape[-2])))
 
     def memory(self) -> Mapping[tuple[str, str], int]:

@@ -187,12 +187,17 @@ class Embedder:
         return self.launch(pixel_values, options).wait()
 
     @torch.inference_mode()
-    def launch(self, pixel_values: Tensor, options: EmbedOptions) -> OnItsWay:
-        """`run` that does not wait for the device: the next may be launched meanwhile."""
+    def launch(
+        self, pixel_values: Tensor, options: EmbedOptions, *, spin: bool = False
+    ) -> OnItsWay:
+        """`run` that does not wait for the device: the next may be launched meanwhile.
+
+        spin: see `to_host`.
+        """
         with self._lock:
             if options.exact:
                 return OnItsWay(self._run_exact(pixel_values, replace(options, exact=False)))
-            return to_host(self._forward(pixel_values, options))
+            return to_host(self._forward(pixel_values, options), spin=spin)
 
     @torch.inference_mode()
     def settle_exact(self, rows: int = 0) -> None:
@@ -332,34 +337,38 @@ class Embedder:
         pixels = check_layout(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
         check_bytes(pixels, options, self.info)
         rows = self.rows_at_once(self._chunk_rows, *pixels.shape[-2:])
-        parts = list(self._overlapped(pixels, rows, options))
-        return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
+        found: dict[str, NDArray[np.float32]] = {}
+        for first, chunk in self._overlapped(pixels, rows, options):
+            for name, part in chunk.items():
+                if name not in found:
+                    found[name] = np.empty((len(pixels), *part.shape[1:]), np.float32)
+                found[name][first : first + len(part)] = part.numpy()
+        return found
 
     def _overlapped(
         self, pixels: PixelArray, rows: int, options: EmbedOptions
-    ) -> Iterator[dict[str, Tensor]]:
-        """The results of chunks of `rows`, in order: one is staged while the last one computes."""
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """First row and results of chunks of `rows`: one is staged while the last one computes."""
         last = None
         # The device waits for the staging of the first chunk alone, so the remainder goes first.
         starts = [0, *range(len(pixels) % rows or rows, len(pixels), rows)]
         for first, end in pairwise([*starts, len(pixels)]):
             launched = self._launched(pixels[first:end], first, options)
             if last is not None:
-                yield last.wait()
+                yield last.first, last.wait()
             last = launched
         if last is not None:
-            yield last.wait()
+            yield last.first, last.wait()
 
     def _launched(self, chunk: PixelArray, first: int, options: EmbedOptions) -> _Chunk:
         on_device = self.device.type == "cuda"  # which looks faster, while others compute
         if not on_device:
             check_values(chunk, first)
         with self._on_device():
-            pixels = self._staging([chunk]).ready()
-            finite = None
-            if on_device and pixels.is_floating_point():
-                finite = to_host({"finite": torch.isfinite(pixels).flatten(1).all(dim=1)})
-            return _Chunk(first, self.launch(pixels, options), finite)
+            staged = self._staging([chunk])
+            looked_at = on_device and staged.pixels.is_floating_point()
+            finite = staged.finite() if looked_at else None
+            return _Chunk(first, self.launch(staged.ready(), options, spin=True), finite)
 
     @cached_property
     def _staging(self) -> HostStaging:

@@ -6,29 +6,31 @@ batch travels while this one computes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vim_embed.inference.device_copy import OnItsWay, to_host
+from vim_embed.kernels.cpu.compile import NativeUnavailable
+from vim_embed.kernels.cpu.host_copy import ParallelCopy
 from vim_embed.types.pixels import PixelArray
 
+_LOG = logging.getLogger(__name__)
 _FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
-# One thread copies 10 GB/s or less, and float32 images want that of it. Not torch's own threads:
-# they wait for the slowest of all cores, and beside HTTP processes that cost a third of the rows/s.
-_COPIERS = max(2, min(8, (os.cpu_count() or 1) // 2))
-_PIECE_BYTES = 1024 * 1024
+
+Copy = Callable[[Sequence[PixelArray], PixelArray], None]
 
 
 @dataclass(frozen=True)
 class StagedPixels:
-    """Rows (B, 3, H, W) on the device, once `copied` happened where there is such an event."""
+    """Rows (B, 3, H, W) on the device; `copied` by `stream` where that is a stream of its own."""
 
     pixels: Tensor
+    stream: torch.cuda.Stream | None = None
     copied: torch.cuda.Event | None = None
 
     def ready(self) -> Tensor:
@@ -39,6 +41,13 @@ class StagedPixels:
             self.pixels.record_stream(stream)
         return self.pixels
 
+    def finite(self) -> OnItsWay:
+        """Which rows are free of NaN and infinities: `finite` (B,), found while others compute."""
+        with torch.cuda.stream(self.stream):
+            # The largest magnitude: NaN and infinities are larger than any number.
+            largest = torch.linalg.vector_norm(self.pixels.flatten(1), float("inf"), dim=1)
+            return to_host({"finite": torch.isfinite(largest)})
+
 
 class HostStaging:
     """Stages rows for one device; from any thread."""
@@ -47,7 +56,7 @@ class HostStaging:
         cuda = device.type == "cuda"
         self._device = device
         self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
-        self._copiers = ThreadPoolExecutor(_COPIERS, "vim-embed-copy") if cuda else None
+        self._copy = _parallel_copy() if cuda else _plain_copy
 
     def __call__(self, parts: Sequence[PixelArray]) -> StagedPixels:
         """Rows (n_i, 3, H, W) of one dtype, put together in their order."""
@@ -55,26 +64,25 @@ class HostStaging:
         dtype = getattr(torch, parts[0].dtype.name)
         shape = (rows, *parts[0].shape[1:])
         buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
-        put_together(parts, buffer.numpy(), self._copiers)
+        few = buffer.nbytes <= _FEW_BYTES
+        (_plain_copy if few else self._copy)(parts, buffer.numpy())
         if self._copies is None:
             return StagedPixels(buffer)
-        if buffer.nbytes <= _FEW_BYTES:
+        if few:
             return StagedPixels(buffer.to(self._device, non_blocking=True))
         with torch.cuda.stream(self._copies):
             pixels = buffer.to(self._device, non_blocking=True)
-        return StagedPixels(pixels, self._copies.record_event())
+        return StagedPixels(pixels, self._copies, self._copies.record_event())
 
 
-def put_together(parts: Sequence[PixelArray], out: PixelArray, pool: Executor | None) -> None:
-    """The parts into `out` (B, ...), one behind the other; large ones by the pool's threads."""
-    if pool is None or out.nbytes <= _PIECE_BYTES:
-        np.concatenate(parts, out=out)
-        return
-    copies, at = [], 0
-    for part in parts:
-        for rows in np.array_split(part, -(-part.nbytes // _PIECE_BYTES)):
-            copies.append(pool.submit(np.copyto, out[at : at + len(rows)], rows))
-            at += len(rows)
-    wait(copies)
-    for copy in copies:
-        copy.result()
+def _plain_copy(parts: Sequence[PixelArray], out: PixelArray) -> None:
+    np.concatenate(parts, out=out)
+
+
+def _parallel_copy() -> Copy:
+    """One thread copies 10 GB/s or less; float32 images want more of it."""
+    try:
+        return ParallelCopy()
+    except NativeUnavailable as error:
+        _LOG.warning("rows are copied by one thread", extra={"reason": str(error)})
+        return _plain_copy

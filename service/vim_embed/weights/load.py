@@ -39,7 +39,8 @@ if TYPE_CHECKING:  # it brings transformers along, which a Vim alone does not ne
 _LOG = logging.getLogger(__name__)
 _OF_NAME = "the model's name"
 _SDPA = "transformers' modules on torch's scaled dot-product attention"
-BATCH_ROWS = {"cpu": 8, "cuda": 64}  # of one batch at the native size, unless set
+_BATCH_ROWS = {"cpu": 8, "cuda": 64}
+_ENCODER_GRAPH_ROWS = 128  # two graphs of 64 leave multiprocessors idle at their ends
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class _Compute:
     backend: str
     reason: str
     fused: FusedBackbone | None = None
+
+
+def default_batch_rows(device: torch.device, kind: str) -> int:
+    """Rows of one batch at the native size, unless set. kind: "vim" or "vit"."""
+    if device.type == "cuda" and kind != "vim":
+        return _ENCODER_GRAPH_ROWS
+    return _BATCH_ROWS[device.type]
 
 
 def load_model(
@@ -148,7 +156,7 @@ def load_entry(
     )
     model = Embedder(info, module, device, compute.fused)
     if device.type == "cuda":
-        model.use_graphs(batch_rows or BATCH_ROWS["cuda"])
+        model.use_graphs(batch_rows or default_batch_rows(device, module.kind))
     model.settle_exact(exact_rows)
     return model
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vim_embed.kernels.cpu import compile as native
+from vim_embed.kernels.cpu import host_copy
 from vim_embed.kernels.cpu.compile import NativeUnavailable
 from vim_embed.kernels.ops import Direction
 from vim_embed.kernels.reference import ReferenceOps
@@ -125,14 +126,18 @@ class CpuOps:
 def prebuild(
     output_dir: Path = native.PREBUILT_DIR, capabilities: Iterable[str] | None = None
 ) -> list[Path]:
-    """Compile ahead of time, by default for every CPU capability this kind of machine can have.
+    """Compile this folder's libraries, by default for every capability of this kind of machine.
 
     With the default folder, an image or a package needs no compiler. Returns the libraries'
     paths. Raises NativeUnavailable.
     """
     chosen = native.buildable_capabilities() if capabilities is None else capabilities
     output_dir.mkdir(parents=True, exist_ok=True)  # for every user of an image, unlike the cache
-    return [native.prebuild(SOURCE, capability, output_dir) for capability in chosen]
+    return [
+        native.prebuild(source, capability, output_dir)
+        for source in (SOURCE, host_copy.SOURCE)
+        for capability in chosen
+    ]
 
 
 @cache

@@ -1,0 +1,60 @@
+"""Rows of several arrays into one buffer, by a few threads of host_copy.cpp.
+
+Called through ctypes, which releases the interpreter: threads of Python would wait for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from vim_embed.kernels.cpu import compile as native
+from vim_embed.types.pixels import PixelArray
+
+SOURCE = Path(__file__).with_name("host_copy.cpp")
+_MOST_THREADS = 8  # more reach no more of the memory's bandwidth
+
+
+class ParallelCopy:
+    """`np.concatenate` into an array that a device reads next; from any thread."""
+
+    def __init__(self) -> None:
+        """Raises NativeUnavailable where host_copy.cpp cannot be built."""
+        self._library, self._helpers = _helpers()
+
+    def __call__(self, parts: Sequence[PixelArray], out: PixelArray) -> None:
+        """parts: (n_i, ...) of `out`'s dtype. out: (sum of n_i, ...), C-contiguous.
+
+        Raises ValueError for parts that do not fill `out`.
+        """
+        rows = [np.ascontiguousarray(part) for part in parts]
+        _check(rows, out)
+        starts = (ctypes.c_void_p * len(rows))(*(part.ctypes.data for part in rows))
+        sizes = (ctypes.c_int64 * len(rows))(*(part.nbytes for part in rows))
+        self._library.vim_copy(self._helpers, out.ctypes.data, starts, sizes, len(rows))
+
+
+def _check(parts: Sequence[PixelArray], out: PixelArray) -> None:
+    fits = all(part.dtype == out.dtype and part.shape[1:] == out.shape[1:] for part in parts)
+    if not (fits and sum(map(len, parts)) == len(out) and out.flags.c_contiguous):
+        shapes = ", ".join(f"{part.shape} {part.dtype}" for part in parts)
+        raise ValueError(f"parts of {shapes} do not fill {out.shape} {out.dtype}")
+
+
+@cache
+def _helpers() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
+    library = native.load(SOURCE).library
+    library.vim_copy_helpers.restype = ctypes.c_void_p
+    library.vim_copy_helpers.argtypes = [ctypes.c_int64]
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.vim_copy.restype = None
+    library.vim_copy.argtypes = [
+        *(pointer, pointer, ctypes.POINTER(pointer), ctypes.POINTER(number), number),
+    ]
+    threads = max(2, min(_MOST_THREADS, (os.cpu_count() or 1) // 2))
+    return library, ctypes.c_void_p(library.vim_copy_helpers(threads - 1))

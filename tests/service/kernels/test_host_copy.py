@@ -1,0 +1,67 @@
+"""Rows of several requests become one batch, whichever threads copy them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vim_embed.kernels.cpu import compile as native
+from vim_embed.kernels.cpu.host_copy import ParallelCopy
+
+pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler here")
+
+
+def parts_of(lengths: list[int], shape: tuple[int, ...], dtype: str) -> list[NDArray[np.generic]]:
+    generator = np.random.default_rng()
+    parts = [generator.integers(0, 200, (n, *shape)).astype(dtype) for n in lengths]
+    for part in parts:
+        part.flags.writeable = False
+    return parts
+
+
+def put_together(parts: list[NDArray[np.generic]], skip: int = 0) -> NDArray[np.generic]:
+    """Into memory that begins `skip` numbers behind where it is aligned, poisoned before."""
+    rows, shape = sum(map(len, parts)), parts[0].shape[1:]
+    size = rows * int(np.prod(shape))
+    memory = np.full(skip + size + 1, 255, np.uint8).astype(parts[0].dtype)
+    out = memory[skip : skip + size].reshape(rows, *shape)
+    ParallelCopy()(parts, out)
+    assert memory[:skip].tolist() == [255] * skip
+    assert memory[-1] == 255
+    return out
+
+
+@pytest.mark.parametrize("lengths", [[1], [64], [1, 40, 2, 21], [0, 3]])
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (4, 5, 7), (3, 300, 301), (1,)])
+def test_every_number_is_in_its_place(lengths: list[int], dtype: str, shape: tuple[int]) -> None:
+    parts = parts_of(lengths, shape, dtype)
+    for skip in (0, 1, 3):
+        assert np.array_equal(put_together(parts, skip), np.concatenate(parts))
+
+
+def test_parts_in_any_memory_order() -> None:
+    (part,) = parts_of([6], (3, 40, 50), "float32")
+    parts = [part[::-1], part[::2], np.asfortranarray(part), part.transpose(0, 1, 3, 2)[..., :50]]
+    with pytest.raises(ValueError, match=r"parts of .*\(6, 3, 50, 40\) float32 do not fill"):
+        put_together(parts)
+    assert np.array_equal(put_together(parts[:3]), np.concatenate(parts[:3]))
+
+
+@pytest.mark.parametrize(
+    "out", [np.empty((3, 8), np.float32), np.empty((4, 8), np.float16), np.empty((8, 4)).T]
+)
+def test_parts_that_do_not_fill_it_are_refused(out: NDArray[np.generic]) -> None:
+    with pytest.raises(ValueError, match="do not fill"):
+        ParallelCopy()([np.zeros((2, 8), np.float32), np.zeros((2, 8), np.float32)], out)
+
+
+def test_from_many_threads_at_once() -> None:
+    batches = [parts_of([n, 5], (3, 200, 200), "uint8") for n in range(1, 25)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(put_together, batches * 4))
+    for out, parts in zip(found, batches * 4, strict=True):
+        assert np.array_equal(out, np.concatenate(parts))
