@@ -16,6 +16,7 @@ from vim_embed import load_model
 from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
+from vim_embed.inference.cuda_graphs import CudaCapture
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray, PixelError
 from vim_embed.weights.catalogue import CATALOGUE, CatalogueEntry
@@ -238,6 +239,32 @@ def test_models_load_again_and_again_while_another_serves() -> None:
     assert queue.problems == {}
     assert all(relative_l2(found, right) < 2e-3 for found in answers)
     assert queue.drain(30)
+
+
+def test_garbage_with_graphs_in_it_does_not_break_a_capture() -> None:
+    """As `del model` leaves them: a graph is destroyed whenever the collector comes by."""
+
+    class Model:
+        def __init__(self, capture: CudaCapture) -> None:
+            self.myself = self
+            self.captured = capture(twice, pixels, MEAN)
+
+    def twice(images: torch.Tensor, options: EmbedOptions) -> dict[str, torch.Tensor]:
+        assert [[] for _ in range(1000)]  # the collector counts new objects
+        return {EMBEDDING: images * 2}
+
+    pixels = torch.ones(4, 3, 8, 8, device="cuda")
+    before = gc.get_threshold()
+    gc.set_threshold(50, 1, 1)
+    try:
+        for _ in range(10):
+            Model(CudaCapture())
+            captured = CudaCapture()(twice, pixels, MEAN)
+            captured.replay()
+            assert bool((captured.outputs[EMBEDDING] == 2).all())
+    finally:
+        gc.set_threshold(*before)
+    assert gc.isenabled()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

@@ -8,6 +8,7 @@ least recently used first, above a limit.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import OrderedDict
@@ -143,6 +144,18 @@ class CaptureTurns:
 CAPTURE_TURNS = CaptureTurns()
 
 
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No cyclic garbage is freed: an old model's graphs may be in it, which breaks a capture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class CudaCapture:
     """Captures with torch.cuda.graph, all graphs in one memory pool."""
 
@@ -164,7 +177,7 @@ class CudaCapture:
             # Not with torch.cuda.graph: that waits until the device is idle and gives all cached
             # memory back before each capture, which other models' batches would feel. Other threads
             # stage and launch batches meanwhile, which a global capture would forbid.
-            with torch.cuda.stream(side):
+            with torch.cuda.stream(side), _nothing_collected():
                 graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
                     outputs = compute(pixels, options)
