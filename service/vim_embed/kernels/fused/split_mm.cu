@@ -124,7 +124,7 @@ DEVICE void split_mm_body(const u16* __restrict__ a, const u16* __restrict__ b, 
                                                         c_stride, scale, add, row_scales, bias);  \
     }
 // Mirrored by SPLIT_MM in split_mm.py.
-SPLIT_MM_KERNEL(split_mm_128_192, 2, 4, 4, 6, 2, 1)
+SPLIT_MM_KERNEL(split_mm_128_64, 2, 2, 4, 4, 2, 2)
 SPLIT_MM_KERNEL(split_mm_64_128, 2, 4, 2, 4, 4, 2)
 SPLIT_MM_KERNEL(split_mm_64_64, 2, 2, 2, 4, 4, 3)
 SPLIT_MM_KERNEL(split_mm_32_32, 2, 2, 1, 2, 6, 4)
