@@ -36,7 +36,7 @@ def put_together(parts: list[NDArray[np.generic]], skip: int = 0) -> NDArray[np.
 
 @pytest.mark.parametrize("lengths", [[1], [64], [1, 40, 2, 21], [0, 3]])
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
-@pytest.mark.parametrize("shape", [(3, 64, 64), (4, 5, 7), (3, 300, 301), (1,)])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (4, 5, 7), (3, 100, 101), (1,)])
 def test_every_number_is_in_its_place(lengths: list[int], dtype: str, shape: tuple[int]) -> None:
     parts = parts_of(lengths, shape, dtype)
     for skip in (0, 1, 3):
