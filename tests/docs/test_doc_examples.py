@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 from support.doc_blocks import Block, BlockFailed, Reader, blocks_of, pages
 from support.embedding_files import write_embeddings
+from support.encoders import saved
 from support.fixtures_vim import DATA
 from support.serving import running
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
@@ -151,21 +153,32 @@ def service() -> Iterator[str]:
         yield url
 
 
+def _snapshot(home: Path, name: str) -> Path:
+    """The folder of a catalogue model's files in a Hub cache."""
+    repo = CATALOGUE[name].repo
+    assert repo is not None
+    folder = home / "hub" / f"models--{repo.replace('/', '--')}"
+    revision = "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(revision)
+    snapshot = folder / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hub cache that holds a vim-tiny with random weights."""
+    """A Hub cache with random weights: a vim-tiny for small images, and a small ViT for its proxy.
+
+    Small images take a tenth of the time of the check at load.
+    """
     home = tmp_path_factory.mktemp("hub")
-    entry = CATALOGUE["vim-tiny"]
-    assert entry.repo is not None
-    assert entry.file is not None
-    repo = home / "hub" / f"models--{entry.repo.replace('/', '--')}"
-    revision = "0" * 40
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(revision)
-    (repo / "snapshots" / revision).mkdir(parents=True)
-    vim = Vim(VIM_CONFIGS["vim-tiny"])
+    file = CATALOGUE["vim-tiny"].file
+    assert file is not None
+    vim = Vim(replace(VIM_CONFIGS["vim-tiny"], image_size=64))
     init_random(vim, 0)
-    torch.save({"model": vim.state_dict()}, repo / "snapshots" / revision / entry.file)
+    torch.save({"model": vim.state_dict()}, _snapshot(home, "vim-tiny") / file)
+    saved("vit", _snapshot(home, "vim-tiny-proxy"))
     return home
 
 
@@ -176,7 +189,6 @@ def reader(tmp_path: Path, service: str, hub: Path) -> Iterator[Reader]:
     env = {
         "HF_HOME": str(hub),
         "HF_HUB_OFFLINE": "1",
-        "VIM_EMBED_RANDOM_WEIGHTS": "true",
         "CURL_HOME": str(tmp_path),
     }
     with Reader(tmp_path, service, env) as reader:
