@@ -10,9 +10,9 @@ from chaos import EXPECTED_CODES, FAULTS, PROCESS_FAULTS, RECOVERY, RESTART, Rep
 
 def test_a_short_chaos() -> None:
     """Outcomes alone: how late an answer is, on a machine that does other work, says nothing."""
-    report, keeper = run(10, least_faults=4)
+    report, keeper = run(1, least_faults=3)
     assert not report.wrong
-    assert len(report.faults) >= 4
+    assert len(report.faults) >= 3
     assert report.answers["ok"] > 0
     assert report.answers["client ok"] > 0
     assert set(keeper.codes) <= EXPECTED_CODES, keeper.last_words

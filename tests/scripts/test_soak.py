@@ -35,7 +35,7 @@ def test_a_leak_is_told_from_noise() -> None:
 
 def test_a_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     """Every kind of body is answered."""
-    arguments = ["--minutes", "0.1", "--largest", "65", "--threads", "6", "--every", "0.2"]
+    arguments = ["--minutes", "0.05", "--largest", "65", "--threads", "6", "--every", "0.2"]
     assert soak.main([*arguments, "--most", "10"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["answers"]["200"] > 20

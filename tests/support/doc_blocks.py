@@ -197,11 +197,12 @@ def _read_byte(descriptor: int) -> bytes:
 
 def _until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
     end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and server.poll() is None:
-        with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health/ready").status_code == 200:
-                return True
-        time.sleep(0.1)
+    with httpx.Client() as http:
+        while time.monotonic() < end and server.poll() is None:
+            with suppress(httpx.TransportError):
+                if http.get(f"{url}/health/ready").status_code == 200:
+                    return True
+            time.sleep(0.1)
     return False
 
 

@@ -238,7 +238,7 @@ def test_models_and_health(micro_url: str) -> None:
     }
 
 
-def test_a_hub_id_names_its_model() -> None:
+def test_a_hub_id_names_its_model(shallow_tiny: None) -> None:
     settings = Settings(models=("vim-tiny",), device="cpu", random_weights=True)
     hub_id = "hustvl/Vim-tiny-midclstok"
     with running(create_app(settings)) as url:

@@ -20,7 +20,7 @@ ADDRESS = "127.0.0.1:8000"
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def url(shallow_tiny: None) -> Iterator[str]:
     settings = Settings(models=("vim-tiny",), device="cpu", random_weights=True)
     with running(create_app(settings)) as url:
         yield url
