@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -372,23 +373,21 @@ def test_nothing_comes_from_elsewhere(browser: Browser, url: str) -> None:
     assert all(name.startswith((url, f"blob:{url}")) for name in loaded), loaded
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1100, 360])
-def test_the_text_can_be_read(
-    browser: Browser, url: str, galaxies: Path, scheme: str, width: int
-) -> None:
-    browser.width(width)
-    browser.emulate(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+def test_the_text_can_be_read(browser: Browser, url: str, galaxies: Path) -> None:
+    """In both schemes, on a wide and on a narrow screen."""
     browser.open(url)
     choose(browser, galaxies)
     until_embedded(browser)
     httpx.get(f"{url}/models/unknown")
     browser.until_text("#errors", "unknown_model")
-    browser.screenshot(f"{scheme}-{width}")
-    page_width = browser.driver.execute_script("return document.documentElement.scrollWidth")
-    assert page_width <= width, "the page scrolls sideways"
-    poor = browser.driver.execute_script(CONTRAST)
-    assert poor == [], json.dumps(poor)
+    for scheme, width in product(("light", "dark"), (1100, 360)):
+        browser.emulate(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+        browser.width(width)
+        browser.screenshot(f"{scheme}-{width}")
+        page_width = browser.driver.execute_script("return document.documentElement.scrollWidth")
+        assert page_width <= width, f"the page scrolls sideways: {scheme}, {width}"
+        poor = browser.driver.execute_script(CONTRAST)
+        assert poor == [], f"{scheme}, {width}: {json.dumps(poor)}"
 
 
 # Every visible text against the nearest painted ground, by WCAG 2's formula; AA asks for 4.5.

@@ -75,7 +75,7 @@ def server_process(
             command, stdout=out, stderr=out, env={**os.environ, **(environment or {})}
         )
     try:
-        url = f"http://127.0.0.1:{port}"
+        url = f"{'https' if '--tls-cert' in flags else 'http'}://127.0.0.1:{port}"
         _wait_until_ready(url, process, log)
         yield ServerProcess(url, port, psutil.Process(process.pid), log)
     finally:
@@ -88,10 +88,11 @@ def server_process(
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + 60
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health/ready").status_code == 200:
-                return
-        time.sleep(0.1)
+    with httpx.Client(verify=False) as http:
+        while time.monotonic() < end:
+            assert process.poll() is None, log.read_text()
+            with suppress(httpx.TransportError):
+                if http.get(f"{url}/health/ready").status_code == 200:
+                    return
+            time.sleep(0.1)
     raise AssertionError(f"the server did not come up: {log.read_text()}")

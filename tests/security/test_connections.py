@@ -7,15 +7,15 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from security.processes import server_process
 from security.raw_http import connect, error, head, status, until_closed
-from support.fixtures_vim import DATA
-from support.server_process import server_process
 from support.serving import NPY, npy, running
 from vim_embed.cli import main
 from vim_embed.engines.arithmetic import ArithmeticEngine
@@ -280,10 +280,10 @@ def test_more_connections_than_files_are_refused_at_start(monkeypatch: pytest.Mo
     assert "ulimit -n" in result.output
 
 
-def test_several_http_processes_keep_the_limits() -> None:
-    flags = ("--model", f"micro={DATA / 'vim_micro.pth'}", "--http-processes", "2")
+def test_several_http_processes_keep_the_limits(tmp_path: Path) -> None:
     limits = ("--header-timeout", "1", "--max-connections", "3", "--body-timeout", "1")
-    with server_process(*flags, *limits) as started, ExitStack() as stack:
+    several = server_process(tmp_path, "--http-processes", "2", *limits)
+    with several as started, ExitStack() as stack:
         with connect(started.url) as connection:
             connection.sendall(b"POST /embed HTTP/1.1\r\nHost:")
             assert status(until_closed(connection)) == 408

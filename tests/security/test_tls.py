@@ -17,9 +17,8 @@ import trustme
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 
+from security.processes import server_process
 from security.raw_http import connect, head
-from support.fixtures_vim import DATA
-from support.server_process import server_process
 from support.serving import running
 from vim_embed.cli import main
 from vim_embed.engines.arithmetic import ArithmeticEngine
@@ -185,8 +184,8 @@ def test_sighup_reads_keys_and_certificate_again(tmp_path: Path, processes: int)
     keys = tmp_path / "keys"
     keys.write_text("old\n")
     flags = ["--tls-cert", str(chain.cert), "--tls-key", str(chain.key)]
-    flags += ["--model", f"micro={DATA / 'vim_micro.pth'}", "--http-processes", str(processes)]
-    with server_process("--api-keys-file", str(keys), *flags) as started:
+    flags += ["--api-keys-file", str(keys), "--http-processes", str(processes)]
+    with server_process(tmp_path, *flags) as started:
         old = _trusting(chain)
         assert httpx.get(f"{started.url}/health/live", verify=old).status_code == 200
         renewed = Chain(tmp_path / "chain")
@@ -197,7 +196,7 @@ def test_sighup_reads_keys_and_certificate_again(tmp_path: Path, processes: int)
             assert time.monotonic() < end
             time.sleep(0.05)
         with Client(started.url, api_key="new", ca_file=str(renewed.ca)) as client:
-            assert [model["name"] for model in client.models()["models"]] == ["micro"]
+            assert [model["name"] for model in client.models()["models"]] == ["arithmetic"]
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{started.url}/health/live", verify=old)
         chain.key.write_text("broken")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +65,11 @@ def server_process(
 
 def _wait_ready(started: Started) -> None:
     end = time.monotonic() + 120
-    while time.monotonic() < end:
-        assert started.process.poll() is None, f"the server died: {started.log.read_text()}"
-        try:
-            if httpx.get(f"{started.url}/health/ready", verify=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
+    with httpx.Client(verify=False) as http:
+        while time.monotonic() < end:
+            assert started.process.poll() is None, f"the server died: {started.log.read_text()}"
+            with suppress(httpx.TransportError):
+                if http.get(f"{started.url}/health/ready").status_code == 200:
+                    return
+            time.sleep(0.1)
     raise AssertionError("the server did not become ready")

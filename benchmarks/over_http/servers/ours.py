@@ -17,6 +17,6 @@ from vim_embed.settings import Settings
 if __name__ == "__main__":
     rate = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     vim_embed.engines.build.build_engines = lambda settings, faults=None: [MarksEngine(rate)]
-    settings = Settings(port=int(sys.argv[1]), models=(MODEL,))
+    settings = Settings(port=int(sys.argv[1]), models=(MODEL,), device="cpu")
     configure_logging(settings.log_level, "json")
     sys.exit(serve(settings))
