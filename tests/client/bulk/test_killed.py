@@ -37,7 +37,7 @@ def check(output: Path, wanted: Iterator[tuple[list[str], Array]]) -> int:
     return start
 
 
-def run_killed(folder: Path, rows: int, *options: str, ending: str = ".parquet") -> float:
+def run_killed(folder: Path, rows: int, url: str, *options: str, ending: str = ".parquet") -> float:
     """Embed a survey of `rows`, killed twice at random; returns the seconds of all attempts."""
     wanted = list(write_survey(folder / "survey", rows))
     output = folder / f"out{ending}"
@@ -46,14 +46,13 @@ def run_killed(folder: Path, rows: int, *options: str, ending: str = ".parquet")
     kills = sorted(random.randint(1, latest) for _ in range(2))
     print(f"killed after {kills} rows")
     started = time.monotonic()
-    with stub_server(SIZE) as url:
-        command = [VIM_EMBED, "embed", "--url", url, str(folder / "survey"), "-o", str(output)]
-        command += ["--json", "--quiet", *options]
-        for kill_at in kills:
-            killed = attempt(command, parts, kill_at=kill_at)
-            assert killed.code == -9, killed.output
-            assert not output.exists()
-        last = attempt(command, parts)
+    command = [VIM_EMBED, "embed", "--url", url, str(folder / "survey"), "-o", str(output)]
+    command += ["--json", "--quiet", *options]
+    for kill_at in kills:
+        killed = attempt(command, parts, kill_at=kill_at)
+        assert killed.code == -9, killed.output
+        assert not output.exists()
+    last = attempt(command, parts)
     seconds = time.monotonic() - started
     assert last.code == 0, last.output
     summary = json.loads(last.output)
@@ -88,29 +87,31 @@ def run_whole(folder: Path, rows: int) -> tuple[Attempt, float]:
     return done, seconds
 
 
-def test_3_000_rows_killed_twice(tmp_path: Path) -> None:
-    run_killed(tmp_path, 3000, "--batch-rows", "16", "--part-rows", "200")
+def test_3_000_rows_killed_twice(service_url: str, tmp_path: Path) -> None:
+    run_killed(tmp_path, 3000, service_url, "--batch-rows", "16", "--part-rows", "200")
 
 
-@pytest.mark.parametrize("ending", [".npy", pytest.param(".safetensors", marks=pytest.mark.soak)])
-def test_other_outputs_killed_twice(tmp_path: Path, ending: str) -> None:
-    run_killed(tmp_path, 3000, "--batch-rows", "16", "--part-rows", "200", ending=ending)
+# Where an .npy and its sidecar may be torn is test_pairs.py's, kill by kill.
+@pytest.mark.soak
+@pytest.mark.parametrize("ending", [".npy", ".safetensors"])
+def test_other_outputs_killed_twice(service_url: str, tmp_path: Path, ending: str) -> None:
+    options = ("--batch-rows", "16", "--part-rows", "200")
+    run_killed(tmp_path, 3000, service_url, *options, ending=ending)
 
 
 @pytest.mark.parametrize("ending", [".parquet", pytest.param(".npz", marks=pytest.mark.soak)])
 def test_layers_killed_twice_are_the_bytes_of_a_run_that_was_not(
-    tmp_path: Path, ending: str
+    service_url: str, tmp_path: Path, ending: str
 ) -> None:
     list(write_survey(tmp_path / "survey", 1200))
     whole, killed = tmp_path / f"whole{ending}", tmp_path / f"killed{ending}"
-    with stub_server(SIZE) as url:
-        command = [VIM_EMBED, "embed", "--url", url, str(tmp_path / "survey"), "--layers", "blocks"]
-        command += ["--quiet", "--batch-rows", "16", "--part-rows", "100", "-o"]
-        for kill_at in (100, 500):
-            done = attempt([*command, str(killed)], folder_of(killed), kill_at=kill_at)
-            assert (done.code, killed.exists()) == (-9, False)
-        assert attempt([*command, str(killed)], folder_of(killed)).code == 0
-        assert attempt([*command, str(whole)], folder_of(whole)).code == 0
+    command = [VIM_EMBED, "embed", "--url", service_url, str(tmp_path / "survey"), "--quiet"]
+    command += ["--layers", "blocks", "--batch-rows", "16", "--part-rows", "100", "-o"]
+    for kill_at in (100, 500):
+        done = attempt([*command, str(killed)], folder_of(killed), kill_at=kill_at)
+        assert (done.code, killed.exists()) == (-9, False)
+    assert attempt([*command, str(killed)], folder_of(killed)).code == 0
+    assert attempt([*command, str(whole)], folder_of(whole)).code == 0
     assert killed.read_bytes() == whole.read_bytes()
 
 
@@ -118,7 +119,8 @@ def test_layers_killed_twice_are_the_bytes_of_a_run_that_was_not(
 @pytest.mark.timeout(3600)
 def test_100_000_rows_killed_twice_in_flat_memory(tmp_path: Path) -> None:
     rows = 100_000
-    seconds = run_killed(tmp_path, rows)
+    with stub_server(SIZE) as url:
+        seconds = run_killed(tmp_path, rows, url)
     print(f"killed twice: {rows:,} rows in {seconds:.0f} s, complete, in order, none twice")
     shutil.rmtree(tmp_path / "survey")
     whole, seconds = run_whole(tmp_path / "whole", rows)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import click
@@ -28,17 +29,24 @@ PATH = f"{BIN}:{os.environ['PATH']}"
 GROUPS = {"vim-embed": client_cli.cli, "vim-embed-server": server_cli.main}
 
 
-def complete(program: str, words: list[str], shell_path: str = PATH) -> list[str]:
+@cache
+def completion_script(program: str) -> str:
+    """The script that the program prints for bash."""
+    command = [str(BIN / program), "completion", "bash"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def complete(program: str, words: list[str]) -> list[str]:
     """What bash offers for the last of the words, by the script that the program prints."""
     function = f"_{program.replace('-', '_')}_completion"
     script = (
-        f"source <({program} completion bash); COMP_WORDS=({program} {' '.join(words[:-1])} "
+        f"{completion_script(program)}\nCOMP_WORDS=({program} {' '.join(words[:-1])} "
         f"'{words[-1]}'); COMP_CWORD={len(words)}; {function} {program}; "
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", script], capture_output=True, text=True, check=True, timeout=60,
-        env=os.environ | {"PATH": shell_path},
+        env=os.environ | {"PATH": PATH},
     )  # fmt: skip
     assert not done.stderr
     return done.stdout.split()
