@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -204,6 +205,9 @@ def send(served: Served, body: bytes, coding: str, **headers: str) -> httpx.Resp
     return httpx.post(f"{served.url}/embed", content=body, headers=head, timeout=60)
 
 
+post = partial(httpx.post, timeout=60)
+
+
 def refusal(answer: httpx.Response, status: int, code: str) -> str:
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
@@ -271,17 +275,16 @@ def test_other_bodies(served: Served) -> None:
     file = io.BytesIO()
     Image.fromarray(PIXELS[0].transpose(1, 2, 0)).save(file, "PNG")
     form = httpx.Request("POST", url, files={"a": ("a.png", file.getvalue(), "image/png")})
-    image = httpx.post(url, content=file.getvalue(), headers={"Content-Type": "image/png"})
+    image = post(url, content=file.getvalue(), headers={"Content-Type": "image/png"})
     kind = {"Content-Type": form.headers["Content-Type"]}
-    answer = httpx.post(url, content=gzip.compress(form.read()), headers=kind | headers)
+    answer = post(url, content=gzip.compress(form.read()), headers=kind | headers)
     assert answer.status_code == 200
     assert answer.content == image.content
     content = json.dumps({"inputs": PIXELS[:1].tolist(), "dtype": "uint8"}).encode()
     kind = {"Content-Type": "application/json"}
-    answer = httpx.post(url, content=gzip.compress(content), headers=kind | headers)
+    answer = post(url, content=gzip.compress(content), headers=kind | headers)
     assert (
-        answer.json()["embedding"]
-        == httpx.post(url, content=content, headers=kind).json()["embedding"]
+        answer.json()["embedding"] == post(url, content=content, headers=kind).json()["embedding"]
     )
 
 
@@ -290,11 +293,9 @@ def test_v2_takes_zstd_too(served: Served) -> None:
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 2 * 3 * 64 * 64}}]})
     body, url = head.encode() + PIXELS[:2].tobytes(), f"{served.url}/v2/models/arithmetic/infer"
     headers = {"Inference-Header-Content-Length": str(len(head))}
-    plain = httpx.post(url, content=body, headers=headers)
+    plain = post(url, content=body, headers=headers)
     assert plain.status_code == 200, plain.text
-    coded = httpx.post(
-        url, content=zstd.compress(body), headers=headers | {"Content-Encoding": "zstd"}
-    )
+    coded = post(url, content=zstd.compress(body), headers=headers | {"Content-Encoding": "zstd"})
     assert coded.json()["outputs"] == plain.json()["outputs"]
 
 
