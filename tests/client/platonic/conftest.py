@@ -73,6 +73,8 @@ class Run:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if not self.has_ended():
+            self.kill()
         self.stdout.close()
         self._told.close()
         self._connection.close()
