@@ -27,6 +27,8 @@ class PropertyStatistic(Statistic):
     latter (as Cohen's kappa takes chance out). NaN for values that are all alike.
     """
 
+    is_correlation = True
+
     def __init__(self, lists: Lists, values: Values) -> None:
         self._lists, self._values = lists, values
         self._is_number = values.dtype.kind in "fiu"

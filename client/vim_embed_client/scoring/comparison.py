@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vim_embed_client.scoring.metrics import (
     OF_COMPONENTS,
+    interval_of,
     interval_reach,
     jackknife_spread,
     left_out,
@@ -76,6 +77,12 @@ class _Measured:
     value: float
     without: NDArray[np.float64]
     alternatives: Sequence[float]
+    is_correlation: bool
+
+    def interval(self) -> tuple[float, float]:
+        return interval_of(
+            self.value, self.without, self.alternatives, is_correlation=self.is_correlation
+        )
 
     def minus(self, other: _Measured | None) -> tuple[float, NDArray[np.float64]]:
         """The difference to another model, and the differences without each group."""
@@ -103,7 +110,7 @@ def compare(
     measured = [_measured(*model, metric, k=k, seed=seed) for model in models]
     found = []
     for place, one in enumerate(measured):
-        reach, ends = interval_reach(one.without), [one.value, *one.alternatives]
+        low, high = one.interval()
         gap, without = one.minus(measured[0] if place else None)
         gap_reach = interval_reach(without)
         found.append(
@@ -113,8 +120,8 @@ def compare(
                 k=one.k,
                 n=n,
                 value=one.value,
-                value_low=min(ends) - reach,
-                value_high=float(np.minimum(1.0, max(ends) + reach)),
+                value_low=low,
+                value_high=high,
                 difference=gap,
                 low=gap - gap_reach,
                 high=gap + gap_reach,
@@ -136,7 +143,14 @@ def _measured(
     few = n < LEAST_SOURCES
     without = np.array([math.nan]) if few else left_out({name: found}, n, seed=seed)[name]
     alternatives = [] if few else found.alternatives()
-    return _Measured(model=name, k=found.k, value=value, without=without, alternatives=alternatives)
+    return _Measured(
+        model=name,
+        k=found.k,
+        value=value,
+        without=without,
+        alternatives=alternatives,
+        is_correlation=found.is_correlation,
+    )
 
 
 def difference_p(difference: float, without: NDArray[np.float64]) -> float:

@@ -38,6 +38,7 @@ GROUPS = 20
 LEVEL = 0.05
 
 _COMPARED = 2**24
+_NEAR_1 = 1 - 1e-15
 _SPARE = 12  # further neighbours, that move up where a group of sources is left out
 
 
@@ -83,9 +84,13 @@ class MetricScore:
 
 
 class Statistic(ABC):
-    """A metric of two embeddings that can be had for other pairings and fewer sources."""
+    """A metric of two embeddings that can be had for other pairings and fewer sources.
+
+    is_correlation: its values lie from -1 to 1 and scatter the less the nearer they are to 1.
+    """
 
     k: int | None = None
+    is_correlation: bool = False
 
     @abstractmethod
     def paired(self, order: Order) -> float:
@@ -105,6 +110,7 @@ class LinearStatistic(Statistic):
 
     def __init__(self, function: linear_metrics.LinearFunction, rows: PairedRows) -> None:
         self._function, self._rows = function, rows
+        self.is_correlation = function is not linear_metrics.linear_r2  # which has no lower bound
 
     def paired(self, order: Order) -> float:
         return self._function(self._rows.paired(order))
@@ -401,6 +407,7 @@ def score_statistics(
             np.array(permuted[name]),
             without[name] if without else np.array([math.nan]),
             each.alternatives() if without else [],
+            is_correlation=each.is_correlation,
             k=each.k,
             n=n,
         )
@@ -415,25 +422,25 @@ def _scored(
     without: NDArray[np.float64],
     alternatives: Sequence[float],
     *,
+    is_correlation: bool,
     k: int | None,
     n: int,
 ) -> MetricScore:
     threshold = null_threshold(value, permuted)
-    low, high = np.percentile(permuted, [2.5, 97.5])
-    error, reach = jackknife_spread(without), interval_reach(without)
-    ends = [value, *alternatives]
+    permuted_low, permuted_high = np.percentile(permuted, [2.5, 97.5])
+    interval = interval_of(value, without, alternatives, is_correlation=is_correlation)
     return MetricScore(
         metric=name,
         value=value,
         k=k,
         n=n,
-        std_error=error,
-        low=min(ends) - reach,
-        high=float(np.minimum(1.0, max(ends) + reach)),
+        std_error=jackknife_spread(without),
+        low=interval[0],
+        high=interval[1],
         permuted_mean=float(permuted.mean()),
         permuted_std=float(permuted.std()),
-        permuted_low=float(low),
-        permuted_high=float(high),
+        permuted_low=float(permuted_low),
+        permuted_high=float(permuted_high),
         permutations=len(permuted),
         threshold=threshold,
         calibrated=float(np.clip((value - threshold) / max(1 - threshold, 1e-12), 0, 1)),
@@ -468,6 +475,31 @@ def jackknife_spread(values: NDArray[np.float64]) -> float:
 def interval_reach(values: NDArray[np.float64]) -> float:
     """By how much a 95 % interval exceeds the value, from the values without each group."""
     return quantile_95(max(1, len(values) - 1)) * jackknife_spread(values)
+
+
+def interval_of(
+    value: float,
+    without: NDArray[np.float64],
+    alternatives: Sequence[float] = (),
+    *,
+    is_correlation: bool,
+) -> tuple[float, float]:
+    """A 95 % interval of a value, from the values without each group.
+
+    alternatives: values that another draw may jump to; the interval reaches them too. That of a
+    correlation is one of its inverse hyperbolic tangent (Fisher 1921), which scatters alike
+    whatever the value: on the value's own scale, intervals of few sources miss too many values.
+    """
+    ends = np.array([value, *alternatives])
+    if not is_correlation:
+        reach = interval_reach(without)
+        return float(ends.min() - reach), float(np.minimum(1.0, ends.max() + reach))
+    scaled, reach = _fisher(ends), interval_reach(_fisher(without))
+    return float(np.tanh(scaled.min() - reach)), float(np.tanh(scaled.max() + reach))
+
+
+def _fisher(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.arctanh(np.clip(values, -_NEAR_1, _NEAR_1))
 
 
 def null_threshold(value: float, permuted: NDArray[np.float64]) -> float:
