@@ -487,7 +487,7 @@ def interval_of(
     """A 95 % interval of a value, from the values without each group.
 
     alternatives: values that another draw may jump to; the interval reaches them too. That of a
-    correlation is one of its inverse hyperbolic tangent (Fisher 1921), which scatters alike
+    correlation is one of its inverse hyperbolic tangent (Fisher 1915), which scatters alike
     whatever the value: on the value's own scale, intervals of few sources miss too many values.
     """
     ends = np.array([value, *alternatives])
