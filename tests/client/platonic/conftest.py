@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,13 +68,15 @@ class Run:
         self.stdout = os.fdopen(output)
         self._told = self._connection.makefile()
         self._pid = int(self._told.readline())
+        self._waited_for = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self.has_ended():
-            self.kill()
+        if not self._waited_for:
+            with suppress(ProcessLookupError):
+                self.kill()
         self.stdout.close()
         self._told.close()
         self._connection.close()
@@ -88,7 +90,9 @@ class Run:
     def end(self) -> tuple[int, str]:
         """Wait for it; its exit code, and what it still printed."""
         output = self.stdout.read()
-        return int(self._told.readline()), output
+        code = int(self._told.readline())
+        self._waited_for = True
+        return code, output
 
 
 @dataclass(frozen=True)

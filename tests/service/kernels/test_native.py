@@ -205,7 +205,13 @@ def test_prebuilt_libraries_of_every_cpu(tmp_path: Path) -> None:
     capabilities = [each for each in native.buildable_capabilities() if each != "AVX512"]
     out = tmp_path / "out"
     paths = cpu.prebuild(out, capabilities)
-    assert [path.parent for path in paths] == [out] * len(capabilities)
+    assert {path.parent for path in paths} == {out}
+    kinds = [path.name.split("-")[:2] for path in paths]
+    assert sorted(kinds) == sorted(
+        [library, capability.lower()]
+        for library in ("cpu", "host_copy")
+        for capability in capabilities
+    )
     assert out.stat().st_mode & 0o055 == 0o055  # every user of an image reads it
     command = [sys.executable, "-c", USE_PREBUILT, str(out)]
     for capability in capabilities:
