@@ -143,6 +143,9 @@ def print_coverage(names: Sequence[str], metrics: Sequence[str], surveys: int) -
     print(f"{'survey':10} {'metric':18} {'value':>8} {'scatter':>8} {'error':>8} covers")
     for name in names:
         for metric, found in scores(SURVEYS[name], metrics, surveys, 1).items():
+            if not found:
+                print(f"{name:10} {metric:18} has no interval of {SURVEYS[name].n} sources")
+                continue
             value, scatter, error, covers = coverage(found)
             print(
                 f"{name:10} {metric:18} {value:8.4f} {scatter:8.4f} {error:8.4f} {covers:.3f}",

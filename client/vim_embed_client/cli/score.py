@@ -29,6 +29,7 @@ from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.approximate import ApproximateSearch, Recall
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 from vim_embed_client.scoring.metrics import (
+    LEAST_FOR_LINEAR_R2,
     LIST_METRICS,
     METRICS,
     MetricScore,
@@ -248,10 +249,15 @@ def _print_measured(scores: Sequence[MetricScore]) -> None:
 
 def _without_interval(scores: Sequence[MetricScore]) -> Iterator[str]:
     """Why metrics have none."""
-    without = [score.metric for score in scores if not score.has_interval]
-    if scores[0].n < LEAST_SOURCES:
-        yield f"{scores[0].n} sources are too few for an interval: embed {LEAST_SOURCES} or more."
-    elif without:
+    without, n = [score.metric for score in scores if not score.has_interval], scores[0].n
+    if n < LEAST_SOURCES:
+        yield f"{n} sources are too few for an interval: embed {LEAST_SOURCES} or more."
+        return
+    if n < LEAST_FOR_LINEAR_R2 and "linear-r2" in without:
+        without.remove("linear-r2")
+        least = f"embed {LEAST_FOR_LINEAR_R2} or more"
+        yield f"{n} sources are too few for an interval of linear-r2: {least}."
+    if without:
         yield (
             f"No interval for {', '.join(without)}: so few values differ that without a twentieth "
             "of the sources all may be alike."

@@ -22,7 +22,7 @@ from vim_embed_client.scoring.metrics import (
     left_out,
     statistic,
 )
-from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
+from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.student import two_sided_p
 
 
@@ -67,22 +67,13 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """A model's value, and its values without each group of sources; NaN for few sources.
-
-    alternatives: values that another draw of the sources may jump to.
-    """
+    """A model's value, its values without each group of sources, and its interval; NaN for few."""
 
     model: str
     k: int | None
     value: float
     without: NDArray[np.float64]
-    alternatives: Sequence[float]
-    is_correlation: bool
-
-    def interval(self) -> tuple[float, float]:
-        return interval_of(
-            self.value, self.without, self.alternatives, is_correlation=self.is_correlation
-        )
+    interval: tuple[float, float]
 
     def minus(self, other: _Measured | None) -> tuple[float, NDArray[np.float64]]:
         """The difference to another model, and the differences without each group."""
@@ -110,7 +101,7 @@ def compare(
     measured = [_measured(*model, metric, k=k, seed=seed) for model in models]
     found = []
     for place, one in enumerate(measured):
-        low, high = one.interval()
+        low, high = one.interval
         gap, without = one.minus(measured[0] if place else None)
         gap_reach = interval_reach(without)
         found.append(
@@ -140,17 +131,10 @@ def _measured(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     n = len(np.asarray(z1))
-    few = n < LEAST_SOURCES
+    few = n < found.least_sources
     without = np.array([math.nan]) if few else left_out({name: found}, n, seed=seed)[name]
-    alternatives = [] if few else found.alternatives()
-    return _Measured(
-        model=name,
-        k=found.k,
-        value=value,
-        without=without,
-        alternatives=alternatives,
-        is_correlation=found.is_correlation,
-    )
+    interval = interval_of(found, value, without, n=n)
+    return _Measured(model=name, k=found.k, value=value, without=without, interval=interval)
 
 
 def difference_p(difference: float, without: NDArray[np.float64]) -> float:

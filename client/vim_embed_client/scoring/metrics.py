@@ -32,9 +32,11 @@ from vim_embed_client.scoring.neighbours import (
     Neighbours,
     NeighbourSearch,
 )
+from vim_embed_client.scoring.rare_events import most_events
 from vim_embed_client.scoring.student import quantile_95
 
 GROUPS = 20
+LEAST_FOR_LINEAR_R2 = 4 * FOLDS  # one fold of fewer can decide the mean
 LEVEL = 0.05
 
 _COMPARED = 2**24
@@ -47,14 +49,13 @@ class MetricScore:
     """A metric of `n` sources.
 
     k: of neighbour lists, None for metrics without. std_error: over the draw of sources, by the
-    jackknife that leaves out a twentieth at a time, or one of fewer than 20 sources. low, high:
-    value ± t of it, a 95 % interval (2.093, Student's t of 19, for 20 sources or more), for svcca
-    and pwcca about all values that it may jump to (ComponentStatistic); NaN for fewer than
-    mknn.LEAST_SOURCES. permuted_*: mean, standard deviation and central 95 % over random
-    pairings. threshold: the value that unrelated embeddings exceed in 5 % of cases. calibrated:
-    (value - threshold) / (1 - threshold), from 0 to 1, after arXiv 2602.14486; both NaN for fewer
-    than 19 pairings. p_value: share of the random pairings, the true one among them, that score at
-    least as high.
+    jackknife that leaves out a twentieth at a time, or one of fewer than 20 sources. low, high: a
+    95 % interval (`interval_of`). All three are NaN for fewer than mknn.LEAST_SOURCES, and for
+    linear-r2 of fewer than LEAST_FOR_LINEAR_R2. permuted_*: mean, standard deviation and central
+    95 % over random pairings. threshold: the value that unrelated embeddings exceed in 5 % of
+    cases. calibrated: (value - threshold) / (1 - threshold), from 0 to 1, after arXiv 2602.14486;
+    both NaN for fewer than 19 pairings. p_value: share of the random pairings, the true one among
+    them, that score at least as high.
     """
 
     metric: str
@@ -87,10 +88,13 @@ class Statistic(ABC):
     """A metric of two embeddings that can be had for other pairings and fewer sources.
 
     is_correlation: its values lie from -1 to 1 and scatter the less the nearer they are to 1.
+    is_share: it counts sources. least_sources: of which an interval can be had.
     """
 
     k: int | None = None
     is_correlation: bool = False
+    is_share: bool = False
+    least_sources: int = LEAST_SOURCES
 
     @abstractmethod
     def paired(self, order: Order) -> float:
@@ -110,7 +114,10 @@ class LinearStatistic(Statistic):
 
     def __init__(self, function: linear_metrics.LinearFunction, rows: PairedRows) -> None:
         self._function, self._rows = function, rows
-        self.is_correlation = function is not linear_metrics.linear_r2  # which has no lower bound
+        if function is linear_metrics.linear_r2:  # which has no lower bound
+            self.least_sources = LEAST_FOR_LINEAR_R2
+        else:
+            self.is_correlation = True
 
     def paired(self, order: Order) -> float:
         return self._function(self._rows.paired(order))
@@ -284,6 +291,7 @@ class ListStatistic(Statistic):
     def __init__(self, function: ListFunction, lists: PairedLists) -> None:
         self._function, self._lists = function, lists
         self.k = lists.k
+        self.is_share = function is LIST_METRICS["cycle-knn"]
 
     def paired(self, order: Order) -> float:
         return self._function(*self._lists.paired(order))
@@ -403,12 +411,10 @@ def score_statistics(
     return [
         _scored(
             name,
+            each,
             values[name],
             np.array(permuted[name]),
-            without[name] if without else np.array([math.nan]),
-            each.alternatives() if without else [],
-            is_correlation=each.is_correlation,
-            k=each.k,
+            without[name] if without and n >= each.least_sources else np.array([math.nan]),
             n=n,
         )
         for name, each in statistics.items()
@@ -417,22 +423,20 @@ def score_statistics(
 
 def _scored(
     name: str,
+    statistic: Statistic,
     value: float,
     permuted: NDArray[np.float64],
     without: NDArray[np.float64],
-    alternatives: Sequence[float],
     *,
-    is_correlation: bool,
-    k: int | None,
     n: int,
 ) -> MetricScore:
     threshold = null_threshold(value, permuted)
     permuted_low, permuted_high = np.percentile(permuted, [2.5, 97.5])
-    interval = interval_of(value, without, alternatives, is_correlation=is_correlation)
+    interval = interval_of(statistic, value, without, n=n)
     return MetricScore(
         metric=name,
         value=value,
-        k=k,
+        k=statistic.k,
         n=n,
         std_error=jackknife_spread(without),
         low=interval[0],
@@ -478,24 +482,27 @@ def interval_reach(values: NDArray[np.float64]) -> float:
 
 
 def interval_of(
-    value: float,
-    without: NDArray[np.float64],
-    alternatives: Sequence[float] = (),
-    *,
-    is_correlation: bool,
+    statistic: Statistic, value: float, without: NDArray[np.float64], *, n: int
 ) -> tuple[float, float]:
-    """A 95 % interval of a value, from the values without each group.
+    """A 95 % interval of a statistic's value, from its values without each group of n sources.
 
-    alternatives: values that another draw may jump to; the interval reaches them too. That of a
-    correlation is one of its inverse hyperbolic tangent (Fisher 1915), which scatters alike
-    whatever the value: on the value's own scale, intervals of few sources miss too many values.
+    That of a correlation is one of its inverse hyperbolic tangent (Fisher 1915), which scatters
+    alike whatever the value: on the value's own scale, intervals of few sources miss too many
+    values. That of a share reaches what rare events leave open, of which the jackknife sees none.
+    NaN where `without` is.
     """
-    ends = np.array([value, *alternatives])
-    if not is_correlation:
-        reach = interval_reach(without)
-        return float(ends.min() - reach), float(np.minimum(1.0, ends.max() + reach))
-    scaled, reach = _fisher(ends), interval_reach(_fisher(without))
-    return float(np.tanh(scaled.min() - reach)), float(np.tanh(scaled.max() + reach))
+    if np.isnan(without).any():
+        return math.nan, math.nan
+    ends = np.array([value, *statistic.alternatives()])
+    if statistic.is_correlation:
+        scaled, reach = _fisher(ends), interval_reach(_fisher(without))
+        return float(np.tanh(scaled.min() - reach)), float(np.tanh(scaled.max() + reach))
+    reach = interval_reach(without)
+    low, high = float(ends.min() - reach), float(ends.max() + reach)
+    if statistic.is_share:
+        low = max(0.0, min(low, 1 - most_events((1 - value) * n) / n))
+        high = max(high, most_events(value * n) / n)
+    return low, min(1.0, high)
 
 
 def _fisher(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vim_embed.types.certificate import Kept
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K, score_curve
+from vim_embed_client.scoring.rare_events import most_events
 
 LEAST_IMAGES = LEAST_SOURCES + PLATONIC_K  # so that a jackknife has a choice of neighbours
 
@@ -61,6 +62,5 @@ def interval(kept: float, std_error: float, n: int, k: int) -> tuple[float, floa
     """
     low, high = kept - 1.96 * std_error, kept + 1.96 * std_error
     places = n * k
-    events = (1 - kept) * places / 2
-    most = (events + 1) * (1 - 1 / (9 * (events + 1)) + 1.96 / (3 * (events + 1) ** 0.5)) ** 3
+    most = most_events((1 - kept) * places / 2)
     return max(0.0, min(low, 1 - 2 * most / places)), min(1.0, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vim_embed_client.scoring.metrics import (
     Lists,
     MetricScore,
     Statistic,
+    interval_reach,
     jackknife_spread,
     left_out,
     measure,
@@ -35,6 +37,7 @@ from vim_embed_client.scoring.metrics import (
 )
 from vim_embed_client.scoring.mknn import mknn, score
 from vim_embed_client.scoring.moments import Order, PairedRows
+from vim_embed_client.scoring.rare_events import most_events
 
 Array = NDArray[Any]
 K = 7
@@ -342,6 +345,38 @@ def test_the_group_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert error == pytest.approx(values.std() / 4000**0.5, rel=0.4)
 
 
+def test_the_interval_of_a_correlation_is_one_of_its_inverse_hyperbolic_tangent() -> None:
+    x, y = related(11, 30)
+    (found,) = measure(x, y, ["cka"], permutations=1)
+    without = left_out({"cka": statistic(x, y, "cka")}, 30)["cka"]
+    reach = interval_reach(np.arctanh(without))
+    assert math.atanh(found.low) == pytest.approx(math.atanh(found.value) - reach)
+    assert math.atanh(found.high) == pytest.approx(math.atanh(found.value) + reach)
+
+
+def test_a_share_of_all_sources_leaves_rare_losses_open() -> None:
+    """A jackknife of forty that all have it sees no scatter; up to 3.7 more may lack it."""
+    x, _ = related(12, 40)
+    (found,) = measure(x, 2 * x, ["cycle-knn"], k=20, permutations=1)
+    assert (found.value, found.std_error, found.high) == (1.0, 0.0, 1.0)
+    assert found.low == pytest.approx(1 - 3.69 / 40, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("seen", "bound"), [(0, 3.689), (1, 5.572), (2, 7.225), (5, 11.668), (10, 18.390), (50, 65.92)]
+)
+def test_most_events_is_the_quantile_of_chi_squared(seen: int, bound: float) -> None:
+    """Half that of 2 (seen + 1) degrees of freedom at 97.5 %, as tables have it."""
+    assert most_events(seen) == pytest.approx(bound, rel=0.01)
+
+
+def test_linear_r2_of_few_sources_has_no_interval() -> None:
+    few, more = (measure(*related(13, n), ["linear-r2"], permutations=1)[0] for n in (19, 20))
+    assert np.isfinite(few.value)
+    assert not few.has_interval
+    assert more.has_interval
+
+
 def test_lists_that_run_short_are_filled_with_none() -> None:
     z, _ = related(9, 30)
     out = np.zeros(30, bool)
@@ -439,7 +474,7 @@ def test_degenerate_embeddings_have_a_value_in_range(kind: str) -> None:
     for found in measure(z1, z2, k=min(9, len(z1) - 1), permutations=2):
         assert found.value <= 1 + 1e-9
         assert found.value >= (-np.inf if found.metric == "linear-r2" else -1)
-        assert np.isfinite(found.std_error)
+        assert found.has_interval == (found.metric != "linear-r2" or len(z1) >= 20)
         assert kind != "itself" or found.value == pytest.approx(1, abs=0.01)
 
 
