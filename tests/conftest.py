@@ -23,7 +23,11 @@ with suppress(ImportError):  # the GPU's tests do without it
     settings.load_profile("suite")
 
 with suppress(ImportError):
+    from httpx._config import DEFAULT_TIMEOUT_CONFIG as PATIENCE
     from httpx._transports import default
+
+    # 5 s are little for a server's first answer beside other work.
+    PATIENCE.connect = PATIENCE.read = PATIENCE.write = PATIENCE.pool = 60.0
 
     # `httpx.get` and the like, by which tests ask servers, read all certificates each time: 30 ms.
     transports: Any = default

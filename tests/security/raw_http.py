@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
 
-def connect(url: str, timeout: float = 20) -> socket.socket:
+def connect(url: str, timeout: float = 60) -> socket.socket:
     parts = urlsplit(url)
     assert parts.hostname is not None
     return socket.create_connection((parts.hostname, parts.port), timeout=timeout)
@@ -25,7 +26,22 @@ def head(method: str = "POST", path: str = "/embed", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def until_closed(connection: socket.socket, seconds: float = 20) -> bytes:
+def one_answer(connection: socket.socket) -> bytes:
+    """Head and body of an answer that has a Content-Length; the connection may stay open."""
+    received, length = b"", None
+    while length is None or len(received) < length:
+        part = connection.recv(65536)
+        assert part, f"closed within an answer: {received!r}"
+        received += part
+        top, end, _ = received.partition(b"\r\n\r\n")
+        if end:
+            told = re.search(rb"content-length: (\d+)", top.lower())
+            assert told is not None, top
+            length = len(top + end) + int(told[1])
+    return received
+
+
+def until_closed(connection: socket.socket, seconds: float = 60) -> bytes:
     """All that comes until the server closes; fails if it does not."""
     received, end = b"", time.monotonic() + seconds
     while time.monotonic() < end:

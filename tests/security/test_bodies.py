@@ -205,7 +205,7 @@ def test_many_promises_that_are_not_kept(server: ServerProcess) -> None:
     connections = []
     with watching(server) as watch:
         for _ in range(40):
-            out = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            out = socket.create_connection(("127.0.0.1", server.port), timeout=60)
             out.sendall(head(length=LIMIT) + bytes(1000))
             connections.append(out)
         answers = [_receive(out)[0] for out in connections]

@@ -150,7 +150,7 @@ def provoke(server: ServerProcess) -> list[httpx.Response]:
     for connection in silent:
         connection.close()
     time.sleep(0.2)
-    with httpx.Client(timeout=5) as http:
+    with httpx.Client(timeout=60) as http:
         bad = http.build_request("BREW", server.url + "/embed", headers={"Authorization": KEY})
         answers.append(http.send(bad))
     return answers

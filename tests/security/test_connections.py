@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from security.processes import server_process
-from security.raw_http import connect, error, head, status, until_closed
+from security.raw_http import connect, error, head, one_answer, status, until_closed
 from support.serving import NPY, npy, running
 from vim_embed.cli import main
 from vim_embed.engines.arithmetic import ArithmeticEngine
@@ -64,14 +64,14 @@ def test_a_head_that_stops_arriving(url: str) -> None:
 
 def test_a_head_a_byte_at_a_time(url: str) -> None:
     with connect(url) as connection:
-        begin = time.monotonic()
         for byte in head("GET", "/health/live", Pad="x" * 400):
             try:
                 connection.sendall(bytes([byte]))
             except OSError:
                 break
             time.sleep(0.02)
-        assert time.monotonic() - begin < 6
+        else:
+            pytest.fail("the whole head was waited for")
         assert status(until_closed(connection)) == 408
 
 
@@ -92,9 +92,9 @@ def _open(connection: socket.socket) -> bool:
 def test_blank_lines_keep_nothing_open(url: str) -> None:
     with connect(url) as connection:
         connection.sendall(head("GET", "/health/live"))
-        assert status(connection.recv(65536)) == 200
+        assert status(one_answer(connection)) == 200
         connection.settimeout(0.1)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while _open(connection):
             assert time.monotonic() < end
             with suppress(OSError):
@@ -105,7 +105,7 @@ def test_an_idle_connection_is_closed_and_a_second_head_is_timed_too(url: str) -
     with connect(url) as idle, connect(url) as slow:
         for connection in (idle, slow):
             connection.sendall(head("GET", "/health/live"))
-            assert status(connection.recv(65536)) == 200
+            assert status(one_answer(connection)) == 200
         slow.sendall(b"GET /health/live HT")
         assert until_closed(idle) == b""
         assert status(until_closed(slow)) == 408
@@ -252,7 +252,7 @@ def test_a_connection_is_kept_for_the_next_request(url: str) -> None:
         top = head(Content_Type="application/x-npy", Content_Length=str(len(body)))
         for _ in range(3):
             connection.sendall(top + body)
-            answer = connection.recv(65536)
+            answer = one_answer(connection)
             assert status(answer) == 200
             assert b"connection: close" not in answer
 
