@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,8 +73,11 @@ class Contents:
 
     def first_skipped(self) -> list[dict[str, str]]:
         """What was left out at fault, as far as it goes into the file itself."""
-        faults = ({"id": one.id, "reason": one.reason} for one in self.skipped() if one.fault)
-        return [one for one, _ in zip(faults, range(_NAMED_SKIPS), strict=False)]
+        return _named(one for one in self.skipped() if one.fault)
+
+    def first_passed_over(self) -> list[dict[str, str]]:
+        """Sources that were asked for and passed over, likewise."""
+        return _named(one for one in self.skipped() if one.asked_for)
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the embeddings and their ids."""
@@ -84,6 +87,7 @@ class Contents:
             **layers,
             "options": self.options,
             "skipped": self.first_skipped(),
+            "passed_over": self.first_passed_over(),
             **self.about,
         }
 
@@ -92,6 +96,10 @@ class Contents:
         if self.array is not None:
             return self.array(name)
         return (arrays[name] for _, arrays in self.blocks())
+
+
+def _named(left_out: Iterable[Skipped]) -> list[dict[str, str]]:
+    return [{"id": one.id, "reason": one.reason} for one in islice(left_out, _NAMED_SKIPS)]
 
 
 def check_output(path: Path) -> None:
@@ -154,9 +162,10 @@ def write_output(path: Path, contents: Contents, *, scratch: Path | None = None)
     them; the rest as JSON in the schema's metadata.
     .safetensors: the tensors; the rest as JSON in the metadata. Ids and columns beyond 32 MB go to
     `<path>.json`, as with .npy.
-    The metadata names the first 1,000 rows that were skipped; where there are more, everything
-    that was left out is in `<path>.skipped.jsonl`. scratch: a folder of the same file system for
-    unfinished files. Raises OSError, and then the older files are as they were.
+    The metadata names the first 1,000 rows that were skipped, and the first 1,000 sources that were
+    asked for and passed over; where there are more, everything that was left out is in
+    `<path>.skipped.jsonl`. scratch: a folder of the same file system for unfinished files. Raises
+    OSError, and then the older files are as they were.
     """
     files = _Replacing(path, scratch or path.parent)
     try:
@@ -165,7 +174,8 @@ def write_output(path: Path, contents: Contents, *, scratch: Path | None = None)
             digest = file_digest(files.unfinished(path))
             with files.open(sidecar(path)) as file:
                 _write_sidecar(file, contents, digest)
-        if len(contents.first_skipped()) == _NAMED_SKIPS:
+        lists = contents.first_skipped(), contents.first_passed_over()
+        if any(len(named) == _NAMED_SKIPS for named in lists):
             with files.open(skipped_list(path)) as file:
                 for one in contents.skipped():
                     file.write(json.dumps(asdict(one)).encode() + b"\n")

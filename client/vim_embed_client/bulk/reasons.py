@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vim_embed_client.bulk.sources.reader import Skipped
@@ -18,11 +18,26 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
 
 @dataclass
 class Group:
-    """Rows or files with one reason in common. reason: as the first of them has it."""
+    """Rows or files with one reason in common. reason: as the first of them has it.
+
+    varies: others have other numbers in it.
+    """
 
     reason: str
     count: int = 0
     first: list[str] = field(default_factory=list)
+    varies: bool = False
+
+    @property
+    def told(self) -> str:
+        """The reason, which is not said of all where it is that of the first."""
+        varies = self.varies and self.reason != _OTHER
+        return f"{self.reason} (the first of them)" if varies else self.reason
+
+    @property
+    def plain(self) -> str:
+        """The reason without the name of the first."""
+        return _without_name(self.reason, self.first[0] if self.first else "")
 
 
 class Reasons:
@@ -37,25 +52,22 @@ class Reasons:
         self.merge(groups)
 
     def add(self, row_id: str, reason: str, *, count: int = 1) -> None:
-        key = _NUMBER.sub("#", _without_name(reason, row_id))
-        group = self._group(key, reason)
-        group.count += count
-        if len(group.first) < _NAMED:
-            group.first.append(row_id)
+        self._take(Group(reason, count, [row_id]))
 
     def merge(self, groups: Iterable[Mapping[str, Any]]) -> None:
         """Take over what `as_json` gave."""
         for other in groups:
-            first = other["first"]
-            key = _NUMBER.sub("#", _without_name(other["reason"], first[0] if first else ""))
-            group = self._group(key, other["reason"])
-            group.count += other["count"]
-            group.first += first[: _NAMED - len(group.first)]
+            self._take(Group(**{**other, "first": list(other["first"])}))
 
-    def _group(self, key: str, reason: str) -> Group:
+    def _take(self, other: Group) -> None:
+        key = _NUMBER.sub("#", other.plain)
         if key not in self._groups and len(self._groups) >= _GROUPS:
-            key = reason = _OTHER
-        return self._groups.setdefault(key, Group(reason))
+            key, other = _OTHER, replace(other, reason=_OTHER)
+        group = self._groups.setdefault(key, other)
+        if group is not other:
+            group.varies |= other.varies or group.plain != other.plain
+            group.count += other.count
+            group.first += other.first[: _NAMED - len(group.first)]
 
     @property
     def count(self) -> int:
@@ -66,7 +78,11 @@ class Reasons:
         return iter(sorted(self._groups.values(), key=lambda group: -group.count))
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [asdict(group) for group in self]
+        """For each group its fields; `varies` only where it is true."""
+        return [
+            {name: value for name, value in asdict(group).items() if value or name != "varies"}
+            for group in self
+        ]
 
 
 class LeftOut:

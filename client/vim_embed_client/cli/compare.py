@@ -19,6 +19,7 @@ from vim_embed_client.cli.common import (
     stdout,
     tables,
 )
+from vim_embed_client.cli.other_options import other_options, remark_on_options
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.comparison import Difference, compare, remark
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
@@ -116,6 +117,7 @@ def _report(
         "models": [each.as_dict() for each in found],
         "files": [{"file": f.label, "provenance": dict(f.provenance)} for f in files],
         "random_weights": any(file.random_weights for file in files),
+        "read_otherwise": other_options(files),
         "outputs": [str(path) for path in outputs],
     }
 
@@ -134,8 +136,8 @@ def _print(
         table.add_row(*_cells(each))
     console.print(table)
     say(console, METHOD)
-    if said := remark(first.metric):
-        say(console, f"[yellow]{said}[/]")
+    for said in filter(None, [remark(first.metric), remark_on_options(files)]):
+        say(console, f"[yellow]{escape(said)}[/]")
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")
 
@@ -161,6 +163,6 @@ def _table(found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> Resul
         notes=[
             *provenance_notes(files),
             f"{first.metric}{at}, {first.n} sources. {METHOD}",
-            *filter(None, [remark(first.metric)]),
+            *filter(None, [remark(first.metric), remark_on_options(files)]),
         ],
     )

@@ -54,7 +54,7 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     written = write_cutouts(output, rows, found)
     console = stderr()
     for group in (*found.skipped, *found.passed_over):
-        say(console, f"[yellow]{group.count:,} left out[/]: {escape(group.reason)}")
+        say(console, f"[yellow]{group.count:,} left out[/]: {escape(group.told)}")
     say(console, f"{written:,} cut-outs -> {escape(str(output))}")
     if as_json:
         print_json({

@@ -245,9 +245,9 @@ def _report(console: Console, summary: Summary, output: Path, seconds: float) ->
         console.print(f"[yellow]skipped[/] {left_out.skipped.count - _SHOWN:,} more")
     for group in left_out.passed_over:
         say(console, f"[yellow]passed over[/] {escape(_named(group.first, group.count))}: "
-            f"{escape(group.reason)}")  # fmt: skip
+            f"{escape(group.told)}")  # fmt: skip
     for group in summary.notes:
-        say(console, f"[yellow]{escape(_named(group.first, group.count))}: {group.reason}[/]")
+        say(console, f"[yellow]{escape(_named(group.first, group.count))}: {group.told}[/]")
     if summary.identical["rows"]:
         say(console, f"[yellow]{escape(_about_identical(summary.identical))}[/]")
     if summary.provenance.random_weights:
@@ -282,7 +282,7 @@ def _counted(what: str, reasons: Reasons) -> str:
     if not reasons.count:
         return f"0 {what}"
     groups = list(reasons)
-    told = "; ".join(f"{group.count:,}: {escape(group.reason)}" for group in groups[:3])
+    told = "; ".join(f"{group.count:,}: {escape(group.told)}" for group in groups[:3])
     more = f"; {sum(group.count for group in groups[3:]):,}: other reasons" if groups[3:] else ""
     return f"{reasons.count:,} {what} ({told}{more})"
 

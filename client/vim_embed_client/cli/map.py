@@ -222,7 +222,8 @@ def _print(data: MapData, outputs: tuple[Path, ...]) -> None:
     say(console, f"{len(data.files[0]):,} sources{twice}: {axes}")
     if column is not None:
         missing = f", {column.missing:,} without a value" if column.missing else ""
+        joined = f", joined {escape(column.joined)}" if column.joined else ""
         log = ", logarithmic" if data.log else ""
-        console.print(f"Coloured by {escape(column.name)} ({column.kind}{log}{missing})")
+        console.print(f"Coloured by {escape(column.name)} ({column.kind}{log}{joined}{missing})")
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")

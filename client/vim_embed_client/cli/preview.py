@@ -120,7 +120,7 @@ def _draw(
     from vim_embed_client.figures.contact_sheet import contact_sheet
     from vim_embed_client.figures.style import save
 
-    told = [f"{group.count:,}: {group.reason}" for group in remarks]
+    told = [f"{group.count:,}: {group.told}" for group in remarks]
     save(contact_sheet(rows, _labels(rows), _heading(rows, sources, entry), told), output)
 
 
@@ -156,8 +156,8 @@ def _print(
     console = stdout()
     for what, reasons in (("skipped", found.skipped), ("passed over", found.passed_over)):
         for group in reasons:
-            say(console, f"[yellow]{what}[/] {group.count:,}: {escape(group.reason)}")
+            say(console, f"[yellow]{what}[/] {group.count:,}: {escape(group.told)}")
     for group in remarks:
-        say(console, f"[yellow]{group.count:,} of {len(rows):,}[/]: {escape(group.reason)}")
+        say(console, f"[yellow]{group.count:,} of {len(rows):,}[/]: {escape(group.told)}")
     say(console, escape(_heading(rows, sources, entry)))
     say(console, f"Written: {escape(str(output))}")

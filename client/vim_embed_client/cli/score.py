@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from rich.markup import escape
 from rich.table import Column, Table
 
-from vim_embed_client.bulk.recorded_options import read_otherwise, recorded_options
 from vim_embed_client.cli.common import (
     RANDOM_WEIGHTS,
     figure_path,
@@ -25,6 +24,7 @@ from vim_embed_client.cli.common import (
     stdout,
     style_option,
 )
+from vim_embed_client.cli.other_options import other_options, remark_on_options
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.approximate import ApproximateSearch, Recall
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
@@ -48,6 +48,9 @@ from vim_embed_client.scoring.mknn import (
 from vim_embed_client.scoring.neighbours import NeighbourSearch
 from vim_embed_client.scoring.pairing import pair, usable_rows
 from vim_embed_client.scoring.repeats import describe, find_repeats, without_repeats
+
+if TYPE_CHECKING:
+    from vim_embed_client.figures.columns import Column as Property
 
 METHOD = {
     "mknn": "mean overlap of cosine k-nearest neighbours, self excluded",
@@ -147,10 +150,9 @@ def score(
     curve = score_curve(searches[0], searches[1], curve_at, **options)
     scores = [each for each in curve if each.k in wanted]
     measured = _measured(files, searches, metrics, k=k, **options)
-    for argument in properties:
-        measured += _agreements(
-            files, searches, argument, id_column, pairing["match"], k=k, **options
-        )
+    columns = _columns(properties, files[0], id_column, pairing["match"])
+    for argument, column in zip(properties, columns, strict=True):
+        measured += _agreements(files, searches, argument, column, k=k, **options)
     recalls = find.recalls[: len(files)] if find else []
     distinct = without_repeats(files)
     repeats = Repeated(files, distinct, ks, find, options) if distinct is not files else None
@@ -159,12 +161,18 @@ def score(
     if as_json:
         report = _report(files, scores, repeats, how)
         report["metrics"] = [score.as_dict() for score in measured]
+        report["properties"] = [
+            {"name": each.name, "joined": each.joined or None, "without_value": each.missing}
+            for each in columns
+        ]
         report["approximate"] = [recall.as_dict() for recall in recalls]
         print_json(report | {"figure": figure and str(figure)})
     else:
         _print(files, scores, repeats, how)
         for file, recall in zip(files, recalls, strict=False):
             _print_recall(file, recall)
+        for column in columns:
+            _print_column(column, len(files[0]))
         if measured:
             _print_measured(measured)
 
@@ -197,19 +205,35 @@ def _measured(
         raise InputError(f"{labels} cannot be measured: {error}") from None
 
 
+def _columns(
+    arguments: Sequence[str], file: EmbeddingFile, id_column: str, match: float | None
+) -> list[Property]:
+    """Columns of catalogues that go by the ids or positions of the first file."""
+    from vim_embed_client.figures.columns import read_column
+
+    return [
+        read_column(each, file, id_column=id_column, match=match, ids_first=True)
+        for each in arguments
+    ]
+
+
+def _print_column(column: Property, n: int) -> None:
+    joined = f", joined {column.joined}" if column.joined else ""
+    without = f"; {column.missing:,} have none and are left out" if column.missing else ""
+    known = n - column.missing
+    say(stdout(), f"{escape(column.name)}: {known:,} of {n:,} sources{escape(joined)}{without}.")
+
+
 def _agreements(
     files: Sequence[EmbeddingFile],
     searches: Sequence[NeighbourSearch],
     argument: str,
-    id_column: str,
-    match: float | None,
+    column: Property,
     **options: Any,
 ) -> list[MetricScore]:
-    """Of each file, in a column of a catalogue that goes by the first file's ids or positions."""
-    from vim_embed_client.figures.columns import read_column
+    """Of each file, in the column."""
     from vim_embed_client.scoring.catalogue_property import property_agreement
 
-    column = read_column(argument, files[0], id_column=id_column, match=match, ids_first=True)
     try:
         return [
             property_agreement(
@@ -336,7 +360,7 @@ def _report(
         "files": [_about(file) for file in files],
         "n": len(files[0]),
         "paired": how,
-        "read_otherwise": _read_otherwise(files),
+        "read_otherwise": other_options(files),
         "random_weights": any(file.random_weights for file in files),
         "scores": [score.as_dict() for score in scores],
         "identical_rows": repeats.files if repeats else [],
@@ -348,12 +372,6 @@ def _report(
         else None,
         "method": METHOD,
     }
-
-
-def _read_otherwise(files: Sequence[EmbeddingFile]) -> list[str]:
-    """Options that showed the model other pixels of one file than of the other."""
-    first, second = (recorded_options(file.path) for file in files)
-    return [] if first is None or second is None else read_otherwise(first, second)
 
 
 def _about(file: EmbeddingFile) -> dict[str, Any]:
@@ -371,12 +389,8 @@ def _print(
     say(console, f"Paired {how}.")
     if any(file.random_weights for file in files):
         console.print(RANDOM_WEIGHTS)
-    if unlike := _read_otherwise(files):
-        say(
-            console,
-            f"[yellow]The files were read with other options: {escape('; '.join(unlike))}. Part of "
-            "what differs may be that: embed them alike where the surveys allow it.[/]",
-        )
+    if said := remark_on_options(files):
+        say(console, f"[yellow]{escape(said)}[/]")
     console.print(_table(scores))
     say(
         console,

@@ -23,6 +23,7 @@ from vim_embed_client.cli.common import (
     style_option,
     table_or_figure,
 )
+from vim_embed_client.cli.other_options import other_options, remark_on_options
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.metrics import METRICS
@@ -176,6 +177,7 @@ def _table(study: Study, scores: Sequence[StudyScore]) -> ResultTable:
             *provenance_notes(_files(scores)),
             *lacks,
             METHOD,
+            *filter(None, [remark_on_options(_files(scores))]),
         ],
     )
 
@@ -187,6 +189,7 @@ def _report(study: Study, scores: Sequence[StudyScore], outputs: Sequence[Path])
         "missing": [{"model": model, "survey": survey} for model, survey in study.missing()],
         "files": [{"file": f.label, "provenance": dict(f.provenance)} for f in files],
         "random_weights": any(file.random_weights for file in files),
+        "read_otherwise": other_options(files),
         "outputs": [str(path) for path in outputs],
         "method": METHOD,
     }
@@ -204,6 +207,8 @@ def _print(
             printed.add_row(*map(escape, row[2:]))
         console.print(printed)
     say(console, METHOD)
+    if said := remark_on_options(_files(scores)):
+        say(console, f"[yellow]{escape(said)}[/]")
     for line in _lacks(study):
         say(console, f"[yellow]Missing: {escape(line)}.[/]")
     for path in outputs:

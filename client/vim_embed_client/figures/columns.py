@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.ids import id_texts, refuse_repeats, spellings
 from vim_embed_client.scoring.kept_columns import kept_table
 from vim_embed_client.scoring.matching import row_matches
-from vim_embed_client.sky.tables import ENDINGS, read_table, split_table_name
+from vim_embed_client.sky.tables import ENDINGS, Table, read_table, split_table_name
 
 Kind = Literal["categorical", "continuous"]
 
@@ -25,12 +25,14 @@ _FEW = 8  # whole numbers: at most so many are classes
 class Column:
     """A value for each row of an embedding file.
 
-    values: (n,) float64, NaN where there is none, if continuous; else str, empty for none.
+    values: (n,) float64, NaN where there is none, if continuous; else str, empty for none. joined:
+    how a table's rows were found, such as "row by row"; empty for columns of the file itself.
     """
 
     name: str
     kind: Kind
     values: Array
+    joined: str = ""
 
     @property
     def missing(self) -> int:
@@ -74,12 +76,28 @@ def read_column(
     by_id = file.ids is not None and table.find(id_column) is not None
     if match is not None and not (ids_first and by_id):
         rows = row_matches(file, table, match)
-        joined = [values[row] if row >= 0 else None for row in rows]
+        found, how = [values[row] if row >= 0 else None for row in rows], "by position"
     elif by_id:
-        joined = _join(file, table[id_column], values, path)
+        found, how = _join(file, table[id_column], values, path), f"by its column {id_column}"
     else:
-        joined = _by_row(file, values, path, id_column)
-    return _column(name, joined, kind)
+        _refuse_ids_elsewhere(file, table)
+        found, how = _by_row(file, values, path, id_column), "row by row"
+    return replace(_column(name, found, kind), joined=how)
+
+
+def _refuse_ids_elsewhere(file: EmbeddingFile, table: Table) -> None:
+    """Raise InputError where most of the ids are in a column of the table: its rows go by these."""
+    least = len(file) // 2 + 1
+    mine = [set(names) for names in spellings(file.ids or [])]
+    for name in table.names if file.ids else []:
+        values = table.typed(name)
+        if all(value is None or isinstance(value, (str, int)) for value in values):
+            theirs = {text for text in id_texts(values) if text}
+            if any(len(names & theirs) >= least for names in mine):
+                raise InputError(
+                    f"{table.path} has the ids of {file.label} in its column {name!r}: give "
+                    f"--id-column {name}, or its rows would be taken in their order"
+                )
 
 
 def _by_row(file: EmbeddingFile, values: list[Any], table: Path, id_column: str) -> list[Any]:

@@ -52,6 +52,9 @@ def test_rows_come_with_their_columns(sky: tuple[Path, Galaxies], embed: Embed) 
     np.testing.assert_allclose(about["columns"]["ra"], galaxies.ra[there])
     assert about["columns"]["off_edge"] == [0.0] * 8
     assert about["summary"]["passed_over_reasons"][0]["first"] == ["g4"]
+    ((name, reason),) = [(one["id"], one["reason"]) for one in about["passed_over"]]
+    assert name == "g4"
+    assert "no mosaic" in reason or "covers" in reason
 
 
 @pytest.mark.parametrize("ids", [[], ["--id-column", "name"]])

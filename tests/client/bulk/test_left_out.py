@@ -191,7 +191,19 @@ def test_reasons_that_differ_in_numbers_and_names_are_one() -> None:
         (30, "0 fluxes of f/0.png are NaN: give --blank"), (1, "it is empty"),
     ]  # fmt: skip
     assert [len(group.first) for group in again] == [10, 1]
+    assert [group.told for group in again] == [
+        "0 fluxes of f/0.png are NaN: give --blank (the first of them)", "it is empty",
+    ]  # fmt: skip
     for number in range(500):
         again.add("x", "reason " + "i" * number)
     assert len(list(again)) <= 101
     assert again.count == 531
+    assert "other reasons" in [group.told for group in again]
+
+
+def test_reasons_that_differ_in_names_alone_are_said_of_all() -> None:
+    reasons = Reasons()
+    for name in ("a.png", "b.png"):
+        reasons.add(name, f"{name} cannot be decoded")
+    assert [group.told for group in reasons] == ["a.png cannot be decoded"]
+    assert [set(group) for group in reasons.as_json()] == [{"reason", "count", "first"}]

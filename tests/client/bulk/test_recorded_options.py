@@ -85,3 +85,20 @@ def test_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["read_otherwise"] == ["--size 2.4arcsec and 4arcsec"]
     assert run(["score", first, first, "-k", "5"]) == 0
     assert "other options" not in capsys.readouterr().out
+
+
+def test_compare_and_table_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, stretch in (("a", Stretch()), ("b", Stretch()), ("c", Stretch(kind="asinh"))):
+        written(Path(f"{name}.npy"), replace(PLAIN, stretch=stretch))
+    said = "other options than a.npy: c.npy: --stretch left out and asinh."
+    assert run(["compare", "one=a.npy,b.npy", "two=a.npy,c.npy", "-k", "5"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    given = ["m:x=a.npy", "m:y=b.npy", "m:z=c.npy"]
+    assert run(["table", *given, "-k", "5", "-o", "t.md"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in Path("t.md").read_text()
+    assert run(["table", *given[:2], "-k", "5"]) == 0
+    assert "other options" not in capsys.readouterr().out

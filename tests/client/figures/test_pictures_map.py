@@ -173,7 +173,10 @@ def test_the_command_draws_and_tells(survey: Path, z: Array, capsys: Any) -> Non
     assert [float(row["x"]) for row in table] == [p["x"] for p in told["points"]]
     assert table[4]["colour"] == ""
     assert run(args) == 0
-    assert "Coloured by z (continuous, 1 without a value)" in capsys.readouterr().out
+    assert (
+        "Coloured by z (continuous, joined by its column id, 1 without a value)"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,19 @@ def test_a_catalogue_is_joined_by_id(
     np.testing.assert_array_equal(found.values, [0.1, 0.2, np.nan])
 
 
+def test_ids_in_another_column_are_not_passed_by(tmp_path: Path) -> None:
+    """Row by row, values in another order would be those of other galaxies."""
+    mine = [name for name in FILE.ids or []][::-1]
+    Table({"Name": mine, "z": [0.3, 0.2, 0.1]}).write(tmp_path / "c.csv")
+    with pytest.raises(InputError, match=r"in its column 'Name': give --id-column Name"):
+        read_column(f"{tmp_path}/c.csv:z", FILE)
+    found = read_column(f"{tmp_path}/c.csv:z", FILE, id_column="Name")
+    assert (found.values.tolist(), found.joined) == ([0.1, 0.2, 0.3], "by its column Name")
+    Table({"kind": ["a", "b", "c"], "z": [0.3, 0.2, 0.1]}).write(tmp_path / "d.csv")
+    found = read_column(f"{tmp_path}/d.csv:z", FILE)
+    assert (found.values.tolist(), found.joined) == ([0.3, 0.2, 0.1], "row by row")
+
+
 @pytest.mark.parametrize("ending", ["ecsv", "fits", "vot"])
 def test_masked_numbers_and_texts(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"c.{ending}"

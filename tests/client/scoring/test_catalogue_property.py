@@ -124,3 +124,22 @@ def test_a_value_that_one_source_alone_has(
     said = " ".join(capsys.readouterr().out.split())
     assert "No interval for kind" in said
     assert "all may be alike" in said
+
+
+def test_the_command_says_how_many_have_a_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embeddings, z = sky()
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", embeddings)
+    column = [None if row % 4 == 0 else value for row, value in enumerate(z)]
+    rows = ["z", *("" if value is None else str(value) for value in column)]
+    (tmp_path / "cat.csv").write_text("n," + "\n0,".join(rows) + "\n")
+    files = [str(tmp_path / "a.npy"), str(tmp_path / "b.npy")]
+    asked = [*files, "-k", "5", "--by-row", "--property", f"{tmp_path}/cat.csv:z"]
+    assert run(["score", *asked]) == 0
+    said = "z: 60 of 80 sources, joined row by row; 20 have none and are left out."
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert run(["score", *asked, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["properties"]
+    assert told == {"name": "z", "joined": "row by row", "without_value": 20}

@@ -185,20 +185,21 @@ class CatalogueReader(FileReader):
         bands = nearby.tiles(row, mosaics)
         reference = next((tiles[0] for tiles in bands if tiles), None)
         if reference is None:
-            return Skipped(id=row_id, reason=uncovered, fault=False)
+            return Skipped(id=row_id, reason=uncovered, fault=False, asked_for=True)
         try:
             with quiet():
                 cutout = self._cut(ra, dec, *reference, bands, mosaics)
         except InputError as error:
             return Skipped(id=row_id, reason=error.message)
         if cutout.off_edge == 1:
-            return Skipped(id=row_id, reason=uncovered, fault=False)
+            return Skipped(id=row_id, reason=uncovered, fault=False, asked_for=True)
         if cutout.off_edge + cutout.masked > self._sky.max_blank:
             return Skipped(
                 id=row_id,
                 reason=f"of its pixels {cutout.off_edge:.1%} are off the edge and "
                 f"{cutout.masked:.1%} masked, more than --max-blank allows",
                 fault=False,
+                asked_for=True,
             )
         columns = {"ra": ra, "dec": dec, "off_edge": cutout.off_edge, "masked": cutout.masked}
         kept = {name: values[row] for name, values in self._kept.items() if name not in columns}

@@ -155,6 +155,7 @@ def masked_item(
             id=row_id,
             reason=f"of its pixels {share:.1%} are masked, more than --max-blank allows",
             fault=False,
+            asked_for=True,
         )
     item: Item = flux_item(row_id, flux, stretch, flip=flip)
     return replace(item, columns={**item.columns, "masked": share})

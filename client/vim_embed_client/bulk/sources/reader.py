@@ -47,12 +47,14 @@ class Skipped:
     """A row or file that was left out, and why.
 
     fault: False where nothing is wrong with it, and it was passed over for what it is, such as
-    the mask beside an image; such an entry never ends a run.
+    the mask beside an image; such an entry never ends a run. asked_for: it is a source that was
+    asked for all the same, which the output names one by one.
     """
 
     id: str
     reason: str
     fault: bool = True
+    asked_for: bool = False
 
 
 Entry: TypeAlias = Item | Skipped

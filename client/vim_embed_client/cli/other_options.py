@@ -1,0 +1,34 @@
+"""What commands that score files say of options that showed the model other pixels of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vim_embed_client.bulk.recorded_options import read_otherwise, recorded_options
+from vim_embed_client.scoring.embedding_files import EmbeddingFile
+
+
+def other_options(files: Sequence[EmbeddingFile]) -> list[str]:
+    """`--stretch linear and asinh` of two files; of more, each file beside the first.
+
+    Files that do not tell their options are passed over.
+    """
+    told = [(file, options) for file in files if (options := recorded_options(file.path))]
+    found = []
+    for file, options in told[1:]:
+        unlike = "; ".join(read_otherwise(told[0][1], options))
+        if unlike:
+            found.append(unlike if len(files) == 2 else f"{file.label}: {unlike}")
+    return found
+
+
+def remark_on_options(files: Sequence[EmbeddingFile]) -> str | None:
+    """The same as a sentence, if there is anything to say."""
+    unlike = other_options(files)
+    if not unlike:
+        return None
+    beside = "" if len(files) == 2 else f" than {files[0].label}"
+    return (
+        f"The files were read with other options{beside}: {'; '.join(unlike)}. Part of what "
+        "differs may be that: embed them alike where the surveys allow it."
+    )
