@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ METHOD = {
     "interval": "mknn ± 1.96 delete-one jackknife standard errors (Efron and Stein 1981)",
     "permuted": "the rows of one file paired at random; mean, deviation and central 95 %",
 }
-_SHORT = 18  # letters of a metric's name that are not folded
+_LEAST_NAME = 8  # letters of a metric's name in a line
 
 
 def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -246,22 +247,8 @@ def _agreements(
 
 
 def _print_measured(scores: Sequence[MetricScore]) -> None:
-    heads = ("k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
-    names = [escape(score.metric).replace(": ", ":\n") for score in scores]
-    short = max(len(line) for name in names for line in name.splitlines()) <= _SHORT
-    table = Table(Column("metric", overflow="fold", no_wrap=short), *heads)
-    for name, score in zip(names, scores, strict=True):
-        table.add_row(
-            name,
-            "" if score.k is None else str(score.k),
-            f"{score.value:.4f}",
-            _range(score.low, score.high) if score.has_interval else "none",
-            _range(score.permuted_low, score.permuted_high),
-            "none" if math.isnan(score.calibrated) else f"{score.calibrated:.4f}",
-            f"{score.p_value:.4f}",
-        )
     console = stdout()
-    console.print(table)
+    console.print(_measured_table(scores, console.width))
     say(
         console,
         "Interval: jackknife over twentieths of the sources. Calibrated: 0 where 5 % of random "
@@ -269,6 +256,40 @@ def _print_measured(scores: Sequence[MetricScore]) -> None:
     )
     for remark in _without_interval(scores):
         say(console, f"[yellow]{escape(remark)}[/]")
+
+
+def _measured_table(scores: Sequence[MetricScore], width: int) -> Table:
+    """A row for each metric. Names are folded so far that the other columns lose no letter."""
+    heads = ("k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
+    rows = [_measured_cells(score) for score in scores]
+    columns = zip(heads, *rows, strict=True)
+    borders = 3 * len(heads) + 4
+    room = max(width - borders - sum(_narrowest(*column) for column in columns), _LEAST_NAME)
+    table = Table(Column("metric", no_wrap=True))
+    for head in heads:
+        table.add_column(head, no_wrap=head.split()[0] == head)
+    for score, cells in zip(scores, rows, strict=True):
+        parts = score.metric.replace(": ", ":\n").splitlines()
+        name = "\n".join(line for part in parts for line in textwrap.wrap(part, room))
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def _measured_cells(score: MetricScore) -> list[str]:
+    return [
+        "" if score.k is None else str(score.k),
+        f"{score.value:.4f}",
+        _range(score.low, score.high) if score.has_interval else "none",
+        _range(score.permuted_low, score.permuted_high),
+        "none" if math.isnan(score.calibrated) else f"{score.calibrated:.4f}",
+        f"{score.p_value:.4f}",
+    ]
+
+
+def _narrowest(head: str, *cells: str) -> int:
+    """Letters in a line of a column whose heading has a word a line, and whose ranges have two."""
+    lines = [*head.split(), *(line for cell in cells for line in cell.rsplit(" ", 1))]
+    return max(map(len, lines))
 
 
 def _without_interval(scores: Sequence[MetricScore]) -> Iterator[str]:

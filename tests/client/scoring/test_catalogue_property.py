@@ -104,6 +104,29 @@ def test_the_command_reads_a_catalogue(tmp_path: Path, capsys: pytest.CaptureFix
     assert "fewer than two different values" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["own-hubble", "a-field_with_a_very_long_name-of_a_survey"])
+def test_headings_are_whole_in_80_columns(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    embeddings, z = sky()
+    ids = [f"s{row}" for row in range(80)]
+    np.savez(f"{name}.npz", embedding=embeddings, ids=np.array(ids))
+    Table({"id": ids, "z": z}).write("c.fits")
+    assert run(["score", *[f"{name}.npz"] * 2, "-k", "10", "--property", "c.fits:z"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed[printed.rindex("┏") : printed.rindex("┘")].splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    heads = zip(*(line.split("┃")[1:-1] for line in lines if "┃" in line), strict=True)
+    assert {len(line) for line in lines[:-1]} == {len(lines[0])}
+    assert len(lines[0]) <= 80
+    assert [" ".join(" ".join(head).split()) for head in heads] == [
+        "metric", "k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p",
+    ]  # fmt: skip
+    assert "".join(row[0] for row in cells) == f"z:{name}.npz" * 2
+
+
 @pytest.mark.parametrize("kind", ["class", "number"])
 def test_a_value_that_one_source_alone_has(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
