@@ -145,7 +145,7 @@ def _sheet(
 
     views = [Images(files[0], sources[0])]
     if sources[1] is not None:
-        views.append(Images(files[1], sources[1]))
+        views.append(Images(files[1], sources[1], option="--second-images"))
     elif len(files) == 2:
         views *= 2
     ids = files[0].ids

@@ -36,7 +36,7 @@ _ENDS_OF_PATHS = re.compile(r"[#:\[/]|$")
 _STRETCH = (0.5, 99.5)  # percentiles that become black and white
 _LARGEST = 384  # pixels of a side, more than is printed
 _HINT = (
-    "give --images the folder that they are in, the file or data set (hf:…) that was embedded, the "
+    "give {} the folder that they are in, the file or data set (hf:…) that was embedded, the "
     "catalogue of cut-outs, or a .npy stack with an image for each row"
 )
 
@@ -46,11 +46,15 @@ class Images:
 
     source: a folder, a file or `hf:` data set as `vim-embed embed` reads it, a .npy stack
     (N, 3, H, W), (N, H, W, 3) or (N, H, W), or None for images that are where their ids say.
+    option: of the command line, by which another source can be given; messages name it.
     Raises InputError where the rows cannot have images there.
     """
 
-    def __init__(self, file: EmbeddingFile, source: Path | str | None) -> None:
+    def __init__(
+        self, file: EmbeddingFile, source: Path | str | None, *, option: str = "--images"
+    ) -> None:
         self._file = file
+        self._hint = _HINT.format(option)
         self._options = recorded_options(file.path) or ReadOptions()
         self._folder: Path | None = None
         self._rows: _Rows | None = None
@@ -65,7 +69,7 @@ class Images:
         elif text.startswith(PREFIX) or (text and not Path(text).is_dir()):
             self._rows = _Rows(open_reader(text, self._options))
         elif file.ids is None:
-            raise InputError(f"{file.label} has no ids that would lead to its images: {_HINT}")
+            raise InputError(f"{file.label} has no ids that would lead to its images: {self._hint}")
         else:
             self._folder = Path(text) if text else None
             self._below = below_common_folder(file.ids)
@@ -86,7 +90,7 @@ class Images:
             item = self._find(row)
         if item is None:
             where = f" in {self._folder}" if self._folder else ""
-            raise InputError(f"there is no image {name}{where}: {_HINT}")
+            raise InputError(f"there is no image {name}{where}: {self._hint}")
         return self._drawn(item)
 
     def _drawn(self, item: Item) -> Picture:
@@ -95,7 +99,8 @@ class Images:
         if isinstance(item.data, np.ndarray):
             return _small(self._shown(item.data))
         encoded = io.BytesIO(item.data) if isinstance(item.data, bytes) else item.data
-        with named(f"{item.id} cannot be read as an image, {_HINT}"), Image.open(encoded) as image:
+        unread = f"{item.id} cannot be read as an image, {self._hint}"
+        with named(unread), Image.open(encoded) as image:
             return _small(np.asarray(image.convert("RGB")))
 
     def _shown(self, array: Array) -> Picture:

@@ -242,6 +242,18 @@ def test_what_cannot_be_drawn_is_explained(
     assert not Path("sheet.png").exists()
 
 
+def test_the_second_survey_s_images_are_asked_for_by_their_own_option(
+    survey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("EMPTY")
+    twice = [str(survey / "hst.parquet")] * 2
+    asked = ["--query", "3", "--second-images", "EMPTY", "-o", "sheet.png"]
+    assert run(["neighbours", *twice, *asked]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "g03.png in EMPTY: give --second-images the folder" in told
+
+
 def test_without_ids_images_must_be_given(tmp_path: Path, capsys: Any) -> None:
     np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(20, 4)))
     args = ["neighbours", str(tmp_path / "z.npy"), "-o", str(tmp_path / "sheet.png")]
