@@ -26,7 +26,7 @@ from vim_embed_client.cli.common import (
     figure_path,
     json_option,
     print_json,
-    service_options,
+    service_option,
     stderr,
     stdout,
 )
@@ -84,7 +84,9 @@ class Plan:
 
 
 @click.command(context_settings={"max_content_width": 100})
-@service_options
+@service_option(
+    "Service to measure.  [default: VIM_EMBED_URL, else one is started for the purpose]"
+)
 @click.option("--model", help="Model to use.  [default: the service's, or vim-tiny]")
 @click.option(
     "--clients", default="4", show_default=True, type=Counts(),
@@ -124,9 +126,10 @@ def bench(
 ) -> None:
     """Measure rows per second and latency.
 
-    Several clients at once send random images. Without --url, a service is started for the
-    purpose, and the model's bare loop in a process without HTTP is measured in turn with it.
-    SERVER_FLAGS, after --, go to both: `vim-embed bench --model vim-small -- --device cuda`.
+    Several clients at once send random images. Without a service (--url or VIM_EMBED_URL), one is
+    started for the purpose, and the model's bare loop in a process without HTTP is measured in
+    turn with it. SERVER_FLAGS, after --, go to both: `vim-embed bench --model vim-small --
+    --device cuda`.
     """
     plan["batch_rows"] = plan["batch_rows"] or max(plan["rows"])
     report = _measure(Plan(**plan), url, api_key, stderr())

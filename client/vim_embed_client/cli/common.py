@@ -25,16 +25,17 @@ RANDOM_WEIGHTS = "[bold red]RANDOM WEIGHTS: not a scientific result.[/]"
 
 
 def service_options(command: F) -> F:
-    """Add --url and --api-key."""
-    url = click.option(
-        "--url",
-        metavar="URL",
-        help=f"Service to use.  [default: VIM_EMBED_URL, else {DEFAULT_URL}]",
-    )
+    """Add --url and --api-key, of a service that the command needs."""
+    return service_option(f"Service to use.  [default: VIM_EMBED_URL, else {DEFAULT_URL}]")(command)
+
+
+def service_option(text: str) -> Callable[[F], F]:
+    """--url with this help, and --api-key."""
+    url = click.option("--url", metavar="URL", help=text)
     key = click.option(
         "--api-key", metavar="KEY", help="Key that it asks for.  [default: VIM_EMBED_API_KEY]"
     )
-    return url(key(command))
+    return lambda command: url(key(command))
 
 
 def json_option(command: F) -> F:

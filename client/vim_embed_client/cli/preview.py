@@ -19,7 +19,7 @@ from vim_embed_client.cli.common import (
     json_option,
     print_json,
     say,
-    service_options,
+    service_option,
     stdout,
 )
 from vim_embed_client.cli.reading_options import checked_sources, reading_options
@@ -35,7 +35,10 @@ from vim_embed_client.scoring.ids import below_common_folder
     "-o", "--output", required=True, metavar="FILE", callback=figure_path,
     type=click.Path(path_type=Path, dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
 )  # fmt: skip
-@service_options
+@service_option(
+    "Service whose model would see them: images come to its size.  [default: VIM_EMBED_URL, else "
+    "none: images stay as the stretch leaves them]"
+)
 @click.option("--model", help="Model that would see them.  [default: the service's]")
 @click.option(
     "--images", "count", default=40, show_default=True, type=click.IntRange(1, 400),
@@ -121,7 +124,9 @@ def _draw(
     from vim_embed_client.figures.style import save
 
     told = [f"{group.count:,}: {group.told}" for group in remarks]
-    save(contact_sheet(rows, _labels(rows), _heading(rows, sources, entry), told), output)
+    heading = _heading(rows, sources, entry)
+    sheet = contact_sheet(rows, _labels(rows), heading, told, resized=entry is not None)
+    save(sheet, output)
 
 
 def _report(

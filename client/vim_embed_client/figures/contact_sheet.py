@@ -31,21 +31,27 @@ _CAPTION_LETTERS = 23
 
 @styled()
 def contact_sheet(
-    rows: Sequence[PreviewRow], labels: Sequence[str], heading: str, remarks: Sequence[str]
+    rows: Sequence[PreviewRow],
+    labels: Sequence[str],
+    heading: str,
+    remarks: Sequence[str],
+    *,
+    resized: bool = True,
 ) -> Figure:
     """Rows in their order, eight a line; a red frame where there is a remark.
 
-    labels: below each. remarks: lines of small print.
+    labels: below each. remarks: lines of small print. resized: whether they have a model's size.
     """
     columns = min(_COLUMNS, len(rows))
     lines = -(-len(rows) // columns)
     width = max(_LEAST_WIDTH, 2 * _MARGIN + columns * (CELL + _GAP) - _GAP)
     height = lines * (CELL + _CAPTION)
     figure = Figure(figsize=(width, height + 4), facecolor="white")
-    top, foot = _words(figure, heading, remarks)
+    called = "What the model sees" + ("" if resized else ", before it is resized")
+    top, foot = _words(figure, called, heading, remarks)
     figure.clear()
     figure.set_size_inches(width, height + top + foot + 0.2)
-    _words(figure, heading, remarks)
+    _words(figure, called, heading, remarks)
     canvas = Canvas(figure)
     for place, (row, label) in enumerate(zip(rows, labels, strict=True)):
         x = _MARGIN + place % columns * (CELL + _GAP)
@@ -54,8 +60,10 @@ def contact_sheet(
     return figure
 
 
-def _words(figure: Figure, heading: str, remarks: Sequence[str]) -> tuple[float, float]:
-    top = title(figure, "What the model sees", heading)
+def _words(
+    figure: Figure, called: str, heading: str, remarks: Sequence[str]
+) -> tuple[float, float]:
+    top = title(figure, called, heading)
     foot = small_print(
         figure, ["black: share of pixels that are 0 in all channels; white: 255 in one", *remarks]
     )

@@ -188,6 +188,12 @@ def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatc
         assert drawn.width > 900
 
 
+def test_the_help_says_what_happens_without_a_service(capsys: Any) -> None:
+    assert run(["preview", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "[default: VIM_EMBED_URL, else none: images stay as the stretch leaves them]" in told
+
+
 def test_what_the_command_refuses(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.delenv("VIM_EMBED_URL", raising=False)
     (tmp_path / "a.png").write_bytes(encoded(picture(), "PNG"))
@@ -212,7 +218,11 @@ def test_the_sheet_is_laid_out_apart(tmp_path: Path) -> None:
         )
         for n in range(11)
     ]  # fmt: skip
-    figure = contact_sheet(rows, [row.id for row in rows], "eleven rows", ["1: all but constant"])
+    told = [row.id for row in rows], "eleven rows", ["1: all but constant"]
+    unresized = contact_sheet(rows, *told, resized=False)
+    assert unresized.texts[0].get_text() == "What the model sees, before it is resized"
+    figure = contact_sheet(rows, *told)
+    assert figure.texts[0].get_text() == "What the model sees"
     FigureCanvasAgg(figure).draw()
     boxes = [text.get_window_extent() for text in figure.texts]
     assert_apart_and_within(figure, boxes + [axes.bbox for axes in figure.axes])
