@@ -71,7 +71,8 @@ def catalogue(picture: Mosaic, sources: Sources) -> Table:
             "radius": sources.radius * HUBBLE_SCALE,
             "brightness": sources.flux,
             "colour": red / np.maximum(blue, 1.0),
-        }
+        },
+        units={"ra": "deg", "dec": "deg", "radius": "arcsec"},
     )
 
 

@@ -249,6 +249,18 @@ LIBRARY: dict[str, tuple[dict[str, Any], Callable[[Array], Array]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("softening", "levels"),
+    [(None, [0, 96, 254, 255, 255]), (1e-3, [0, 254, 255, 255, 255])],
+    ids=["Q = 8", "Q near 0"],
+)
+def test_the_upper_limit_of_lupton_is_no_white(softening: float | None, levels: list[int]) -> None:
+    """As docs/bulk.md says: 96 of 255, and white at 95 times the range."""
+    fluxes = np.broadcast_to(np.array([-5.0, 1.0, 94.0, 96.0, 500.0], np.float32), (3, 2, 5))
+    how = survey_stretch(None, limits=((0.0, 1.0),), kind="lupton", softening=softening)
+    assert to_rgb(fluxes, how)[0, 0].tolist() == levels
+
+
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_grey_levels_of_astropy(name: str) -> None:
     given, theirs = LIBRARY[name]

@@ -49,6 +49,8 @@ def centroid(path: Path, ra: float, dec: float, arcsec: float) -> tuple[float, f
 def test_both_surveys_have_the_galaxies_where_the_catalogue_says(sky: Path) -> None:
     table = Table.read(sky / "sky" / "cat.fits")
     assert len(table) == COUNT
+    units = {name: str(table[name].unit) for name in table.colnames if table[name].unit}
+    assert units == {"ra": "deg", "dec": "deg", "radius": "arcsec"}
     for row in table[:5]:
         places = [
             centroid(sky / "sky" / survey / f"{survey}-g.fits", row["ra"], row["dec"], 0.6)
