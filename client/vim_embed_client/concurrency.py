@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Generic, Self, TypeVar
 
 import httpx
@@ -21,6 +22,7 @@ R = TypeVar("R")
 
 # How long a call that failed waits for its other requests, so that none is left half connected.
 _LINGER_S = 0.5
+_WAKES_S = 1.0
 
 
 class Cancelled(BaseException):
@@ -147,7 +149,11 @@ def run_each(
 
 
 def _next(outcomes: queue.SimpleQueue[R], scope: Scope) -> R:
-    try:
-        return outcomes.get(timeout=scope.remaining())
-    except queue.Empty:
-        raise scope.expired() from None
+    """The next outcome. Raises DeadlineExpiredError at the scope's end.
+
+    Wakes up each second: a Ctrl-C that comes just before a wait begins does not end that wait.
+    """
+    while True:
+        left = scope.remaining()
+        with suppress(queue.Empty):
+            return outcomes.get(timeout=_WAKES_S if left is None else min(left, _WAKES_S))
