@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vim_embed.kernels.cpu import compile as native
-from vim_embed.kernels.cpu.host_copy import ParallelCopy
+from vim_embed.kernels.cpu.host_copy import SOURCE, ParallelCopy
 
 pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler here")
 
@@ -65,3 +66,14 @@ def test_from_many_threads_at_once() -> None:
         found = list(pool.map(put_together, batches * 4))
     for out, parts in zip(found, batches * 4, strict=True):
         assert np.array_equal(out, np.concatenate(parts))
+
+
+def test_old_systems_have_all_that_it_asks_for() -> None:
+    """A prebuilt library is for glibc 2.28 and the C++ library of its time, as the wheels are."""
+    library = native.load(SOURCE).path.read_bytes()
+    asked = {
+        name: max([int(number) for number in re.findall(pattern, library)], default=0)
+        for name, pattern in (("C", rb"GLIBC_2\.(\d+)"), ("C++", rb"GLIBCXX_3\.4\.(\d+)"))
+    }
+    assert asked["C"] <= 28
+    assert asked["C++"] <= 25

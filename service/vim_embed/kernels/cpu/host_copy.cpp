@@ -1,15 +1,14 @@
 // Copies rows into one buffer with a few threads: host_copy.py calls it through ctypes.
 //
 // The caller copies too and never waits for a thread to wake up: whoever is free takes the next
-// piece. The buffer is one that a device reads, so stores go past the caches where they can.
+// piece. The buffer is one that a device reads, so stores go past the caches where they can. Nothing
+// here needs a newer C++ library than the other kernels do (no condition variable, no shared
+// pointer): one prebuilt library serves old systems too.
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <deque>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -47,21 +46,19 @@ struct Piece {
   int64_t bytes;
 };
 
+// A caller's copy; it lives on that caller's stack until no helper is at it any more.
 struct Job {
   std::vector<Piece> pieces;
-  std::atomic<int64_t> next{0}, done{0};
+  std::atomic<int64_t> next{0};
+  Job* after = nullptr;  // in the list of jobs, as helpers: under the mutex of these
+  int64_t helpers = 0;
 
-  int64_t count() const { return static_cast<int64_t>(pieces.size()); }
+  bool is_open() const { return next.load() < static_cast<int64_t>(pieces.size()); }
 
   void drain() {
-    for (int64_t i; (i = next.fetch_add(1)) < count();) {
+    for (int64_t i; (i = next.fetch_add(1)) < static_cast<int64_t>(pieces.size());) {
       copy_past_caches(pieces[i].to, pieces[i].from, pieces[i].bytes);
-      if (done.fetch_add(1) + 1 == count()) done.notify_all();
     }
-  }
-
-  void wait() {
-    for (int64_t seen; (seen = done.load()) < count();) done.wait(seen);
   }
 };
 
@@ -71,43 +68,67 @@ class Helpers {
     for (int64_t i = 0; i < threads; ++i) std::thread([this] { serve(); }).detach();
   }
 
-  void copy(std::shared_ptr<Job> job) {
+  void copy(Job& job) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      jobs_.push_back(job);
+      job.after = jobs_;
+      jobs_ = &job;
     }
-    changed_.notify_all();
-    job->drain();
+    tell(begun_);
+    job.drain();
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      jobs_.erase(std::find(jobs_.begin(), jobs_.end(), job));
+      Job** at = &jobs_;
+      while (*at != &job) at = &(*at)->after;
+      *at = job.after;
     }
-    job->wait();
+    for (;;) {
+      const uint32_t seen = left_.load();
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (job.helpers == 0) return;
+      }
+      left_.wait(seen);
+    }
   }
 
  private:
-  // The first job that has pieces left; nullptr while there is none.
-  std::shared_ptr<Job> open() {
-    for (const auto& job : jobs_) {
-      if (job->next.load() < job->count()) return job;
+  [[noreturn]] void serve() {
+    for (;;) {
+      const uint32_t seen = begun_.load();
+      if (Job* const job = join()) {
+        job->drain();
+        {
+          std::lock_guard<std::mutex> lock(mutex_);
+          --job->helpers;
+        }
+        tell(left_);
+      } else {
+        begun_.wait(seen);
+      }
+    }
+  }
+
+  // A job that has pieces left, whose caller waits for this helper from now on; or null.
+  Job* join() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Job* job = jobs_; job != nullptr; job = job->after) {
+      if (job->is_open()) {
+        ++job->helpers;
+        return job;
+      }
     }
     return nullptr;
   }
 
-  [[noreturn]] void serve() {
-    for (;;) {
-      std::shared_ptr<Job> job;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [&] { return (job = open()) != nullptr; });
-      }
-      job->drain();
-    }
+  static void tell(std::atomic<uint32_t>& times) {
+    times.fetch_add(1);
+    times.notify_all();
   }
 
   std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::shared_ptr<Job>> jobs_;
+  Job* jobs_ = nullptr;
+  std::atomic<uint32_t> begun_{0}, left_{0};  // how often
 };
 
 }  // namespace
@@ -118,11 +139,11 @@ extern "C" void* vim_copy_helpers(int64_t threads) { return new Helpers(threads)
 // `parts` runs of bytes, one behind the other, to `to`. From any thread.
 extern "C" void vim_copy(void* helpers, char* to, const char* const* from, const int64_t* bytes,
                          int64_t parts) {
-  auto job = std::make_shared<Job>();
+  Job job;
   for (int64_t part = 0; part < parts; ++part) {
-    for (int64_t at = 0; at < bytes[part]; at += kPiece, to += job->pieces.back().bytes) {
-      job->pieces.push_back({to, from[part] + at, std::min(kPiece, bytes[part] - at)});
+    for (int64_t at = 0; at < bytes[part]; at += kPiece, to += job.pieces.back().bytes) {
+      job.pieces.push_back({to, from[part] + at, std::min(kPiece, bytes[part] - at)});
     }
   }
-  static_cast<Helpers*>(helpers)->copy(std::move(job));
+  static_cast<Helpers*>(helpers)->copy(job);
 }
