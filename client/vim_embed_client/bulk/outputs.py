@@ -17,7 +17,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice, repeat
+from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,13 +72,22 @@ class Contents:
     options: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def first_skipped(self) -> list[dict[str, str]]:
-        """What was left out at fault, as far as it goes into the file itself."""
-        return _named(one for one in self.skipped() if one.fault)
+    @cached_property
+    def first_left_out(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        """What was left out at fault, as far as it goes into the file itself; and likewise sources
+        that were asked for and passed over.
+        """
+        skipped: list[dict[str, str]] = []
+        passed_over: list[dict[str, str]] = []
+        for one in self.skipped():  # once: it reads the finished parts
+            named = skipped if one.fault else passed_over
+            if (one.fault or one.asked_for) and len(named) < _NAMED_SKIPS:
+                named.append({"id": one.id, "reason": one.reason})
+        return skipped, passed_over
 
-    def first_passed_over(self) -> list[dict[str, str]]:
-        """Sources that were asked for and passed over, likewise."""
-        return _named(one for one in self.skipped() if one.asked_for)
+    def first_skipped(self) -> list[dict[str, str]]:
+        """Of what was left out, the rows at fault."""
+        return self.first_left_out[0]
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the embeddings and their ids."""
@@ -87,7 +97,7 @@ class Contents:
             **layers,
             "options": self.options,
             "skipped": self.first_skipped(),
-            "passed_over": self.first_passed_over(),
+            "passed_over": self.first_left_out[1],
             **self.about,
         }
 
@@ -96,10 +106,6 @@ class Contents:
         if self.array is not None:
             return self.array(name)
         return (arrays[name] for _, arrays in self.blocks())
-
-
-def _named(left_out: Iterable[Skipped]) -> list[dict[str, str]]:
-    return [{"id": one.id, "reason": one.reason} for one in islice(left_out, _NAMED_SKIPS)]
 
 
 def check_output(path: Path) -> None:
@@ -174,8 +180,7 @@ def write_output(path: Path, contents: Contents, *, scratch: Path | None = None)
             digest = file_digest(files.unfinished(path))
             with files.open(sidecar(path)) as file:
                 _write_sidecar(file, contents, digest)
-        lists = contents.first_skipped(), contents.first_passed_over()
-        if any(len(named) == _NAMED_SKIPS for named in lists):
+        if any(len(named) == _NAMED_SKIPS for named in contents.first_left_out):
             with files.open(skipped_list(path)) as file:
                 for one in contents.skipped():
                     file.write(json.dumps(asdict(one)).encode() + b"\n")
