@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from vim_embed_client.bulk.sources.options import ReadOptions
 
 
-def recorded_options(path: Path) -> ReadOptions | None:
-    """The options of `vim-embed embed`; None where the file does not say, or not intelligibly."""
+def recorded_options(told: Any) -> ReadOptions | None:
+    """The options of `vim-embed embed`; None where the file does not say, or not intelligibly.
+
+    told: what stands under "options" in the file's metadata, also as JSON.
+    """
     try:
-        told = _metadata(path)
-        return ReadOptions.of(json.loads(told)) if told else None
+        return ReadOptions.of(json.loads(told) if isinstance(told, (str, bytes)) else told)
     except Exception:  # files of other tools, or of another version
         return None
-
-
-def _metadata(path: Path) -> str | bytes | None:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        found: bytes | None = (pyarrow.parquet.read_schema(path).metadata or {}).get(
-            b"vim_embed.options"
-        )
-        return found
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        told: str | None = header.get("__metadata__", {}).get("options")
-        return told
-    sidecar = path.with_name(path.name + ".json")
-    return json.dumps(json.loads(sidecar.read_bytes())["options"]) if sidecar.exists() else None
 
 
 def read_otherwise(first: ReadOptions, second: ReadOptions) -> list[str]:

@@ -102,12 +102,13 @@ def compare_command(
         found = compare(named, metric, k=k, seed=seed)
     except ValueError as error:
         raise InputError(f"the models cannot be compared: {error}") from None
+    remarks = [*filter(None, [remark(metric), remark_on_options(files)])]
     for path in outputs:
-        write_table(path, _table(found, files))
+        write_table(path, _table(found, files, remarks))
     if as_json:
         print_json(_report(found, files, outputs))
     else:
-        _print(found, files, outputs)
+        _print(found, files, remarks, outputs)
 
 
 def _report(
@@ -123,7 +124,10 @@ def _report(
 
 
 def _print(
-    found: Sequence[Difference], files: Sequence[EmbeddingFile], outputs: Sequence[Path]
+    found: Sequence[Difference],
+    files: Sequence[EmbeddingFile],
+    remarks: Sequence[str],
+    outputs: Sequence[Path],
 ) -> None:
     console = stdout()
     if any(file.random_weights for file in files):
@@ -136,7 +140,7 @@ def _print(
         table.add_row(*_cells(each))
     console.print(table)
     say(console, METHOD)
-    for said in filter(None, [remark(first.metric), remark_on_options(files)]):
+    for said in remarks:
         say(console, f"[yellow]{escape(said)}[/]")
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")
@@ -153,7 +157,9 @@ def _cells(each: Difference) -> list[str]:
     ]
 
 
-def _table(found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> ResultTable:
+def _table(
+    found: Sequence[Difference], files: Sequence[EmbeddingFile], remarks: Sequence[str]
+) -> ResultTable:
     first = found[0]
     at = "" if first.k is None else f" at k = {first.k}"
     return ResultTable(
@@ -163,6 +169,6 @@ def _table(found: Sequence[Difference], files: Sequence[EmbeddingFile]) -> Resul
         notes=[
             *provenance_notes(files),
             f"{first.metric}{at}, {first.n} sources. {METHOD}",
-            *filter(None, [remark(first.metric), remark_on_options(files)]),
+            *remarks,
         ],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vim_embed_client.bulk.recorded_options import read_otherwise, recorded_options
+from vim_embed_client.bulk.recorded_options import read_otherwise
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 
@@ -13,7 +13,7 @@ def other_options(files: Sequence[EmbeddingFile]) -> list[str]:
 
     Files that do not tell their options are passed over.
     """
-    told = [(file, options) for file in files if (options := recorded_options(file.path))]
+    told = [(file, file.options) for file in files if file.options]
     found = []
     for file, options in told[1:]:
         unlike = "; ".join(read_otherwise(told[0][1], options))

@@ -120,7 +120,8 @@ def table_command(
     )  # fmt: skip
     if not scores:
         raise InputError("no model has two surveys: " + "; ".join(_lacks(study)))
-    table = _table(study, scores)
+    remarks = [*filter(None, [remark_on_options(_files(scores))])]
+    table = _table(study, scores, remarks)
     for path in outputs:
         if path in figures:
             _draw(path, scores, sizes, style)
@@ -129,7 +130,7 @@ def table_command(
     if as_json:
         print_json(_report(study, scores, outputs))
     else:
-        _print(study, scores, table, outputs)
+        _print(study, scores, table, remarks, outputs)
 
 
 def _draw(
@@ -151,7 +152,7 @@ def _files(scores: Sequence[StudyScore]) -> list[EmbeddingFile]:
     return list({file.label: file for score in scores for file in score.files}.values())
 
 
-def _table(study: Study, scores: Sequence[StudyScore]) -> ResultTable:
+def _table(study: Study, scores: Sequence[StudyScore], remarks: Sequence[str]) -> ResultTable:
     rows = []
     for each in scores:
         score = each.score
@@ -177,7 +178,7 @@ def _table(study: Study, scores: Sequence[StudyScore]) -> ResultTable:
             *provenance_notes(_files(scores)),
             *lacks,
             METHOD,
-            *filter(None, [remark_on_options(_files(scores))]),
+            *remarks,
         ],
     )
 
@@ -196,7 +197,11 @@ def _report(study: Study, scores: Sequence[StudyScore], outputs: Sequence[Path])
 
 
 def _print(
-    study: Study, scores: Sequence[StudyScore], table: ResultTable, outputs: Sequence[Path]
+    study: Study,
+    scores: Sequence[StudyScore],
+    table: ResultTable,
+    remarks: Sequence[str],
+    outputs: Sequence[Path],
 ) -> None:
     console = stdout()
     if any(file.random_weights for file in _files(scores)):
@@ -207,7 +212,7 @@ def _print(
             printed.add_row(*map(escape, row[2:]))
         console.print(printed)
     say(console, METHOD)
-    if said := remark_on_options(_files(scores)):
+    for said in remarks:
         say(console, f"[yellow]{escape(said)}[/]")
     for line in _lacks(study):
         say(console, f"[yellow]Missing: {escape(line)}.[/]")

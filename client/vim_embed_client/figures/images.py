@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vim_embed_client.bulk.recorded_options import recorded_options
 from vim_embed_client.bulk.sources.arrays import open_array
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.huggingface import PREFIX
@@ -55,7 +54,7 @@ class Images:
     ) -> None:
         self._file = file
         self._hint = _HINT.format(option)
-        self._options = recorded_options(file.path) or ReadOptions()
+        self._options = file.options or ReadOptions()
         self._folder: Path | None = None
         self._rows: _Rows | None = None
         self._stack: Array | None = None

@@ -7,19 +7,27 @@ import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vim_embed_client.bulk.outputs import METADATA, read_sidecar
+from vim_embed_client.bulk.recorded_options import recorded_options
+from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, parse_safetensors
 from vim_embed_client.scoring.ids import complete, id_texts
 from vim_embed_client.scoring.parquet import ParquetColumns
 
 _NAMES = ("embedding", "embeddings")
-# embeddings (n, d), ids, provenance
-_Contents = tuple[Array, Sequence[Any] | None, Mapping[str, Any]]
+
+
+class _Contents(NamedTuple):
+    """embeddings: (n, d). about: what else the file says, as `outputs.Contents.metadata`."""
+
+    embeddings: Array
+    ids: Sequence[Any] | None
+    about: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +36,7 @@ class EmbeddingFile:
 
     rows: (n,) where they are in the file, if some were left out or moved. provenance: what the
     service said of its model, under the names of `results.Provenance`; empty where the file does
-    not tell.
+    not tell. options: with which the rows were read, if the file tells.
     """
 
     label: str
@@ -36,6 +44,7 @@ class EmbeddingFile:
     ids: list[str] | None = None
     rows: Array | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    options: ReadOptions | None = None
 
     @property
     def model(self) -> str:
@@ -100,7 +109,7 @@ def read_embeddings(argument: str, *, by_row: bool = False) -> EmbeddingFile:
     if reader is None:
         raise ConfigurationError(f"{path} does not end in one of {', '.join(_READERS)}")
     try:
-        array, ids, provenance = reader(path, name)
+        array, ids, about = reader(path, name)
     except (ConfigurationError, InputError):
         raise
     except Exception as error:  # readers of foreign files raise errors of every kind
@@ -112,7 +121,13 @@ def read_embeddings(argument: str, *, by_row: bool = False) -> EmbeddingFile:
             "embed again"
         )
     names = None if ids is None else _names(ids, len(array), path, by_row=by_row)
-    return EmbeddingFile(label=argument, embeddings=array, ids=names, provenance=provenance)
+    return EmbeddingFile(
+        label=argument,
+        embeddings=array,
+        ids=names,
+        provenance=about.get("provenance", {}),
+        options=recorded_options(about.get("options")),
+    )
 
 
 def vector_names(argument: str) -> list[str]:
@@ -166,7 +181,7 @@ def _read_npy(path: Path, name: str | None) -> _Contents:
     array = np.load(path, mmap_mode="r" if layers else None, allow_pickle=False)
     if layers:
         array = _choose({one: array[:, i] for i, one in enumerate(layers)}, name, path)
-    return array, about.get("ids"), about.get("provenance", {})
+    return _Contents(array, about.get("ids"), about)
 
 
 def _read_npz(path: Path, name: str | None) -> _Contents:
@@ -174,7 +189,7 @@ def _read_npz(path: Path, name: str | None) -> _Contents:
         ids = arrays["ids"].tolist() if "ids" in arrays else None
         about = json.loads(str(arrays[METADATA])) if METADATA in arrays else {}
         chosen = _choose(_Members(arrays), name, path)
-    return chosen, ids, about.get("provenance", {})
+    return _Contents(chosen, ids, about)
 
 
 class _Members(Mapping[str, Array]):
@@ -201,7 +216,8 @@ def _read_safetensors(path: Path, name: str | None) -> _Contents:
     tensors, metadata = _tensors(path)
     ids = json.loads(metadata["ids"]) if "ids" in metadata else read_sidecar(path).get("ids")
     provenance = json.loads(metadata["provenance"]) if "provenance" in metadata else metadata
-    return _choose(tensors, name, path), ids, provenance
+    about = {"provenance": provenance, "options": metadata.get("options")}
+    return _Contents(_choose(tensors, name, path), ids, about)
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
@@ -222,7 +238,7 @@ def _read_parquet(path: Path, name: str | None) -> _Contents:
             f"{path} has no column of vectors, but {', '.join(columns.others())}: a row's "
             "embedding is a list of numbers in one column"
         )
-    return _choose(columns, name, path), columns.ids(), columns.provenance()
+    return _Contents(_choose(columns, name, path), columns.ids(), columns.about())
 
 
 def _choose(arrays: Mapping[str, Array], name: str | None, path: Path) -> Array:

@@ -17,6 +17,7 @@ from vim_embed_client.scoring.ids import counted
 PROVENANCE = b"vim_embed.provenance"
 LAYERS = b"vim_embed.layers"
 MODE = b"vim_embed.mode"
+OPTIONS = b"vim_embed.options"
 
 
 class ParquetColumns(Mapping[str, Array]):
@@ -74,10 +75,13 @@ class ParquetColumns(Mapping[str, Array]):
         values: list[Any] = self._read("id").to_pylist()
         return values
 
-    def provenance(self) -> dict[str, Any]:
-        """What `vim-embed embed` wrote of the model."""
-        found: dict[str, Any] = json.loads((self._schema.metadata or {}).get(PROVENANCE, b"{}"))
-        return found
+    def about(self) -> dict[str, Any]:
+        """What `vim-embed embed` wrote of the rows: `provenance`, and `options` as JSON."""
+        told = self._schema.metadata or {}
+        return {
+            "provenance": json.loads(told.get(PROVENANCE, b"{}")),
+            "options": told.get(OPTIONS),
+        }
 
     def others(self) -> list[str]:
         """The columns that hold no vectors, with their types."""

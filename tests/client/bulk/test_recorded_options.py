@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ import pytest
 from vim_embed_client.bulk.recorded_options import read_otherwise, recorded_options
 from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
 from vim_embed_client.cli.main import run
+from vim_embed_client.scoring.embedding_files import read_embeddings
 from vim_embed_pixels.stretch import Stretch
+
+from .survey import SIZE
 
 PLAIN = ReadOptions()
 SKY = SkyOptions(images=("a.fits",), size=2.4)
@@ -57,11 +61,26 @@ def test_options_that_showed_other_pixels(
     assert read_otherwise(one, other) == said
 
 
-def test_files_that_do_not_say(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((3, 4), np.float32))
-    assert recorded_options(tmp_path / "a.npy") is None
-    (tmp_path / "a.npy.json").write_text("[")
-    assert recorded_options(tmp_path / "a.npy") is None
+@pytest.mark.parametrize(
+    "told", [None, "[", b"\xff", "[]", {"stretch": {"kind": 3}}, {"sky": {"a": 1}}]
+)
+def test_files_that_do_not_say(told: Any) -> None:
+    assert recorded_options(told) is None
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet"])
+def test_a_file_of_any_format_tells_its_options(
+    service_url: str, tmp_path: Path, ending: str
+) -> None:
+    images = np.random.default_rng(0).random((3, 3, SIZE, SIZE), np.float32)
+    np.save(tmp_path / "images.npy", images)
+    output = tmp_path / f"z.{ending}"
+    source = str(tmp_path / "images.npy")
+    given = ["--limits", "0:2", "--stretch", "asinh", "--quiet"]
+    assert run(["embed", "--url", service_url, source, *given, "-o", str(output)]) == 0
+    found = read_embeddings(str(output)).options
+    assert found is not None
+    assert found.stretch == Stretch(kind="asinh", limits=((0, 2),))
 
 
 def written(path: Path, options: ReadOptions) -> str:
@@ -77,7 +96,7 @@ def written(path: Path, options: ReadOptions) -> str:
 def test_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = written(tmp_path / "a.npy", replace(PLAIN, sky=SKY))
     second = written(tmp_path / "b.npy", replace(PLAIN, sky=replace(SKY, size=4.0)))
-    assert recorded_options(Path(first)) == replace(PLAIN, sky=SKY)
+    assert read_embeddings(first).options == replace(PLAIN, sky=SKY)
     assert run(["score", first, second, "-k", "5"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "read with other options: --size 2.4arcsec and 4arcsec." in said
