@@ -43,6 +43,7 @@ _MAX_HEADER_IDS = 32 << 20
 _NAMED_SKIPS = 1000
 _DIGEST = "array_sha256"
 METADATA = "metadata"  # the member of an .npz that holds them, as JSON
+NO_SURVEY = "images"  # the mode of rows whose survey nobody named
 # Rows of a row group of Parquet, whatever the parts of the run were: its bytes follow from the
 # rows alone.
 _GROUP_ROWS, _GROUP_BYTES = 4096, 32 << 20

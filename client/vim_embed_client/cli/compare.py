@@ -19,10 +19,11 @@ from vim_embed_client.cli.common import (
     stdout,
     tables,
 )
-from vim_embed_client.cli.other_options import other_options, remark_on_options
+from vim_embed_client.cli.remarks import other_options, remark_on_options, warn_of_labels
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.comparison import Difference, compare, remark
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.labels import Labelled
 from vim_embed_client.scoring.metrics import METRICS
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.pairing import pair_all, usable_rows
@@ -93,6 +94,10 @@ def compare_command(
     hold the same sources. The first model is the one that the others are compared with.
     """
     read = [read_embeddings(path, by_row=pairing["by_row"]) for _, *two in models for path in two]
+    labels = [name for name, *two in models for _ in two]
+    mislabelled = warn_of_labels(
+        [Labelled(file=file, model=name) for name, file in zip(labels, read, strict=True)]
+    )
     files = usable_rows(*pair_all(read, **pairing), drop=drop_invalid)
     named = [
         (name, files[2 * place].embeddings, files[2 * place + 1].embeddings)
@@ -104,21 +109,25 @@ def compare_command(
         raise InputError(f"the models cannot be compared: {error}") from None
     remarks = [*filter(None, [remark(metric), remark_on_options(files)])]
     for path in outputs:
-        write_table(path, _table(found, files, remarks))
+        write_table(path, _table(found, files, [*remarks, *mislabelled]))
     if as_json:
-        print_json(_report(found, files, outputs))
+        print_json(_report(found, files, mislabelled, outputs))
     else:
         _print(found, files, remarks, outputs)
 
 
 def _report(
-    found: Sequence[Difference], files: Sequence[EmbeddingFile], outputs: Sequence[Path]
+    found: Sequence[Difference],
+    files: Sequence[EmbeddingFile],
+    mislabelled: Sequence[str],
+    outputs: Sequence[Path],
 ) -> dict[str, Any]:
     return {
         "models": [each.as_dict() for each in found],
         "files": [{"file": f.label, "provenance": dict(f.provenance)} for f in files],
         "random_weights": any(file.random_weights for file in files),
         "read_otherwise": other_options(files),
+        "mislabelled": list(mislabelled),
         "outputs": [str(path) for path in outputs],
     }
 

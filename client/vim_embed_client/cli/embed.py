@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from vim_embed_client.bulk.outputs import check_output
+from vim_embed_client.bulk.outputs import NO_SURVEY, check_output
 from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
 from vim_embed_client.bulk.row_shape import is_layers
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
@@ -212,7 +212,7 @@ def check_combination(output: Path, mode: str | None, layers: str | None, poolin
 
 def mode_of(options: ReadOptions) -> str:
     """The survey's name, as platonic-universe has it."""
-    return (options.stretch.survey or "images").partition("@")[0]
+    return (options.stretch.survey or NO_SURVEY).partition("@")[0]
 
 
 def _sources(paths: Sequence[str], output: Path, options: ReadOptions, found: LeftOut) -> list[str]:

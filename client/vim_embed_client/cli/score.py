@@ -25,7 +25,7 @@ from vim_embed_client.cli.common import (
     stdout,
     style_option,
 )
-from vim_embed_client.cli.other_options import other_options, remark_on_options
+from vim_embed_client.cli.remarks import other_options, remark_on_options
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.approximate import ApproximateSearch, Recall
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings

@@ -23,7 +23,7 @@ from vim_embed_client.cli.common import (
     style_option,
     table_or_figure,
 )
-from vim_embed_client.cli.other_options import other_options, remark_on_options
+from vim_embed_client.cli.remarks import other_options, remark_on_options, warn_of_labels
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.metrics import METRICS
@@ -120,15 +120,16 @@ def table_command(
     )  # fmt: skip
     if not scores:
         raise InputError("no model has two surveys: " + "; ".join(_lacks(study)))
+    mislabelled = warn_of_labels([one for score in scores for one in score.labelled()])
     remarks = [*filter(None, [remark_on_options(_files(scores))])]
-    table = _table(study, scores, remarks)
+    table = _table(study, scores, [*remarks, *mislabelled])
     for path in outputs:
         if path in figures:
             _draw(path, scores, sizes, style)
         else:
             write_table(path, table)
     if as_json:
-        print_json(_report(study, scores, outputs))
+        print_json(_report(study, scores, mislabelled, outputs))
     else:
         _print(study, scores, table, remarks, outputs)
 
@@ -183,7 +184,12 @@ def _table(study: Study, scores: Sequence[StudyScore], remarks: Sequence[str]) -
     )
 
 
-def _report(study: Study, scores: Sequence[StudyScore], outputs: Sequence[Path]) -> dict[str, Any]:
+def _report(
+    study: Study,
+    scores: Sequence[StudyScore],
+    mislabelled: Sequence[str],
+    outputs: Sequence[Path],
+) -> dict[str, Any]:
     files = _files(scores)
     return {
         "scores": [each.as_dict() for each in scores],
@@ -191,6 +197,7 @@ def _report(study: Study, scores: Sequence[StudyScore], outputs: Sequence[Path])
         "files": [{"file": f.label, "provenance": dict(f.provenance)} for f in files],
         "random_weights": any(file.random_weights for file in files),
         "read_otherwise": other_options(files),
+        "mislabelled": list(mislabelled),
         "outputs": [str(path) for path in outputs],
         "method": METHOD,
     }

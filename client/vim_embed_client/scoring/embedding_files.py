@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vim_embed_client.bulk.outputs import METADATA, read_sidecar
+from vim_embed_client.bulk.outputs import METADATA, NO_SURVEY, read_sidecar
 from vim_embed_client.bulk.recorded_options import recorded_options
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, parse_safetensors
 from vim_embed_client.scoring.ids import complete, id_texts
 from vim_embed_client.scoring.parquet import ParquetColumns
+from vim_embed_pixels.surveys import HEAD
 
 _NAMES = ("embedding", "embeddings")
 
@@ -36,7 +37,8 @@ class EmbeddingFile:
 
     rows: (n,) where they are in the file, if some were left out or moved. provenance: what the
     service said of its model, under the names of `results.Provenance`; empty where the file does
-    not tell. options: with which the rows were read, if the file tells.
+    not tell. options: with which the rows were read, if the file tells. mode: as of
+    `outputs.Contents`.
     """
 
     label: str
@@ -45,11 +47,20 @@ class EmbeddingFile:
     rows: Array | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     options: ReadOptions | None = None
+    mode: str = ""
 
     @property
     def model(self) -> str:
         """The model's name, or nothing."""
         return str(self.provenance.get("model", ""))
+
+    @property
+    def survey(self) -> str:
+        """The survey's name, or nothing: that of `--mode`, or else of `--survey`."""
+        if self.mode not in ("", NO_SURVEY):
+            return self.mode
+        name = self.options and self.options.stretch.survey
+        return (name or "").removesuffix(HEAD)
 
     @property
     def random_weights(self) -> bool:
@@ -127,6 +138,7 @@ def read_embeddings(argument: str, *, by_row: bool = False) -> EmbeddingFile:
         ids=names,
         provenance=about.get("provenance", {}),
         options=recorded_options(about.get("options")),
+        mode=about.get("mode", ""),
     )
 
 

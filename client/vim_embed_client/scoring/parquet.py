@@ -76,10 +76,11 @@ class ParquetColumns(Mapping[str, Array]):
         return values
 
     def about(self) -> dict[str, Any]:
-        """What `vim-embed embed` wrote of the rows: `provenance`, and `options` as JSON."""
+        """What `vim-embed embed` wrote of the rows: `provenance`, `mode`, and `options` as JSON."""
         told = self._schema.metadata or {}
         return {
             "provenance": json.loads(told.get(PROVENANCE, b"{}")),
+            "mode": json.loads(told.get(MODE, b'""')),
             "options": told.get(OPTIONS),
         }
 

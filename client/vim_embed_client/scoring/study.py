@@ -14,6 +14,7 @@ from typing import Any
 
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
+from vim_embed_client.scoring.labels import Labelled
 from vim_embed_client.scoring.metrics import MetricScore, measure
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.pairing import pair_all, usable_rows
@@ -54,6 +55,13 @@ class StudyScore:
     surveys: tuple[str, str]
     score: MetricScore
     files: tuple[EmbeddingFile, EmbeddingFile]
+
+    def labelled(self) -> list[Labelled]:
+        """The two files with what the user says that they are of."""
+        return [
+            Labelled(file=file, model=self.model, survey=survey)
+            for file, survey in zip(self.files, self.surveys, strict=True)
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """The names and the fields of the score, for JSON and CSV."""

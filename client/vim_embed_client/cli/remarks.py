@@ -1,11 +1,15 @@
-"""What commands that score files say of options that showed the model other pixels of one."""
+"""What commands that score files say of them: other pixels of one, labels that contradict it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
+
 from vim_embed_client.bulk.recorded_options import read_otherwise
+from vim_embed_client.cli.common import say, stderr
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
+from vim_embed_client.scoring.labels import Labelled, contradictions
 
 
 def other_options(files: Sequence[EmbeddingFile]) -> list[str]:
@@ -32,3 +36,11 @@ def remark_on_options(files: Sequence[EmbeddingFile]) -> str | None:
         f"The files were read with other options{beside}: {'; '.join(unlike)}. Part of what "
         "differs may be that: embed them alike where the surveys allow it."
     )
+
+
+def warn_of_labels(labelled: Sequence[Labelled]) -> list[str]:
+    """Say on standard error which labels contradict their files; the sentences, for reports."""
+    found = [f"{each}." for each in contradictions(labelled)]
+    for each in found:
+        say(stderr(), f"[yellow]Warning: {escape(each)}[/]")
+    return found
