@@ -27,7 +27,7 @@ class PropertyStatistic(Statistic):
     latter (as Cohen's kappa takes chance out). NaN for values that are all alike.
     """
 
-    is_correlation = True
+    scale = "correlation"
 
     def __init__(self, lists: Lists, values: Values) -> None:
         self._lists, self._values = lists, values

@@ -14,14 +14,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vim_embed_client.scoring.metrics import (
-    OF_COMPONENTS,
-    interval_of,
-    interval_reach,
-    jackknife_spread,
-    left_out,
-    statistic,
-)
+from vim_embed_client.scoring.intervals import NO_JACKKNIFE, half_width, interval, standard_error
+from vim_embed_client.scoring.metrics import OF_COMPONENTS, jackknives, statistic
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.student import two_sided_p
 
@@ -103,7 +97,7 @@ def compare(
     for place, one in enumerate(measured):
         low, high = one.interval
         gap, without = one.minus(measured[0] if place else None)
-        gap_reach = interval_reach(without)
+        gap_width = half_width(without)
         found.append(
             Difference(
                 model=one.model,
@@ -114,8 +108,8 @@ def compare(
                 value_low=low,
                 value_high=high,
                 difference=gap,
-                low=gap - gap_reach,
-                high=gap + gap_reach,
+                low=gap - gap_width,
+                high=gap + gap_width,
                 p_value=difference_p(gap, without),
             )
         )
@@ -132,9 +126,14 @@ def _measured(
         raise ValueError(f"{name}: {error}") from None
     n = len(np.asarray(z1))
     few = n < found.least_sources
-    without = np.array([math.nan]) if few else left_out({name: found}, n, seed=seed)[name]
-    interval = interval_of(found, value, without, n=n)
-    return _Measured(model=name, k=found.k, value=value, without=without, interval=interval)
+    jackknife = NO_JACKKNIFE if few else jackknives({name: found}, n, seed=seed)[name]
+    return _Measured(
+        model=name,
+        k=found.k,
+        value=value,
+        without=jackknife.values,
+        interval=interval(value, jackknife, n=n, scale=found.scale),
+    )
 
 
 def difference_p(difference: float, without: NDArray[np.float64]) -> float:
@@ -142,7 +141,7 @@ def difference_p(difference: float, without: NDArray[np.float64]) -> float:
 
     without: the differences without each group of sources.
     """
-    std_error = jackknife_spread(without)
+    std_error = standard_error(without)
     if math.isnan(difference) or math.isnan(std_error):
         return math.nan
     if std_error == 0:

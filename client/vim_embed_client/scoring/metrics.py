@@ -17,6 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed_client.scoring import linear_metrics, list_metrics
+from vim_embed_client.scoring.intervals import (
+    NO_JACKKNIFE,
+    Jackknife,
+    Scale,
+    groups,
+    half_width,
+    interval,
+    standard_error,
+)
 from vim_embed_client.scoring.mknn import LEAST_SOURCES, PLATONIC_K
 from vim_embed_client.scoring.moments import (
     FOLDS,
@@ -32,15 +41,11 @@ from vim_embed_client.scoring.neighbours import (
     Neighbours,
     NeighbourSearch,
 )
-from vim_embed_client.scoring.rare_events import most_events
-from vim_embed_client.scoring.student import quantile_95
 
-GROUPS = 20
 LEAST_FOR_LINEAR_R2 = 4 * FOLDS  # one fold of fewer can decide the mean
 LEVEL = 0.05
 
 _COMPARED = 2**24
-_NEAR_1 = 1 - 1e-15
 _SPARE = 12  # further neighbours, that move up where a group of sources is left out
 
 
@@ -50,7 +55,7 @@ class MetricScore:
 
     k: of neighbour lists, None for metrics without. std_error: over the draw of sources, by the
     jackknife that leaves out a twentieth at a time, or one of fewer than 20 sources. low, high: a
-    95 % interval (`interval_of`). All three are NaN for fewer than mknn.LEAST_SOURCES, and for
+    95 % interval (intervals.py). All three are NaN for fewer than mknn.LEAST_SOURCES, and for
     linear-r2 of fewer than LEAST_FOR_LINEAR_R2. permuted_*: mean, standard deviation and central
     95 % over random pairings. threshold: the value that unrelated embeddings exceed in 5 % of
     cases. calibrated: (value - threshold) / (1 - threshold), from 0 to 1, after arXiv 2602.14486;
@@ -84,16 +89,22 @@ class MetricScore:
         return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replicate:
+    """A statistic without one group of sources. shares: as of ComponentStatistic, else empty."""
+
+    value: float
+    shares: tuple[float, ...] = ()
+
+
 class Statistic(ABC):
     """A metric of two embeddings that can be had for other pairings and fewer sources.
 
-    is_correlation: its values lie from -1 to 1 and scatter the less the nearer they are to 1.
-    is_share: it counts sources. least_sources: of which an interval can be had.
+    scale: of its values, for their interval. least_sources: of which an interval can be had.
     """
 
     k: int | None = None
-    is_correlation: bool = False
-    is_share: bool = False
+    scale: Scale = "plain"
     least_sources: int = LEAST_SOURCES
 
     @abstractmethod
@@ -104,9 +115,13 @@ class Statistic(ABC):
     def without(self, left_out: NDArray[np.bool_]) -> float:
         """The value of the other sources alone."""
 
-    def alternatives(self) -> list[float]:
-        """Once each group of sources was left out: values that another draw of them may jump to."""
-        return []
+    def replicate(self, left_out: NDArray[np.bool_]) -> Replicate:
+        """What the jackknife is to know of the other sources."""
+        return Replicate(value=self.without(left_out))
+
+    def jackknife(self, replicates: Sequence[Replicate]) -> Jackknife:
+        """Of the replicates without each group in turn."""
+        return Jackknife(values=np.array([each.value for each in replicates]))
 
 
 class LinearStatistic(Statistic):
@@ -117,7 +132,7 @@ class LinearStatistic(Statistic):
         if function is linear_metrics.linear_r2:  # which has no lower bound
             self.least_sources = LEAST_FOR_LINEAR_R2
         else:
-            self.is_correlation = True
+            self.scale = "correlation"
 
     def paired(self, order: Order) -> float:
         return self._function(self._rows.paired(order))
@@ -132,26 +147,26 @@ class ComponentStatistic(LinearStatistic):
     A jackknife does not see that, since leaving a few sources out seldom changes the number.
     """
 
-    def __init__(self, function: linear_metrics.LinearFunction, rows: PairedRows) -> None:
-        super().__init__(function, rows)
-        self._shares: list[list[float]] = []  # of the variance, that as many components hold
-
-    def without(self, left_out: NDArray[np.bool_]) -> float:
+    def replicate(self, left_out: NDArray[np.bool_]) -> Replicate:
+        """With the share of either's variance that as many components hold as are kept of all."""
         whole, rest = self._rows.paired(None), self._rows.without(left_out)
         sides = ((whole.first, rest.first), (whole.second, rest.second))
-        self._shares.append([float(less.shares[all_.kept() - 1]) for all_, less in sides])
-        return self._function(rest)
+        shares = tuple(float(less.shares[all_.kept() - 1]) for all_, less in sides)
+        return Replicate(value=self._function(rest), shares=shares)
 
-    def alternatives(self) -> list[float]:
-        """With as many components as hold 99 %, give or take the error of the share that they hold.
+    def jackknife(self, replicates: Sequence[Replicate]) -> Jackknife:
+        """With the values of other numbers of components as alternatives.
 
-        Twice its interval: of draws of which one in ten keeps another number, the nine have to
-        reach the mean of all ten as well.
+        Of those that hold 99 %, give or take the error of the share that they hold. Twice its
+        interval: of draws of which one in ten keeps another number, the nine have to reach the
+        mean of all ten as well.
         """
-        reach = [2 * interval_reach(shares) for shares in np.array(self._shares).T]
+        by_side = np.array([each.shares for each in replicates]).T
+        reach = [2 * half_width(shares) for shares in by_side]
         first, second = ((KEPT_VARIANCE - each, KEPT_VARIANCE + each) for each in reach)
         whole = self._rows.paired(None)
-        return [self._function(replace(whole, kept=kept)) for kept in product(first, second)]
+        others = [self._function(replace(whole, kept=kept)) for kept in product(first, second)]
+        return replace(super().jackknife(replicates), alternatives=others)
 
 
 def wide_k(k: int, n: int) -> int:
@@ -291,7 +306,7 @@ class ListStatistic(Statistic):
     def __init__(self, function: ListFunction, lists: PairedLists) -> None:
         self._function, self._lists = function, lists
         self.k = lists.k
-        self.is_share = function is LIST_METRICS["cycle-knn"]
+        self.scale = "share" if function is LIST_METRICS["cycle-knn"] else "plain"
 
     def paired(self, order: Order) -> float:
         return self._function(*self._lists.paired(order))
@@ -407,14 +422,14 @@ def score_statistics(
         order = rng.permutation(n)
         for name, each in statistics.items():
             permuted[name].append(each.paired(order))
-    without = left_out(statistics, n, seed=seed) if n >= LEAST_SOURCES else None
+    found = jackknives(statistics, n, seed=seed) if n >= LEAST_SOURCES else {}
     return [
         _scored(
             name,
             each,
             values[name],
             np.array(permuted[name]),
-            without[name] if without and n >= each.least_sources else np.array([math.nan]),
+            found[name] if found and n >= each.least_sources else NO_JACKKNIFE,
             n=n,
         )
         for name, each in statistics.items()
@@ -426,21 +441,21 @@ def _scored(
     statistic: Statistic,
     value: float,
     permuted: NDArray[np.float64],
-    without: NDArray[np.float64],
+    jackknife: Jackknife,
     *,
     n: int,
 ) -> MetricScore:
     threshold = null_threshold(value, permuted)
     permuted_low, permuted_high = np.percentile(permuted, [2.5, 97.5])
-    interval = interval_of(statistic, value, without, n=n)
+    low, high = interval(value, jackknife, n=n, scale=statistic.scale)
     return MetricScore(
         metric=name,
         value=value,
         k=statistic.k,
         n=n,
-        std_error=jackknife_spread(without),
-        low=interval[0],
-        high=interval[1],
+        std_error=standard_error(jackknife.values),
+        low=low,
+        high=high,
         permuted_mean=float(permuted.mean()),
         permuted_std=float(permuted.std()),
         permuted_low=float(permuted_low),
@@ -452,61 +467,17 @@ def _scored(
     )
 
 
-def groups(n: int, seed: int = 0) -> NDArray[np.int64]:
-    """(n,) the group of each source, 0 to GROUPS - 1, drawn at random in equal shares."""
-    return np.random.default_rng(seed).permutation(np.arange(n) % GROUPS)
-
-
-def left_out(
+def jackknives(
     statistics: Mapping[str, Statistic], n: int, *, seed: int = 0
-) -> dict[str, NDArray[np.float64]]:
-    """By statistic: the value without each group of sources in turn."""
+) -> dict[str, Jackknife]:
+    """Of each statistic of n sources. All of them leave out the same groups."""
     group = groups(n, seed)
-    values: dict[str, list[float]] = {name: [] for name in statistics}
+    replicates: dict[str, list[Replicate]] = {name: [] for name in statistics}
     for one in np.unique(group):
-        mask = group == one
+        mask = group == one  # one after the other, so that statistics share what is left
         for name, each in statistics.items():
-            values[name].append(each.without(mask))
-    return {name: np.array(found) for name, found in values.items()}
-
-
-def jackknife_spread(values: NDArray[np.float64]) -> float:
-    """The standard error from the values without each group."""
-    count = len(values)
-    return float(np.sqrt((count - 1) / count * np.square(values - values.mean()).sum()))
-
-
-def interval_reach(values: NDArray[np.float64]) -> float:
-    """By how much a 95 % interval exceeds the value, from the values without each group."""
-    return quantile_95(max(1, len(values) - 1)) * jackknife_spread(values)
-
-
-def interval_of(
-    statistic: Statistic, value: float, without: NDArray[np.float64], *, n: int
-) -> tuple[float, float]:
-    """A 95 % interval of a statistic's value, from its values without each group of n sources.
-
-    That of a correlation is one of its inverse hyperbolic tangent (Fisher 1915), which scatters
-    alike whatever the value: on the value's own scale, intervals of few sources miss too many
-    values. That of a share reaches what rare events leave open, of which the jackknife sees none.
-    NaN where `without` is.
-    """
-    if np.isnan(without).any():
-        return math.nan, math.nan
-    ends = np.array([value, *statistic.alternatives()])
-    if statistic.is_correlation:
-        scaled, reach = _fisher(ends), interval_reach(_fisher(without))
-        return float(np.tanh(scaled.min() - reach)), float(np.tanh(scaled.max() + reach))
-    reach = interval_reach(without)
-    low, high = float(ends.min() - reach), float(ends.max() + reach)
-    if statistic.is_share:
-        low = max(0.0, min(low, 1 - most_events((1 - value) * n) / n))
-        high = max(high, most_events(value * n) / n)
-    return low, min(1.0, high)
-
-
-def _fisher(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.arctanh(np.clip(values, -_NEAR_1, _NEAR_1))
+            replicates[name].append(each.replicate(mask))
+    return {name: each.jackknife(replicates[name]) for name, each in statistics.items()}
 
 
 def null_threshold(value: float, permuted: NDArray[np.float64]) -> float:
