@@ -26,12 +26,12 @@ from vim_embed_client.scoring.catalogue_property import PropertyStatistic
 from vim_embed_client.scoring.comparison import compare
 from vim_embed_client.scoring.metrics import (
     METRICS,
-    Lists,
     MetricScore,
     Statistic,
     score_statistics,
     statistics,
 )
+from vim_embed_client.scoring.neighbour_lists import Lists
 
 Array = NDArray[Any]
 K = 10

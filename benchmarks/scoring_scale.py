@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed_client.scoring.approximate import ApproximateSearch
-from vim_embed_client.scoring.metrics import METRICS, measure, statistic, wide_k
+from vim_embed_client.scoring.metrics import METRICS, measure, statistic
 from vim_embed_client.scoring.mknn import PLATONIC_K, score_curve, searched_ks
+from vim_embed_client.scoring.neighbour_lists import wide_k
 from vim_embed_client.scoring.neighbours import NeighbourSearch
 
 Array = NDArray[Any]

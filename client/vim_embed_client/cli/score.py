@@ -35,7 +35,6 @@ from vim_embed_client.scoring.metrics import (
     METRICS,
     MetricScore,
     measure,
-    wide_k,
 )
 from vim_embed_client.scoring.mknn import (
     LEAST_SOURCES,
@@ -46,6 +45,7 @@ from vim_embed_client.scoring.mknn import (
     score_curve,
     searched_ks,
 )
+from vim_embed_client.scoring.neighbour_lists import wide_k
 from vim_embed_client.scoring.neighbours import NeighbourSearch
 from vim_embed_client.scoring.pairing import pair, usable_rows
 from vim_embed_client.scoring.repeats import describe, find_repeats, without_repeats

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vim_embed_client.scoring.metrics import Lists, MetricScore, Statistic, score_statistics
+from vim_embed_client.scoring.metrics import MetricScore, Statistic, score_statistics
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.moments import Order
+from vim_embed_client.scoring.neighbour_lists import Lists
 from vim_embed_client.scoring.neighbours import Embedding, NeighbourSearch
 
 Values = NDArray[Any]

@@ -13,7 +13,6 @@ from vim_embed_client.scoring.catalogue_property import PropertyStatistic
 from vim_embed_client.scoring.intervals import half_width, standard_error
 from vim_embed_client.scoring.metrics import (
     METRICS,
-    Lists,
     MetricScore,
     Statistic,
     jackknives,
@@ -23,6 +22,7 @@ from vim_embed_client.scoring.metrics import (
     statistics,
 )
 from vim_embed_client.scoring.moments import Order
+from vim_embed_client.scoring.neighbour_lists import Lists
 from vim_embed_client.scoring.rare_events import most_events
 
 from .related import related

@@ -19,15 +19,10 @@ from sklearn.metrics import r2_score  # type: ignore[import-untyped]
 
 from vim_embed_client.cli.main import run
 from vim_embed_client.scoring import linear_metrics
-from vim_embed_client.scoring.metrics import (
-    METRICS,
-    Lists,
-    measure,
-    null_threshold,
-    statistic,
-)
+from vim_embed_client.scoring.metrics import METRICS, measure, null_threshold, statistic
 from vim_embed_client.scoring.mknn import mknn, score
 from vim_embed_client.scoring.moments import PairedRows
+from vim_embed_client.scoring.neighbour_lists import Lists
 
 from .related import related
 
