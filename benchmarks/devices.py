@@ -23,7 +23,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -37,6 +36,7 @@ from typing import Any
 import http_gpu
 import numpy as np
 from numpy.typing import NDArray
+from server_process import ServerProcess, server_process, service_command
 
 import vim_embed.engines.build
 from vim_embed.batching.observer import SilentObserver
@@ -238,28 +238,23 @@ class InProcess:
 class Served:
     """A server process on some devices, and client processes that load it."""
 
-    def __init__(
-        self, port: int, process: subprocess.Popen[bytes], devices: int, given: argparse.Namespace
-    ) -> None:
-        self._port = port
-        self._process = process
+    def __init__(self, server: ServerProcess, devices: int, given: argparse.Namespace) -> None:
+        self._server = server
+        self.wait_ready = server.wait_ready
         self._devices = devices
         self._given = given
-
-    def wait_ready(self) -> None:
-        http_gpu.wait_ready(self._port, self._process)
 
     def round(self, known: Known) -> Round:
         context = multiprocessing.get_context("fork")
         end, problems = context.Event(), context.SimpleQueue()
-        common = (self._port, self._given.model, known, end, problems)
+        common = (self._server.port, self._given.model, known, end, problems)
         load = [
             context.Process(target=client, args=(*common, k)) for k in range(self._given.clients)
         ]
         for each in load:
             each.start()
         time.sleep(self._given.warm_up)
-        pid, port = self._process.pid, self._port
+        pid, port = self._server.pid, self._server.port
         cpu, before, begin = http_gpu.cpu_times(pid), http_gpu.counters(port), time.perf_counter()
         time.sleep(self._given.seconds)
         after, seconds = http_gpu.counters(port), time.perf_counter() - begin
@@ -303,13 +298,8 @@ def request_of(model: str, pixels: NDArray[np.uint8]) -> bytes:
 @contextmanager
 def server(given: argparse.Namespace, devices: Sequence[str]) -> Iterator[Served]:
     """A service on the devices in a process of its own; `wait_ready` before its first round."""
-    port = http_gpu.free_port()
-    process = subprocess.Popen(command_of(given, devices, port))
-    try:
-        yield Served(port, process, len(devices), given)
-    finally:
-        process.terminate()
-        process.wait(60)
+    with server_process(lambda port: command_of(given, devices, port)) as process:
+        yield Served(process, len(devices), given)
 
 
 def command_of(given: argparse.Namespace, devices: Sequence[str], port: int) -> list[str]:
@@ -321,8 +311,7 @@ def command_of(given: argparse.Namespace, devices: Sequence[str], port: int) -> 
     names = ("device", "dtype", "batch_rows", "http_processes", "client_share", "max_body_bytes",
              "log_level")  # fmt: skip
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]
-    head = [sys.executable, "-m", "vim_embed.cli", "serve", "--random-weights"]
-    return [*head, "--model", given.model, "--port", str(port), *flags]
+    return service_command(port, given.model, *flags)
 
 
 # both

@@ -17,8 +17,6 @@ import os
 import re
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -27,6 +25,7 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
+from server_process import ServerProcess, server_process, service_command
 
 from vim_embed.bench.cuda_meter import describe_machine
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
@@ -55,12 +54,6 @@ def bare(name: str, dtype: str, device: str, rows: int, wire: str, seconds: floa
         count += 1
     engine.unload(name)
     return count * rows / spent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def request_of(name: str, rows: int, wire: str) -> bytes:
@@ -119,27 +112,12 @@ def client(
 
 def served(given: argparse.Namespace, name: str, clients: int) -> dict[str, Any]:
     """Rows/s of a server process under so many clients, and what it cost."""
-    port = free_port()
-    command = [sys.executable, "-m", "vim_embed.cli", "serve", "--model", name, "--port", str(port)]
-    command += ["--random-weights", "--dtype", given.dtype, "--device", given.device]
-    command += ["--batch-rows", str(given.batch_rows), "--client-share", "1"]
-    command += ["--http-processes", str(given.http_processes), "--log-level", "warning"]
-    process = subprocess.Popen(command)
-    try:
-        wait_ready(port, process)
-        return measured(given, name, port, process, clients)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 180
-    while time.monotonic() < end and process.poll() is None:
-        if b"200 OK" in get(port, "/health/ready"):
-            return
-        time.sleep(0.2)
-    raise SystemExit("the server did not become ready")
+    flags = ["--dtype", given.dtype, "--device", given.device, "--client-share", "1"]
+    flags += ["--batch-rows", str(given.batch_rows), "--log-level", "warning"]
+    flags += ["--http-processes", str(given.http_processes)]
+    with server_process(lambda port: service_command(port, name, *flags)) as server:
+        server.wait_ready()
+        return measured(given, name, server, clients)
 
 
 def get(port: int, path: str) -> bytes:
@@ -152,8 +130,9 @@ def get(port: int, path: str) -> bytes:
 
 
 def measured(
-    given: argparse.Namespace, name: str, port: int, process: subprocess.Popen[bytes], clients: int
+    given: argparse.Namespace, name: str, server: ServerProcess, clients: int
 ) -> dict[str, Any]:
+    port = server.port
     context = multiprocessing.get_context("fork")
     begin, end, results = context.Event(), context.Event(), context.SimpleQueue()
     request = request_of(name, given.rows, given.wire)
@@ -163,12 +142,12 @@ def measured(
     for each in load:
         each.start()
     time.sleep(given.warm_up)
-    before, mark, metrics = cpu_times(process.pid), time.perf_counter(), counters(port)
+    before, mark, metrics = cpu_times(server.pid), time.perf_counter(), counters(port)
     begin.set()
     time.sleep(given.seconds)
     end.set()
     spent = time.perf_counter() - mark
-    after, later = cpu_times(process.pid), counters(port)
+    after, later = cpu_times(server.pid), counters(port)
     times = [t for _ in load for t in results.get()]
     for each in load:
         each.join(30)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from http_gpu import answer_of, connected, free_port, request_of, wait_ready
+from http_gpu import answer_of, connected, request_of
 from numpy.typing import NDArray
+from server_process import ServerProcess, server_process, service_command
 
 from vim_embed.bench.cuda_meter import describe_machine
 
@@ -106,37 +106,36 @@ def load_and_unload(url: str, given: argparse.Namespace) -> Spans:
 
 
 def measured(given: argparse.Namespace) -> tuple[Share, Share]:
-    port = free_port()
-    command = [sys.executable, "-m", "vim_embed.cli", "serve", "--port", str(port)]
-    command += ["--model", given.model, "--random-weights", "--model-control"]
-    command += ["--dtype", given.dtype, "--device", given.device, "--client-share", "1"]
-    command += ["--batch-rows", str(given.batch_rows), "--log-level", "warning"]
-    command += ["--http-processes", str(given.http_processes)]
-    process = subprocess.Popen(command)
+    flags = ["--model-control", "--dtype", given.dtype, "--device", given.device]
+    flags += ["--client-share", "1", "--batch-rows", str(given.batch_rows)]
+    flags += ["--http-processes", str(given.http_processes), "--log-level", "warning"]
+    with server_process(lambda port: service_command(port, given.model, *flags)) as server:
+        server.wait_ready()
+        return split_traffic(server, given)
+
+
+def split_traffic(server: ServerProcess, given: argparse.Namespace) -> tuple[Share, Share]:
+    """Clients send while models load."""
     context = multiprocessing.get_context("fork")
     end, results = context.Event(), context.SimpleQueue()
     request = request_of(given.model, given.rows, "uint8")
+    senders = [
+        context.Process(target=client, args=(server.port, request, end, results))
+        for _ in range(given.clients)
+    ]
     try:
-        wait_ready(port, process)
-        senders = [
-            context.Process(target=client, args=(port, request, end, results))
-            for _ in range(given.clients)
-        ]
         for each in senders:
             each.start()
         time.sleep(given.pause)
         begin = time.monotonic()
-        loads = load_and_unload(f"http://127.0.0.1:{port}", given)
+        loads = load_and_unload(server.url, given)
         stop = time.monotonic()
-        end.set()
-        spans = np.array([span for _ in senders for span in results.get()])
-        for each in senders:
-            each.join(30)
-        return split(spans, loads, given.rows, begin, stop)
     finally:
         end.set()
-        process.terminate()
-        process.wait(60)
+    spans = np.array([span for _ in senders for span in results.get()])
+    for each in senders:
+        each.join(30)
+    return split(spans, loads, given.rows, begin, stop)
 
 
 def main() -> int:

@@ -18,9 +18,7 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +29,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from over_http import marks
+from server_process import server_process, wait_ready
 
 from support.cluster_parts import OBJECT_STORE, free_port, marking, prepare_environment
 from vim_embed_client.bench.load_generator import Load, LoadClients, Sample
@@ -159,18 +157,17 @@ def _alone(options: argparse.Namespace) -> Iterator[str]:
 
 @contextmanager
 def _pretended_alone(rate: float) -> Iterator[str]:
-    port, here = free_port(), Path(__file__).parents[1]
+    here = Path(__file__).parents[1]
     path = os.pathsep.join(
         [str(here), str(here.parent / "tests"), os.environ.get("PYTHONPATH", "")]
     )
-    command = [sys.executable, str(here / "over_http/servers/ours.py"), str(port), str(rate)]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
-    try:
-        _wait_ready(f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
+    ours = str(here / "over_http/servers/ours.py")
+    with server_process(
+        lambda port: [sys.executable, ours, str(port), str(rate)],
+        env=os.environ | {"PYTHONPATH": path},
+    ) as server:
+        server.wait_ready()
+        yield server.url
 
 
 @contextmanager
@@ -189,7 +186,7 @@ def _cluster(options: argparse.Namespace) -> Iterator[str]:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(_application(options))
         url = f"http://127.0.0.1:{port}"
-        _wait_ready(url)
+        wait_ready(url)
         yield url
     finally:
         serve.shutdown()
@@ -215,21 +212,6 @@ def _application(options: argparse.Namespace) -> Any:
             "ray_ingress_replicas": options.ingresses,
         }
     )
-
-
-def _wait_ready(url: str) -> None:
-    end = time.monotonic() + 60
-    while not _is_ready(url):
-        if time.monotonic() > end:
-            raise SystemExit(f"{url} did not become ready")
-        time.sleep(0.1)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def _clients(options: argparse.Namespace, url: str) -> LoadClients:

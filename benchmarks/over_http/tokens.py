@@ -15,17 +15,16 @@ import multiprocessing
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 from over_http.marks import IMAGE_SIZE, MODEL, MarksEngine, marks
+from server_process import server_process
 
 import vim_embed.engines.build
 from vim_embed.engines.interface import Outputs, Staged
@@ -131,18 +130,6 @@ def rate(call: Callable[[], object], seconds: float) -> float:
     return count * ROWS / spent
 
 
-def wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            if httpx.get(f"{url}/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit("the server did not become ready")
-
-
 def measure(url: str, wire: Wire, pixels: NDArray[np.uint8], given: argparse.Namespace) -> str:
     right = tokens_of(marks(pixels))
     with Client(url) as client:
@@ -195,22 +182,21 @@ def main() -> None:
         target=answer_plainly, args=(listening, pixels.nbytes, gives), daemon=True
     )
     plain.start()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, __file__, "--serve", str(port)]
-    server = subprocess.Popen([*command, "--http-processes", str(given.http_processes)])
+    flags = ["--http-processes", str(given.http_processes)]
     wire = Wire(listening.getsockname()[1], pixels.tobytes(), gives)
     try:
-        wait_ready(f"http://127.0.0.1:{port}", server)
-        print(
-            f"{os.cpu_count()} cores; {ROWS} images a request, {given.http_processes} HTTP process"
-        )
-        print(measure(f"http://127.0.0.1:{port}", wire, pixels, given))
+        with server_process(
+            lambda port: [sys.executable, __file__, "--serve", str(port), *flags]
+        ) as server:
+            server.wait_ready()
+            print(
+                f"{os.cpu_count()} cores; {ROWS} images a request, "
+                f"{given.http_processes} HTTP process"
+            )
+            print(measure(server.url, wire, pixels, given))
     finally:
         wire.close()
         plain.terminate()
-        server.terminate()
-        server.wait(30)
 
 
 if __name__ == "__main__":

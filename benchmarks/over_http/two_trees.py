@@ -15,9 +15,7 @@ import http.client
 import io
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from PIL import Image
+from server_process import server_process
 
 ROOT = Path(__file__).parents[2]
 Request = tuple[dict[str, str], bytes]
@@ -82,33 +81,14 @@ KINDS: Mapping[str, Callable[[], Request]] = {
 
 @contextmanager
 def server(tree: Path) -> Iterator[tuple[int, psutil.Process]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
     path = os.pathsep.join(str(tree / folder) for folder in ("service", "client", "tests"))
     command = [sys.executable, str(tree / "tests/security/stub_service.py"), "serve"]
-    flags = ["--port", str(port), "--log-level", "error"]
-    process = subprocess.Popen([*command, *flags], env={**os.environ, "PYTHONPATH": path})
-    try:
-        end = time.monotonic() + 60
-        while not _ready(port):
-            assert time.monotonic() < end, "the server did not come up"
-            time.sleep(0.1)
-        yield port, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    with server_process(
+        lambda port: [*command, "--port", str(port), "--log-level", "error"],
+        env={**os.environ, "PYTHONPATH": path},
+    ) as process:
+        process.wait_ready()
+        yield process.port, psutil.Process(process.pid)
 
 
 def drive(port: int, request: Request, seconds: float, connections: int) -> float:
