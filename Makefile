@@ -107,7 +107,8 @@ page-test: $(VENV)/.installed-dev
 LOWEST ?= .venv-lowest
 LOWEST_TESTS ?= tests/docs/test_docs.py tests/contract \
   $(addprefix tests/client/,test_embed.py test_wire.py test_compression.py cli/test_cli_embed.py \
-    bulk/test_sources.py bulk/test_rows.py bulk/test_flux.py bulk/test_hf.py bulk/test_tables_of_images.py \
+    bulk/test_sources.py bulk/test_rows.py bulk/test_read_options.py bulk/test_finding.py bulk/test_stretches.py \
+    bulk/test_platonic_pixels.py bulk/test_fits_fluxes.py bulk/test_hf.py bulk/test_tables_of_images.py \
     bulk/test_totals_and_outputs.py demo/test_stamps.py figures/test_preview.py scoring/test_score.py) \
   $(addprefix tests/service/,http/test_embed_http.py http/test_bad_input.py http/test_content_coding.py \
     http/test_v2.py models/test_encoders.py models/test_vit.py observability server/test_process.py weights)

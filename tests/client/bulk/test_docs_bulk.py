@@ -22,8 +22,7 @@ from vim_embed_client.cli.preview import preview as preview_command
 from vim_embed_client.options import DEFAULT_URL
 from vim_embed_client.scoring.embedding_files import read_embeddings
 
-from .survey import SIZE, Array, pictures, png, write_images
-from .test_flux import galaxy
+from .survey import SIZE, Array, galaxy, pictures, png, write_images
 from .test_hf import write_configurations
 from .test_sources import tar
 

@@ -26,8 +26,7 @@ from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedErro
 from vim_embed_pixels import fits as fits_module
 
 from .conftest import Embed
-from .survey import pictures, png
-from .test_flux import galaxy
+from .survey import galaxy, pictures, png
 
 RAISED: tuple[Exception, ...] = (
     OSError("no"), EOFError(), ValueError("no"), TypeError("no"), KeyError("no"), IndexError("no"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import find_sources
 from vim_embed_client.errors import InputError
+
+from .conftest import Embed
+from .row_files import PNGS, G, R, entries_of, primary, write
 
 
 @pytest.fixture
@@ -55,3 +61,40 @@ def test_a_folder_of_nothing_is_an_error_even_after_another(folder: Path) -> Non
     (folder / "empty").mkdir()
     with pytest.raises(InputError, match=r"no images, arrays or shards in .*empty"):
         find_sources([str(folder / "a.png"), str(folder / "empty")])
+
+
+def test_links_to_folders_are_followed_but_not_around(tmp_path: Path) -> None:
+    write(tmp_path, {"a/1.png": PNGS[0], "b/2.png": PNGS[1]})
+    (tmp_path / "a" / "there").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
+    assert find_sources([str(tmp_path / "a")]) == [
+        str(tmp_path / "a" / "1.png"), str(tmp_path / "a" / "there" / "2.png"),
+    ]  # fmt: skip
+    assert len(find_sources([str(tmp_path)])) == 2
+
+
+def test_one_band_files_that_look_like_one_image_are_remarked(
+    embed: Embed, tmp_path: Path, capsys: Any
+) -> None:
+    write(tmp_path, {f"n1_{band}.fits": primary(flux) for band, flux in (("g", G), ("r", R))})
+    embed(tmp_path)
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path}/n1_{{g,r}}.fits look like bands of one image" in told
+    (tmp_path / "n1_g.fits").rename(tmp_path / "n1_a.fits")
+    embed(tmp_path)
+    assert "look like" not in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf_8_stay_apart(tmp_path: Path) -> None:
+    for name in (b"\xfe.png", b"\xff.png"):
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(PNGS[0])
+    ids = [entry.id for entry in entries_of(tmp_path, ReadOptions())]
+    assert ids == [f"{tmp_path}/\\xfe.png", f"{tmp_path}/\\xff.png"]
+
+
+def test_files_that_are_not_read_are_named(embed: Embed, tmp_path: Path, capsys: Any) -> None:
+    write(tmp_path, {"a.asdf": b"#ASDF"})
+    embed(tmp_path / "a.asdf", code=1)
+    assert "a.asdf: ASDF is not read: save the images as FITS" in capsys.readouterr().err
+    embed(tmp_path, code=2)
+    assert "ASDF is not read" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from vim_embed_pixels.stretch import to_rgb
 from vim_embed_pixels.surveys import SURVEYS
 
 from .conftest import Embed
-from .survey import SIZE, Array, expected, pictures, png, write_images, write_parquet
-from .test_flux import galaxy
+from .row_files import PIXELS, PNGS
+from .survey import SIZE, Array, expected, galaxy, pictures, png, write_images, write_parquet
 
 ROWS = 50
 
@@ -213,3 +214,12 @@ def test_one_of_several_configurations(
     told = capsys.readouterr().err
     assert "['wide', 'deep']" in told
     assert "choose one with --config" in told
+
+
+def test_images_in_a_zip_of_a_data_set(embed: Embed, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "images.zip", "w") as archive:
+        for row, data in enumerate(PNGS):
+            archive.writestr(f"{row}.png", data)
+    _, rows = embed(f"hf:{tmp_path}/set")
+    np.testing.assert_array_equal(rows, expected(PIXELS))

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
-import os
 import tarfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,92 +20,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from astropy.io import fits
 
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Item, Skipped
-from vim_embed_client.bulk.sources.registry import find_sources, open_reader, without_effect
+from vim_embed_client.bulk.sources.registry import find_sources, open_reader
 from vim_embed_client.errors import InputError
 from vim_embed_pixels.fits import ALL_HDUS
 from vim_embed_pixels.stretch import Stretch, to_rgb
-from vim_embed_pixels.surveys import survey_stretch
 
-from .conftest import Embed
-from .survey import Array, expected, pictures, png
-from .test_flux import galaxy
-
-SKY = galaxy(5, 16, seed=3)
-G, R, Z = (galaxy(1, 16, seed=seed)[0] for seed in (10, 11, 12))
-PIXELS = pictures(3, seed=5)
-
-
-def up(rgb: Array) -> Array:
-    """FITS counts rows of pixels from the lowest."""
-    return rgb[:, ::-1]
-
-
-def grey(flux: Array, how: Stretch | None = None) -> Array:
-    return to_rgb(flux, how or Stretch())
-
-
-def colour(*bands: Array, how: Stretch | None = None) -> Array:
-    return to_rgb(np.stack(bands), how or Stretch())
-
-
-def hdus(*extensions: Any) -> bytes:
-    """A FITS file of an empty primary HDU and these extensions."""
-    buffer = io.BytesIO()
-    fits.HDUList([fits.PrimaryHDU(), *extensions]).writeto(buffer)
-    return buffer.getvalue()
-
-
-def primary(data: Array, **header: Any) -> bytes:
-    hdu = fits.PrimaryHDU(data)
-    hdu.header.update(header)
-    buffer = io.BytesIO()
-    hdu.writeto(buffer)
-    return buffer.getvalue()
-
-
-def image(data: Array, name: str = "", **more: Any) -> Any:
-    return fits.ImageHDU(data, name=name, **more)
-
-
-def catalogue() -> Any:
-    return fits.BinTableHDU.from_columns([fits.Column("ra", "E", array=[1.0])], name="CAT")
-
-
-def npy(array: Array) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def npz(**arrays: Array) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def tar(members: Mapping[str, bytes | tuple[bytes, str]], mode: str = "w") -> bytes:
-    """Members by name: their bytes, or the type of a link and what it leads to."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
-        for name, content in members.items():
-            member = tarfile.TarInfo(name.partition("|")[0])
-            if isinstance(content, tuple):
-                member.type, member.linkname = content
-                archive.addfile(member)
-            else:
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def table(**columns: Any) -> bytes:
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
+from .row_files import (
+    FEATURE,
+    FLUXES,
+    HSC,
+    PIXELS,
+    PNGS,
+    SKY,
+    G,
+    R,
+    Z,
+    catalogue,
+    colour,
+    entries_of,
+    grey,
+    hdus,
+    image,
+    npy,
+    npz,
+    primary,
+    table,
+    tar,
+    up,
+    write,
+)
+from .survey import Array
 
 
 def views(values: list[bytes]) -> dict[str, bytes]:
@@ -142,13 +86,8 @@ def one(name: str, content: bytes, rows: Rows = (), **more: Any) -> Case:
 
 THREE = hdus(image(G, "N1"), image(R, "N2"), image(Z, "N2"))
 SCI = hdus(image(G, "DQ"), image(R, "ERR"), image(Z, "SCI"), catalogue())
-FLUXES = np.stack([galaxy(5, 12, seed=seed, flux=0.5) for seed in range(2)])
-HSC = survey_stretch("hsc")
 LUMINOSITY = SKY[0].astype(np.float64) * 1e40
 OFFSET = 1e9 + np.arange(256.0).reshape(16, 16)
-FEATURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-PNGS = [png(pixels) for pixels in PIXELS]
-
 CASES: dict[str, Case] = {
     # Several images in a FITS file.
     "three images: one, and what was passed over": one(
@@ -411,18 +350,6 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def entries_of(folder: Path, options: ReadOptions) -> list[Item | Skipped]:
-    """Everything that comes of a folder, as a run has it."""
-    found: list[Item | Skipped] = []
-    for source in find_sources([str(folder)], options=options, pass_over=found.append):
-        reader = open_reader(source, options)
-        try:
-            found += reader.read(0)
-        except InputError as error:
-            found.append(Skipped(id=reader.name, reason=error.message))
-    return found
-
-
 def seen(item: Item) -> Array | bytes:
     """What the model sees of a row, before it is resized. Raises InputError."""
     if callable(item.data):
@@ -463,12 +390,6 @@ def test_every_row_is_what_it_is(tmp_path: Path, name: str) -> None:
             assert any(part in line for line in told), (part, told)
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].rows])
 def test_reading_goes_on_after_any_entry(tmp_path: Path, name: str) -> None:
     case = CASES[name]
@@ -482,169 +403,3 @@ def test_reading_goes_on_after_any_entry(tmp_path: Path, name: str) -> None:
         for start in range(len(whole) + 1):
             rest = list(open_reader(source, options).read(start))
             assert [one.id for one in rest] == [one.id for one in whole[start:]]
-
-
-WITHOUT_EFFECT: dict[str, tuple[Mapping[str, bytes], Mapping[str, Any], list[str]]] = {
-    "fluxes for images": ({"a.png": PNGS[0]}, {"stretch": HSC}, ["--survey"]),
-    "what an image has no use for": (
-        {"a.png": PNGS[0]},
-        {"hdus": (1,), "shape": (3, 8, 8), "resize": True, "stack": True, "flip": True},
-        ["--flip", "--hdu", "--resize", "--shape", "--stack"],
-    ),
-    "bands of grey images": (
-        {"a.fits": primary(G)}, {"stretch": Stretch(bands=(2, 1, 0), blank=0.0)}, ["--bands"]
-    ),
-    "one file suffices": (
-        {"a.png": PNGS[0], "b.fits": primary(FLUXES)}, {"stretch": HSC, "flip": True}, []
-    ),
-    "resizing fluxes": ({"a.npy": npy(SKY[0])}, {"resize": True}, ["--resize"]),
-    "fluxes for a table of images": (
-        {"a.parquet": table(x=PNGS)}, {"stretch": Stretch(blank="sky")}, ["--blank"]
-    ),
-    "a shape of nested lists": (
-        {"a.parquet": table(x=PIXELS.tolist())}, {"shape": (3, 8, 8)}, ["--shape"]
-    ),
-    "a tar of images": (
-        {"a.tar": tar({"1.png": PNGS[0]})}, {"stretch": Stretch(percentiles=(2, 98))},
-        ["--percentiles"],
-    ),
-    "a tar with one FITS file": (
-        {"a.tar": tar({"1.png": PNGS[0], "2.fits": primary(FLUXES)})}, {"stretch": HSC}, []
-    ),
-    "nothing to join": ({"a.png": PNGS[0]}, {"join_bands": ("z", "r", "g")}, ["--join-bands"]),
-    "percentiles in place of a survey's limits": (
-        {"a.npy": npy(PIXELS)}, {"stretch": survey_stretch("hsc", percentiles=(1.0, 99.0))},
-        ["--percentiles", "--survey"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WITHOUT_EFFECT)
-def test_options_without_effect_are_found(tmp_path: Path, name: str) -> None:
-    files, given, idle = WITHOUT_EFFECT[name]
-    write(tmp_path, files)
-    options = ReadOptions(**given)
-    sources = find_sources([str(tmp_path)], options=options)
-    assert without_effect(sources, options) == idle
-
-
-def test_options_without_effect_are_an_error(embed: Embed, tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "a.png").write_bytes(PNGS[0])
-    embed(tmp_path / "a.png", "--survey", "hsc", "--hdu", "SCI", code=2)
-    assert "--hdu, --survey would have no effect on any of these" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--percentiles", "1,99", "--limits", "0:1"), "exclude each other"),
-        (("--limits", "0:1", "--per-band"), "--per-band has no effect beside limits"),
-        (("--blank", "nan"), "neither a finite number nor sky"),
-        (("--join-bands", "z/r"), "not of the form z,r,g"),
-    ],
-)
-def test_options_that_contradict_each_other(
-    embed: Embed, tmp_path: Path, capsys: Any, args: tuple[str, ...], message: str
-) -> None:
-    (tmp_path / "a.fits").write_bytes(primary(G))
-    embed(tmp_path / "a.fits", *args, code=2)
-    assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_fits_file_and_a_jpeg_of_one_sky_are_the_same_way_up(
-    embed: Embed, tmp_path: Path
-) -> None:
-    """A viewer puts FITS's first row at the bottom; a PNG is what it shows, as JPEG services do."""
-    sky = G.copy()
-    sky[:4] += 5  # bright in the south
-    shown = to_rgb(sky, Stretch())[:, ::-1]
-    (tmp_path / "a.fits").write_bytes(primary(sky))
-    (tmp_path / "a.png").write_bytes(png(shown))
-    ids, rows = embed(tmp_path)
-    assert [Path(row_id).name for row_id in ids] == ["a.fits", "a.png"]
-    np.testing.assert_array_equal(rows[0], rows[1])
-    _, turned = embed(tmp_path, "--flip")
-    np.testing.assert_array_equal(turned[1], rows[1])
-    assert (turned[0] != rows[0]).any()
-
-
-def test_the_middle_of_every_image_is_taken_before_it_is_stretched(tmp_path: Path) -> None:
-    sky = np.pad(SKY[:1], ((0, 0), (3, 4), (5, 5)), constant_values=900)
-    wide = np.pad(PIXELS[0], ((0, 0), (2, 2), (1, 2)), constant_values=77)
-    side = PIXELS.shape[-1]
-    write(tmp_path, {
-        "a.fits": primary(sky[0]), "b.npy": npy(sky[0]), "c.npy": npy(wide), "d.png": png(wide),
-        "e.tar": tar({"1.png": png(wide)}), "f.parquet": table(x=[png(wide)]),
-        "g.png": png(PIXELS[1][:, 1:]),
-    })  # fmt: skip
-    found: dict[str, Any] = {}
-    for crop, names in ((16, "ab"), (side, "cdefg")):
-        for entry in entries_of(tmp_path, ReadOptions(crop=crop)):
-            place = Path(entry.id).name[0] if "tar" not in entry.id else "e"
-            if place in names and isinstance(entry, Item):
-                found[place] = entry.data
-                if callable(entry.data) and place != "g":
-                    found[place] = entry.data()
-    np.testing.assert_array_equal(found.pop("a"), up(grey(SKY[0])))
-    np.testing.assert_array_equal(found.pop("b"), grey(SKY[0]))
-    for place in "cdef":
-        np.testing.assert_array_equal(found.pop(place), PIXELS[0], err_msg=place)
-    with pytest.raises(InputError, match=f"fewer than --crop {side} takes"):
-        found.pop("g")()
-
-
-def test_links_to_folders_are_followed_but_not_around(tmp_path: Path) -> None:
-    write(tmp_path, {"a/1.png": PNGS[0], "b/2.png": PNGS[1]})
-    (tmp_path / "a" / "there").symlink_to(tmp_path / "b")
-    (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
-    assert find_sources([str(tmp_path / "a")]) == [
-        str(tmp_path / "a" / "1.png"), str(tmp_path / "a" / "there" / "2.png"),
-    ]  # fmt: skip
-    assert len(find_sources([str(tmp_path)])) == 2
-
-
-def test_one_band_files_that_look_like_one_image_are_remarked(
-    embed: Embed, tmp_path: Path, capsys: Any
-) -> None:
-    write(tmp_path, {f"n1_{band}.fits": primary(flux) for band, flux in (("g", G), ("r", R))})
-    embed(tmp_path)
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"{tmp_path}/n1_{{g,r}}.fits look like bands of one image" in told
-    (tmp_path / "n1_g.fits").rename(tmp_path / "n1_a.fits")
-    embed(tmp_path)
-    assert "look like" not in capsys.readouterr().err
-
-
-def test_names_that_are_no_utf_8_stay_apart(tmp_path: Path) -> None:
-    for name in (b"\xfe.png", b"\xff.png"):
-        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(PNGS[0])
-    ids = [entry.id for entry in entries_of(tmp_path, ReadOptions())]
-    assert ids == [f"{tmp_path}/\\xfe.png", f"{tmp_path}/\\xff.png"]
-
-
-def test_images_in_a_zip_of_a_data_set(embed: Embed, tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    with zipfile.ZipFile(tmp_path / "set" / "images.zip", "w") as archive:
-        for row, data in enumerate(PNGS):
-            archive.writestr(f"{row}.png", data)
-    _, rows = embed(f"hf:{tmp_path}/set")
-    np.testing.assert_array_equal(rows, expected(PIXELS))
-
-
-def test_images_at_addresses(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(PNGS[0])
-    kept = pa.array([{"path": f"file://{tmp_path}/{name}.png"} for name in "xy"], FEATURE)
-    (tmp_path / "t.parquet").write_bytes(table(x=kept))
-    first, second = open_reader(str(tmp_path / "t.parquet"), ReadOptions()).read(0)
-    assert isinstance(first, Item)
-    assert first.data == PNGS[0]
-    assert isinstance(second, Skipped)
-    assert "FileNotFoundError" in second.reason
-
-
-def test_files_that_are_not_read_are_named(embed: Embed, tmp_path: Path, capsys: Any) -> None:
-    write(tmp_path, {"a.asdf": b"#ASDF"})
-    embed(tmp_path / "a.asdf", code=1)
-    assert "a.asdf: ASDF is not read: save the images as FITS" in capsys.readouterr().err
-    embed(tmp_path, code=2)
-    assert "ASDF is not read" in capsys.readouterr().err

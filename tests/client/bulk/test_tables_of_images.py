@@ -17,16 +17,16 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from vim_embed_client.bulk.sources.options import ReadOptions
-from vim_embed_client.bulk.sources.reader import Item
+from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.cli.main import run
 from vim_embed_client.scoring.embedding_files import read_embeddings
 from vim_embed_client.scoring.kept_columns import kept_table
 
 from .conftest import Embed
+from .row_files import FEATURE, PNGS, table
 from .skies import around, catalogue, measured, painted, tangent, write
-from .survey import SIZE, Array, expected, pictures
-from .test_flux import galaxy
+from .survey import SIZE, Array, expected, galaxy, pictures
 
 N = 5
 PIXELS = pictures(N)
@@ -212,3 +212,14 @@ def test_a_folder_that_is_not_empty_and_other_endings_are_refused(
     assert "is not empty" in capsys.readouterr().err
     assert run([*command, str(tmp_path / "cuts.zip")]) == 2
     assert sorted(one.name for one in tmp_path.iterdir()) == ["cat.fits", "cuts", "tile.fits"]
+
+
+def test_images_at_addresses(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(PNGS[0])
+    kept = pa.array([{"path": f"file://{tmp_path}/{name}.png"} for name in "xy"], FEATURE)
+    (tmp_path / "t.parquet").write_bytes(table(x=kept))
+    first, second = open_reader(str(tmp_path / "t.parquet"), ReadOptions()).read(0)
+    assert isinstance(first, Item)
+    assert first.data == PNGS[0]
+    assert isinstance(second, Skipped)
+    assert "FileNotFoundError" in second.reason

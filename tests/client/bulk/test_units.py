@@ -20,8 +20,7 @@ from vim_embed_pixels.errors import UnusableImage, UnusableOptions
 from vim_embed_pixels.surveys import survey_stretch
 from vim_embed_pixels.units import Calibration, in_flux
 
-from .survey import Array
-from .test_flux import galaxy
+from .survey import Array, galaxy
 
 AB = 3630.780548  # Jy of magnitude 0: 48.6 in erg/s/cm2/Hz
 ARCSEC2 = (math.pi / 180 / 3600) ** 2  # steradians
