@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
 
 import pytest
 from safetensors.torch import save_file
 
+from client.fake_service import FakeService
+from client.fake_service import serve as serve_fake
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed_client import LocalServer
+from vim_embed_client.platonic import remote as remote_module
+from vim_embed_client.platonic.interpreter import Interpreter, ask, find
+
+from .host_runs import HOST, Host, forks
 
 SIZES = {"tiny": 192, "small": 384, "base": 768}
-HOST = Path(__file__).parent / "host"
 
 
 @pytest.fixture(scope="session")
@@ -56,77 +54,6 @@ def service(server: LocalServer) -> str:
     return server.url
 
 
-class Run:
-    """A run of the host in a process of its own. stdout: what it prints, errors included."""
-
-    def __init__(self, address: str, request: Mapping[str, Any]) -> None:
-        self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(address)
-        output, its_output = os.pipe()
-        socket.send_fds(self._connection, [json.dumps(request).encode()], [its_output])
-        os.close(its_output)
-        self.stdout = os.fdopen(output)
-        self._told = self._connection.makefile()
-        self._pid = int(self._told.readline())
-        self._waited_for = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if not self._waited_for:
-            with suppress(ProcessLookupError):
-                self.kill()
-        self.stdout.close()
-        self._told.close()
-        self._connection.close()
-
-    def kill(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-
-    def has_ended(self) -> bool:
-        return bool(select.select([self._connection], [], [], 0)[0])
-
-    def end(self) -> tuple[int, str]:
-        """Wait for it; its exit code, and what it still printed."""
-        output = self.stdout.read()
-        code = int(self._told.readline())
-        self._waited_for = True
-        return code, output
-
-
-@dataclass(frozen=True)
-class Host:
-    """An attached copy of the installed platonic-universe.
-
-    environment: to run it in. address: the Unix socket of host/forks.py, which has imported it.
-    """
-
-    package: Path
-    environment: Mapping[str, str]
-    address: str
-
-    def start(self, folder: Path, *arguments: str, **environment: str) -> Run:
-        """Start the function of the host's console script in `folder`; results go to data/."""
-        return self._start(folder, environment, arguments=arguments)
-
-    def start_python(self, folder: Path, code: str, **environment: str) -> Run:
-        """Start Python code that imports the host."""
-        return self._start(folder, environment, code=code)
-
-    def _start(self, folder: Path, environment: Mapping[str, str], **asked: Any) -> Run:
-        (folder / "data").mkdir(exist_ok=True)
-        return Run(self.address, {"folder": str(folder), "environment": environment, **asked})
-
-
-def finish(run: Run) -> str:
-    """The output of a run that must succeed."""
-    with run:
-        code, output = run.end()
-    assert code == 0, output
-    return output
-
-
 @pytest.fixture(scope="session")
 def host(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """platonic-universe 0.1.0 from its package index, attached by the real command."""
@@ -150,20 +77,37 @@ def host(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield Host(package, environment, address)
 
 
-@contextmanager
-def forks(folder: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """The address at which runs of the host are started: a socket in the folder."""
-    address = f"{folder}/runs"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen()
-        process = subprocess.Popen(
-            [sys.executable, HOST / "forks.py", str(listener.fileno())],
-            pass_fds=[listener.fileno()],
-            env=environment,
-        )
-    try:
-        yield address
-    finally:
-        process.kill()
-        process.wait()
+@pytest.fixture(scope="session")
+def answer() -> Interpreter:
+    """What the Python says that is guessed for a checkout without an environment of its own."""
+    return ask(Path(os.devnull))
+
+
+@pytest.fixture
+def asked_once(monkeypatch: pytest.MonkeyPatch, answer: Interpreter) -> None:
+    """To start that Python is most of what a command costs, and all of them ask the same."""
+
+    def answered(package: Path, python: Path | None = None) -> Interpreter:
+        return answer if python is None and not find(package)[1] else ask(package, python)
+
+    monkeypatch.setattr("vim_embed_client.cli.attach.ask", answered)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings from outside; services that other tests used are not waited for."""
+    for name in ("URL", "API_KEY", "WIRE", "MODELS", "PATIENCE", "DTYPE", "EXACT"):
+        monkeypatch.delenv(f"VIM_EMBED_{name}", raising=False)
+    monkeypatch.setenv("VIM_EMBED_ALLOW", "missing-sizes")  # most services here have one size
+    monkeypatch.setenv("VIM_EMBED_DEVICE", "cpu")
+    monkeypatch.setattr(remote_module, "_seen", set())
+    monkeypatch.setattr(remote_module, "_POLL_S", 0.02)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
+    """A service with faults on demand."""
+    service = FakeService()
+    with serve_fake(service.app()) as url:
+        monkeypatch.setenv("VIM_EMBED_URL", url)
+        yield service

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from client.platonic.conftest import SIZES, Host, finish
 from vim_embed_client import LocalServer
+
+from .conftest import SIZES
+from .host_runs import Host, finish
 
 PRECOMPUTED = 32
 ATOL = 1e-6

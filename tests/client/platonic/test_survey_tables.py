@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from client.platonic.conftest import Host, finish
 from vim_embed_client.bulk.outputs import Contents, write_output
 from vim_embed_client.bulk.row_shape import NamedShape
 from vim_embed_client.cli.main import run
 from vim_embed_client.results import Provenance
 from vim_embed_client.scoring.mknn import mknn
+
+from .host_runs import Host, finish
 
 N = 60
 LAYERS = ("patch_embed", "layers.0", "last_hidden_state")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from client.platonic.conftest import Host, finish
 from client.platonic.encoders import SMALL, Small, save, served
 from support.serving import running
 from vim_embed.http.app import create_app
@@ -23,6 +22,8 @@ from vim_embed_client.platonic.aliases import TWINS
 from vim_embed_client.platonic.model import Spec
 from vim_embed_client.platonic.processor import ImageProcessor
 from vim_embed_client.platonic.remote import find_twin
+
+from .host_runs import Host, finish
 
 IN_RELEASE = ("vit", "dino", "dinov3", "convnext", "ijepa")
 DINO = "facebook/dinov2-with-registers-small"
