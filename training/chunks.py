@@ -47,7 +47,7 @@ class Chunks:
             parameter.grad = torch.stack(parts).sum(0)
         return value.detach()
 
-    def submit(self, make: Callable[[int], Tensor], number: int) -> Future[Tensor]:
+    def submit(self, make: Callable[[int], _Result], number: int) -> Future[_Result]:
         """Something for later, on one of the threads."""
         return self.pool.submit(make, number)
 

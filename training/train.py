@@ -4,7 +4,8 @@
 
 InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) as SimCLR has it (Chen et al. 2020,
 arXiv:2002.05709): the view from the ground is to be told from those of all other sources of the
-batch by the view from space, and the other way round. README.md has the whole recipe.
+batch by the view from space, and the other way round. Beside it is a pretext task (shape.py).
+README.md has the whole recipe.
 """
 
 from __future__ import annotations
@@ -28,15 +29,20 @@ from torch.nn import functional as F
 from training.chunks import Chunks
 from training.data import Patches, hubble_patches, regions, simulated_patches
 from training.native import training_ops
+from training.shape import ellipticity, shape_loss
 from training.views import alone, ground_view, normalised, shared_turns, space_view, stretches
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.serving.process_tuning import keep_freed_memory
+from vim_embed.types.devices import device_name
 
 CONFIG = VimConfig(dim=128, depth=4, image_size=48, patch_size=8, stride=8)
 # As hustvl's training script would name it, so that the loader knows the family.
 NAME = "vim_micro_patch8_stride8_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2"
 _STATE = ("model", "head", "optimizer")  # of Trainer: what a checkpoint holds
+CODE = 128  # numbers of a head's code
 _CHUNK = 64  # images at once on a CPU
+
+Views = tuple[Tensor, Tensor]  # (2 B, 3, S, S) as the model wants them; their ellipticity (2 B,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +53,24 @@ class Recipe:
     `simulations`. warmup, decay: first and last steps, in which the learning rate rises and falls.
     shared_turns: share of sources that both views show turned alike. alone: share of views without
     neighbours. stretches: how often a source is in a step, drawn out another way each time.
-    bfloat16: whether a CPU multiplies matrices of its numbers.
+    shape: weight of `shape_loss` beside InfoNCE. share: of the embedding's variance that the
+    ellipticity is to take. bfloat16: whether a CPU multiplies matrices of its numbers.
     """
 
-    steps: int = 960
+    steps: int = 2240
     pairs: int = 128
     simulated: float = 0.25
-    simulations: int = 3000
+    simulations: int = 1000
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
-    decay: int = 135
+    decay: int = 448
     temperature: float = 0.1
     shared_turns: float = 1.0
     alone: float = 0.5
     stretches: int = 2
+    shape: float = 1.0
+    share: float = 0.01
     bfloat16: bool = True
     seed: int = 0
 
@@ -71,7 +80,7 @@ class Head(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, 128))
+        self.layers = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, CODE))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.normalize(self.layers(tokens.mean(dim=1)), dim=1)
@@ -103,7 +112,7 @@ class Trainer:
         self.head.to(device)
         self.parameters = [*self.model.parameters(), *self.head.parameters()]
         self.chunks = _chunks(device, self.recipe.pairs)
-        self.ahead: dict[int, Future[Tensor]] = {}
+        self.ahead: dict[int, Future[Views]] = {}
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.recipe.learning_rate, betas=(0.9, 0.98)
         )
@@ -112,43 +121,46 @@ class Trainer:
         """One step; the loss, still on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(number)
-        views = self.ahead.pop(number, None) or self.chunks.submit(self.views, number)
+        coming = self.ahead.pop(number, None) or self.chunks.submit(self.views, number)
         self.ahead = {number + 1: self.chunks.submit(self.views, number + 1)}
+        views, seen = coming.result()
         loss = self.chunks.gradients(
-            self.encode,
-            self.loss,
-            views.result(),
-            self.parameters,
+            self.encode, lambda codes: self.loss(codes, seen), views, self.parameters
         )
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         return loss
 
-    def loss(self, codes: Tensor) -> Tensor:
-        """Of (2 B, 128): all views from space, then all from the ground."""
-        space, ground = codes.chunk(2)
-        return info_nce(space, ground, self.recipe.temperature)
+    def loss(self, codes: Tensor, seen: Tensor) -> Tensor:
+        """Of what `encode` gives and the views' ellipticity: all from space, then the ground."""
+        recipe, (space, ground) = self.recipe, codes.chunk(2)
+        total = info_nce(space[:, :CODE], ground[:, :CODE], recipe.temperature)
+        for side, wanted in zip((space, ground), seen.chunk(2), strict=True):
+            total = total + recipe.shape / 2 * shape_loss(side[:, CODE:], wanted, recipe.share)
+        return total
 
     def encode(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, 128). On a CPU matrix products are of bfloat16's numbers."""
+        """Unit vectors: (B, 128) of the head, and beside them (B, D) of the embedding.
+
+        On a CPU matrix products are of bfloat16's numbers.
+        """
         on_cpu = images.device.type == "cpu"
         with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu and self.recipe.bfloat16):
-            tokens = self.model(images)
-        codes: Tensor = self.head(tokens)
-        return codes
+            tokens = self.model(images).float()
+        return torch.cat([self.head(tokens), F.normalize(tokens.mean(dim=1), dim=1)], dim=1)
 
-    def views(self, number: int) -> Tensor:
-        """(2 B, 3, S, S) of a step: all views from space, then all from the ground."""
+    def views(self, number: int) -> Views:
+        """Of a step: all views from space, then all from the ground."""
         device, size = self.real.device, self.config.image_size
         generator = Generator(device).manual_seed(self.recipe.seed << 32 | number)
         patches = self._drawn(generator)
         stretch = stretches(len(patches), generator)
         turns = shared_turns(len(patches), self.recipe.shared_turns, generator)
-        pair = [
+        pair = torch.cat([
             make(alone(patches, self.recipe.alone, generator), size, generator, turn, stretch)
             for make, turn in zip((space_view, ground_view), turns, strict=True)
-        ]
-        return normalised(torch.cat(pair))
+        ])  # fmt: skip
+        return normalised(pair), ellipticity(pair)
 
     def learning_rate(self, number: int) -> float:
         """A linear warm-up, the same for long, and a linear decay in the last steps.
@@ -206,12 +218,14 @@ class Trainer:
 
 
 def save(model: Vim, path: Path, recipe: Recipe) -> None:
-    """As float16 safetensors with hustvl's keys; the metadata tells model and recipe."""
+    """As float16 safetensors with hustvl's keys; the metadata tells model, recipe and device."""
     tensors = {
         name: tensor.detach().cpu().to(torch.float16).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, path, {"model": NAME, "recipe": json.dumps(asdict(recipe))})
+    device = device_name(next(model.parameters()).device)
+    metadata = {"model": NAME, "recipe": json.dumps(asdict(recipe)), "device": device}
+    save_file(tensors, path, metadata)
 
 
 def patches(recipe: Recipe, state: Path | None = None) -> tuple[Patches, Patches]:

@@ -22,7 +22,7 @@ from vim_embed_client.demo.views import (
 
 SEEING = (0.3, 0.85)  # arcsec, full width at half maximum
 _APERTURE = (9.0, 18.0)  # radius in pixels of the picture
-_SHIFT = 3.0  # pixels of the picture
+_SHIFT = 1.0  # pixels of the picture
 _SCALE = 0.08
 _STRETCH = 0.35  # at most, of the logarithm of a side
 _TURN = math.radians(10)  # beside quarter turns
