@@ -230,7 +230,8 @@ $(RAY)/.installed: pyproject.toml constraints.txt
 ray-test: $(RAY)/.installed
 	$(RAY)/bin/python -m pytest tests/cluster -m "soak or not soak" --ignore tests/cluster/test_nodes.py
 	$(RAY)/bin/python -m pytest tests/cluster/test_nodes.py -m soak -s
-	$(RAY)/bin/python -m pytest tests/benchmarks/test_devices_bench.py -m "soak or not soak"
+	$(RAY)/bin/python -m pytest tests/benchmarks/test_devices_bench.py tests/benchmarks/test_ray_devices.py \
+	  -m "soak or not soak"
 
 # The HTTP path beside LitServe and plain FastAPI, in rows per second of CPU time.
 .PHONY: rivals

@@ -26,7 +26,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.synchronize import Event
@@ -241,20 +241,21 @@ class Served:
     def __init__(self, server: ServerProcess, devices: int, given: argparse.Namespace) -> None:
         self._server = server
         self.wait_ready = server.wait_ready
+        self.port = server.port
         self._devices = devices
         self._given = given
 
     def round(self, known: Known) -> Round:
         context = multiprocessing.get_context("fork")
         end, problems = context.Event(), context.SimpleQueue()
-        common = (self._server.port, self._given.model, known, end, problems)
+        common = (self.port, self._given.model, known, end, problems)
         load = [
             context.Process(target=client, args=(*common, k)) for k in range(self._given.clients)
         ]
         for each in load:
             each.start()
         time.sleep(self._given.warm_up)
-        pid, port = self._server.pid, self._server.port
+        pid, port = self._server.pid, self.port
         cpu, before, begin = http_gpu.cpu_times(pid), http_gpu.counters(port), time.perf_counter()
         time.sleep(self._given.seconds)
         after, seconds = http_gpu.counters(port), time.perf_counter() - begin
@@ -275,7 +276,15 @@ class Served:
         )
 
 
-def client(port: int, model: str, known: Known, end: Event, problems: Any, number: int) -> None:
+def client(
+    port: int,
+    model: str,
+    known: Known,
+    end: Event,
+    problems: Any,
+    number: int,
+    on_answer: Callable[[], None] = lambda: None,
+) -> None:
     """Requests one after the other on one connection; the pool in turn, each answer checked."""
     requests = [request_of(model, pixels) for pixels in known.pixels]
     try:
@@ -284,6 +293,7 @@ def client(port: int, model: str, known: Known, end: Event, problems: Any, numbe
             while not end.is_set():
                 connection.sendall(requests[index])
                 known.check(index, np.load(io.BytesIO(http_gpu.answer_of(connection))))
+                on_answer()
                 index = (index + 1) % POOL
     except Exception as error:
         problems.put(f"{type(error).__name__}: {error}")
@@ -305,7 +315,9 @@ def server(given: argparse.Namespace, devices: Sequence[str]) -> Iterator[Served
 def command_of(given: argparse.Namespace, devices: Sequence[str], port: int) -> list[str]:
     """The service's own command; with pretended devices, this script in its place."""
     if given.stub:
-        arguments = [*sys.argv[1:], "--serve", str(port), "--devices", ",".join(devices)]
+        kept = ("model", "dtype", "size", "batch_rows", "http_processes", "stub")
+        arguments = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in kept]
+        arguments += [f"--serve={port}", f"--devices={','.join(devices)}"]
         return [sys.executable, str(Path(__file__)), *arguments]
     settings = settings_of(given, devices)
     names = ("device", "dtype", "batch_rows", "http_processes", "client_share", "max_body_bytes",

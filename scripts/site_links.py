@@ -16,7 +16,9 @@ from typing import Any
 # Fenced blocks and code spans.
 _CODE = r"^ *```.*?^ *```$|`[^`\n]+`"
 # Square brackets of a usage line, such as [:file], which are no links.
-_USAGE = re.compile(rf"{_CODE}|\[(?=@revision\]|:file\]|x>)", re.MULTILINE | re.DOTALL)
+_USAGE = re.compile(
+    rf"{_CODE}|\[(?=@revision\]|:file\])|(?<=\])\[|(?<=\] )\[", re.MULTILINE | re.DOTALL
+)
 # GitHub wants \| for a bar in a cell's code. The site's Markdown would show the backslash.
 _ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
 _SPAN = re.compile(r"`[^`\n]+`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,9 @@ from generate_docs import ROOT
 from site_links import on_page_markdown
 
 
-def shown(markdown: str) -> str:
-    """`markdown` of docs/models.md, as the site reads it."""
-    page = SimpleNamespace(
-        file=SimpleNamespace(abs_src_path=ROOT / "docs" / "models.md", src_path="models.md")
-    )
+def shown(markdown: str, name: str = "models.md") -> str:
+    """`markdown` of a page of docs/, as the site reads it."""
+    page = SimpleNamespace(file=SimpleNamespace(abs_src_path=ROOT / "docs" / name, src_path=name))
     return on_page_markdown(markdown, page=page, config={"docs_dir": str(ROOT / "docs")})
 
 
@@ -25,11 +24,23 @@ def shown(markdown: str) -> str:
         ("NAME=org/repo[@revision][:file]", "NAME=org/repo\\[@revision]\\[:file]"),
         ("`NAME=hf:org/repo[@revision]`", "`NAME=hf:org/repo[@revision]`"),
         ("```text\nrepo[:file]\n```\n[:file]", "```text\nrepo[:file]\n```\n\\[:file]"),
+        ("[default: 0.1] [0<=x<=1]", "[default: 0.1] \\[0<=x<=1]"),
         ("[bulk.md](bulk.md#fits)", "[Bulk extraction](bulk.md#fits)"),
     ],
 )
 def test_code_and_links(written: str, read: str) -> None:
     assert shown(written) == read
+
+
+PAGES = sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_refers_to_a_link_that_is_not_there(name: str) -> None:
+    """`[a] [b]` is a link to `b`, which a strict build misses: usage lines look like that."""
+    text = shown((ROOT / "docs" / name).read_text(), name)
+    text = re.sub(r"(?s)^ *```.*?^ *```|`[^`\n]+`", "", text, flags=re.MULTILINE)
+    assert not re.findall(r"(?<!\\)\[[^\[\]]*\] ?\[[^\[\]]*\]", text)
 
 
 def test_links_to_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
