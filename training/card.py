@@ -85,8 +85,10 @@ The recipe was chosen by training on 405 of the sources, those above row 540, an
 ## Limits
 
 One picture, stretched for the press, is all its real data: it has seen no survey, no band and no
-depth other than this. The ground view is a likeness. An image turned by 90° has another embedding:
-in training both views of a source are turned alike. Embeddings are not calibrated for anything.
+depth other than this. The ground view is a likeness. Views in training are moved by a pixel at
+most: cut-outs of a source that are further apart have fewer neighbours in common. An image turned
+by 90° has another embedding: in training both views of a source are turned alike. Embeddings are
+not calibrated for anything.
 """
 
 
