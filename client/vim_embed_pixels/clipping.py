@@ -24,10 +24,11 @@ class Clipped(NamedTuple):
 
 def clipped(pixels: NDArray[np.uint8]) -> Clipped:
     """Of (3, H, W) RGB."""
-    count = pixels[0].size
-    black = count - np.count_nonzero(pixels.any(axis=0))
-    white = np.count_nonzero(pixels.max(axis=0) == 255)
-    return Clipped(black / count, white / count)
+    red, green, blue = pixels  # a reduction over them is forty times slower where H, W, 3 lie so
+    most = np.maximum(np.maximum(red, green), blue)
+    black = most.size - np.count_nonzero(most)
+    white = np.count_nonzero(most == 255)
+    return Clipped(black / most.size, white / most.size)
 
 
 def remark(pixels: NDArray[Any]) -> str:
