@@ -153,9 +153,10 @@ def sent_pixels(item: Item, spec: PreprocessingEntry | None, *, resize: bool) ->
 
 def fingerprint(data: bytes | memoryview, kind: str) -> int:
     """64 bits that differ where the bytes or their kind do; never 0."""
-    hashed = hashlib.blake2b(kind.encode() + b"\0", digest_size=8)
+    # Processors have instructions for it: less than half of the time that blake2b takes.
+    hashed = hashlib.sha1(kind.encode() + b"\0", usedforsecurity=False)
     hashed.update(data)
-    return int.from_bytes(hashed.digest(), "little") or 1
+    return int.from_bytes(hashed.digest()[:8], "little") or 1
 
 
 def encoded_bytes(item: Item, channels: int) -> bytes:
