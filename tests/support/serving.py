@@ -61,7 +61,7 @@ def _states(url: str) -> str:
     return " ".join(model["state"] for model in models)
 
 
-def _wait(condition: Any, seconds: float = 120) -> None:
+def _wait(condition: Any, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the server did not come up"

@@ -44,7 +44,7 @@ def _checkpoint(folder: Path, size: str, dim: int) -> Path:
 @pytest.fixture(scope="session")
 def server(models: list[str]) -> Iterator[LocalServer]:
     """A service with the three models, in a process of its own, on the CPU."""
-    with LocalServer(models, args=["--device", "cpu"]) as server:
+    with LocalServer(models, args=["--device", "cpu"], ready_timeout=600) as server:
         yield server
 
 
