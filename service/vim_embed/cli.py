@@ -19,9 +19,10 @@ from vim_embed.serving.process_tuning import keep_freed_memory, spin_briefly
 from vim_embed.settings import Settings
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.cli.reading_options import reading_options
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 
 FLAGS = {"models": "--model", "certificates": "--certificate"}  # those that repeat
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = OutputPath(dir_okay=False)
 
 
 EXIT_CODES = {
@@ -198,7 +199,7 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(fetched, indent=2))
 
 
-@main.command(short_help="Time the models in this process.")
+@main.command(cls=WritingCommand, short_help="Time the models in this process.")
 @settings_options
 @click.option("--bare", is_flag=True, help="Only the loop over `embed`, in process.")
 @click.option("--rows", default=8, show_default=True, help="Rows of a batch.")
@@ -270,7 +271,9 @@ def bench(
                 click.echo(f"  {model.info.dtype_reason}")
 
 
-@main.command(short_help="Measure what a fast dtype keeps of float32, on your images.")
+@main.command(
+    cls=WritingCommand, short_help="Measure what a fast dtype keeps of float32, on your images."
+)
 @settings_options
 @click.option(
     "--images", "paths", multiple=True, metavar="PATH",

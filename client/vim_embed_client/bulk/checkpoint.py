@@ -36,7 +36,7 @@ from vim_embed_client.results import Provenance
 
 _FORMAT = 5
 _PART_BYTES = 64 << 20
-_MANIFEST, _LOCK = "manifest.jsonl", "lock"
+MANIFEST, _LOCK = "manifest.jsonl", "lock"
 _OURS = re.compile(r"\d{6}\.(npy|json)(\.new)?|manifest\.jsonl(\.new)?|lock|joined(\.\w+)*")
 
 Options = dict[str, Any]
@@ -192,7 +192,7 @@ class PartFolder:
 
     @property
     def _manifest_path(self) -> Path:
-        return self.folder / _MANIFEST
+        return self.folder / MANIFEST
 
     def _header(self) -> dict[str, Any]:
         return {"format": _FORMAT, "options": self.options}
@@ -206,7 +206,7 @@ class PartFolder:
             self._take(lines[1:])
         wanted = {path.name for number in self.parts for path in part_paths(self.folder, number)}
         for file in self.folder.iterdir():
-            if _OURS.fullmatch(file.name) and file.name not in wanted | {_MANIFEST, _LOCK}:
+            if _OURS.fullmatch(file.name) and file.name not in wanted | {MANIFEST, _LOCK}:
                 file.unlink()
         manifest = self._manifest_path.open("ab", buffering=0)
         manifest.truncate(length)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vim_embed_client.bulk.output_checks import parquet_metadata, refuse_foreign
 from vim_embed_client.bulk.reasons import LeftOut, first_reason
 from vim_embed_client.bulk.sources.catalogue import CutRow
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError
@@ -28,6 +29,7 @@ from vim_embed_pixels import fits
 _UNSAFE = re.compile(r"[^\w.+-]+")
 _ROWS = 64  # that are written at once
 LIST = "cutouts.csv"
+_MARK = "vim_embed.cutouts"  # in a file's metadata: `cutout` wrote it
 
 
 class CutoutWriter(ABC):
@@ -131,7 +133,7 @@ class ParquetWriter(_BlockWriter):
         }
         for name in rows[0].columns:
             columns[name] = pa.array([row.columns[name] for row in rows])
-        table = pa.table(columns)
+        table = pa.table(columns).replace_schema_metadata({_MARK: "1"})
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self.path, table.schema)
         self._writer.write_table(table.cast(self._writer.schema))
@@ -148,6 +150,7 @@ class Hdf5Writer(_BlockWriter):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file = h5py().File(path, "w")
+        self._file.attrs[_MARK] = 1
 
     def _write(self, rows: list[CutRow], fluxes: Array) -> None:
         columns: dict[str, list[Any]] = {"id": [row.id for row in rows]}
@@ -185,17 +188,27 @@ WRITERS: dict[str, Callable[[Path], CutoutWriter]] = {
 }  # fmt: skip
 
 
+def is_ours(path: Path) -> bool:
+    """Whether `cutout` wrote this .parquet or HDF5 file."""
+    if path.suffix.lower() == ".parquet":
+        return _MARK.encode() in parquet_metadata(path)
+    with h5py().File(path, "r") as file:
+        return _MARK in file.attrs
+
+
 @contextmanager
 def writer_for(path: Path) -> Iterator[CutoutWriter]:
     """The writer of a path's ending; a file takes its place only when all is in it.
 
-    Raises ConfigurationError for another ending, OutputError where it cannot be written.
+    Raises ConfigurationError for another ending and for a file that `cutout` did not write,
+    OutputError where it cannot be written.
     """
     make = WRITERS.get(path.suffix.lower())
     if make is None:
         raise ConfigurationError(
             f"{path} is no folder, and does not end in one of {', '.join(filter(None, WRITERS))}"
         )
+    refuse_foreign(path, is_ours, "vim-embed cutout")
     unfinished = path if make is FolderWriter else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         writer = make(unfinished)

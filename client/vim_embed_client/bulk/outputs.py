@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,7 +40,7 @@ from vim_embed_client.results import Provenance
 # Readers of safetensors refuse headers beyond 100 MB; longer lists of ids go beside the file.
 _MAX_HEADER_IDS = 32 << 20
 _NAMED_SKIPS = 1000
-_DIGEST = "array_sha256"
+DIGEST = "array_sha256"  # of a sidecar: of the array that it belongs to
 METADATA = "metadata"  # the member of an .npz that holds them, as JSON
 NO_SURVEY = "images"  # the mode of rows whose survey nobody named
 # Rows of a row group of Parquet, whatever the parts of the run were: its bytes follow from the
@@ -109,19 +108,6 @@ class Contents:
         return (arrays[name] for _, arrays in self.blocks())
 
 
-def check_output(path: Path) -> None:
-    """Raise ConfigurationError for an output that could not be written at the end."""
-    if path.suffix not in _WRITERS:
-        raise ConfigurationError(f"{path} does not end in one of {', '.join(_WRITERS)}")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigurationError(f"{path} cannot be written: is {path.parent} a writable folder?")
-    parts = path.with_name(path.name + ".parts")
-    for one in (path, sidecar(path), skipped_list(path), parts):
-        _check_replaceable(one, stat.S_ISDIR if one == parts else stat.S_ISREG)
-    if path.suffix == ".parquet":
-        _import_pyarrow()
-
-
 def check_holds(path: Path, shape: RowShape, mode: str = "", keep: Sequence[str] = ()) -> None:
     """Raise ConfigurationError for rows that the output's format has no place for.
 
@@ -140,23 +126,6 @@ def check_holds(path: Path, shape: RowShape, mode: str = "", keep: Sequence[str]
             f"{path} is one array, and the layers have {len(widths)} widths ({told}): write .npz, "
             ".parquet or .safetensors"
         )
-
-
-def _check_replaceable(path: Path, expected: Callable[[int], bool]) -> None:
-    """Refuse links and devices, which a rename would replace instead of writing through them."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:  # such as a name that is too long
-        raise ConfigurationError(f"{path} cannot be written ({error.strerror})") from None
-    if stat.S_ISLNK(mode):
-        raise ConfigurationError(
-            f"{path} is a symbolic link, which would be replaced: give the file that it leads to, "
-            f"{os.path.realpath(path)}, or remove the link"
-        )
-    if not expected(mode):
-        raise ConfigurationError(f"{path} is in the way: it is no plain file of an earlier run")
 
 
 def write_output(path: Path, contents: Contents, *, scratch: Path | None = None) -> None:
@@ -214,7 +183,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             )
         return {}
     about: dict[str, Any] = json.loads(beside.read_text())
-    if _DIGEST in about and about[_DIGEST] != file_digest(path):
+    if DIGEST in about and about[DIGEST] != file_digest(path):
         raise InputError(
             f"{beside} describes other embeddings than those in {path}, which was written later "
             "by something else: embed again, or remove it to use the array without ids"
@@ -278,7 +247,7 @@ class _Replacing:
 
 
 def _write_sidecar(file: IO[bytes], contents: Contents, digest: str) -> None:
-    rest = {_DIGEST: digest, **contents.metadata()}
+    rest = {DIGEST: digest, **contents.metadata()}
     file.write(b'{\n"ids": [')
     for piece in _ids_json(contents):
         file.write(piece)
@@ -341,7 +310,7 @@ def _write_member(
 
 
 def _write_parquet(files: _Replacing, contents: Contents) -> bool:
-    pa, parquet = _import_pyarrow()
+    pa, parquet = import_pyarrow()
     told = contents.metadata()
     if is_layers(contents.shape):
         told["mode"] = contents.mode
@@ -420,7 +389,8 @@ def _regrouped(pa: Any, tables: Iterator[Any], rows: int) -> Iterator[Any]:
         yield pa.concat_tables(held).combine_chunks()
 
 
-def _import_pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet. Raises ConfigurationError where they are not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -458,3 +428,4 @@ _WRITERS: dict[str, Callable[[_Replacing, Contents], bool]] = {
     ".parquet": _write_parquet,
     ".safetensors": _write_safetensors,
 }
+ENDINGS = tuple(_WRITERS)

@@ -30,6 +30,7 @@ from vim_embed_client.cli.common import (
     stderr,
     stdout,
 )
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import LocalServerError
 from vim_embed_client.local_server import LocalServer
@@ -83,7 +84,7 @@ class Plan:
         return [Case(clients, rows, self.rate) for rows in self.rows for clients in self.clients]
 
 
-@click.command(context_settings={"max_content_width": 100})
+@click.command(cls=WritingCommand, context_settings={"max_content_width": 100})
 @service_option(
     "Service to measure.  [default: VIM_EMBED_URL, else one is started for the purpose]"
 )
@@ -116,7 +117,7 @@ class Plan:
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--random-weights", is_flag=True, help="Give the own service random weights.")
 @click.option(
-    "--plot", metavar="FILE", callback=figure_path, type=click.Path(path_type=Path, dir_okay=False),
+    "--plot", metavar="FILE", callback=figure_path, type=OutputPath(dir_okay=False),
     help="Draw throughput and latency against the clients (.png, .pdf, .svg).",
 )  # fmt: skip
 @json_option

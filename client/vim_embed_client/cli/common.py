@@ -104,6 +104,20 @@ def figure_path(ctx: click.Context, param: click.Parameter, value: Path | None) 
     return value
 
 
+def sheet_path(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """A callback as `figure_path`, of commands that show images: these may lie there as well.
+
+    An existing figure is replaced only if vim-embed drew it.
+    """
+    from vim_embed_client.bulk.output_checks import refuse_foreign
+    from vim_embed_client.figures.creator import drawn_here
+
+    path = figure_path(ctx, param, value)
+    if path is not None:
+        refuse_foreign(path, drawn_here, "vim-embed")
+    return path
+
+
 def table_or_figure(
     ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]
 ) -> tuple[Path, ...]:

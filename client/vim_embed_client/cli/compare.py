@@ -20,6 +20,7 @@ from vim_embed_client.cli.common import (
     tables,
 )
 from vim_embed_client.cli.remarks import other_options, remark_on_options, warn_of_labels
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.comparison import Difference, compare, remark
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
@@ -60,7 +61,7 @@ def _models(
     return models
 
 
-@click.command("compare")
+@click.command("compare", cls=WritingCommand)
 @click.argument("models", nargs=-1, callback=_models, metavar="NAME=FIRST,SECOND ...")
 @click.option(
     "--metric", default="mutual-knn", show_default=True, type=click.Choice(METRICS),
@@ -73,7 +74,7 @@ def _models(
 @click.option("--seed", default=0, show_default=True, help="Of the jackknife's groups.")
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=tables,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputPath(dir_okay=False),
     help="Also write the table: .csv, .tex (with booktabs) or .md; may be repeated.",
 )  # fmt: skip
 @pairing_options

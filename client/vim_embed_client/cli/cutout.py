@@ -19,13 +19,14 @@ from vim_embed_client.cli.common import SOME_LEFT_OUT, json_option, print_json, 
 from vim_embed_client.cli.option_groups import GroupedCommand, grouped
 from vim_embed_client.cli.reading_options import HDU, ID_COLUMN, JOIN_BANDS
 from vim_embed_client.cli.sky_options import KEEP, SKY, sky_options
+from vim_embed_client.cli.written_files import OutputPath
 from vim_embed_client.errors import InputError
 
 
 @click.command(cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FOLDER|FILE",
+    "-o", "--output", required=True, type=OutputPath(), metavar="FOLDER|FILE",
     help="A folder for FITS files, or a .parquet or .h5 file.",
 )  # fmt: skip
 @click.option(

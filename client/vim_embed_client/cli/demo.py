@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _NEEDED = {"matplotlib": "matplotlib", "scipy": "scipy", "skimage": "scikit-image"}
 _LEAST_SOURCES = 16
+_FIGURE = "figure.png"
 _ROWS_PER_REQUEST = 16
 _READY_SECONDS = 900.0
 _AS_STARTED = "the service was started with them"
@@ -91,6 +92,7 @@ def demo(
         raise click.UsageError("--weights, --device and --dtype are up to the service at --url")
     if k >= count:
         raise click.UsageError(f"--k {k} needs more than {k} sources: raise --count")
+    _check_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     console = stderr() if as_json else stdout()
     with ExitStack() as stack:
@@ -118,6 +120,15 @@ def _check_extra() -> None:
         raise click.ClickException(
             f'the demo needs {", ".join(missing)}: pip install "vim-embed[demo]"'
         )
+
+
+def _check_folder(output: Path) -> None:
+    from vim_embed_client.bulk.output_checks import refuse_foreign
+    from vim_embed_client.demo.flow import check_folder
+    from vim_embed_client.figures.creator import drawn_here
+
+    check_folder(output)
+    refuse_foreign(output / _FIGURE, drawn_here, "vim-embed demo")
 
 
 def _serve_flags(device: str | None, dtype: str | None) -> list[str]:
@@ -219,7 +230,7 @@ def _write(result: Result, output: Path) -> dict[str, Path]:
     from vim_embed_client.figures.style import save
 
     paths = write(result, output)
-    paths["figure"] = output / "figure.png"
+    paths["figure"] = output / _FIGURE
     save(demo_figure(result), paths["figure"])
     return paths
 

@@ -13,7 +13,8 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from vim_embed_client.bulk.outputs import NO_SURVEY, check_output
+from vim_embed_client.bulk.output_checks import check_output
+from vim_embed_client.bulk.outputs import NO_SURVEY
 from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
 from vim_embed_client.bulk.row_shape import is_layers
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
@@ -33,6 +34,7 @@ from vim_embed_client.cli.common import (
 from vim_embed_client.cli.option_groups import GroupedCommand
 from vim_embed_client.cli.progress import showing_progress
 from vim_embed_client.cli.reading_options import checked_sources, numbers, reading_options
+from vim_embed_client.cli.written_files import OutputPath
 from vim_embed_client.client import Client
 from vim_embed_client.compression import CODINGS, Compression
 from vim_embed_client.errors import ConfigurationError, InputError
@@ -47,7 +49,7 @@ per_band = numbers(float, "0.5,0.5,0.5, a number for each band")
 @click.command(cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
+    "-o", "--output", required=True, type=OutputPath(left_out_of="paths"), metavar="FILE",
     help="File to write: .npy (ids and provenance in FILE.json), .npz, .parquet or .safetensors.",
 )  # fmt: skip
 @service_options

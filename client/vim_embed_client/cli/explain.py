@@ -9,12 +9,25 @@ import numpy as np
 from rich.markup import escape
 
 from vim_embed_client.bulk.durable_files import write_durably
+from vim_embed_client.bulk.output_checks import refuse_foreign
 from vim_embed_client.bulk.sources.options import ReadOptions
-from vim_embed_client.cli.common import RANDOM_WEIGHTS, figure_path, json_option, print_json, say
+from vim_embed_client.cli.common import RANDOM_WEIGHTS, json_option, print_json, say, sheet_path
 from vim_embed_client.cli.common import stdout as console_of_results
 from vim_embed_client.cli.reading_options import numbers, reading_options
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
 from vim_embed_client.explain.local import Explanation, explain_images
+
+
+def _arrays(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None:
+        refuse_foreign(value, _holds_attention, "vim-embed explain", "--arrays")
+    return value
+
+
+def _holds_attention(path: Path) -> bool:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {"attention", "norms", "patches"} <= set(arrays.files)
 
 
 def _block(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -26,18 +39,18 @@ def _block(ctx: click.Context, param: click.Parameter, value: str) -> int | None
         raise click.BadParameter(f"{value!r} is neither mean nor a number") from None
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.argument("paths", nargs=-1, metavar="SOURCES...")
 @click.option(
     "--model", default="vim-tiny", show_default=True, metavar="NAME[=PATH]",
     help="A Vim, as of `vim-embed-server serve`.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", metavar="FILE", callback=figure_path,
-    type=click.Path(path_type=Path, dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
+    "-o", "--output", metavar="FILE", callback=sheet_path,
+    type=OutputPath(dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
 )  # fmt: skip
 @click.option(
-    "--arrays", metavar="FILE.npz", type=click.Path(path_type=Path, dir_okay=False),
+    "--arrays", metavar="FILE.npz", callback=_arrays, type=OutputPath(dir_okay=False),
     help="Write attention and norms (images, blocks, tokens) there.",
 )  # fmt: skip
 @click.option("--sample", is_flag=True, help="Sources of the packaged Hubble picture.")

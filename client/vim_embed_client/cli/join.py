@@ -9,6 +9,7 @@ import click
 from rich.markup import escape
 
 from vim_embed_client.cli.common import json_option, print_json, say, stderr
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import OutputError
 from vim_embed_client.scoring.survey_tables import join_surveys
 
@@ -30,11 +31,11 @@ def _parquet(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     return value
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.argument("first", type=_FILE, callback=_parquet)
 @click.argument("second", type=_FILE, callback=_parquet)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), callback=_parquet,
+    "-o", "--output", required=True, type=OutputPath(), callback=_parquet,
     metavar="FILE", help="Table to write: .parquet.",
 )  # fmt: skip
 @click.option(

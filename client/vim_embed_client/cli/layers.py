@@ -20,17 +20,18 @@ from vim_embed_client.cli.common import (
     style_option,
     table_or_figure,
 )
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.scoring.layers import LayerScores, score_layers
 from vim_embed_client.scoring.mknn import PLATONIC_K
 from vim_embed_client.scoring.table_files import ResultTable, provenance_notes, write_table
 
 
-@click.command("layers")
+@click.command("layers", cls=WritingCommand)
 @click.argument("first", type=click.Path())
 @click.argument("second", type=click.Path())
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=table_or_figure,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputPath(dir_okay=False),
     help="Heat map to draw (.png, .pdf, .svg), or table (.csv, .tex, .md); may be repeated.",
 )  # fmt: skip
 @click.option(

@@ -22,6 +22,7 @@ from vim_embed_client.cli.common import (
     stdout,
     style_option,
 )
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 from vim_embed_client.scoring.pairing import pair, usable_rows
@@ -42,12 +43,12 @@ def _outputs(
     return value
 
 
-@click.command("map")
+@click.command("map", cls=WritingCommand)
 @click.argument("embeddings", type=click.Path())
 @click.argument("second", type=click.Path(), required=False)
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=_outputs,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputPath(dir_okay=False),
     help="Map to draw (.png, .pdf, .svg), or coordinates (.csv); may be repeated.",
 )  # fmt: skip
 @click.option(

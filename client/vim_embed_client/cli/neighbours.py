@@ -13,13 +13,14 @@ from rich.markup import escape
 
 from vim_embed_client.cli.common import (
     RANDOM_WEIGHTS,
-    figure_path,
     json_option,
     pairing_options,
     print_json,
     say,
+    sheet_path,
     stdout,
 )
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 from vim_embed_client.scoring.ids import below_common_folder
@@ -36,12 +37,12 @@ def _images(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return value
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.argument("first", type=click.Path())
 @click.argument("second", type=click.Path(), required=False)
 @click.option(
-    "-o", "--output", required=True, metavar="FILE", callback=figure_path,
-    type=click.Path(path_type=Path, dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
+    "-o", "--output", required=True, metavar="FILE", callback=sheet_path,
+    type=OutputPath(dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
 )  # fmt: skip
 @click.option(
     "--images", metavar="FOLDER|FILE|hf:SET", callback=_images,

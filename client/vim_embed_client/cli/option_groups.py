@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from vim_embed_client.cli.written_files import WritingCommand
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _GROUP = "_vim_embed_group"
@@ -25,7 +27,7 @@ def grouped(title: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
     return add
 
 
-class GroupedCommand(click.Command):
+class GroupedCommand(WritingCommand):
     """A command whose help has a section for each group, after the options without one."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -15,25 +15,26 @@ from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions
 from vim_embed_client.cli.common import (
-    figure_path,
     json_option,
     print_json,
     say,
     service_option,
+    sheet_path,
     stdout,
 )
 from vim_embed_client.cli.reading_options import checked_sources, reading_options
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import InputError
 from vim_embed_client.results import ModelEntry
 from vim_embed_client.scoring.ids import below_common_folder
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.argument("paths", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, metavar="FILE", callback=figure_path,
-    type=click.Path(path_type=Path, dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
+    "-o", "--output", required=True, metavar="FILE", callback=sheet_path,
+    type=OutputPath(dir_okay=False, left_out_of="paths"), help="Sheet to draw: .png, .pdf or .svg.",
 )  # fmt: skip
 @service_option(
     "Service whose model would see them: images come to its size.  [default: VIM_EMBED_URL, else "

@@ -26,6 +26,7 @@ from vim_embed_client.cli.common import (
     style_option,
 )
 from vim_embed_client.cli.remarks import other_options, remark_on_options
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.approximate import ApproximateSearch, Recall
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
@@ -73,7 +74,7 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[
     return tuple(ks)
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.argument("first", type=click.Path())
 @click.argument("second", type=click.Path())
 @click.option(
@@ -103,7 +104,7 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[
     "--id-column", default="id", show_default=True, metavar="NAME", help="Of the table's ids."
 )
 @click.option(
-    "--figure", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+    "--figure", metavar="FILE", type=OutputPath(dir_okay=False),
     callback=figure_path, help="Also draw MKNN against k: .png, .pdf or .svg.",
 )  # fmt: skip
 @style_option

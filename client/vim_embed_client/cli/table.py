@@ -24,6 +24,7 @@ from vim_embed_client.cli.common import (
     table_or_figure,
 )
 from vim_embed_client.cli.remarks import other_options, remark_on_options, warn_of_labels
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.metrics import METRICS
@@ -57,11 +58,11 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return sizes
 
 
-@click.command("table")
+@click.command("table", cls=WritingCommand)
 @click.argument("files", nargs=-1, required=True, metavar="PATTERN|MODEL:SURVEY=FILE ...")
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE", callback=table_or_figure,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputPath(dir_okay=False),
     help="Table to write (.csv, .tex, .md), or figure of score against size (.png, .pdf, .svg); "
     "may be repeated.",
 )  # fmt: skip

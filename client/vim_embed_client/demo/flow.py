@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vim_embed_client import Client, Embeddings, Provenance
+from vim_embed_client.bulk.output_checks import refuse_foreign
 from vim_embed_client.demo.stamps import (
     Sources,
     cut_stamps,
@@ -27,10 +28,13 @@ from vim_embed_client.demo.views import HYPER_SUPRIME_CAM, ground_view, to_groun
 from vim_embed_client.errors import ProvenanceChangedError
 from vim_embed_client.formats import safetensors_chunks
 from vim_embed_client.results import ModelEntry
+from vim_embed_client.scoring.embedding_files import safetensors_metadata
 from vim_embed_client.scoring.mknn import Score, curve_ks, score_curve
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
+
+_EMBEDDINGS, _SUMMARY = "embeddings.safetensors", "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +164,16 @@ def run(
     )
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ConfigurationError where `write` would replace files that it did not write."""
+    of_a_run = "sources_found"
+    for path, is_ours in (
+        (folder / _EMBEDDINGS, lambda path: of_a_run in safetensors_metadata(path)),
+        (folder / _SUMMARY, lambda path: of_a_run in json.loads(path.read_text())),
+    ):
+        refuse_foreign(path, is_ours, "vim-embed demo")
+
+
 def write(result: Result, folder: Path) -> dict[str, Path]:
     """Write embeddings.safetensors and summary.json into an existing folder; gives their paths.
 
@@ -167,8 +181,8 @@ def write(result: Result, folder: Path) -> dict[str, Path]:
     `skimage.data.hubble_deep_field()`; the metadata holds `ids` and the summary as JSON.
     """
     paths = {
-        "embeddings": folder / "embeddings.safetensors",
-        "summary": folder / "summary.json",
+        "embeddings": folder / _EMBEDDINGS,
+        "summary": folder / _SUMMARY,
     }
     summary = result.summary()
     metadata = {name: _text(value) for name, value in summary.items()}

@@ -15,6 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.figures.creator import creator
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -73,12 +74,12 @@ def styled(sheet: Path | None = None) -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a file of the path's format; text stays text in .svg and .pdf."""
+    """Write the figure, .png, .pdf or .svg; text stays text in the latter two."""
     kept = {"svg.fonttype": "none", "pdf.fonttype": 42}
     with style.context(kept):
         dpi = rcParams["savefig.dpi"]
         dpi = STYLE["savefig.dpi"] if dpi == "figure" else dpi
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=dpi, metadata=creator(path))
 
 
 def colours() -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vim_embed_client.bulk.output_checks import is_embedding_table, refuse_foreign
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.scoring.embedding_files import read_embeddings, vector_names
 from vim_embed_client.scoring.pairing import pair
@@ -46,12 +47,13 @@ def join_surveys(
 
     modes: names of the two surveys; by default those that `embed --layers --mode` gave the files.
     by_row, common: as of `pair`. Rows that both files have in one order are read a few thousand
-    at a time, else all of the second file are in memory. Raises InputError and
-    ConfigurationError.
+    at a time, else all of the second file are in memory. Raises InputError, and
+    ConfigurationError also for an output that is another's file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    refuse_foreign(output, is_embedding_table, "vim-embed join")
     ends = [read_embeddings(vector_names(str(path))[-1], by_row=by_row) for path in (first, second)]
     paired = pair(*ends, by_row=by_row, common=common)
     files = [_Survey(path, pq.ParquetFile(path)) for path in (first, second)]

@@ -37,7 +37,8 @@ from vim_embed.settings import Settings
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed.types.pixels import check_options
 from vim_embed_client.bulk.checkpoint import PartFolder
-from vim_embed_client.bulk.outputs import check_holds, check_output
+from vim_embed_client.bulk.output_checks import check_output
+from vim_embed_client.bulk.outputs import check_holds
 from vim_embed_client.bulk.part_files import Part, write_part
 from vim_embed_client.bulk.pipeline import Cursor, RowResult, alike, embedded_in_order
 from vim_embed_client.bulk.reasons import LeftOut, first_reason
@@ -54,6 +55,7 @@ from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, wi
 from vim_embed_client.cli.common import SOME_LEFT_OUT
 from vim_embed_client.cli.embed import check_combination, mode_of, per_band
 from vim_embed_client.cli.reading_options import reading_options
+from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.options import GRANULARITIES, POOLINGS
 from vim_embed_client.results import Provenance
@@ -291,10 +293,10 @@ class PartEmbedder:
         }
 
 
-@click.command()
+@click.command(cls=WritingCommand)
 @click.argument("paths", metavar="SOURCES...", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, type=Path, metavar="FILE",
+    "-o", "--output", required=True, type=OutputPath(left_out_of="paths"), metavar="FILE",
     help="FILE.parquet, .npy, .npz or .safetensors, as of `vim-embed embed`.",
 )  # fmt: skip
 @click.option("--model", help="As of `vim-embed-server serve`; else the first of VIM_EMBED_MODELS.")

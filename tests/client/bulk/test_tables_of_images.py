@@ -178,6 +178,8 @@ def test_cutouts_are_kept_with_their_flux(
     tmp_path: Path, sky: Array, name: str, embed: Embed
 ) -> None:
     path = cut_out(tmp_path, name)
+    if path.is_file():
+        cut_out(tmp_path, name)  # takes the place of the earlier one
     images = _images(path)
     assert images.shape == (8, 2, 30, 30)
     for flux, image in zip(sky, images, strict=True):
