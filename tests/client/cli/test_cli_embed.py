@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from client.fake_service import DIM, SIZE, FakeService, decode, embed_rows, refuse, wait_for
+from support.embedding_files import write_embeddings
 from vim_embed_client.cli.common import SOME_LEFT_OUT
 from vim_embed_client.cli.main import run
+from vim_embed_client.results import Provenance
 
 Run = Callable[..., int]
 
@@ -181,12 +183,13 @@ def test_fail_names_the_file_and_keeps_what_is_finished(
     bad = _damage(folder)
     only = bad[index].split("#")[0]
     out = tmp_path / "out.npy"
-    out.write_text("older")
+    write_embeddings(out, np.zeros((1, DIM), np.float32), ["a"], Provenance(model="older"))
+    older = out.read_bytes()
     assert embed(folder / "z.png", folder / "M.TIF", only, "-o", out) == 1
     told = capsys.readouterr().err
     assert f"Error: {bad[index]}: " in told
     assert "finished rows are kept" in told
-    assert out.read_text() == "older"
+    assert out.read_bytes() == older
     again = (folder / "z.png", folder / "M.TIF", only, "-o", out, "--on-error", "skip", "--json")
     assert embed(*again) == SOME_LEFT_OUT
     summary = json.loads(capsys.readouterr().out)
