@@ -170,7 +170,10 @@ class Settings(BaseSettings):
         5, ge=1, description="seconds that an idle connection stays open; more behind a proxy"
     )
     forward_timeout: float = Field(
-        120.0, gt=0, description="seconds of one forward before its worker counts as hanging"
+        120.0,
+        gt=0,
+        description="seconds of one forward before its worker counts as hanging; on a CPU, of one "
+        "that gets no processor time",
     )
     worker_restarts: int = Field(
         5, ge=0, description="failures of a worker in a row, after which it is given up"

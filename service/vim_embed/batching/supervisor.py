@@ -81,8 +81,10 @@ class Supervisor:
         seconds = worker.state.longest
         if seconds <= self.policy.slow:
             return None
-        limit = self.policy.forward
-        return f"a forward has taken {seconds:.1f} s so far; at {limit:g} s it counts as a hang"
+        limit, taken = self.policy.forward, f"a forward has taken {seconds:.1f} s so far"
+        if seconds > limit:
+            return f"{taken}, and still computes: smaller batches (--batch-rows) take less"
+        return f"{taken}; at {limit:g} s it counts as a hang"
 
     def _watch(self) -> None:
         while not self._stopping.wait(_INTERVAL):
@@ -96,8 +98,8 @@ class Supervisor:
     def _look_at(self, worker: Worker) -> None:
         state = worker.state  # the one that is looked at is the one that fails
         if worker.status == "up":
-            if state.longest > self.policy.forward:
-                limit = self.policy.forward
+            limit = self.policy.forward
+            if state.hangs(limit, computes=worker.engine.device.startswith("cpu")):
                 worker.fail(state, "hang", f"no end of a forward within {limit:g} s")
             elif not state.threads_alive and not state.ending:
                 worker.fail(state, "thread", "a worker thread ended")

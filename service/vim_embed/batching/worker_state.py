@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from vim_embed.batching.request import Slice
@@ -30,6 +31,7 @@ from vim_embed.types.model_info import CheckReport, ModelInfo
 Phase = Literal["staging", "staged", "running", "checking"]
 IN_ENGINE: tuple[Phase, ...] = ("running", "checking")
 AHEAD: tuple[Phase, ...] = ("staging", "staged")
+_COMPUTES = 0.02
 
 
 @dataclass(eq=False)
@@ -37,7 +39,8 @@ class Job:
     """What one thread is at. slices: the rows it holds. check: who waits for a comparison,
     and of which model.
 
-    since: when the phase began, in `time.monotonic()`.
+    since: when the phase began, in `time.monotonic()`. thread: of the system, whose job it is.
+    computed: seconds of processor time that the thread had had then.
     """
 
     phase: Phase
@@ -45,9 +48,22 @@ class Job:
     check: Future[CheckReport] | None = None
     model: str = ""
     since: float = field(default_factory=time.monotonic)
+    thread: int = field(default_factory=threading.get_native_id)
+    computed: float = field(default_factory=time.thread_time)
 
     def enter(self, phase: Phase) -> None:
-        self.phase, self.since = phase, time.monotonic()
+        """Called by the thread whose job it is."""
+        self.phase, self.since, self.computed = phase, time.monotonic(), time.thread_time()
+
+    def is_computing(self, now: float) -> bool:
+        """Whether the thread has had processor time for _COMPUTES of the phase, as one has that
+        shares a core with fifty others. False where the system does not tell.
+        """
+        try:
+            told = Path(f"/proc/self/task/{self.thread}/schedstat").read_text()
+        except OSError:
+            return False
+        return int(told.split()[0]) / 1e9 - self.computed >= _COMPUTES * (now - self.since)
 
     def seconds(self, now: float) -> float:
         """That it has been at work; a staged batch only waits, so that it can never hang."""
@@ -91,6 +107,17 @@ class WorkerState:
         now = time.monotonic()
         jobs = [] if self.over else list(self.jobs.values())
         return max((job.seconds(now) for job in jobs), default=0.0)
+
+    def hangs(self, limit: float, *, computes: bool) -> bool:
+        """Whether a job has been at work for longer than so many seconds.
+
+        computes: whether threads do the computing, which takes longer on a machine with other
+        work: one that computes does not hang then.
+        """
+        now = time.monotonic()
+        jobs = [] if self.over else list(self.jobs.values())
+        late = [job for job in jobs if job.seconds(now) > limit]
+        return any(not (computes and job.is_computing(now)) for job in late)
 
     @property
     def threads_alive(self) -> bool:

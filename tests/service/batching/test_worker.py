@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -173,6 +174,31 @@ def test_a_forward_that_hangs_is_left_behind() -> None:
             stuck.future.result(20)
         assert_right(waiting)  # what had waited in the queue was not lost
         released.set()
+        assert_right(submit(queue, seed=3))
+
+
+def busy_until(released: threading.Event) -> None:
+    while not released.is_set():
+        sum(range(10_000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a thread's processor time")
+@pytest.mark.parametrize(("device", "hangs"), [("cpu", False), ("cuda:0", True)])
+def test_who_computes_hangs_on_a_gpu_alone(device: str, hangs: bool) -> None:
+    """A busy machine makes a CPU slow; a thread that waits for a GPU may spin for ever."""
+    engine, released = BreakableEngine(device=device), threading.Event()
+    with batching(engine, policy=HASTY) as queue:
+        engine.fault = once(lambda: busy_until(released), engine)
+        late = submit(queue, seed=1)
+        if hangs:
+            with pytest.raises(WorkerFailed, match=r"no end of a forward within 0\.3 s"):
+                late.future.result(60)
+        else:
+            until(lambda: queue.workers[0].state.longest > 3 * HASTY.forward)
+        released.set()
+        if not hangs:
+            assert_right(late)
+        until(lambda: engine.restarts == hangs)
         assert_right(submit(queue, seed=3))
 
 
