@@ -3,6 +3,7 @@ black or of one colour."""
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +17,16 @@ _FIX = "so that a model sees little: `vim-embed preview` shows it under other --
 
 
 class Clipped(NamedTuple):
-    """Shares of an image's pixels: black has all three channels 0, white has one at 255."""
+    """Shares of an image's pixels: black has all bands 0, white has one at 255."""
 
     black: float
     white: float
 
 
 def clipped(pixels: NDArray[np.uint8]) -> Clipped:
-    """Of (3, H, W) RGB."""
-    red, green, blue = pixels  # a reduction over them is forty times slower where H, W, 3 lie so
-    most = np.maximum(np.maximum(red, green), blue)
+    """Of (bands, H, W)."""
+    # Band by band: numpy's reduction is forty times slower where memory has them as H, W, bands.
+    most = reduce(np.maximum, pixels)
     black = most.size - np.count_nonzero(most)
     white = np.count_nonzero(most == 255)
     return Clipped(black / most.size, white / most.size)
