@@ -164,14 +164,18 @@ def run(
     )
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ConfigurationError where `write` would replace files that it did not write."""
+def check_folder(folder: Path) -> bool:
+    """Whether an earlier run wrote its embeddings there.
+
+    Raises ConfigurationError where `write` would replace files that it did not write.
+    """
     of_a_run = "sources_found"
     for path, is_ours in (
         (folder / _EMBEDDINGS, lambda path: of_a_run in safetensors_metadata(path)),
         (folder / _SUMMARY, lambda path: of_a_run in json.loads(path.read_text())),
     ):
         refuse_foreign(path, is_ours, "vim-embed demo")
+    return (folder / _EMBEDDINGS).exists()
 
 
 def write(result: Result, folder: Path) -> dict[str, Path]:

@@ -18,8 +18,10 @@ from support.embedding_files import write_embeddings
 from vim_embed.cli import main as server
 from vim_embed_client.cli.main import COMMANDS, cli, run
 from vim_embed_client.cli.written_files import OutputPath, WritingCommand
+from vim_embed_client.demo.flow import check_folder
 from vim_embed_client.figures.creator import drawn_here
 from vim_embed_client.figures.style import save
+from vim_embed_client.formats import safetensors_chunks
 from vim_embed_client.results import Provenance
 
 CSV = b"id,z\n0,0.1\n"
@@ -200,3 +202,14 @@ def test_every_command_that_writes_is_guarded(name: str) -> None:
         if flags & set(param.opts):
             assert isinstance(param.type, OutputPath), param
             assert isinstance(command, WritingCommand)
+
+
+def test_a_figure_beside_what_the_demo_wrote_is_the_demos(here: Path) -> None:
+    """Also one that was drawn before figures had a mark."""
+    folder = here / "drawn"
+    assert not check_folder(folder)
+    rows = np.zeros((1, 2), np.float32)
+    (folder / "embeddings.safetensors").write_bytes(
+        b"".join(safetensors_chunks({"space": rows}, {"sources_found": "1"}))
+    )
+    assert check_folder(folder)
