@@ -111,7 +111,7 @@ def _has_sidecar(path: Path) -> bool:
 
 def _has_metadata(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive, archive.open(f"{METADATA}.npy") as member:
-        return _PROVENANCE in json.loads(str(np.lib.format.read_array(member)))
+        return _PROVENANCE in json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
 
 
 def _has_header(path: Path) -> bool:
