@@ -184,6 +184,7 @@ def test_a_small_request_is_not_stuck_behind_large_ones(dtype: str) -> None:
         np.testing.assert_array_equal(result(small), expected(rows(3, 7).astype(dtype)))
         for seed, request in enumerate(large):
             np.testing.assert_array_equal(result(request), expected(rows(512, seed)))
+    assert len(done) == 7  # after the drain: a result wakes who waits before it calls anyone
     assert done[0] <= 4
     assert min(done[1:]) >= 512 // engine.batch_rows("arithmetic", (3, 8, 8))
     assert len(engine.batches) >= 6 * 512 // engine.batch_rows("arithmetic", (3, 8, 8))

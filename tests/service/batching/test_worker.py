@@ -332,6 +332,7 @@ def test_a_batch_that_was_only_staged_outlives_its_worker() -> None:
             assert_right(request)
         assert engine.restarts == 1
         assert engine.rows == 32  # each of them once
+        until(lambda: len(order) == 2)  # a result wakes who waits for it before it calls anyone
         assert order == [staged, behind]
 
 
