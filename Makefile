@@ -46,6 +46,7 @@ help:
 	@echo "make lint-workflows  the workflows; make lint-deploy: scripts and units"
 	@echo "make audit           known faults in the pinned packages (DATABASE=all.zip: without a network)"
 	@echo "make site            the documentation as a site, in build/site; make site-versions: of every release"
+	@echo "make tutorial-pictures   draw the pictures of the tutorial anew, by its own commands"
 	@echo "make docs            write the tables and openapi.json of the documentation anew"
 
 $(BIN)/python:
@@ -185,6 +186,11 @@ idle-soak: $(VENV)/.installed-dev
 .PHONY: docs
 docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/generate_docs.py
+
+# Of vim-micro's weights: after `make train`, and after changes of figures.
+.PHONY: tutorial-pictures
+tutorial-pictures: $(VENV)/.installed-dev
+	PYTHONPATH=tests:scripts $(BIN)/python scripts/tutorial_pictures.py
 
 # The documentation as a site, in build/site; REPOSITORY_URL: where links to the code lead.
 # site-versions: that of every tag too, with a choice of version, in build/pages.

@@ -1,7 +1,7 @@
 """The code blocks of the documentation, and how they are run as a reader would.
 
 Bash blocks run in a shell. Python blocks of one page share one interpreter, in order. A bash block
-that ends by serving is ended once the server is ready.
+that ends by serving is ended once the server is ready, or serves the blocks behind it.
 """
 
 from __future__ import annotations
@@ -82,14 +82,17 @@ def blocks_of(path: Path, root: Path) -> list[Block]:
 class Reader:
     """Runs the blocks of one page in `folder`. Close it, or use it in a `with`.
 
-    url: of the server that stands for the one the pages talk of. env: of every process. The pages'
-    /data/ is the folder's own data/.
+    url: of the server that stands for the one the pages talk of; None: a block that serves starts
+    it, and it serves until another block does. env: of every process. The pages' /data/ is the
+    folder's own data/.
     """
 
-    def __init__(self, folder: Path, url: str, env: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, url: str | None, env: Mapping[str, str]) -> None:
         self._folder = folder
-        self._url = url
-        self._env = {**os.environ, **env, "VIM_EMBED_URL": url}
+        self._keeps_servers = url is None
+        self._server: subprocess.Popen[bytes] | None = None
+        self._url = DOCUMENTED_URL if url is None else url
+        self._env = {**os.environ, **env, "VIM_EMBED_URL": self._url}
         self._env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._python: subprocess.Popen[str] | None = None
         self._answers = -1
@@ -103,6 +106,7 @@ class Reader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._end_server()
         if self._python is not None:
             self._python.kill()
             self._python.wait()
@@ -135,18 +139,28 @@ class Reader:
             raise BlockFailed(f"{block.name} ended with {status}\n{log.read_text()}")
 
     def _run_server(self, block: Block, code: str) -> None:
-        """Start what serves, wait until it is ready, and end it as an operator would."""
+        """Start what serves, wait until it is ready, and end it as an operator would.
+
+        A server that is kept is ended when another block serves, or with the page.
+        """
+        self._end_server()
         port = _free_port()
         code = _PORT.sub(f"--port {port}", code)
         log = self._folder / ".server.log"
         with log.open("w") as file:
-            server = self._start_bash(code, file.fileno(), VIM_EMBED_PORT=str(port))
-            try:
-                ready = _until_ready(server, f"http://127.0.0.1:{port}")
-            finally:
-                _end(server)
+            server = self._server = self._start_bash(code, file.fileno(), VIM_EMBED_PORT=str(port))
+            ready = _until_ready(server, f"http://127.0.0.1:{port}")
+        if self._keeps_servers and ready:
+            self._url = self._env["VIM_EMBED_URL"] = f"http://127.0.0.1:{port}"
+        else:
+            self._end_server()
         if not ready:
             raise BlockFailed(f"{block.name} did not become ready\n{log.read_text()}")
+
+    def _end_server(self) -> None:
+        if self._server is not None:
+            _end(self._server)
+            self._server = None
 
     def _start_bash(self, code: str, output: int, **env: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
