@@ -1,4 +1,4 @@
-"""Whether a tag may be released: the version of the package, of the image and of the changelog.
+"""Whether a tag may be released: the version of package, image, CITATION.cff and changelog.
 
     python scripts/release_check.py v1.0.0
 
@@ -25,6 +25,9 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
     image = re.search(r"^ARG VERSION=(.*)$", (root / "Dockerfile").read_text(), re.MULTILINE)
     if image is None or image[1] != version:
         found.append(f"the Dockerfile has VERSION={image[1] if image else None}")
+    cited = re.search(r"^version: *(.*?) *$", (root / "CITATION.cff").read_text(), re.MULTILINE)
+    if cited is None or cited[1].strip("'\"") != version:
+        found.append(f"CITATION.cff has version {cited[1] if cited else None}")
     section = re.search(r"^## (.*)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     title = section[1] if section else ""
     if not re.fullmatch(rf"{re.escape(version)} \(\d{{4}}-\d{{2}}-\d{{2}}\)", title):

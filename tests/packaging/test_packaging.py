@@ -107,18 +107,27 @@ def test_a_platform_wheel_carries_the_prebuilt_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "title", "wrong"),
+    ("tag", "cited", "title", "wrong"),
     [
-        ("v1.2.3", "1.2.3 (2026-12-01)", []),
-        ("v1.2.3", "1.2.3 (unreleased)", ["the changelog begins with"]),
-        ("v1.2.4", "1.2.3 (2026-12-01)", ["pyproject.toml has", "the Dockerfile has", "changelog"]),
+        ("v1.2.3", "version: 1.2.3", "1.2.3 (2026-12-01)", []),
+        ("v1.2.3", 'version: "1.2.3"', "1.2.3 (2026-12-01)", []),
+        ("v1.2.3", "version: 1.2.3", "1.2.3 (unreleased)", ["the changelog begins with"]),
+        ("v1.2.3", "version: 1.2.2", "1.2.3 (2026-12-01)", ["CITATION.cff has version 1.2.2"]),
+        ("v1.2.3", "license: MIT", "1.2.3 (2026-12-01)", ["CITATION.cff has version None"]),
+        (
+            "v1.2.4",
+            "version: 1.2.3",
+            "1.2.3 (2026-12-01)",
+            ["pyproject.toml has", "the Dockerfile has", "CITATION.cff has", "changelog"],
+        ),
     ],
 )
 def test_a_tag_is_released_with_its_version_everywhere(
-    tmp_path: Path, tag: str, title: str, wrong: list[str]
+    tmp_path: Path, tag: str, cited: str, title: str, wrong: list[str]
 ) -> None:
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
     (tmp_path / "Dockerfile").write_text("ARG VERSION=1.2.3\n")
+    (tmp_path / "CITATION.cff").write_text(f"cff-version: 1.2.0\n{cited}\nlicense: MIT\n")
     (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## {title}\n\n- Something.\n")
     found = problems(tag, tmp_path)
     assert len(found) == len(wrong)
