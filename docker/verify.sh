@@ -2,7 +2,7 @@
 # Builds the cpu image with one command and proves it: values, SIGTERM under load, faults, no network, monitoring.
 #   docker/verify.sh                      WHEELS=DIR docker/verify.sh  (ready wheels, e.g. CPU torch)
 #   docker/verify.sh serving offline      some of the parts (the image is always built)
-# Needs docker with compose and a Python that has vim-embed[service] (PYTHON=.venv/bin/python).
+# Needs docker with compose and a Python that has vim-embed with the extra service (PYTHON=.venv/bin/python).
 # Exit code 77: there is no Docker engine here, nothing was tried.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -44,7 +44,11 @@ NOT_RUN = {
     ("README.md", "cp .env.example .env          # every line is optional"): (
         "needs Docker and a GPU; make container-test"
     ),
-    ("README.md", 'pip install platonic-universe "polars<2" vim-embed   # 1. beside each other'): (
+    (
+        "README.md",
+        'pip install . platonic-universe "polars<2"           '
+        "# 1. beside each other, in this folder",
+    ): (
         "installs from the package index and downloads a survey; "
         "tests/client/platonic runs the rest"
     ),
@@ -82,7 +86,7 @@ NOT_RUN = {
     ): "needs a run's table; the tests in the real host compare the digests",
     ("docs/v2.md", 'pip install "tritonclient[http]"'): "installs from the package index",
     ("docs/v2.md", "import numpy as np"): "tests/service/http/test_v2_docs.py runs it",
-    ("docs/ray.md", 'pip install -c constraints.txt "vim-embed[service,ray]"'): (
+    ("docs/ray.md", 'pip install -c constraints.txt ".[service,ray]"'): (
         "needs Ray and a GPU; make ray-test runs a cluster"
     ),
     ("docs/ray.md", "docker build --build-arg EXTRAS=service,otel,ray -t vim-embed:gpu ."): (
