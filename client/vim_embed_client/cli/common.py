@@ -49,13 +49,16 @@ def pairing_options(command: F) -> F:
     The command gets the first four as `pairing`, keywords of `pair`.
     """
     by_row = click.option(
-        "--by-row", is_flag=True, help="Pair rows by position, whatever the ids say."
+        "--by-row",
+        is_flag=True,
+        help="Take row i of both files for the same source, whatever the ids say.",
     )
     common = click.option(
         "--common", is_flag=True, help="Keep the sources that both files have, by their ids."
     )
     match = match_option(
-        "Pair the rows whose positions are each other's nearest within this angle, such as 1arcsec."
+        "Pair the rows whose positions on the sky are each other's nearest within this angle, such "
+        "as 1arcsec."
     )
     pairs = click.option(
         "--pairs", metavar="TABLE[:ONE,TWO]",

@@ -42,7 +42,11 @@ def _parquet(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     "--modes", metavar="A,B", callback=_modes,
     help="Names of the two surveys, such as hsc,jwst.  [default: those of embed --mode]",
 )  # fmt: skip
-@click.option("--by-row", is_flag=True, help="Pair rows by position, whatever the ids say.")
+@click.option(
+    "--by-row",
+    is_flag=True,
+    help="Take row i of both files for the same source, whatever the ids say.",
+)
 @click.option("--common", is_flag=True, help="Keep the sources that both files have, by their ids.")
 @json_option
 def join(

@@ -14,7 +14,6 @@ _ROW = re.compile(r"#\d+$")
 # Of a file and of its compression; the 7 of J1234+56.7 is no ending.
 _ENDING = re.compile(r"(?<=[^/])\.[A-Za-z]\w{0,8}(\.(gz|fz|bz2|xz|zst|Z))?$")
 _SHOWN = 5
-_BY_ROW = ", or pair rows by position with --by-row"
 
 
 def id_texts(values: Iterable[Any]) -> list[str | None]:
@@ -43,13 +42,13 @@ def complete(ids: Sequence[str | None], where: str) -> list[str]:
     missing = [row for row, name in enumerate(ids) if name is None]
     if missing:
         raise InputError(
-            f"{where}: {counted(missing)} no id (null): give each row one, or pair rows by "
-            "position with --by-row"
+            f"{where}: {counted(missing)} no id (null): give each row one; --by-row leaves ids "
+            "out, and takes row i of two files for the same source"
         )
     return [name for name in ids if name is not None]
 
 
-def refuse_repeats(names: Sequence[str], where: str, *, or_else: str = _BY_ROW) -> None:
+def refuse_repeats(names: Sequence[str], where: str, *, or_else: str = "") -> None:
     """Raise InputError, naming the rows, where an id stands for several of them."""
     times = Counter(names)
     if len(times) == len(names):

@@ -27,13 +27,18 @@ def by_position(
     radius: arcseconds. Raises ConfigurationError where a file has no positions, InputError where
     fewer than two match.
     """
-    found = mutual_matches(_positions(first), _positions(second), radius)
+    found = mutual_positions(first, second, radius)
     if len(found.first) < _LEAST:
         raise InputError(
             f"{len(found.first)} sources of {first.label} and {second.label} lie within "
             f"{radius:g} arcsec of each other: are both of one field? A wider --match takes more"
         )
     return found.first, found.second, _told(first, second, found, radius)
+
+
+def mutual_positions(first: EmbeddingFile, second: EmbeddingFile, radius: float) -> Matches:
+    """Rows of either that are each other's nearest. Raises ConfigurationError without positions."""
+    return mutual_matches(_positions(first), _positions(second), radius)
 
 
 def row_matches(file: EmbeddingFile, table: Table, radius: float) -> Array:
@@ -63,6 +68,7 @@ def by_table(
     names = named.column.split(",") if named.column else table.names[:2]
     if len(names) != 2:
         raise ConfigurationError(f"{argument} needs two columns: ids of the one and of the other")
+    table.require(names)
     columns = [id_texts(None if v == "" else v for v in table[name]) for name in names]
     pairs = [pair for pair in zip(*columns, strict=True) if None not in pair]
     places = []

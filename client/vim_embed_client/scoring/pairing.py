@@ -12,8 +12,10 @@ from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.ids import below_common_folder, refuse_repeats, without_endings
 from vim_embed_client.scoring.matching import by_position, by_table, unmatched
+from vim_embed_client.scoring.pairing_ways import OPTIONS, ways
 
 _PER_BLOCK = 2**24
+_LEAST = 2
 
 
 class Pairing(NamedTuple):
@@ -32,6 +34,7 @@ def pair(
     common: bool = False,
     match: float | None = None,
     pairs: str | None = None,
+    offered: tuple[str, ...] = OPTIONS,
 ) -> Pairing:
     """The files with the rows of `second` in the order of `first`.
 
@@ -40,7 +43,8 @@ def pair(
     so that `hst/7.fits.gz` and `hsc/7.png` are. Without ids on both sides, or with `by_row`, rows
     go by position. common: keep the sources that both have. match: pair the rows whose positions
     on the sky, columns beside the embeddings, are each other's nearest within so many arcseconds.
-    pairs: a table of ids of the one and of the other file (see `by_table`). Raises InputError
+    pairs: a table of ids of the one and of the other file (see `by_table`). offered: the options
+    that a message may name. Raises InputError
     where the files do not hold the same sources, or an id stands for several rows.
     """
     if match is not None or pairs is not None:
@@ -48,23 +52,25 @@ def pair(
         return Pairing(first.take(found[0]), second.take(found[1]), found[2])
     if by_row or first.ids is None or second.ids is None:
         if len(first) != len(second):
-            raise InputError(_different_lengths(first, second))
+            raise InputError(_different_lengths(first, second, offered))
         return Pairing(first, second, "by row")
     how, mine, theirs = _names(first.ids, second.ids)
-    for file, names in ((first, mine), (second, theirs)):
-        refuse_repeats(names, file.label)
-    if mine == theirs:
-        return Pairing(first, second, how)
     places = {name: row for row, name in enumerate(theirs)}
     shared = [row for row, name in enumerate(mine) if name in places]
-    if not common and not len(shared) == len(mine) == len(theirs):
-        raise InputError(_disagreement(mine, theirs))
-    if len(shared) < 2:
+    for file, names in ((first, mine), (second, theirs)):
+        if len(set(names)) != len(names):
+            others = ways(first, second, shared=0, offered=offered)
+            refuse_repeats(names, file.label, or_else=f", or {others}")
+    if mine == theirs:
+        return Pairing(first, second, how)
+    whole = len(shared) == len(mine) == len(theirs)
+    if len(shared) < _LEAST or not (common or whole):
         raise InputError(
-            f"{first.label} and {second.label} have {len(shared)} sources in common: "
-            f"{_examples(mine, theirs)}; pair rows by position with --by-row"
+            f"{first.label} and {second.label} name different sources "
+            f"({_examples(mine, theirs)}): "
+            f"{ways(first, second, shared=len(shared), offered=offered)}"
         )
-    if not len(shared) == len(mine) == len(theirs):
+    if not whole:
         how += f"; {unmatched(first, second, len(shared))}"
     return Pairing(first.take(shared), second.take([places[mine[row]] for row in shared]), how)
 
@@ -133,24 +139,25 @@ def _usable(file: EmbeddingFile) -> NDArray[np.bool_]:
     return np.concatenate([np.isfinite(b).all(axis=1) & (b != 0).any(axis=1) for b in blocks])
 
 
-def _different_lengths(first: EmbeddingFile, second: EmbeddingFile) -> str:
-    fix = "leave out what one of them lacks, or give files with ids, as `vim-embed embed` writes"
+def _different_lengths(
+    first: EmbeddingFile, second: EmbeddingFile, offered: tuple[str, ...]
+) -> str:
+    shared = 0
     if first.ids is not None and second.ids is not None:
-        fix = "leave out --by-row to pair them by their ids"
+        _, mine, theirs = _names(first.ids, second.ids)
+        shared = len(set(mine) & set(theirs))
+    fix = ways(first, second, shared=shared, offered=offered)
+    if shared == len(first) or shared == len(second):
+        fix = f"leave out --by-row to pair them by their ids; {fix}"
     return (
-        f"{first.label} and {second.label} have {len(first)} and {len(second)} rows, and row i of "
-        f"both must be the same source: {fix}"
-    )
-
-
-def _disagreement(mine: Sequence[str], theirs: Sequence[str]) -> str:
-    return (
-        f"the files name different sources ({_examples(mine, theirs)}); keep those that both "
-        "have with --common, or pair rows by position with --by-row"
+        f"{first.label} and {second.label} have {len(first):,} and {len(second):,} rows, and row i "
+        f"of both must be the same source: {fix}"
     )
 
 
 def _examples(mine: Sequence[str], theirs: Sequence[str]) -> str:
     only_mine, only_theirs = set(mine) - set(theirs), set(theirs) - set(mine)
     examples = ", ".join(sorted(only_mine)[:2] + sorted(only_theirs)[:2])
-    return f"{len(only_mine)} only in the first, {len(only_theirs)} only in the second: {examples}"
+    return (
+        f"{len(only_mine):,} only in the first, {len(only_theirs):,} only in the second: {examples}"
+    )

@@ -55,7 +55,7 @@ def join_surveys(
 
     refuse_foreign(output, is_embedding_table, "vim-embed join")
     ends = [read_embeddings(vector_names(str(path))[-1], by_row=by_row) for path in (first, second)]
-    paired = pair(*ends, by_row=by_row, common=common)
+    paired = pair(*ends, by_row=by_row, common=common, offered=("--common", "--by-row"))
     files = [_Survey(path, pq.ParquetFile(path)) for path in (first, second)]
     names = _columns(files, modes)
     fields = [

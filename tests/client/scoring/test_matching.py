@@ -198,3 +198,41 @@ def test_a_kept_column_colours_a_map(tmp_path: Path, ending: str, capsys: Any) -
     path = survey(tmp_path / f"hsc{ending}", field, 0)
     points = _json(capsys, "map", str(path), "--colour", "truth")["points"]
     assert [point["colour"] for point in points] == field.truth[0].tolist()
+
+
+def test_errors_offer_what_would_pair_the_rows(surveys: Field, capsys: Any) -> None:
+    """By what the files hold: ids in common, positions near each other, as many rows."""
+    away = simulated(20, -40)
+    survey(Path("away.parquet"), away, 1)
+    fewer = read_embeddings("hst.parquet").take(slice(5, None))
+    columns = {name: list(surveys.places[1][place][5:]) for place, name in enumerate(("ra", "dec"))}
+    provenance = Provenance(model="m")
+    write_embeddings(Path("fewer.parquet"), fewer.embeddings, fewer.ids or [], provenance, columns)
+    write_embeddings(Path("bare.parquet"), fewer.embeddings, fewer.ids or [], provenance)
+    found = len(mutual_matches(*surveys.places, 1.0).first)
+    match, row, common, anew = "--match 1arcsec", "--by-row takes", "--common", "embed them again"
+    wanted: dict[tuple[str, str], set[str]] = {
+        ("hsc.parquet", "hst.parquet"): {match, row},
+        ("hsc.parquet", "fewer.parquet"): {match},
+        ("hst.parquet", "fewer.parquet"): {match, common},
+        ("hst.parquet", "bare.parquet"): {common},
+        ("hsc.parquet", "bare.parquet"): {anew},
+        ("hsc.parquet", "away.parquet"): {row},
+    }
+    commands = {
+        "score": ["score", "{0}", "{1}"],
+        "layers": ["layers", "{0}", "{1}"],
+        "compare": ["compare", "m={0},{1}", "n={0},{1}"],
+        "table": ["table", "m:a={0}", "m:b={1}"],
+        "map": ["map", "{0}", "{1}", "-o", "m.png"],
+        "neighbours": ["neighbours", "{0}", "{1}", "-o", "n.png"],
+        "join": ["join", "{0}", "{1}", "-o", "j.parquet", "--modes", "a,b"],
+    }
+    for files, offered in wanted.items():
+        for name, command in commands.items():
+            assert run([part.format(*files) for part in command]) == 1, (name, files)
+            told = " ".join(capsys.readouterr().err.split())
+            here = offered - {match} or {anew} if name == "join" else offered
+            assert {one for one in (match, row, common, anew) if one in told} == here, told
+    run(["score", "hsc.parquet", "hst.parquet"])
+    assert f"pairs {found:,} rows by their positions on the sky" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_all_models_are_scored_on_the_sources_that_all_have(
     about = json.loads(path.with_suffix(".npy.json").read_text())
     path.with_suffix(".npy.json").write_text(json.dumps(about | {"ids": about["ids"][10:]}))
     assert run(["table", PATTERN, *OPTIONS]) == 1
-    assert "keep those that both have with --common" in " ".join(capsys.readouterr().err.split())
+    assert "--common keeps the " in " ".join(capsys.readouterr().err.split())
     assert run(["table", PATTERN, *OPTIONS, "--common", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["scores"]
     both = [row for row in rows if {row["first"], row["second"]} == {"hsc", "jwst"}]
