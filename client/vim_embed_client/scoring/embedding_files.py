@@ -18,6 +18,7 @@ from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, parse_safetensors
 from vim_embed_client.scoring.ids import complete, id_texts
 from vim_embed_client.scoring.parquet import ParquetColumns
+from vim_embed_pixels.spelling import absent, listed
 from vim_embed_pixels.surveys import HEAD
 
 _NAMES = ("embedding", "embeddings")
@@ -188,7 +189,7 @@ def _read_npy(path: Path, name: str | None) -> _Contents:
     about = read_sidecar(path)
     layers = about.get("layers", [])
     if name is not None and name not in layers:
-        told = f"has no layer {name!r}, but {', '.join(layers)}" if layers else "holds one array"
+        told = f"has {absent([name], layers, 'layer')}" if layers else "holds one array"
         raise ConfigurationError(f"{path} {told}: leave out :{name}")
     array = np.load(path, mmap_mode="r" if layers else None, allow_pickle=False)
     if layers:
@@ -247,7 +248,7 @@ def _read_parquet(path: Path, name: str | None) -> _Contents:
     columns = ParquetColumns(path)
     if name is None and not columns:
         raise ConfigurationError(
-            f"{path} has no column of vectors, but {', '.join(columns.others())}: a row's "
+            f"{path} has no column of vectors, but {listed(columns.others())}: a row's "
             "embedding is a list of numbers in one column"
         )
     return _Contents(_choose(columns, name, path), columns.ids(), columns.about())
@@ -256,7 +257,7 @@ def _read_parquet(path: Path, name: str | None) -> _Contents:
 def _choose(arrays: Mapping[str, Array], name: str | None, path: Path) -> Array:
     if name is not None:
         if name not in arrays:
-            raise ConfigurationError(f"{path} has no {name!r}, but {', '.join(arrays)}")
+            raise ConfigurationError(f"{path} has {absent([name], list(arrays), 'array')}")
         return arrays[name]
     named = [key for key in _NAMES if key in arrays]
     candidates = named or _tables(arrays)

@@ -11,6 +11,7 @@ from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.angles import astropy
 from vim_embed_client.sky.tables import Table
+from vim_embed_pixels.spelling import absent, listed
 
 # Right ascension and declination as the large catalogues and tools call them, in small letters.
 _NAMES = (
@@ -46,10 +47,13 @@ def position_columns(
         own = [_column(table, name) for name in names]
         if own[0] is not None and own[1] is not None:
             return own[0], own[1]
-    wanted = f"columns {given[0]!r} and {given[1]!r}" if given else "positions that are known"
+    fix = "name those of right ascension and declination with --position RA,DEC"
+    if given:
+        columns = zip(given, own, strict=True)
+        missing = [name.partition("[")[0] for name, column in columns if column is None]
+        raise ConfigurationError(f"{table.path} has {absent(missing, table.names)}: {fix}")
     raise ConfigurationError(
-        f"{table.path} has no {wanted}, but the columns {', '.join(table.names)}: name those of "
-        "right ascension and declination with --position RA,DEC"
+        f"{table.path} has no positions that are known, but {listed(table.names)}: {fix}"
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.sky.hats import hats_columns, is_hats
 from vim_embed_pixels.fits import library
+from vim_embed_pixels.spelling import absent
 
 _FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.bz2")
 _VOTABLE = (".vot", ".votable", ".xml", ".vot.gz")
@@ -94,13 +95,16 @@ class Table:
             return _numbers(values) or [None if v is None else str(v) for v in values]
         return [v if v is None or isinstance(v, (bool, int, float)) else str(v) for v in values]
 
+    def require(self, names: Iterable[str]) -> None:
+        """Raise ConfigurationError, naming them, for those that are not there."""
+        if missing := [name for name in names if self.find(name) is None]:
+            raise ConfigurationError(f"{self.path} has {absent(missing, self.names)}")
+
     def __getitem__(self, name: str) -> list[Any]:
         """Its values, one a row. Raises ConfigurationError if it is not there."""
         own = self.find(name)
         if own is None:
-            raise ConfigurationError(
-                f"{self.path} has no column {name!r}, but {', '.join(self._columns)}"
-            )
+            raise ConfigurationError(f"{self.path} has {absent([name], self.names)}")
         try:
             return self._columns[own].read()
         except (ConfigurationError, InputError):

@@ -199,3 +199,50 @@ def test_killed_at_ten_random_points(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(columns["z"], 0.1 + 0.1 * np.arange(rows), atol=1e-3)
     np.testing.assert_allclose(columns["ra"], galaxies.ra)
+
+
+_MISSPELT: dict[str, tuple[list[str], str]] = {
+    "one of a position": (
+        ["--position", "ra_deg,DE"],
+        "no column 'ra_deg' (did you mean 'RA_deg1'?), but id, RA_deg1",
+    ),
+    "the other, with a unit": (
+        ["--position", "RA_deg1,DEC[deg]"],
+        "no column 'DEC' (did you mean 'DE'?), but id,",
+    ),
+    "both": (
+        ["--position", "RAdeg,XYZ"],
+        "no columns 'RAdeg' (did you mean 'RA_deg1'?) and 'XYZ', but id,",
+    ),
+    "two that are kept": (
+        ["--position", "RA_deg1,DE", "--keep", "z,zphott,MAG"],
+        "no columns 'zphott' (did you mean 'zphot'?) and 'MAG' (did you mean 'mag_g'?), but id,",
+    ),
+    "ids": (
+        ["--position", "RA_deg1,DE", "--keep", "z", "--id-column", "idd"],
+        "no column 'idd' (did you mean 'id'?), but id, RA_deg1, DE, z, zphot, mag_g",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["embed", "preview", "cutout"])
+@pytest.mark.parametrize("case", _MISSPELT)
+def test_the_column_that_is_not_there_is_named(
+    sky: tuple[Path, Galaxies],
+    service_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    case: str,
+    command: str,
+) -> None:
+    """It alone, and the nearest that is there."""
+    given, message = _MISSPELT[case]
+    monkeypatch.chdir(sky[0])
+    monkeypatch.setenv("VIM_EMBED_URL", service_url)
+    Path("cat.csv").write_text("id,RA_deg1,DE,z,zphot,mag_g\n1,150,2,0,0,20\n")
+    out = {"embed": "o.npy", "preview": "o.png", "cutout": "o.h5"}[command]
+    given = ["--catalogue", "cat.csv", "--size", "3arcsec", *given, "-o", out]
+    assert run([command, "tile.fits", *given]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"cat.csv has {message}" in told
+    assert "--on-error" not in told

@@ -276,7 +276,7 @@ def test_an_array_of_many_is_chosen_by_name(tmp_path: Path) -> None:
     assert found.ids == ["a", "b", "c"]
     with pytest.raises(ConfigurationError, match="space, ground: choose one with"):
         read_embeddings(str(path))
-    with pytest.raises(ConfigurationError, match="has no 'sky', but space, ground"):
+    with pytest.raises(ConfigurationError, match="has no array 'sky', but space, ground"):
         read_embeddings(f"{path}:sky")
 
 
@@ -289,7 +289,7 @@ def test_a_table_of_platonic_universe_is_read_by_column(tmp_path: Path) -> None:
     found = read_embeddings(f"{path}:vim_tiny_hsc")
     np.testing.assert_array_equal(found.embeddings, rows)
     assert found.ids is None
-    with pytest.raises(ConfigurationError, match="has no 'z', but vim_tiny_hsc"):
+    with pytest.raises(ConfigurationError, match="has no array 'z', but vim_tiny_hsc"):
         read_embeddings(f"{path}:z")
 
 
@@ -325,9 +325,13 @@ def test_rows_are_paired_by_id(first: Any, second: Any, order: list[int]) -> Non
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("abc", "abd", r"1 only in the first, 1 only in the second: c, d\); keep .* --common"),
+        ("abc", "abd", r"1 only in the first, 1 only in the second: c, d\): --common keeps the 2 "),
+        ("abc", "xyz", r"b, x, y\): --by-row takes row i of both for the same source"),
+        ("abc", "vwxyz", r"v, w\): embed them again with --id-column"),
+        ("abc", "cxyz", r"x, y\): embed them again with --id-column"),
         ("abc", "abb", "the id b stands for several rows .* --by-row"),
         ("aac", "aca", "the id a stands for several rows .* --by-row"),
+        ("abc", "abcc", "the id c stands for several rows .* or embed them again"),
         ("abc", "abcd", "0 only in the first, 1 only in the second: d"),
     ],
 )
@@ -340,10 +344,13 @@ def test_sources_in_common_are_kept() -> None:
     one, two, _ = pair(named(["a", "b", "c", "d"]), named(["d", "x", "b"]), common=True)
     assert (one.ids, two.ids) == (["b", "d"], ["b", "d"])
     assert (one.embeddings[:, 0].tolist(), two.embeddings[:, 0].tolist()) == ([1, 3], [2, 0])
-    with pytest.raises(InputError, match="1 sources in common"):
+    with pytest.raises(InputError, match=r"a, c\): --by-row takes row i"):
         pair(named(["a", "b"]), named(["b", "c"]), common=True)
-    with pytest.raises(InputError, match=r"3 and 2 rows, .* leave out --by-row"):
+    with pytest.raises(InputError, match=r"3 and 2 rows, .* leave out --by-row") as told:
         pair(named(["a", "b", "c"]), named(["a", "b"]), by_row=True)
+    assert "--common keeps the 2 sources" in str(told.value)
+    with pytest.raises(InputError, match=r"3 and 2 rows, .* embed them again"):
+        pair(named(["a", "b", "c"]), named(["x", "y"]), by_row=True)
 
 
 def test_rows_without_a_direction_are_named_or_dropped() -> None:

@@ -15,6 +15,7 @@ from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, ReadOptions
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped, encoded_item, file_size
 from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
+from vim_embed_pixels.spelling import absent
 
 _FAR = ("hf://", "http://", "https://", "s3://", "gs://", "gcs://")
 
@@ -26,7 +27,7 @@ def choose_column(schema: Any, wanted: str | None) -> str:
     """
     if wanted is not None:
         if wanted not in schema.names:
-            raise InputError(f"there is no column {wanted!r}: it has {', '.join(schema.names)}")
+            raise InputError(f"it has {absent([wanted], schema.names)}")
         return wanted
     found = [field.name for field in schema if _holds_images(field.type)]
     if len(found) != 1:

@@ -12,6 +12,7 @@ from vim_embed_client.bulk.sources.image_columns import ImageColumnReader
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_pixels import fits
+from vim_embed_pixels.spelling import absent
 
 
 class FitsTableReader(ImageColumnReader):
@@ -30,10 +31,9 @@ class FitsTableReader(ImageColumnReader):
                         yield _Images(table, name)
                         return
             listed = [name for table in tables for name in table.columns.names]
-            raise InputError(
-                f"it has no table with a column {self._options.column!r}, but "
-                f"{', '.join(listed) or 'no table at all'}"
-            )
+            if not tables:
+                raise InputError(f"it has no table for the column {self._options.column!r}")
+            raise InputError(f"it has {absent([str(self._options.column)], listed)}")
 
 
 class _Images:
@@ -59,8 +59,8 @@ class _Images:
     def values(self, column: str) -> list[Any]:
         own = {name.lower(): name for name in self._table.columns.names}.get(column.lower())
         if own is None or np.ndim(self._table.data[own]) != 1:
-            raise InputError(
-                f"its table has no column {column!r} of a value a row, but "
-                f"{', '.join(self._table.columns.names)}"
-            )
+            single = [
+                name for name in self._table.columns.names if np.ndim(self._table.data[name]) == 1
+            ]
+            raise InputError(f"its table has {absent([column], single, which='of a value a row')}")
         return list(self._table.data[own].tolist())

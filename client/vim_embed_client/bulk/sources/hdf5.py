@@ -17,8 +17,11 @@ from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.hdf5 import h5py
 from vim_embed_pixels.names import is_auxiliary, is_science
+from vim_embed_pixels.spelling import absent
 
 _LEAST_AXES = 3
+
+_PER_ROW = "of a value a row"
 
 
 class Hdf5Reader(ImageColumnReader):
@@ -51,7 +54,7 @@ class _Images:
         data = self._file[path] if path else None
         if data is None or data.ndim != 1 or len(data) != self.shape[0]:
             beside = [one for one, shape in _listed(self._file).items() if shape == self.shape[:1]]
-            raise InputError(f"it has no data set {column!r} of a value a row: {', '.join(beside)}")
+            raise InputError(f"it has {absent([column], beside, 'data set', _PER_ROW)}")
         return [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in
                 data[:].tolist()]  # fmt: skip
 
@@ -73,7 +76,7 @@ def _chosen(file: Any, wanted: str | None) -> Any:
     listed = _listed(file)
     if wanted is not None:
         if wanted not in listed:
-            raise InputError(f"there is no data set {wanted!r}: it has {', '.join(listed)}")
+            raise InputError(f"it has {absent([wanted], list(listed), 'data set')}")
         return file[wanted]
     images = [
         name

@@ -16,6 +16,7 @@ from vim_embed_client.bulk.sources.parquet import TableColumns, table_entries
 from vim_embed_client.bulk.sources.reader import Description, Entry, readable
 from vim_embed_client.bulk.sources.row_values import RowIds
 from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
+from vim_embed_pixels.spelling import absent
 
 PREFIX = "hf:"
 _ROWS = 16
@@ -135,7 +136,7 @@ def _chosen(found: dict[str, Any], split: str | None) -> Any:
         return next(iter(found.values()))
     wanted = split or "train"
     if wanted not in found:
-        raise InputError(f"it has no split {wanted!r}, but {', '.join(found)}")
+        raise InputError(f"it has {absent([wanted], list(found), 'split')}")
     return found[wanted]
 
 

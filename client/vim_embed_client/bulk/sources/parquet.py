@@ -25,7 +25,8 @@ from vim_embed_client.bulk.sources.reader import (
     readable,
 )
 from vim_embed_client.bulk.sources.row_values import RowIds, plain_value, with_columns
-from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_pixels.spelling import absent
 
 _ROWS = 16
 _ID_ROWS = 4096
@@ -44,9 +45,11 @@ class TableColumns:
 
     def names(self, schema: Any) -> list[str]:
         """The image column, then the id column and those that are kept. Raises InputError."""
-        wanted = (self.options.id_column, *self.options.keep)
-        others = [choose_column(schema, one) for one in wanted if one is not None]
-        return list(dict.fromkeys([choose_column(schema, self.options.column), *others]))
+        wanted = (self.options.column, self.options.id_column, *self.options.keep)
+        given = [one for one in wanted if one is not None]
+        if missing := [one for one in given if one not in schema.names]:
+            raise InputError(f"it has {absent(missing, schema.names)}")
+        return list(dict.fromkeys([choose_column(schema, self.options.column), *given]))
 
     def describe(self, table: Any, names: Sequence[str]) -> Description:
         """Of an Arrow table with the first rows."""
