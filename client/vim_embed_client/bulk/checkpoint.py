@@ -277,6 +277,11 @@ class Checkpoint(PartFolder):
         """Where reading goes on."""
         return self.parts[len(self.parts) - 1].cursor if self.parts else Cursor()
 
+    @property
+    def taken(self) -> bool:
+        """Whether there is any row yet, finished or not."""
+        return bool(self.parts or self._open)
+
     def add(self, result: RowResult) -> None:
         """Take the next row; it is on disk after the next commit."""
         self._open.append(result)

@@ -17,9 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.output_checks import parquet_metadata, refuse_foreign
-from vim_embed_client.bulk.reasons import LeftOut, first_reason
+from vim_embed_client.bulk.output_checks import (
+    is_skipped_list,
+    parquet_metadata,
+    refuse_foreign,
+)
+from vim_embed_client.bulk.outputs import skipped_line, skipped_list
+from vim_embed_client.bulk.reasons import LeftOut, all_reasons
 from vim_embed_client.bulk.sources.catalogue import CutRow
+from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.grids import wcs_cards
@@ -223,16 +229,43 @@ def writer_for(path: Path) -> Iterator[CutoutWriter]:
             unfinished.unlink(missing_ok=True)
 
 
-def write_cutouts(path: Path, rows: Iterable[CutRow], left_out: LeftOut) -> int:
+def write_cutouts(path: Path, rows: Iterable[CutRow | Skipped], left_out: LeftOut) -> int:
     """Write them all, as `writer_for` does; returns how many there were.
 
-    left_out: of the rows so far, for the error where there are no others.
+    What became no cut-out goes to `left_out`, and by name to `<path>.skipped.jsonl`.
     """
     written = 0
-    with writer_for(path) as writer:
+    with _listing(path) as add_to_list, writer_for(path) as writer:
         for row in rows:
-            writer.add(row, row.cutout())
-            written += 1
+            if isinstance(row, Skipped):
+                left_out.add(row)
+                add_to_list(row)
+            else:
+                writer.add(row, row.cutout())
+                written += 1
         if not written:
-            raise InputError(f"no position could be cut out{first_reason(left_out)}")
+            raise InputError(f"no position could be cut out{all_reasons(left_out)}")
     return written
+
+
+@contextmanager
+def _listing(path: Path) -> Iterator[Callable[[Skipped], None]]:
+    """Yield what adds to the list beside the path, which takes the place of an older one."""
+    listed = skipped_list(path)
+    refuse_foreign(listed, is_skipped_list, "vim-embed cutout")
+    unfinished = listed.with_name(f".{listed.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as lines:
+
+            def add(one: Skipped) -> None:
+                lines.write(skipped_line(one))
+
+            yield add
+        if unfinished.stat().st_size:
+            os.replace(unfinished, listed)
+        else:
+            listed.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{listed} cannot be written ({error.strerror or error})") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -101,7 +101,7 @@ def _refuse_foreign_output(path: Path) -> None:
         refuse_foreign(path, _ARE_OURS[path.suffix])
     if path.suffix != ".parquet":
         refuse_foreign(sidecar(path), _is_sidecar)
-    refuse_foreign(skipped_list(path), _is_skipped_list)
+    refuse_foreign(skipped_list(path), is_skipped_list)
 
 
 def _has_sidecar(path: Path) -> bool:
@@ -128,7 +128,8 @@ def _is_sidecar(path: Path) -> bool:
     return _PROVENANCE in json.loads(path.read_text())
 
 
-def _is_skipped_list(path: Path) -> bool:
+def is_skipped_list(path: Path) -> bool:
+    """Whether `embed` or `cutout` wrote this list of what was left out."""
     with path.open("rb") as lines:
         first: dict[str, Any] = json.loads(lines.readline())
     return {"id", "reason"} <= first.keys()

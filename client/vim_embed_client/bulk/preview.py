@@ -21,6 +21,9 @@ from vim_embed_client.results import PreprocessingEntry
 from vim_embed_pixels.clipping import Clipped, clipped, remark
 from vim_embed_pixels.images import Fit, decoded, fitted
 
+# Rows in a row that were looked at and left out, after which the rest is not looked at.
+PATIENCE = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewRow:
@@ -40,19 +43,27 @@ def preview_rows(
 ) -> Iterator[PreviewRow | Skipped]:
     """At most `count` rows, spread over the sources, and what was left out on the way.
 
-    spec: of the model that would see them; None: as they are after the stretch.
+    A source of which PATIENCE rows in a row had to be left out is not read any further; the last
+    entry says so. spec: of the model that would see them; None: as they are after the stretch.
     """
     chosen = _spread(sources, count)
     for place, source in enumerate(chosen):
         quota = -(-count // (len(chosen) - place))
-        shown = 0
+        shown = in_vain = 0
         reader = open_reader(source, options)
         try:
             for entry in reader.read(0):
                 made = _made(entry, spec, options)
                 yield made
-                shown += isinstance(made, PreviewRow)
+                if isinstance(made, PreviewRow):
+                    shown, in_vain = shown + 1, 0
+                else:
+                    in_vain += not made.unread
                 if shown == quota:
+                    break
+                if in_vain == PATIENCE:
+                    reason = f"the rest of it was not looked at, after {PATIENCE} in vain"
+                    yield Skipped(id=reader.name, reason=reason, fault=False)
                     break
         except InputError as error:
             yield Skipped(id=reader.name, reason=error.message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,31 +13,67 @@ from vim_embed_client.bulk.sources.reader import Skipped
 _NAMED = 10
 _GROUPS = 100
 _OTHER = "other reasons"
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
+_SHOWN = 3
+_ONE = r"(?:0x[0-9a-f]+|(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|\d+(?:\.\d+)?)"
+_NUMBER = re.compile(rf"({_ONE})(?: to ({_ONE}))?")
 
 
 @dataclass
 class Group:
-    """Rows or files with one reason in common. reason: as the first of them has it.
+    """Rows or files with one reason in common. first: the ids of the first of them.
 
-    varies: others have other numbers in it.
+    reason: as the only one has it; of several, `it` is each of them, and where their numbers
+    differ there is the range of these, as in `29.2 to 61.3% are off the edge`.
     """
 
     reason: str
     count: int = 0
     first: list[str] = field(default_factory=list)
-    varies: bool = False
-
-    @property
-    def told(self) -> str:
-        """The reason, which is not said of all where it is that of the first."""
-        varies = self.varies and self.reason != _OTHER
-        return f"{self.reason} (the first of them)" if varies else self.reason
 
     @property
     def plain(self) -> str:
         """The reason without the name of the first."""
         return _without_name(self.reason, self.first[0] if self.first else "")
+
+    @property
+    def ids(self) -> str:
+        """`a.png, b.png, c.png and 3 more`."""
+        return named(self.first, self.count)
+
+    @property
+    def shown(self) -> bool:
+        """Whether `ids` names all of them."""
+        return self.count <= _SHOWN
+
+    def take(self, other: Group) -> None:
+        """Take in a group of the same reason."""
+        if self.reason != _OTHER:
+            self.reason = _ranges(self.plain, other.plain)
+        self.count += other.count
+        self.first += other.first[: _NAMED - len(self.first)]
+
+
+def named(first: Sequence[str], count: int) -> str:
+    """`a.png, b.png, c.png and 3 more`, of so many."""
+    shown = list(first[:_SHOWN])
+    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return ", ".join(shown) + more
+
+
+def _ranges(one: str, other: str) -> str:
+    """Two reasons that differ in their numbers alone, as one with ranges of these."""
+    others = (found.groups() for found in _NUMBER.finditer(other))
+
+    def ranged(found: re.Match[str]) -> str:
+        ends = [text for text in (*found.groups(), *next(others)) if text]
+        low, high = min(ends, key=_value), max(ends, key=_value)
+        return low if _value(low) == _value(high) else f"{low} to {high}"
+
+    return _NUMBER.sub(ranged, one)
+
+
+def _value(text: str) -> float:
+    return int(text, 16) if text.startswith("0x") else float(text)
 
 
 class Reasons:
@@ -57,17 +93,16 @@ class Reasons:
     def merge(self, groups: Iterable[Mapping[str, Any]]) -> None:
         """Take over what `as_json` gave."""
         for other in groups:
-            self._take(Group(**{**other, "first": list(other["first"])}))
+            self._take(Group(other["reason"], other["count"], list(other["first"])))
 
     def _take(self, other: Group) -> None:
         key = _NUMBER.sub("#", other.plain)
         if key not in self._groups and len(self._groups) >= _GROUPS:
             key, other = _OTHER, replace(other, reason=_OTHER)
-        group = self._groups.setdefault(key, other)
-        if group is not other:
-            group.varies |= other.varies or group.plain != other.plain
-            group.count += other.count
-            group.first += other.first[: _NAMED - len(group.first)]
+        if key in self._groups:
+            self._groups[key].take(other)
+        else:
+            self._groups[key] = other
 
     @property
     def count(self) -> int:
@@ -78,11 +113,8 @@ class Reasons:
         return iter(sorted(self._groups.values(), key=lambda group: -group.count))
 
     def as_json(self) -> list[dict[str, Any]]:
-        """For each group its fields; `varies` only where it is true."""
-        return [
-            {name: value for name, value in asdict(group).items() if value or name != "varies"}
-            for group in self
-        ]
+        """For each group its fields."""
+        return [asdict(group) for group in self]
 
 
 class LeftOut:
@@ -100,14 +132,23 @@ class LeftOut:
 
 
 def _without_name(reason: str, row_id: str) -> str:
+    """`it` for the name. One that is a number may be any number of the reason."""
     for name in (row_id, os.path.basename(row_id)):
-        if name:
-            reason = reason.replace(name, "it")
+        if name and not re.fullmatch(_ONE, name):
+            reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "it", reason)
     return reason
 
 
 def first_reason(left_out: LeftOut) -> str:
     """`: name: why it was left out`, or nothing."""
     for group in (*left_out.skipped, *left_out.passed_over):
-        return f": {group.first[0]}: {group.reason}"
+        return f": {group.ids}: {group.reason}"
     return ""
+
+
+def all_reasons(left_out: LeftOut) -> str:
+    """The same of all groups, as far as three."""
+    groups = [*left_out.skipped, *left_out.passed_over]
+    told = [f"{group.ids}: {group.reason}" for group in groups[:_SHOWN]]
+    more = [f"{len(groups) - _SHOWN:,} other reasons"] if len(groups) > _SHOWN else []
+    return f": {'; '.join([*told, *more])}" if told else ""

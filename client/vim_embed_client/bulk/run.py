@@ -38,8 +38,9 @@ OnProgress = Callable[[int, int, int | None], None]
 class Summary:
     """A finished run. resumed: rows that an earlier attempt had embedded.
 
-    shape: of a row. left_out: what became no row. first_skipped: of what was skipped, the first
-    thousand. notes: remarks on rows, grouped. identical: rows whose input was that of another row
+    shape: of a row. left_out: what became no row. first_skipped, first_passed_over: of what was
+    skipped, and of what was asked for and passed over, the first thousand. notes: remarks on rows,
+    grouped. identical: rows whose input was that of another row
     (see identical.py).
     """
 
@@ -48,6 +49,7 @@ class Summary:
     resumed: int
     left_out: LeftOut
     first_skipped: list[dict[str, str]]
+    first_passed_over: list[dict[str, str]]
     notes: Reasons
     identical: dict[str, Any]
     provenance: Provenance
@@ -186,7 +188,7 @@ class BulkRun:
                 for origin in origins:
                     checkpoint.check(origin)
                 for one in results:
-                    self._take(checkpoint, one)
+                    self._take(checkpoint, one, totals)
                 done += len(results)
                 totals.advance(results[-1].cursor, done)
                 self._tell(done, resumed, totals)
@@ -204,9 +206,11 @@ class BulkRun:
         check_holds(self._output, origin.shape, self._mode, self._read_options.keep)
         return max(1, min(self._batch_rows, _ANSWER_BYTES // row.nbytes))
 
-    def _take(self, checkpoint: Checkpoint, result: RowResult) -> None:
+    def _take(self, checkpoint: Checkpoint, result: RowResult, totals: Totals) -> None:
         if not self._skip:
-            raise_fault(result)
+            at_start = not checkpoint.taken and result.cursor.row == 0
+            alone = len(self._sources) == 1 and (at_start or totals.rows() == 1)
+            raise_fault(result, alone=alone)
         with writing(self._output):
             checkpoint.add(result)
 
@@ -215,12 +219,14 @@ class BulkRun:
             self._on_progress(done, resumed, totals.rows())
 
 
-def raise_fault(result: RowResult) -> None:
-    """Raise InputError, naming the row, for one that is at fault."""
+def raise_fault(result: RowResult, *, alone: bool = False) -> None:
+    """Raise InputError, naming the row, for one that is at fault.
+
+    alone: there would be no others without it.
+    """
     if isinstance(result.row, Skipped) and result.row.fault:
-        raise InputError(
-            f"{result.row.id}: {result.row.reason} (--on-error skip goes on without such rows)"
-        )
+        hint = "" if alone else " (--on-error skip goes on without such rows)"
+        raise InputError(f"{result.row.id}: {result.row.reason}{hint}")
 
 
 def left_out_of(parts: PartFolder, found: LeftOut) -> LeftOut:
@@ -284,6 +290,7 @@ def finished(
         resumed=resumed,
         left_out=left_out,
         first_skipped=contents.first_skipped(),
+        first_passed_over=contents.first_left_out[1],
         notes=notes,
         identical=identical,
         provenance=parts.provenance,

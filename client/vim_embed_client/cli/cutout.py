@@ -10,6 +10,7 @@ import click
 from rich.markup import escape
 
 from vim_embed_client.bulk.cutout_files import write_cutouts
+from vim_embed_client.bulk.outputs import skipped_list
 from vim_embed_client.bulk.reasons import LeftOut
 from vim_embed_client.bulk.sources.catalogue import CatalogueReader, CutRow
 from vim_embed_client.bulk.sources.options import ReadOptions
@@ -51,16 +52,21 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     if idle := without_effect(catalogues, options):
         raise click.UsageError(f"{', '.join(idle)} would have no effect here: leave it out")
     found = LeftOut()
-    rows = _rows(catalogues, options, found, fail=on_error == "fail")
+    rows = _rows(catalogues, options, fail=on_error == "fail")
     written = write_cutouts(output, rows, found)
     console = stderr()
-    for group in (*found.skipped, *found.passed_over):
-        say(console, f"[yellow]{group.count:,} left out[/]: {escape(group.told)}")
+    groups = [*found.skipped, *found.passed_over]
+    for group in groups:
+        say(console, f"[yellow]left out[/] {escape(group.ids)}: {escape(group.reason)}")
+    listed = skipped_list(output) if groups else None
+    if listed:
+        say(console, f"All ids and reasons: {escape(str(listed))}")
     say(console, f"{written:,} cut-outs -> {escape(str(output))}")
     if as_json:
         print_json({
             "output": str(output),
             "cutouts": written,
+            "left_out": listed and str(listed),
             "skipped_reasons": found.skipped.as_json(),
             "passed_over_reasons": found.passed_over.as_json(),
         })  # fmt: skip
@@ -68,13 +74,12 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
 
 
 def _rows(
-    catalogues: Sequence[str], options: ReadOptions, found: LeftOut, *, fail: bool
-) -> Iterator[CutRow]:
+    catalogues: Sequence[str], options: ReadOptions, *, fail: bool
+) -> Iterator[CutRow | Skipped]:
     for source in catalogues:
         for row in CatalogueReader(source, options, whole=True).cutouts(0):
-            if not isinstance(row, Skipped):
-                yield row
-            elif row.fault and fail:
-                raise InputError(f"{row.id}: {row.reason}")
-            else:
-                found.add(row)
+            if isinstance(row, Skipped) and row.fault and fail:
+                raise InputError(
+                    f"{row.id}: {row.reason} (--on-error skip goes on without such rows)"
+                )
+            yield row

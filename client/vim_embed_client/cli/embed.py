@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from vim_embed_client.bulk.output_checks import check_output
-from vim_embed_client.bulk.outputs import NO_SURVEY
-from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
+from vim_embed_client.bulk.outputs import NO_SURVEY, sidecar, skipped_list
+from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason, named
 from vim_embed_client.bulk.row_shape import is_layers
 from vim_embed_client.bulk.run import BulkRun, OnError, Summary
 from vim_embed_client.bulk.sources.registry import (
@@ -41,6 +41,7 @@ from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.options import GRANULARITIES, OF_THE_LAST_LAYER, POOLINGS
 
 _SHOWN = 10
+_IDS = 3  # of a group that are named
 
 
 per_band = numbers(float, "0.5,0.5,0.5, a number for each band")
@@ -246,10 +247,11 @@ def _report(console: Console, summary: Summary, output: Path, seconds: float) ->
     if left_out.skipped.count > _SHOWN:
         console.print(f"[yellow]skipped[/] {left_out.skipped.count - _SHOWN:,} more")
     for group in left_out.passed_over:
-        say(console, f"[yellow]passed over[/] {escape(_named(group.first, group.count))}: "
-            f"{escape(group.told)}")  # fmt: skip
+        say(console, f"[yellow]passed over[/] {escape(group.ids)}: {escape(group.reason)}")
+    if left_out.skipped.count > _SHOWN or len(summary.first_passed_over) > _IDS:
+        say(console, f"All ids and reasons: {escape(_where_all_are(output))}")
     for group in summary.notes:
-        say(console, f"[yellow]{escape(_named(group.first, group.count))}: {group.told}[/]")
+        say(console, f"[yellow]{escape(group.ids)}: {escape(group.reason)}[/]")
     if summary.identical["rows"]:
         say(console, f"[yellow]{escape(_about_identical(summary.identical))}[/]")
     if summary.provenance.random_weights:
@@ -272,11 +274,12 @@ def _size(summary: Summary) -> str:
     return " × ".join(map(str, summary.shape[0].shape))
 
 
-def _named(first: Sequence[str], count: int) -> str:
-    """`a.png, b.png and 3 more`."""
-    shown = list(first[:3])
-    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
-    return ", ".join(shown) + more
+def _where_all_are(output: Path) -> str:
+    """Where everything that was left out is named."""
+    if skipped_list(output).exists():
+        return str(skipped_list(output))
+    about = sidecar(output) if output.suffix == ".npy" else f"the metadata of {output}"
+    return f"`skipped` and `passed_over` of {about}, and of --json"
 
 
 def _counted(what: str, reasons: Reasons) -> str:
@@ -284,14 +287,14 @@ def _counted(what: str, reasons: Reasons) -> str:
     if not reasons.count:
         return f"0 {what}"
     groups = list(reasons)
-    told = "; ".join(f"{group.count:,}: {escape(group.told)}" for group in groups[:3])
+    told = "; ".join(f"{group.count:,}: {escape(group.reason)}" for group in groups[:3])
     more = f"; {sum(group.count for group in groups[3:]):,}: other reasons" if groups[3:] else ""
     return f"{reasons.count:,} {what} ({told}{more})"
 
 
 def _about_identical(identical: dict[str, Any]) -> str:
     groups = identical["groups"]
-    some = "; ".join(_named(group["ids"], group["count"]) for group in groups[:3])
+    some = "; ".join(named(group["ids"], group["count"]) for group in groups[:3])
     more = "; …" if len(groups) > 3 else ""
     return (
         f"{identical['rows']:,} rows have the very input of another row, and so agree with it by "
@@ -311,6 +314,7 @@ def _as_json(summary: Summary, output: Path, seconds: float) -> dict[str, Any]:
         "skipped": summary.first_skipped,
         "skipped_count": summary.left_out.skipped.count,
         "skipped_reasons": summary.left_out.skipped.as_json(),
+        "passed_over": summary.first_passed_over,
         "passed_over_count": summary.left_out.passed_over.count,
         "passed_over_reasons": summary.left_out.passed_over.as_json(),
         "notes": summary.notes.as_json(),

@@ -11,7 +11,7 @@ import click
 from rich.markup import escape
 
 from vim_embed_client.bulk.preview import PreviewRow, preview_rows
-from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
+from vim_embed_client.bulk.reasons import LeftOut, Reasons, all_reasons
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions
 from vim_embed_client.cli.common import (
@@ -28,6 +28,8 @@ from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import InputError
 from vim_embed_client.results import ModelEntry
 from vim_embed_client.scoring.ids import below_common_folder
+
+_NAMED = 1000  # at most, of what was left out
 
 
 @click.command(cls=WritingCommand)
@@ -71,20 +73,22 @@ def preview(
     spec = entry["preprocessing"] if entry else None
     read_options = read_options.for_channels((entry and entry.get("channels")) or 3)
     rows: list[PreviewRow] = []
+    left_out: list[Skipped] = []
     for one in preview_rows(sources, read_options, spec, count):
         if isinstance(one, Skipped):
             found.add(one)
+            left_out += [one] if len(left_out) < _NAMED else []
         else:
             rows.append(one)
     if not rows:
-        raise InputError(f"there is nothing to draw{first_reason(found)}")
+        raise InputError(f"there is nothing to draw{all_reasons(found)}")
     remarks = Reasons()
     for row in rows:
         if row.remark:
             remarks.add(row.id, row.remark)
     _draw(rows, sources, entry, remarks, output)
     if as_json:
-        print_json(_report(rows, entry, found, output))
+        print_json(_report(rows, entry, found, left_out, output))
     else:
         _print(rows, sources, entry, found, remarks, output)
 
@@ -124,14 +128,18 @@ def _draw(
     from vim_embed_client.figures.contact_sheet import contact_sheet
     from vim_embed_client.figures.style import save
 
-    told = [f"{group.count:,}: {group.told}" for group in remarks]
+    told = [f"{group.count:,}: {group.reason}" for group in remarks]
     heading = _heading(rows, sources, entry)
     sheet = contact_sheet(rows, _labels(rows), heading, told, resized=entry is not None)
     save(sheet, output)
 
 
 def _report(
-    rows: Sequence[PreviewRow], entry: ModelEntry | None, found: LeftOut, output: Path
+    rows: Sequence[PreviewRow],
+    entry: ModelEntry | None,
+    found: LeftOut,
+    left_out: Sequence[Skipped],
+    output: Path,
 ) -> dict[str, Any]:
     return {
         "output": str(output),
@@ -146,6 +154,7 @@ def _report(
             }
             for row in rows
         ],
+        "left_out": [{"id": one.id, "reason": one.reason} for one in left_out],
         "skipped_reasons": found.skipped.as_json(),
         "passed_over_reasons": found.passed_over.as_json(),
     }
@@ -162,8 +171,10 @@ def _print(
     console = stdout()
     for what, reasons in (("skipped", found.skipped), ("passed over", found.passed_over)):
         for group in reasons:
-            say(console, f"[yellow]{what}[/] {group.count:,}: {escape(group.told)}")
+            say(console, f"[yellow]{what}[/] {escape(group.ids)}: {escape(group.reason)}")
+    if not all(group.shown for group in (*found.skipped, *found.passed_over)):
+        say(console, "All ids and reasons: `left_out` of --json")
     for group in remarks:
-        say(console, f"[yellow]{group.count:,} of {len(rows):,}[/]: {escape(group.told)}")
+        say(console, f"[yellow]{group.count:,} of {len(rows):,}[/]: {escape(group.reason)}")
     say(console, escape(_heading(rows, sources, entry)))
     say(console, f"Written: {escape(str(output))}")

@@ -90,15 +90,36 @@ class Tile:
 
         Raises InputError where it has none.
         """
-        (height, width), half = self.shape, 0.5
-        x, y = (width - 1) / 2, (height - 1) / 2
+        height, width = self.shape
+        found = self._scale_at((width - 1) / 2, (height - 1) / 2)
+        if not found > 0:
+            raise InputError(_WITHOUT_AREA)
+        return found
+
+    @cached_property
+    def pixel_scales(self) -> tuple[float, float]:
+        """The least and the largest scale, as `pixel_scale`, of its corners and its middle.
+
+        0 and infinity where the projection has no positions at a corner.
+        """
+        height, width = self.shape
+        corners = [self._scale_at(x, y) for x in (0, width - 1) for y in (0, height - 1)]
+        if not np.isfinite(corners).all():
+            return 0.0, np.inf
+        return min(self.pixel_scale, *corners), max(self.pixel_scale, *corners)
+
+    def _scale_at(self, x: float, y: float) -> float:
+        half = 0.5
         steps = np.array([[x - half, y], [x + half, y], [x, y - half], [x, y + half]])
         ra, dec = self.projection.to_sky(*steps.T)
         left, right, below, above = _vectors(ra, dec)
-        area = np.linalg.norm(np.cross(right - left, above - below))
-        if not area > 0:
-            raise InputError(_WITHOUT_AREA)
-        return float(np.degrees(np.sqrt(area)))
+        return float(np.degrees(np.sqrt(np.linalg.norm(np.cross(right - left, above - below)))))
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Degrees across and up, by the scale in its middle."""
+        height, width = self.shape
+        return width * self.pixel_scale, height * self.pixel_scale
 
     @cached_property
     def middle(self) -> tuple[float, float]:

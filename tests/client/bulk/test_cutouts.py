@@ -218,7 +218,7 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "other bands": ({"FILTER": "g"}, "of several bands"),
     "no mask": ({"mask": "DQ"}, "no HDU DQ"),
     "no such column": ({"position": ("alpha", "delta")}, "no columns 'alpha' and 'delta'"),
-    "not joined": ({"join_bands": ("z", "r")}, "one of the bands z, r"),
+    "not joined": ({"join_bands": ("z", "r")}, "no file is of one of the bands z, r"),
 }
 
 
@@ -267,3 +267,24 @@ def test_what_cannot_be_cut_is_named(tmp_path: Path, case: str) -> None:
     joined = ReadOptions(join_bands=options.pop("join_bands", None))
     with pytest.raises((InputError, ConfigurationError), match=message):
         cutouts(tmp_path, around(150, 2, 1, 1), joined, **options)
+
+
+@pytest.mark.parametrize("catalogue", [[], ["--catalogue", "cat.csv", "--size", "6arcsec"]])
+def test_a_band_that_no_file_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, catalogue: list[str]
+) -> None:
+    """The band is named, and not a file that is of another one; going on without it is no way."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIM_EMBED_URL", raising=False)
+    wcs = tangent(150, 2, 0.2, (9, 9))
+    (tmp_path / "in").mkdir()
+    for band in "rgb":
+        write(tmp_path / "in" / f"n-{band}.fits", np.ones((9, 9), "f4"), wcs)
+    (tmp_path / "cat.csv").write_text("ra,dec\n150,2\n")
+    given = ["in", *catalogue, "--join-bands", "r,g,i", "-o", "o.png"]
+    assert run(["preview", *given]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no file of band i was found, only of r (in/n-r.fits) and g (in/n-g.fits)" in told
+    assert "of none of them is in/n-b.fits" in told
+    assert "--join-bands" in told
+    assert "--on-error" not in told

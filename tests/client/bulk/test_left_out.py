@@ -185,25 +185,46 @@ def test_reasons_that_differ_in_numbers_and_names_are_one() -> None:
     reasons = Reasons()
     for row in range(30):
         reasons.add(f"f/{row}.png", f"{row * 7} fluxes of f/{row}.png are NaN: give --blank")
-    reasons.add("g", "it is empty")
+    reasons.add("g", "g is empty")
     again = Reasons(reasons.as_json())
     assert [(group.count, group.reason) for group in again] == [
-        (30, "0 fluxes of f/0.png are NaN: give --blank"), (1, "it is empty"),
+        (30, "0 to 203 fluxes of it are NaN: give --blank"), (1, "g is empty"),
     ]  # fmt: skip
     assert [len(group.first) for group in again] == [10, 1]
-    assert [group.told for group in again] == [
-        "0 fluxes of f/0.png are NaN: give --blank (the first of them)", "it is empty",
-    ]  # fmt: skip
     for number in range(500):
         again.add("x", "reason " + "i" * number)
     assert len(list(again)) <= 101
     assert again.count == 531
-    assert "other reasons" in [group.told for group in again]
+    assert "other reasons" in [group.reason for group in again]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        (["29.2% off, 0.0% masked", "7.5% off, 0.0% masked", "61% off, 0.0% masked"],
+         "7.5 to 61% off, 0.0% masked"),
+        (["Dec -2.5", "Dec -3.5", "Dec 1"], "Dec -3.5 to 1"),
+        (["a shape (3, 9, 20)", "a shape (3, 24, 8)"], "a shape (3, 9 to 24, 8 to 20)"),
+        (["RA -180 to 360 degrees"] * 3, "RA -180 to 360 degrees"),
+        (["of 5", "of 5"], "of 5"),
+        (["value 1e-5", "value 2e+3"], "value 1e-5 to 2e+3"),
+        (["at 0x1f", "at 0xa"], "at 0xa to 0x1f"),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_group_are_those_of_all(reasons: list[str], told: str) -> None:
+    for order in (reasons, reasons[::-1]):
+        found = Reasons()
+        for row, reason in enumerate(order):
+            found.add(str(row), reason)
+        (group,) = Reasons([*found.as_json(), *found.as_json()])
+        assert (group.count, group.reason) == (2 * len(reasons), told)
 
 
 def test_reasons_that_differ_in_names_alone_are_said_of_all() -> None:
     reasons = Reasons()
     for name in ("a.png", "b.png"):
         reasons.add(name, f"{name} cannot be decoded")
-    assert [group.told for group in reasons] == ["a.png cannot be decoded"]
+    assert [(group.ids, group.reason) for group in reasons] == [
+        ("a.png, b.png", "it cannot be decoded")
+    ]
     assert [set(group) for group in reasons.as_json()] == [{"reason", "count", "first"}]

@@ -28,6 +28,7 @@ from vim_embed_client.bulk.sources.reader import (
 from vim_embed_client.bulk.sources.row_values import RowIds
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
+from vim_embed_client.sky.coverage import At, Nearby
 from vim_embed_client.sky.cutouts import Cutout, cut
 from vim_embed_client.sky.grids import AlongTile, Grid, NorthUp
 from vim_embed_client.sky.hats import hats_files, is_hats
@@ -123,22 +124,25 @@ class CatalogueReader(FileReader):
     def cutouts(self, start: int) -> Iterator[CutRow | Skipped]:
         """The cut-outs from a row of the catalogue on. Raises InputError, ConfigurationError."""
         with quiet():
+            self._check_columns()
             mosaics = Mosaics(self._options, whole=self._whole)
         try:
             with quiet():
                 nearby = self._near(mosaics, *self._positions)
             ids = self._ids()
-            uncovered = _UNCOVERED
+            uncovered, off = _UNCOVERED, ""
             if not len(nearby.places):
                 self._check_units(mosaics)
                 uncovered = self._far_away(mosaics)
+            else:
+                off = self._all_off_edge(mosaics, nearby)
             for row in range(start, self.count()):
-                yield self._row(row, ids[row], mosaics, nearby, uncovered)
+                yield self._row(row, ids[row], mosaics, nearby, uncovered, off)
         finally:
             mosaics.close()
 
-    def _near(self, mosaics: Mosaics, ra: Array, dec: Array) -> _Nearby:
-        return _Nearby.of(mosaics, ra, dec, reach=self._size * math.sqrt(0.5))
+    def _near(self, mosaics: Mosaics, ra: Array, dec: Array) -> Nearby:
+        return Nearby.of(mosaics.tiles, ra, dec, reach=self._size * math.sqrt(0.5))
 
     def _check_units(self, mosaics: Mosaics) -> None:
         """Raise InputError where positions in another unit would be on the mosaic."""
@@ -165,13 +169,38 @@ class CatalogueReader(FileReader):
             f"middle of {tile.name} is RA {middle[0]:.4f} Dec {middle[1]:.4f} (degrees)"
         )
 
+    def _all_off_edge(self, mosaics: Mosaics, nearby: Nearby) -> str:
+        """Why none of its positions can be cut out, as far as the outlines of the tiles tell."""
+        sky, tiles = self._sky, mosaics.tiles
+        with quiet():
+            scale = (sky.scale or 0) / _DEGREE or max(tile.pixel_scale for tile in tiles)
+            turned = sky.north_up
+            least = nearby.least_off_edge(tiles, size=self._size, scale=scale, turned=turned)
+            largest = max(tiles, key=lambda tile: min(tile.sides))
+        if least <= sky.max_blank:
+            return ""
+        size = f"a cut-out of {sky.size:g} arcsec"
+        off = f"{least:.0%} of it or more would be off the edge, and --max-blank allows"
+        if self._size > min(largest.sides):
+            field = " × ".join(f"{_DEGREE * side:.4g}" for side in largest.sides)
+            which = "the mosaic" if len(tiles) == mosaics.bands else "the largest of the mosaics"
+            return (
+                f"{size} is larger than {which} {largest.name} of {field} arcsec: {off} "
+                f"{sky.max_blank:.0%}; give a smaller --size"
+            )
+        return (
+            f"{size} is too large for every position of its catalogue, which are all near the edge "
+            f"of the mosaics: {off} {sky.max_blank:.0%}; give a smaller --size"
+        )
+
     def _row(
         self,
         row: int,
         row_id: str | Skipped,
         mosaics: Mosaics,
-        nearby: _Nearby,
+        nearby: Nearby,
         uncovered: str,
+        off: str,
     ) -> CutRow | Skipped:
         if isinstance(row_id, Skipped):
             return row_id
@@ -181,11 +210,13 @@ class CatalogueReader(FileReader):
                 id=row_id,
                 reason="it has no position, or one that is not on the sky (RA -180 to "
                 "360 degrees, Dec -90 to 90)",
+                unread=True,
             )
-        bands = nearby.tiles(row, mosaics)
+        bands = nearby.tiles(row, mosaics.tiles, mosaics.bands)
         reference = next((tiles[0] for tiles in bands if tiles), None)
-        if reference is None:
-            return Skipped(id=row_id, reason=uncovered, fault=False, asked_for=True)
+        if reference is None or off:
+            why = uncovered if reference is None else off
+            return Skipped(id=row_id, reason=why, fault=False, asked_for=True, unread=True)
         try:
             with quiet():
                 cutout = self._cut(ra, dec, *reference, bands, mosaics)
@@ -212,7 +243,7 @@ class CatalogueReader(FileReader):
         tile: Tile,
         x: float,
         y: float,
-        bands: Sequence[Sequence[_At]],
+        bands: Sequence[Sequence[At]],
         mosaics: Mosaics,
     ) -> Cutout:
         scale = self._sky.scale / _DEGREE if self._sky.scale else tile.pixel_scale
@@ -255,6 +286,11 @@ class CatalogueReader(FileReader):
     def _kept(self) -> dict[str, list[Any]]:
         return {name: self._table.typed(name) for name in self._options.keep}
 
+    def _check_columns(self) -> None:
+        """Raise ConfigurationError for all names of columns that are not there."""
+        own = self._options.id_column
+        self._table.require([*self._options.keep, *([] if own is None else [own])])
+
     def _ids(self) -> list[str | Skipped]:
         column = self._options.id_column
         ids = RowIds(readable(self.name), column)
@@ -262,45 +298,3 @@ class CatalogueReader(FileReader):
             return ids.numbered(self.count(), 0)
         values = [None if value == "" else value for value in self._table[column]]
         return ids.of_values(values, 0)
-
-
-# A tile, and where on it a position is.
-_At = tuple[Tile, float, float]
-
-
-@dataclass(frozen=True)
-class _Nearby:
-    """Which tiles have pixels for which positions, by the positions' places."""
-
-    places: Array
-    numbers: Array
-    x: Array
-    y: Array
-
-    @classmethod
-    def of(cls, mosaics: Mosaics, ra: Array, dec: Array, *, reach: float) -> _Nearby:
-        there = np.flatnonzero(np.isfinite(ra))
-        found: list[tuple[Array, Array, Array, Array]] = []
-        for tile in mosaics.tiles:
-            places, x, y = tile.covers(ra[there], dec[there], reach)
-            found.append((there[places], np.full(len(places), tile.number), x, y))
-        joined = [np.concatenate(one) for one in zip(*found, strict=True)]
-        order = np.argsort(joined[0], kind="stable")
-        return cls(*(one[order] for one in joined))
-
-    def tiles(self, place: int, mosaics: Mosaics) -> list[list[_At]]:
-        """For each band: the tiles with pixels for a position, the one it is deepest in first."""
-        first, last = np.searchsorted(self.places, (place, place + 1))
-        bands: list[list[_At]] = [[] for _ in range(mosaics.bands)]
-        for at in range(first, last):
-            tile = mosaics.tiles[self.numbers[at]]
-            bands[tile.band].append((tile, float(self.x[at]), float(self.y[at])))
-        for tiles in bands:
-            tiles.sort(key=lambda at: -_depth(*at))
-        return bands
-
-
-def _depth(tile: Tile, x: float, y: float) -> float:
-    """Degrees from the nearest edge; beyond it, less than 0."""
-    height, width = tile.shape
-    return min(x, width - 1 - x, y, height - 1 - y) * tile.pixel_scale

@@ -23,9 +23,13 @@ from vim_embed_client.bulk.sources.cutout_masks import beside as hdu_beside
 from vim_embed_client.bulk.sources.cutout_masks import flagged, mask_bits
 from vim_embed_client.bulk.sources.faults import named, quiet
 from vim_embed_client.bulk.sources.files import find_files
-from vim_embed_client.bulk.sources.names import band_in_name, look_like_bands
+from vim_embed_client.bulk.sources.names import (
+    about_missing_bands,
+    band_in_name,
+    look_like_bands,
+)
 from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
-from vim_embed_client.errors import InputError
+from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.sections import Sections, Window
 from vim_embed_client.sky.tables import split_table_name
@@ -130,6 +134,7 @@ class Mosaics:
         bands = self._options.join_bands or ()
         filters: dict[str, str] = {}
         counts: dict[int, str] = {}
+        self._check_bands()
         for path in self.files:
             found = self._tiles_of(path, filters)
             self.tiles += found
@@ -139,9 +144,6 @@ class Mosaics:
             told = ", ".join(f"{path} has {count}" for count, path in counts.items())
             raise InputError(f"the mosaics are not of the same number of bands: {told}")
         count = next(iter(counts))
-        if missing := set(range(count)) - {tile.band for tile in self.tiles}:
-            lacking = [band for n, band in enumerate(bands) if n in missing]
-            raise InputError(f"no mosaic is of band {', '.join(lacking)}")
         if len(filters) > 1:
             told = ", ".join(f"{path} {name}" for name, path in filters.items())
             raise InputError(
@@ -150,6 +152,33 @@ class Mosaics:
             )
         self._refuse_bands_by_name()
         return count
+
+    def _check_bands(self) -> None:
+        """Raise ConfigurationError unless each file is of a band to join, and each band has one."""
+        bands = self._options.join_bands
+        if bands is None:
+            return
+        others = []
+        there: dict[str, list[str]] = {}
+        for path in self.files:
+            band = band_in_name(path, bands) or self._band_of_filters(path, bands)
+            others += [path] if band is None else []
+            there.setdefault(band or "", []).append(path)
+        if lacks := about_missing_bands(there, bands, others):
+            raise ConfigurationError(lacks)
+        if others:
+            raise ConfigurationError(
+                f"neither the name nor the FILTER of {others[0]} is one of the bands "
+                f"{', '.join(bands)}: leave it out of the mosaics"
+            )
+
+    def _band_of_filters(self, path: str, bands: Sequence[str]) -> str | None:
+        """The band that the FILTER of one of the HDUs that are read tells."""
+        with _about(path, "cannot be used as a mosaic"):
+            opened = self._opened(path)
+            chosen = fits.chosen_hdus(opened.hdus, opened.listed, self._options.hdus)
+            told = (_band_of_filter(_filter(one.hdu, opened), bands) for one in chosen)
+            return next(filter(None, told), None)
 
     def _refuse_bands_by_name(self) -> None:
         """Raise InputError for bands of one image, of which one alone would be cut."""
@@ -216,8 +245,7 @@ class Mosaics:
         bands = self._options.join_bands
         if bands is None:
             return None
-        first = told.split()[:1]
-        band = band_in_name(path, bands) or next((b for b in bands if b in first), None)
+        band = band_in_name(path, bands) or _band_of_filter(told, bands)
         if band is None:
             raise InputError(
                 f"neither its name nor its FILTER is one of the bands {', '.join(bands)}"
@@ -272,6 +300,11 @@ class Mosaics:
                 f"{', '.join(files[:3])}"
             )
         return fitting[0]
+
+
+def _band_of_filter(told: str, bands: Sequence[str]) -> str | None:
+    """The band that is the first word of a FILTER."""
+    return next((band for band in bands if band in told.split()[:1]), None)
 
 
 def _filter(hdu: Any, opened: _Opened) -> str:

@@ -48,6 +48,32 @@ def _templates(path: str, bands: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
+def about_missing_bands(
+    there: Mapping[str, Sequence[str]], bands: Sequence[str], others: Sequence[str]
+) -> str | None:
+    """What to say where there is no file of one of the bands to join; None where each has some.
+
+    there: files by their band. others: files that are of none of the bands.
+    """
+    lacking = [band for band in bands if not there.get(band)]
+    if not lacking:
+        return None
+    fix = "name the bands of the files in --join-bands, or give the files of all bands"
+    found = [f"{band} ({_some(there[band])})" for band in bands if there.get(band)]
+    if not found:
+        return f"no file is of one of the bands {', '.join(bands)}, but {_some(others)}: {fix}"
+    rest = f"; of none of them is {_some(others)}" if others else ""
+    return (
+        f"no file of band {' or '.join(lacking)} was found, only of {' and '.join(found)}{rest}: "
+        f"{fix}"
+    )
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 2:,} more" if len(paths) > 2 else ""
+    return ", ".join(paths[:2]) + more
+
+
 def band_in_name(path: str, bands: Sequence[str]) -> str | None:
     """The band that a file's name tells, by its last word that is one; else its folders' names."""
     for part in reversed(path.split("/")):

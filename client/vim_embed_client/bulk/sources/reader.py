@@ -48,13 +48,15 @@ class Skipped:
 
     fault: False where nothing is wrong with it, and it was passed over for what it is, such as
     the mask beside an image; such an entry never ends a run. asked_for: it is a source that was
-    asked for all the same, which the output names one by one.
+    asked for all the same, which the output names one by one. unread: none of its pixels had to be
+    looked at for it, so that it took no time.
     """
 
     id: str
     reason: str
     fault: bool = True
     asked_for: bool = False
+    unread: bool = False
 
 
 Entry: TypeAlias = Item | Skipped

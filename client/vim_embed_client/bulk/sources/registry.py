@@ -19,7 +19,7 @@ from vim_embed_client.bulk.sources.fits_tables import FitsTableReader
 from vim_embed_client.bulk.sources.hdf5 import Hdf5Reader
 from vim_embed_client.bulk.sources.huggingface import PREFIX, HfReader
 from vim_embed_client.bulk.sources.joined import JoinedReader
-from vim_embed_client.bulk.sources.names import join_groups, look_like_bands
+from vim_embed_client.bulk.sources.names import about_missing_bands, join_groups, look_like_bands
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, MASK_OPTIONS, ReadOptions
 from vim_embed_client.bulk.sources.parquet import ParquetReader
 from vim_embed_client.bulk.sources.reader import (
@@ -32,7 +32,7 @@ from vim_embed_client.bulk.sources.reader import (
     readable,
 )
 from vim_embed_client.bulk.sources.webdataset import TarReader
-from vim_embed_client.errors import InputError
+from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.sky.hats import THUMBNAIL
 
 __all__ = ["FORMATS", "ReadOptions", "band_remark", "find_sources", "open_reader", "without_effect"]
@@ -123,7 +123,8 @@ def find_sources(
     Files that `options` join are one source: their path with `{r,g,b}` for the band. With
     `options.sky`, the paths are catalogues, in the order given.
     leave_out, pass_over: as of find_files.
-    Raises InputError for a path or pattern that leads to nothing.
+    Raises ConfigurationError for a path or pattern that leads to nothing, and for bands to join of
+    which no file is.
     """
     if options is not None and options.sky is not None:
         return list(dict.fromkeys(paths))
@@ -243,6 +244,9 @@ def _joined(files: list[str], bands: Sequence[str], pass_over: PassOver) -> list
     """The files, of which those that are bands of one image have become one source."""
     may_be = [file for file in files if (found := format_of(file)) and found.bands]
     groups, unnamed = join_groups(may_be, bands)
+    there = {band: [one[band] for one in groups.values() if band in one] for band in bands}
+    if may_be and (lacks := about_missing_bands(there, bands, unnamed)):
+        raise ConfigurationError(lacks)
     for file in unnamed:
         reason = f"its name has none of the bands {', '.join(bands)} to join it by"
         pass_over(Skipped(id=readable(file), reason=reason))
