@@ -82,12 +82,16 @@ def cut(grid: Grid, bands: Sequence[Sequence[Tile]], read: ReadWindow, scale: fl
         side=grid.side,
         scale=scale,
         grid=grid,
-        off_edge=float(outside.mean()),
-        masked=float((masked & ~outside).mean()),
+        off_edge=_share(outside),
+        masked=_share(masked & ~outside),
         tiles=tuple(names),
         size=sum(piece.fluxes.nbytes for pieces in found for piece in pieces),
         bands=found,
     )
+
+
+def _share(where: Array) -> float:
+    return np.count_nonzero(where) / where.size
 
 
 def _pieces(
@@ -167,18 +171,22 @@ def _assembled(
     found = [read(part.tile, window) for part, window in zip(parts, own, strict=True)]
     if len(found) == 1:
         fluxes, masked = found[0]
-        return fluxes, np.where(masked, _MASKED, _GOOD), whole
+        return fluxes, _state(masked), whole
     fluxes = np.full(whole.shape, np.nan, np.result_type(*(one for one, _ in found)))
-    state = np.full(whole.shape, _NOTHING)
+    state = np.full(whole.shape, _NOTHING, np.uint8)
     for window, (values, masked) in zip(here, found, strict=True):
         at = (
             slice(window.bottom - whole.bottom, window.top - whole.bottom),
             slice(window.left - whole.left, window.right - whole.left),
         )
-        theirs = np.where(masked, _MASKED, _GOOD)
+        theirs = _state(masked)
         better = theirs > state[at]
         fluxes[at][better], state[at][better] = values[better], theirs[better]
     return fluxes, state, whole
+
+
+def _state(masked: Array) -> Array:
+    return np.subtract(_GOOD, masked, dtype=np.uint8)
 
 
 def _nearest(coordinates: Array, first: int, last: int) -> Array:
@@ -245,7 +253,9 @@ def _shifted(fluxes: Array, piece: _Piece, side: int) -> Array:
     height, width = fluxes.shape
     up = _spline_at(y - piece.window.bottom, side, height)
     across = _spline_at(x - piece.window.left, side, width)
-    return (up @ fluxes.astype(np.float64) @ across.T).astype(fluxes.dtype)
+    kind = fluxes.dtype
+    moved: Array = up.astype(kind) @ fluxes @ across.astype(kind).T
+    return moved
 
 
 def _spline_at(first: float, side: int, length: int) -> Array:

@@ -86,14 +86,18 @@ class Mosaics:
         self.files = mosaic_files(self._sky)
         self.tiles: list[Tile] = []
         try:
-            self.bands = self._find_tiles()
-            self._find_masks()
+            with quiet():
+                self.bands = self._find_tiles()
+                self._find_masks()
         except BaseException:
             self.close()
             raise
 
     def read(self, tile: Tile, window: Window) -> tuple[Array, Array]:
-        """Fluxes of a window, and which are not finite or masked. Raises InputError."""
+        """Fluxes of a window, and which are not finite or masked. Raises InputError.
+
+        To be called within `quiet`, which takes a while if it is done for each window.
+        """
         with _about(tile.name, "cannot be read"):
             fluxes = self._section(tile.key, window)
             masked = ~np.isfinite(fluxes)
@@ -346,7 +350,7 @@ def _files_of(given: str) -> list[str] | None:
 def _about(path: str, what: str) -> Iterator[None]:
     """Raise InputError that begins with the path for whatever goes wrong within."""
     try:
-        with named(what), quiet():
+        with named(what):
             yield
     except InputError as error:
         told = error.message
