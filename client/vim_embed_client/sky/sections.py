@@ -10,6 +10,7 @@ import numpy as np
 
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
+from vim_embed_client.sky.read_ahead import ask_for
 
 _PLAIN = ("PrimaryHDU", "ImageHDU")
 _DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -75,6 +76,7 @@ class Sections:
         line = self.shape[1] * bytes_each
         first = self._offset + window.bottom * line + window.left * bytes_each
         starts = range(first, first + rows * line, line)
+        ask_for(file, starts, columns * bytes_each)
         lines = b"".join([os.pread(file, columns * bytes_each, at) for at in starts])
         if len(lines) != rows * columns * bytes_each:
             raise InputError("it ends in the middle of its image: was it cut short?")
