@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
+from vim_embed.certify import files
 from vim_embed.certify.images import ImageSet, read_images, sample_images
 from vim_embed.certify.measure import Measured, Plan, measure
 from vim_embed.certify.neighbours import LEAST_IMAGES
-from vim_embed.certify.report import Report, as_markdown, make_report
+from vim_embed.certify.report import Report, make_report
 from vim_embed.certify.report import as_json as to_json
 from vim_embed.errors import WeightsError
 from vim_embed.inference.embedder import Embedder
@@ -19,7 +20,6 @@ from vim_embed.settings import Settings
 from vim_embed.types.devices import resolve_devices
 from vim_embed.weights.catalogue import parse_model
 from vim_embed.weights.load import default_batch_rows
-from vim_embed_client.bulk.durable_files import write_durably
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.errors import VimEmbedError
 
@@ -42,6 +42,8 @@ def run(
         plan = _plan(settings, against)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    path = output or Path(f"{plan.entry.name}-{plan.dtype}.certificate.json")
+    files.check_output(path)
     try:
         fast = plan.load(plan.dtype, plan.backend)
         if paths:
@@ -54,8 +56,7 @@ def run(
         raise click.ClickException(error.message) from error
     except (ValueError, WeightsError) as error:
         raise click.ClickException(str(error)) from error
-    path = output or Path(f"{plan.entry.name}-{plan.dtype}.certificate.json")
-    _write(report, path)
+    files.write(report, path)
     _print(report, path, as_json=as_json)
     sys.exit(0 if report["passes"] else 1)
 
@@ -96,15 +97,6 @@ def _measured(plan: Plan, fast: Embedder, images: ImageSet) -> Measured:
         return measure(plan, fast, images, bar.update)
 
 
-def _write(report: Report, path: Path) -> None:
-    texts = {path: to_json(report), path.with_suffix(".md"): as_markdown(report)}
-    for name, text in texts.items():
-        try:
-            write_durably(name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
-        except OSError as error:
-            raise click.ClickException(f"{name} cannot be written: {error.strerror}") from error
-
-
 def _print(report: Report, path: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(report), nl=False)
@@ -113,4 +105,4 @@ def _print(report: Report, path: Path, *, as_json: bool) -> None:
     for word, texts in (("fault", report["certificate"]["faults"]), ("note", report["cautions"])):
         for text in texts:
             click.echo(f"{word}: {text}")
-    click.echo(f"Written: {path} and {path.with_suffix('.md')}")
+    click.echo(f"Written: {path} and {files.page_of(path)}")

@@ -29,6 +29,7 @@ from vim_embed.types.devices import device_name
 from vim_embed_client.scoring.mknn import PLATONIC_K
 
 Report = dict[str, Any]
+HEADING = "# Precision of "  # how the page begins
 _SHOWN = 8  # rows of a table
 
 
@@ -103,7 +104,7 @@ def as_markdown(report: Report) -> str:
     verdict = "no faults were found" if report["passes"] else "**faults were found**"
     asked = "does" if report["keeps_as_asked"] else "does not"
     parts = [
-        f"# Precision of {told['model']} in {told['dtype']}\n",
+        f"{HEADING}{told['model']} in {told['dtype']}\n",
         f"{report['statement']} (pooling {told['kept'][0]['pooling']}, k = {told['k']}, ± is the "
         f"longer side of a 95 % interval); {verdict}. It {asked} keep "
         f"{report['keep_neighbours']:g} of neighbours by every pooling, at the lower end of the "

@@ -188,6 +188,39 @@ def test_wrong_usage(flags: tuple[str, ...], message: str) -> None:
     assert message in result.output
 
 
+@pytest.mark.parametrize(
+    ("output", "there", "message"),
+    [
+        ("found.md", None, "does not end in .json"),
+        ("nowhere/found.json", None, "no folder that can be written to"),
+        ("found.json", "found.md", "found.md is there and was not written by"),
+        ("found.json", "found.json", "found.json is there and was not written by"),
+        ("found.json", "found.md/", "found.md is a folder"),
+    ],
+)
+def test_an_output_that_may_not_be(
+    tmp_path: Path, output: str, there: str | None, message: str
+) -> None:
+    """Before any work: the images are not looked at. What is there stays."""
+    notes = tmp_path / (there or "notes")
+    if str(there).endswith("/"):
+        notes.mkdir()
+    else:
+        notes.write_text('{"certificate": "of another kind"}')
+    arguments = ["certify", "--model", f"m=vim:{MICRO}", "--images", "nowhere.npy"]
+    result = CliRunner().invoke(
+        main, [*arguments, "--dtype", "float16", "-o", str(tmp_path / output)]
+    )
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert notes.is_dir() or notes.read_text() == '{"certificate": "of another kind"}'
+
+
+def test_a_certificate_is_replaced_by_the_next(certify: Run) -> None:
+    for _ in range(2):
+        assert certify(MICRO)[0] == 0
+
+
 def test_too_few_images(tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.zeros((12, 3, 64, 64), np.uint8))
     arguments = ["certify", "--model", f"m=vim:{MICRO}", "--images", str(tmp_path / "few.npy")]
