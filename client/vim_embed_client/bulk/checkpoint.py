@@ -28,6 +28,7 @@ from vim_embed_client.bulk.part_files import (
     write_part,
 )
 from vim_embed_client.bulk.pipeline import Cursor, RowResult
+from vim_embed_client.bulk.recorded_options import READ_OPTIONS, option_changes
 from vim_embed_client.bulk.row_shape import Origin, RowShape, of_json
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, ProvenanceChangedError, ResumeError
@@ -132,9 +133,12 @@ class PartFolder:
 
     def refuse_options(self, names: Mapping[str, tuple[Any, Any]], why: str = "") -> ResumeError:
         """The error for options that differ in what matters."""
-        changed = [
-            f"{name} was {json.dumps(was)}, now {json.dumps(now)}"
-            for name, (was, now) in names.items()
+        of_rows = [name for name in names if name in READ_OPTIONS]
+        before, now = ({name: names[name][at] for name in of_rows} for at in (0, 1))
+        changed = option_changes(before, now) + [
+            f"{name} was {json.dumps(was)}, now {json.dumps(is_)}"
+            for name, (was, is_) in names.items()
+            if name not in READ_OPTIONS
         ]
         return ResumeError(
             f"{self.folder} holds rows made with other options ({'; '.join(changed)}){why}: "

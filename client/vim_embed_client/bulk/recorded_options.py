@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from vim_embed_client.bulk.sources.options import ReadOptions
+
+READ_OPTIONS = frozenset(one.name for one in fields(ReadOptions))
 
 
 def recorded_options(told: Any) -> ReadOptions | None:
@@ -20,16 +23,43 @@ def recorded_options(told: Any) -> ReadOptions | None:
         return None
 
 
-def read_otherwise(first: ReadOptions, second: ReadOptions) -> list[str]:
-    """Which options showed the model other pixels, such as `--size 2.4arcsec and 4arcsec`.
+def read_otherwise(
+    first: ReadOptions, second: ReadOptions, names: tuple[str, str] = ("the first", "the second")
+) -> list[str]:
+    """Which options showed the model other pixels, such as `--flip given for A, not given for B`.
 
     Not those that every survey has of its own: bands, the numbers of limits, zero points, masks.
+    names: what to call the two.
     """
     return [
-        f"{name} {_text(one)} and {_text(other)}"
+        f"{name} {_text(one)} for {names[0]}, {_text(other)} for {names[1]}"
         for (name, one), (_, other) in zip(_seen(first), _seen(second), strict=True)
         if one != other
     ]
+
+
+def option_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`--keep was radius,colour, now radius` for each option that differs between two runs.
+
+    before, now: options as a file records them, also after a way through JSON.
+    """
+    was, is_ = (
+        ReadOptions.of(one).by_flag()
+        | {f"--{name}": value for name, value in one.items() if name not in READ_OPTIONS}
+        for one in (before, now)
+    )
+    pairs = ((flag, was.get(flag), is_.get(flag)) for flag in dict.fromkeys([*was, *is_]))
+    return [
+        f"{flag} was {_text(one)}, now {_text(other)}"
+        for flag, one, other in pairs
+        if _tuples(one) != _tuples(other)
+    ]
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, and what says nothing as None."""
+    found = tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+    return None if found is False or found in ((), "") else found
 
 
 def _seen(options: ReadOptions) -> Iterator[tuple[str, Any]]:
@@ -54,8 +84,16 @@ def _seen(options: ReadOptions) -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    if value is None or value is False:
-        return "left out"
+    if value is None or value is False or value == ():
+        return "not given"
     if value is True:
         return "given"
-    return ",".join(f"{one:g}" for one in value) if isinstance(value, tuple) else f"{value}"
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_part, value))
+    return _part(value)
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ":".join(map(_part, value))
+    return f"{value:g}" if isinstance(value, float) else f"{value}"

@@ -15,6 +15,7 @@ from vim_embed_client.bulk.identical import identical_rows
 from vim_embed_client.bulk.outputs import Contents, check_holds, write_output
 from vim_embed_client.bulk.pipeline import RowResult, embedded_in_order, read_from
 from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
+from vim_embed_client.bulk.replaced import check_replaced
 from vim_embed_client.bulk.resume import check_inputs, check_model, check_options
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.row_shape import RowShape, flat_rows
@@ -65,8 +66,9 @@ class BulkRun:
 
     batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
     out what cannot be read or embedded, `fail` raises InputError naming it. part_rows: after so
-    many they are made safe on disk. restart: throw away what an earlier attempt finished. found:
-    what was left out where the sources were looked for. mode: in the names of the columns of
+    many they are made safe on disk. restart: throw away what an earlier attempt finished.
+    overwrite: replace a finished output whose rows this run does not make again. found: what was
+    left out where the sources were looked for. mode: in the names of the columns of
     layers, see Contents. options: as of Client.embed, but wire; layers: a granularity.
     kept: after a failed `run`, the rows that the next attempt need not embed again.
     """
@@ -83,8 +85,10 @@ class BulkRun:
         on_error: OnError = "fail",
         part_rows: int = 4096,
         restart: bool = False,
+        overwrite: bool = False,
         found: LeftOut | None = None,
         on_progress: OnProgress | None = None,
+        on_note: Callable[[str], None] = lambda text: None,
         mode: str = "",
         **options: Any,
     ) -> None:
@@ -92,6 +96,7 @@ class BulkRun:
         self._batch_rows, self._in_flight = batch_rows, in_flight
         self._skip = on_error == "skip"
         self._part_rows, self._restart, self._on_progress = part_rows, restart, on_progress
+        self._overwrite, self._on_note = overwrite, on_note
         self._found, self._options, self._mode = found or LeftOut(), options, mode
         self._read_options = read_options or ReadOptions()
         self.kept = 0
@@ -151,6 +156,11 @@ class BulkRun:
 
     def _embed(self, checkpoint: Checkpoint) -> None:
         entry = ready_model(self._client, self._options.get("model"))
+        replaces = check_replaced(
+            self._output, self._sources, self._identity(), entry, overwrite=self._overwrite
+        )
+        if replaces:
+            self._on_note(replaces)
         channels = entry.get("channels") or 3
         read_options = self._read_options.for_channels(channels)
         self._check_normalisation(channels)

@@ -38,8 +38,9 @@ from vim_embed_client.scoring.table_files import (
 )
 
 METHOD = (
-    "Jackknife over twentieths of the sources, the same for all models; p of a paired t test, "
-    "not corrected for the number of models."
+    "Intervals: jackknife that leaves out a twentieth of the sources at a time, the same for all "
+    "models; that of mutual-knn differs a little from `vim-embed score`, which leaves out one. p "
+    "of a paired t test, not corrected for the number of models."
 )
 
 

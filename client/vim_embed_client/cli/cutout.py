@@ -53,6 +53,7 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
         raise click.UsageError(f"{', '.join(idle)} would have no effect here: leave it out")
     found = LeftOut()
     rows = _rows(catalogues, options, fail=on_error == "fail")
+    before = output.is_file() and output.stat().st_size > 0
     written = write_cutouts(output, rows, found)
     console = stderr()
     groups = [*found.skipped, *found.passed_over]
@@ -61,7 +62,8 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     listed = skipped_list(output) if groups else None
     if listed:
         say(console, f"All ids and reasons: {escape(str(listed))}")
-    say(console, f"{written:,} cut-outs -> {escape(str(output))}")
+    replaced = ", in place of an earlier run's" if before else ""
+    say(console, f"{written:,} cut-outs -> {escape(str(output))}{replaced}")
     if as_json:
         print_json({
             "output": str(output),

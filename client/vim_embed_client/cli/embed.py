@@ -116,6 +116,11 @@ per_band = numbers(float, "0.5,0.5,0.5, a number for each band")
     "--restart", is_flag=True,
     help="Throw away what an interrupted run finished, and begin anew.",
 )  # fmt: skip
+@click.option(
+    "--overwrite", is_flag=True,
+    help="Replace a finished FILE whose rows this run does not make again: of other options, "
+    "inputs or another model.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
 @json_option
 def embed(
@@ -132,6 +137,7 @@ def embed(
     read_options: ReadOptions,
     part_rows: int,
     restart: bool,
+    overwrite: bool,
     quiet: bool,
     as_json: bool,
     mode: str | None,
@@ -153,7 +159,8 @@ def embed(
     skip), and another one where the run failed or nothing could be embedded.
 
     Finished rows are kept in FILE.parts until all are done: an interrupted run goes on where it
-    was when the same command is given again.
+    was when the same command is given again. A finished FILE is replaced at the end of a run that
+    makes its rows again; --overwrite replaces others of `embed` too.
     """
     check_combination(output, mode, options["layers"], options["pooling"])
     found = LeftOut()
@@ -186,6 +193,8 @@ def embed(
             on_error=on_error,
             part_rows=part_rows,
             restart=restart,
+            overwrite=overwrite,
+            on_note=lambda text: None if quiet else say(console, f"[yellow]{escape(text)}[/]"),
             found=found,
             on_progress=on_progress,
             mode=mode or mode_of(read_options),

@@ -13,17 +13,16 @@ from vim_embed_client.scoring.labels import Labelled, contradictions
 
 
 def other_options(files: Sequence[EmbeddingFile]) -> list[str]:
-    """`--stretch linear and asinh` of two files; of more, each file beside the first.
+    """`--stretch linear for a.npy, asinh for b.npy`: what differs between the first and another.
 
     Files that do not tell their options are passed over.
     """
-    told = [(file, file.options) for file in files if file.options]
-    found = []
-    for file, options in told[1:]:
-        unlike = "; ".join(read_otherwise(told[0][1], options))
-        if unlike:
-            found.append(unlike if len(files) == 2 else f"{file.label}: {unlike}")
-    return found
+    told = [(file.label, file.options) for file in files if file.options]
+    found: dict[str, None] = {}  # a file may be several times among them
+    for label, options in told[1:]:
+        if unlike := read_otherwise(told[0][1], options, (told[0][0], label)):
+            found["; ".join(unlike)] = None
+    return list(found)
 
 
 def remark_on_options(files: Sequence[EmbeddingFile]) -> str | None:
@@ -31,9 +30,8 @@ def remark_on_options(files: Sequence[EmbeddingFile]) -> str | None:
     unlike = other_options(files)
     if not unlike:
         return None
-    beside = "" if len(files) == 2 else f" than {files[0].label}"
     return (
-        f"The files were read with other options{beside}: {'; '.join(unlike)}. Part of what "
+        f"The files were read with other options: {'; '.join(unlike)}. Part of what "
         "differs may be that: embed them alike where the surveys allow it."
     )
 

@@ -59,6 +59,8 @@ METHOD = {
     "interval": "mknn ± 1.96 delete-one jackknife standard errors (Efron and Stein 1981)",
     "permuted": "the rows of one file paired at random; mean, deviation and central 95 %",
 }
+_BESIDE_MKNN = ", so that it differs a little from that of MKNN above"
+_MARK = "*"  # of the line of platonic-universe's k
 _LEAST_NAME = 8  # letters of a metric's name in a line
 
 
@@ -250,10 +252,12 @@ def _agreements(
 def _print_measured(scores: Sequence[MetricScore]) -> None:
     console = stdout()
     console.print(_measured_table(scores, console.width))
+    beside = _BESIDE_MKNN if any(score.metric == "mutual-knn" for score in scores) else ""
     say(
         console,
-        "Interval: jackknife over twentieths of the sources. Calibrated: 0 where 5 % of random "
-        "pairings score higher, 1 for perfect agreement (arXiv 2602.14486).",
+        "Interval: jackknife that leaves out a twentieth of the sources at a time"
+        f"{beside}. Calibrated: 0 where 5 % of random pairings score higher, 1 for perfect "
+        "agreement (arXiv 2602.14486).",
     )
     for remark in _without_interval(scores):
         say(console, f"[yellow]{escape(remark)}[/]")
@@ -414,9 +418,12 @@ def _print(
     if said := remark_on_options(files):
         say(console, f"[yellow]{escape(said)}[/]")
     console.print(_table(scores))
+    if any(score.k == PLATONIC_K for score in scores):
+        say(console, f"{_MARK} k = {PLATONIC_K}: the number that platonic-universe gives.")
     say(
         console,
-        f"Interval: jackknife over sources. Permuted: {scores[0].permutations} random pairings, "
+        "Interval: jackknife that leaves out one source at a time. Permuted: "
+        f"{scores[0].permutations} random pairings, "
         f"so p is at least {1 / (1 + scores[0].permutations):.4f}.",
     )
     for remark in _remarks(scores):
@@ -458,7 +465,9 @@ def _print_repeats(repeats: Repeated) -> None:
 
 
 def _table(scores: Sequence[Score]) -> Table:
-    table = Table("k", "MKNN", "95 % interval", "chance", "permuted, 95 %", "p")
+    table = Table(
+        Column("k", justify="right"), "MKNN", "95 % interval", "chance", "permuted, 95 %", "p"
+    )
     for score in scores:
         table.add_row(*_cells(score))
     return table
@@ -478,4 +487,7 @@ def _cells(score: Score) -> list[str]:
         _range(score.permuted_low, score.permuted_high),
         f"{score.p_value:.4f}",
     ]
-    return [f"[bold]{cell}[/]" if mine else cell for cell in cells]
+    if not mine:
+        return cells
+    cells[0] = f"{_MARK} {cells[0]}"
+    return [f"[bold]{cell}[/]" for cell in cells]

@@ -42,6 +42,7 @@ from vim_embed_client.bulk.outputs import check_holds
 from vim_embed_client.bulk.part_files import Part, write_part
 from vim_embed_client.bulk.pipeline import Cursor, RowResult, alike, embedded_in_order
 from vim_embed_client.bulk.reasons import LeftOut, first_reason
+from vim_embed_client.bulk.replaced import check_replaced
 from vim_embed_client.bulk.row_shape import Origin, RowShape, of_json
 from vim_embed_client.bulk.run import (
     Summary,
@@ -90,14 +91,15 @@ def embed_sources(
     *,
     part_rows: int = 4096,
     restart: bool = False,
+    overwrite: bool = False,
     make_engines: MakeEngines | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> Summary:
     """Embed every row of the sources on the cluster that Ray is connected to.
 
     output: a file as of `vim-embed embed`. part_rows: rows of a part, which is what is lost at
-    worst; of layers or tokens at most _PART_OF_WIDE_ROWS. on_progress: called with the rows that
-    are finished.
+    worst; of layers or tokens at most _PART_OF_WIDE_ROWS. overwrite: as of `BulkRun`. on_progress:
+    called with the rows that are finished.
     Raises InputError for a bad row or source, ResumeError for finished parts of another run,
     OutputError, and ValueError for options that cannot work.
     """
@@ -109,6 +111,8 @@ def embed_sources(
         raise InputError(f"nothing was embedded{first_reason(found)}")
     if idle := without_effect(sources, job.read_options):
         raise ValueError(f"{', '.join(idle)} would have no effect on any of these sources")
+    if said := check_replaced(output, sources, _options(job), None, overwrite=overwrite):
+        click.echo(said, err=True)
     if job.options.layers is not None or job.options.pooling == "tokens":
         part_rows = min(part_rows, _PART_OF_WIDE_ROWS)
     planned = plan(sources, part_rows, job.read_options)
@@ -312,6 +316,9 @@ class PartEmbedder:
 @click.option("--part-rows", default=4096, show_default=True, help="Rows that are written at once.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
 @click.option("--restart", is_flag=True, help="Throw finished parts away and begin anew.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a finished FILE whose rows this run does not make."
+)
 def main(
     paths: tuple[str, ...],
     output: Path,
@@ -326,6 +333,7 @@ def main(
     part_rows: int,
     on_error: OnError,
     restart: bool,
+    overwrite: bool,
 ) -> None:
     """Embed whatever `vim-embed embed` reads on the cluster of RAY_ADDRESS, or here.
 
@@ -354,6 +362,7 @@ def main(
             ClusterSettings(),
             part_rows=part_rows,
             restart=restart,
+            overwrite=overwrite,
             on_progress=lambda rows: click.echo(f"{rows} rows", err=True),
         )
     except ValueError as error:

@@ -185,13 +185,13 @@ def test_fail_names_the_file_and_keeps_what_is_finished(
     out = tmp_path / "out.npy"
     write_embeddings(out, np.zeros((1, DIM), np.float32), ["a"], Provenance(model="older"))
     older = out.read_bytes()
-    assert embed(folder / "z.png", folder / "M.TIF", only, "-o", out) == 1
+    assert embed(folder / "z.png", folder / "M.TIF", only, "-o", out, "--overwrite") == 1
     told = capsys.readouterr().err
     assert f"Error: {bad[index]}: " in told
     assert "finished rows are kept" in told
     assert out.read_bytes() == older
     again = (folder / "z.png", folder / "M.TIF", only, "-o", out, "--on-error", "skip", "--json")
-    assert embed(*again) == SOME_LEFT_OUT
+    assert embed(*again, "--overwrite") == SOME_LEFT_OUT
     summary = json.loads(capsys.readouterr().out)
     assert [one["id"] for one in summary["skipped"]] == [bad[index]]
     assert summary["resumed"] == (4 if "#" in bad[index] else 1)

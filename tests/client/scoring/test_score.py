@@ -396,7 +396,13 @@ def test_the_command_prints_the_score(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(["score", first, second, "--by-row", "-k", "10,109"]) == 0
     text = capsys.readouterr().out
     assert "RANDOM WEIGHTS" in text
-    assert f"│ 10  │ {mknn(z1, z2[::-1], 10):.4f}" in text
+    assert f"│ * 10 │ {mknn(z1, z2[::-1], 10):.4f}" in text
+    assert "* k = 10: the number that platonic-universe gives" in text
+    assert "leaves out one source at a time" in text
+    assert run(["score", first, second, "--by-row", "-k", "5", "--metric", "mutual-knn"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "*" not in text
+    assert "a twentieth of the sources at a time, so that it differs a little" in text
 
 
 def test_float64_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,16 @@ class ReadOptions:
         """Whether one was given that only fluxes have a use for."""
         return self.stretch != Stretch(channels=self.channels)
 
+    def by_flag(self) -> dict[str, Any]:
+        """The value of each, as the command line has them; PATHS are the images of mosaics."""
+        found = _by_flag(self.stretch, _STRETCH) | _by_flag(self, _REST)
+        if self.masks is not None:
+            found |= _by_flag(self.masks, _MASKS)
+        if self.sky is not None:
+            found |= _by_flag(self.sky, _SKY)
+            found |= {"PATHS": self.sky.images, "--catalogue": self.sky.catalogues}
+        return found
+
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
         base = survey_base(self.stretch.survey)
@@ -181,6 +191,10 @@ def _given(options: object, plain: object, flags: Mapping[str, str]) -> frozense
     return frozenset(
         flag for name, flag in flags.items() if getattr(options, name) != getattr(plain, name)
     )
+
+
+def _by_flag(options: object, flags: Mapping[str, str]) -> dict[str, Any]:
+    return {flag: getattr(options, name) for name, flag in flags.items()}
 
 
 def _tuples(value: Any) -> Any:
