@@ -111,7 +111,8 @@ def test_the_page_s_figures_are_those_of_the_packaged_weights(
         monkeypatch.setenv("VIM_EMBED_URL", service.url)
         for value, options in zip(told.groups(), (embed, embed.replace(LIMITS, "")), strict=True):
             for survey in ("hubble", "ground"):
-                assert run(shlex.split(options.replace("hubble", survey))[1:]) == 0
+                line = f"{options.replace('hubble', survey)} --overwrite"
+                assert run(shlex.split(line)[1:]) == 0
             capsys.readouterr()
             assert run(["score", "hubble.parquet", "ground.parquet", "-k", "10", "--json"]) == 0
             (score,) = json.loads(capsys.readouterr().out)["scores"]
