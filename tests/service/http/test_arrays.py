@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from support.serving import npy
-from vim_embed.errors import PayloadTooLarge, QueueFull
+from vim_embed.errors import MalformedRequest, PayloadTooLarge, QueueFull
 from vim_embed.http.body.arena import Arena
 from vim_embed.http.body.workspace import Workspace
 from vim_embed.http.formats.arrays import read_json, read_npy, read_safetensors
@@ -102,11 +102,37 @@ def form(*files: tuple[str, bytes]) -> bytes:
 def test_files_of_a_form_are_views_of_it(workspace: Workspace, data: bytes) -> None:
     if data.endswith(b"\r\n--b"):
         data += b"x"[:0] + b"-no"  # a boundary would end the part here
-    body = memoryview(form(("a é.png", data), ("", b"2"), ("b", data[::-1])))
-    field = memoryview(b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\n1\r\n' + body)
-    for whole in (body, field):
-        files = read_files(whole, FORM, 3, workspace)
-        assert [(name, bytes(view)) for name, view in files] == [
-            ("a é.png", data), ("", b"2"), ("b", data[::-1])
-        ]  # fmt: skip
-        assert all(view.obj is whole.obj for _, view in files)
+    whole = memoryview(form(("a é.png", data), ("", b"2"), ("b", data[::-1])))
+    files = read_files(whole, FORM, 3, workspace)
+    assert [(name, bytes(view)) for name, view in files] == [
+        ("a é.png", data), ("", b"2"), ("b", data[::-1])
+    ]  # fmt: skip
+    assert all(view.obj is whole.obj for _, view in files)
+
+
+NO_FILES = {
+    "a field": b'Content-Disposition: form-data; name="pooling"\r\n',
+    "a field with a type": b'Content-Type: image/x\r\nContent-Disposition: form-data; name="i"\r\n',
+    "an extended name": b"Content-Disposition: form-data; name=i; filename*=UTF-8''a.png\r\n",
+    "a name that looks like one": b'Content-Disposition: form-data; name="a; filename=x"\r\n',
+    "a type alone": b"Content-Type: image/png\r\n",
+    "no headers": b"",
+}
+
+
+@pytest.mark.parametrize("head", NO_FILES.values(), ids=NO_FILES)
+@pytest.mark.parametrize("first", [True, False])
+def test_no_part_of_a_form_is_left_out(workspace: Workspace, head: bytes, first: bool) -> None:
+    """The rows of the images behind it would be taken for others'."""
+    part, files = b"--b\r\n" + head + b"\r\n1\r\n", form(("a", b"1"), ("b", b"2"))
+    body = part + files if first else files.removesuffix(b"--b--\r\n") + part + b"--b--\r\n"
+    with pytest.raises(MalformedRequest, match=f"part {1 if first else 3} .* file name"):
+        read_files(memoryview(body), FORM, 9, workspace)
+
+
+def test_nothing_follows_a_form(workspace: Workspace) -> None:
+    body = form(("a", b"1--b--"), ("b", b""))
+    assert len(read_files(memoryview(body + b"\r\n \n"), FORM, 9, workspace)) == 2
+    for rest in (body, b"x", b"\r\nx", b" " * 1000):
+        with pytest.raises(MalformedRequest, match="follow the form"):
+            read_files(memoryview(body + rest), FORM, 9, workspace)

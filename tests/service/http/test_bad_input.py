@@ -269,18 +269,12 @@ BAD = [
         {"Content-Type": "multipart/form-data"},
     ),
     Bad(
-        "form without files", 422, "invalid_input", "no file",
-        b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--b--\r\n',
+        "form without files", 422, "invalid_input", "no file", b"--b--\r\n",
         {"Content-Type": "multipart/form-data; boundary=b"},
     ),
     Bad(
         "form cut short", 400, "malformed_request", "cut short",
         b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n',
-        {"Content-Type": "multipart/form-data; boundary=b"},
-    ),
-    Bad(
-        "form of many fields", 400, "malformed_request", "no files",
-        b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 20 + b"--b--\r\n",
         {"Content-Type": "multipart/form-data; boundary=b"},
     ),
     Bad(

@@ -11,8 +11,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from vim_embed.errors import InvalidInput, MalformedRequest, PayloadTooLarge
 from vim_embed.http.body.workspace import Workspace
 
-_FIELDS = 16  # parts that are no files
 _HEADERS_BYTES = 16 * 1024  # of one part
+_EPILOGUE_BYTES = 64  # blank ones, behind the last boundary
 _DISPOSITION = b"content-disposition"
 
 
@@ -26,14 +26,12 @@ class _Part:
     told: int = 0
 
     @property
-    def file_name(self) -> str | None:
-        """None for a part that is no file."""
+    def options(self) -> dict[bytes, bytes]:
+        """Of its Content-Disposition: `name`, and `filename` if it is a file."""
         for name, value in self.headers:
             if bytes(name).lower() == _DISPOSITION:
-                _, options = parse_options_header(bytes(value))
-                if b"filename" in options:
-                    return options[b"filename"].decode(errors="replace")
-        return None
+                return dict(parse_options_header(bytes(value))[1])
+        return {}
 
 
 class _Reader:
@@ -43,8 +41,8 @@ class _Reader:
         self.files: list[tuple[str, int, int]] = []
         self.ended = False
         self._most_files = most_files
-        self._fields = 0
         self._part = _Part()
+        self._parts = 0
         self._of_headers = 0
 
     @property
@@ -61,6 +59,7 @@ class _Reader:
 
     def _begin(self) -> None:
         self._part, self._of_headers = _Part(), 0
+        self._parts += 1
 
     def _header(self, which: int, data: bytes) -> None:
         self._of_headers += len(data)
@@ -76,12 +75,16 @@ class _Reader:
 
     def _end(self) -> None:
         part = self._part
-        name = part.file_name
-        if name is None:
-            self._fields += 1
-            if self._fields > _FIELDS:
-                raise MalformedRequest(f"the form has over {_FIELDS} parts that are no files")
-            return
+        options = part.options
+        if b"filename" not in options:
+            # Leaving it out in silence would give the images behind it the rows of others.
+            name = options.get(b"name", b"").decode(errors="replace")
+            raise MalformedRequest(
+                f"part {self._parts} of the form ({name[:80]!r}) has no file name, so it is no "
+                'image: send each image with a file name (filename="a.png"), and options as '
+                "parameters of the URL (?pooling=cls)"
+            )
+        name = options[b"filename"].decode(errors="replace")
         if len(self.files) == self._most_files:
             raise PayloadTooLarge(f"more than {self._most_files} images in one request: send fewer")
         if part.told != part.end - part.begin:
@@ -104,8 +107,10 @@ def read_files(
     with workspace.working(len(body)):
         try:
             parser = MultipartParser(boundary, reader.callbacks)  # type: ignore[arg-type]
-            parser.write(bytes(body))  # in one piece, so that what it tells are places in the body
+            raw = bytes(body)
+            parser.write(raw)  # in one piece, so that what it tells are places in the body
             parser.finalize()
+            _check_end(raw, b"\r\n--" + boundary + b"--")
         except (FormParserError, ValueError) as error:
             raise MalformedRequest(f"the multipart body cannot be read ({error})") from error
     if not reader.ended:
@@ -113,3 +118,17 @@ def read_files(
     if not reader.files:
         raise InvalidInput("the form holds no file: attach one image per part, with a file name")
     return [(name, body[begin:end]) for name, begin, end in reader.files]
+
+
+def _check_end(body: bytes, last_boundary: bytes) -> None:
+    """Raise MalformedRequest for bytes behind the form, such as a second one: nobody reads them.
+
+    The first of these boundaries ends the form: no part's content holds one.
+    """
+    at = body.find(last_boundary)
+    end = at + len(last_boundary)
+    rest = body[end : end + _EPILOGUE_BYTES + 1] if at >= 0 else b""
+    if rest.strip() or len(rest) > _EPILOGUE_BYTES:
+        raise MalformedRequest(
+            "other bytes follow the form's last boundary: send all images as parts of one form"
+        )
