@@ -5,6 +5,7 @@ astropy reads the file; what its parts mean is decided here, for the client and 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -263,11 +264,22 @@ def _band_names(header: Any, count: int) -> tuple[str, ...]:
 
 
 def check_size(one: Hdu, file_bytes: int) -> None:
-    """Raise UnusableImage for a compressed image that claims more than its file can hold."""
+    """Raise UnusableImage for a compressed image that claims more than its file can hold, or has
+    another number of tiles than its size takes."""
+    if type(one.hdu).__name__ != "CompImageHDU":
+        return
     pixels = int(np.prod(one.shape, dtype=object))
-    packed = type(one.hdu).__name__ == "CompImageHDU"
-    if packed and pixels > max(_SMALL, _MOST_PIXELS_PER_BYTE * file_bytes):
+    if pixels > max(_SMALL, _MOST_PIXELS_PER_BYTE * file_bytes):
         raise UnusableImage(f"it claims {pixels:,} pixels, more than its file can hold")
+    tiles = math.prod(
+        -(-side // max(1, tile)) for side, tile in zip(one.shape, one.hdu.tile_shape, strict=True)
+    )
+    rows = int(one.hdu._bintable.header["NAXIS2"])  # a tile each
+    if tiles != rows:
+        raise UnusableImage(
+            f"its compressed image of {pixels:,} pixels has {rows} tiles, and {tiles} make such an "
+            "image: the file is damaged or cut short"
+        )
 
 
 def _section(hdu: Any, at: tuple[Any, ...]) -> Array:

@@ -147,6 +147,26 @@ def test_fits_and_other_images_in_one_form(url: str) -> None:
     assert (rows[0] != rows[1]).any()
 
 
+def tiled(**claims: int) -> bytes:
+    """A compressed image of 30 tiles, a row each, whose header claims something else."""
+    data = written(fits.CompImageHDU(sky(1)[0], compression_type="GZIP_1"))
+    for key, value in claims.items():
+        at = data.index(f"{key:8}=".encode())
+        data = data[:at] + f"{key:8}= {value:>20}".ljust(80).encode() + data[at + 80 :]
+    return data
+
+
+def test_gzip_of_several_members(url: str) -> None:
+    """As bgzip and pigz make them, or `cat`: the HDU that is meant may be in a later one."""
+    cut = 2880  # the first HDU has a header alone
+    expected = httpx.post(f"{url}/embed", content=SEVERAL, headers=FITS)
+    for at in (1, 100, cut, 2 * cut, len(SEVERAL) - 1):
+        packed = gzip.compress(SEVERAL[:at]) + gzip.compress(SEVERAL[at:]) + bytes(512)
+        answer = httpx.post(f"{url}/embed", content=packed, headers=FITS)
+        assert answer.status_code == 200, answer.text
+        assert answer.content == expected.content
+
+
 REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "no FITS": (png(), {}, 400, "does not begin with SIMPLE"),
     "nothing to choose": (CUBE, {}, 422, "5 bands: choose one or three with bands=R,G,B"),
@@ -174,6 +194,14 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     ),
     "cut short": (GREY[:-2880], {}, 400, "claims 3,600 bytes of data"),
     "gzip cut short": (gzip.compress(GREY)[:-20], {}, 400, "gzip stream has no end"),
+    "a bomb of gzip members": (
+        gzip.compress(GREY) + gzip.compress(bytes(1 << 24)), {}, 413, "unpacks to over",
+    ),
+    "gzip and other bytes": (gzip.compress(GREY) + b"junk", {}, 400, "what follows it"),
+    "gzip of an image": (gzip.compress(png()), {}, 400, "no FITS file inside"),
+    "more tiles than the size takes": (tiled(ZNAXIS2=20), {}, 422, "30 tiles, and 20 make"),
+    "fewer tiles than the size takes": (tiled(ZNAXIS2=31), {}, 422, "30 tiles, and 31 make"),
+    "larger tiles": (tiled(ZTILE2=7), {}, 422, "30 tiles, and 5 make"),
     "a gzip bomb": (gzip.compress(bytes(1 << 25)), {}, 413, "unpacks to over"),
     "survey of a PNG": (png(), {"survey": "hsc"}, 422, "survey would have no effect"),
 }  # fmt: skip
@@ -261,6 +289,13 @@ HEADERS: dict[str, tuple[bytes, type[Exception], str]] = {
     "a negative side": (header(*EMPTY, "NAXIS   = 1", "NAXIS1  = -9"), MalformedRequest, "below 0"),
     "a negative count": (
         header(*EMPTY, "NAXIS   = 1", "NAXIS1  = 9", "GCOUNT  = -1"), MalformedRequest, "below 0",
+    ),
+    "no side": (
+        header(*EMPTY, "NAXIS   = 2", "NAXIS2  = 9"), MalformedRequest, "lacks NAXIS1$",
+    ),
+    "no depth": (
+        header(EMPTY[0], "BITPIX  = 7", "NAXIS   = 1", "NAXIS1  = 9"), MalformedRequest,
+        "BITPIX is none of 8, 16",
     ),
     "no number": (header(*EMPTY, "NAXIS   = 'two'"), MalformedRequest, "NAXIS is no whole number"),
     "many HDUs": (

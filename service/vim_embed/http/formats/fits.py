@@ -6,6 +6,7 @@ which the client uses too. astropy is the extra `astro`.
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import warnings
@@ -28,6 +29,7 @@ _BLOCK, _CARD = 2880, 80
 _MOST_HDUS, _MOST_HEADER_BYTES = 256, 2 * 1024 * 1024
 _MOST_AXES = 8
 _UNPACKED, _UNPACKED_MULTIPLE = 16 * 1024 * 1024, 4  # bytes that a gzip file may become
+_BITPIX = (8, 16, 32, 64, -32, -64)
 _COUNTS = {b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT"}
 
 
@@ -138,26 +140,39 @@ def _data_bytes(counts: Mapping[bytes, int], place: str) -> int:
         raise MalformedRequest(f"{place} has {axes} axes: at most {_MOST_AXES} are read")
     if axes == 0:
         return 0
-    sides = [counts.get(b"NAXIS%d" % axis, 0) for axis in range(1, axes + 1)]
+    missing = [f"NAXIS{axis}" for axis in range(1, axes + 1) if b"NAXIS%d" % axis not in counts]
+    if missing:
+        raise MalformedRequest(f"{place} is damaged: a header lacks {', '.join(missing)}")
+    if counts.get(b"BITPIX") not in _BITPIX:
+        raise MalformedRequest(
+            f"{place} is damaged: its BITPIX is none of {', '.join(map(str, _BITPIX))}"
+        )
+    sides = [counts[b"NAXIS%d" % axis] for axis in range(1, axes + 1)]
     if sides[0] == 0 and axes > 1:  # random groups, which count their parameters elsewhere
         sides[0] = 1
     extra, groups = counts.get(b"PCOUNT", 0), counts.get(b"GCOUNT", 1)
     if min(*sides, extra, groups) < 0:
         raise MalformedRequest(f"{place} is damaged: a header counts below 0")
-    return abs(counts.get(b"BITPIX", 8)) // 8 * groups * (extra + math.prod(sides))
+    return abs(counts[b"BITPIX"]) // 8 * groups * (extra + math.prod(sides))
 
 
 def _unpacked(data: bytes, place: str) -> bytes:
     if not data.startswith(_GZIP):
         return data
     most = max(_UNPACKED, _UNPACKED_MULTIPLE * len(data))
-    stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        found = stream.decompress(data, most)
-    except zlib.error as error:
-        raise MalformedRequest(f"{place} is damaged: it cannot be unpacked ({error})") from None
-    if stream.unconsumed_tail:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:  # of one member or of several
+            found = stream.read(most + 1)
+    except EOFError:
+        raise MalformedRequest(f"{place} is cut short: its gzip stream has no end") from None
+    except (OSError, zlib.error) as error:
+        raise MalformedRequest(
+            f"{place} is damaged: it, or what follows it, cannot be unpacked ({error})"
+        ) from None
+    if len(found) > most:
         raise PayloadTooLarge(f"{place} unpacks to over {most:,} bytes: send it unpacked")
-    if not stream.eof:
-        raise MalformedRequest(f"{place} is cut short: its gzip stream has no end")
+    if not found.startswith(_MAGIC):
+        raise MalformedRequest(
+            f"{place} is packed with gzip, and no FITS file inside: send other images unpacked"
+        )
     return found
