@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image, ImageFile, ImageOps
 
 from vim_embed_pixels.errors import UnusableImage, described
+from vim_embed_pixels.filled import check_filled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,7 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_image(image)
+                check_filled(image, data)
                 return np.asarray(upright_rgb(image)).transpose(2, 0, 1)
         except UnusableImage:
             raise

@@ -246,3 +246,71 @@ def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
     found = decode(saved(kind, picture, exif=exif, **options)).astype(int)
     expected = decode(saved("PNG", upright)).astype(int)
     assert np.abs(found - expected).max() <= (4 if kind == "JPEG" else 0)
+
+
+# The pass of each pixel of an interlaced PNG.
+_ADAM7 = ["16462646", "7" * 8, "56565656", "7" * 8, "36463646", "7" * 8, "56565656", "7" * 8]
+
+
+def png_rows(width: int, height: int, bits: int, interlaced: bool) -> list[int]:
+    """Bytes of each row of a PNG before it is packed, in the order of the file."""
+    if not interlaced:
+        return [1 + -(-width * bits // 8)] * height
+    passes = [
+        [sum(_ADAM7[y % 8][x % 8] == str(number) for x in range(width)) for y in range(height)]
+        for number in range(1, 8)
+    ]
+    return [1 + -(-columns * bits // 8) for each in passes for columns in each if columns]
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("bits", [1, 8, 24, 32])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 1), (1, 9), (20, 10), (13, 17)])
+@pytest.mark.parametrize("grey", [0, 255])
+def test_a_png_whose_rows_do_not_fill_it(
+    size: tuple[int, int], bits: int, interlaced: bool, grey: int
+) -> None:
+    """The data end as they should, a row too early: Pillow would leave the rest black."""
+    rows = png_rows(*size, bits, interlaced)
+    colours = {1: 0, 8: 0, 24: 2, 32: 6}[bits]
+    header = struct.pack(">IIBBBBB", *size, min(bits, 8), colours, 0, 0, interlaced)
+
+    def png(count: int) -> bytes:
+        packed = zlib.compress(b"".join(b"\0" + bytes([grey]) * (row - 1) for row in rows[:count]))
+        parts = [(b"IHDR", header), (b"IDAT", packed[:9]), (b"IDAT", packed[9:]), (b"IEND", b"")]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+    assert (decode(png(len(rows))) == grey).all()
+    for count in {len(rows) - 1, len(rows) // 2, 0} - {len(rows)}:
+        with pytest.raises(MalformedRequest, match="damaged or cut short"):
+            decode(png(count))
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_a_tiff_whose_strips_do_not_fill_it(planar: bool) -> None:
+    """As in a file of one strip that tells of half of its rows, or of one of its three planes."""
+    size, pixels = (20, 10), bytes(range(200)) * 3
+
+    def tiff(rows: int, strips: int) -> bytes:
+        each = len(pixels) // strips
+        behind = 8 + 2 + 12 * 10 + 4
+        places = [behind + 8 * strips + 6 + each * strip for strip in range(strips)]
+        tags = [
+            (256, 4, 1, size[0]), (257, 4, 1, size[1]), (258, 3, 3, behind + 8 * strips),
+            (259, 4, 1, 1), (262, 4, 1, 2), (273, 4, strips, behind if strips > 1 else places[0]),
+            (277, 4, 1, 3), (278, 4, 1, rows),
+            (279, 4, strips, behind + 4 * strips if strips > 1 else each),
+            (284, 4, 1, 2 if planar else 1),
+        ]  # fmt: skip
+        head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+        listed = b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+        lists = struct.pack(f"<{2 * strips}I", *places, *[each] * strips)
+        return head + listed + lists + struct.pack("<3H", 8, 8, 8) + pixels
+
+    order = np.frombuffer(pixels, np.uint8)
+    planes = order.reshape(3, 10, 20) if planar else order.reshape(10, 20, 3).transpose(2, 0, 1)
+    expected = decode(saved("PNG", Image.fromarray(planes.transpose(1, 2, 0).copy())))
+    np.testing.assert_array_equal(decode(tiff(10 if planar else 5, 3 if planar else 2)), expected)
+    for rows, strips in [(10, 1), (5, 3), (10, 2)] if planar else [(5, 1), (2, 2), (3, 3)]:
+        with pytest.raises(MalformedRequest, match="do not fill"):
+            decode(tiff(rows, strips))

@@ -28,6 +28,7 @@ from vim_embed.errors import (
 from vim_embed.http.formats.fits import read_fits
 from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_pixels.errors import UnusableImage
+from vim_embed_pixels.filled import check_filled
 from vim_embed_pixels.images import FORMATS, Fit, check_image, fit, upright_rgb
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _decode(
             check_image(image)
         except UnusableImage as error:
             raise InvalidInput(f"{place} {error.message}") from None
+        check_filled(image, raw)
         return upright_rgb(image)
 
 
