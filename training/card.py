@@ -99,8 +99,8 @@ the figures of such weights lie within the intervals was not tried.
 
 """
 
-AGAIN = """Trained again from the same seed, with the same recipe (rounding in matrix products is
-all that may differ), the figures lie within the intervals{but}:
+AGAIN = """Trained again from the same seed, with the same recipe, on {device}:
+{differs}. The figures of those weights lie within the intervals{but}:
 
 | | packaged | trained again |
 |---|---|---|
@@ -126,8 +126,11 @@ def card(
     rows = [_mknn_row("trained", found.mknn)]
     rows += [_mknn_row(f"random, seed {seed}", one.mknn) for seed, one in random.items()]
     problems = missed(found, list(random.values()))
+    repeated = _once(path)
+    if again is not None:
+        repeated = _again(path, again, found, figures(trained(again, device), data))
     page = PAGE.format(
-        again=_again(found, figures(trained(again, device), data)) if again else _once(path),
+        again=repeated,
         window=WINDOW,
         image=model.info.preprocessing.image_size,
         dim=model.info.dim,
@@ -190,7 +193,7 @@ def _property_row(name: str, found: Figures, random: Iterable[Figures]) -> str:
     return f"| {name} | {_cell(found.properties[name])} | {others} |"
 
 
-def _again(first: Figures, second: Figures) -> str:
+def _again(path: Path, again: Path, first: Figures, second: Figures) -> str:
     scores: dict[str, tuple[Score | MetricScore, Score | MetricScore]] = {
         "MKNN": (first.mknn, second.mknn)
     }
@@ -204,7 +207,11 @@ def _again(first: Figures, second: Figures) -> str:
         if not one.low <= value <= one.high:
             outside.append(name)
     but = f", but for {', '.join(outside)}" if outside else ""
-    return AGAIN.format(rows="\n".join(rows), but=but)
+    devices = [_metadata(one).get("device", "another device") for one in (path, again)]
+    differs = "it draws other random numbers from the seed"
+    if devices[0] == devices[1]:
+        differs = "rounding in matrix products is all that may differ"
+    return AGAIN.format(rows="\n".join(rows), but=but, device=devices[1], differs=differs)
 
 
 def _value(one: Score | MetricScore) -> float:
