@@ -22,6 +22,7 @@ from vim_embed_client.bulk.row_shape import RowShape, flat_rows
 from vim_embed_client.bulk.sender import BatchSender, HttpService
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
+from vim_embed_client.bulk.waiting import Waiting
 from vim_embed_client.client import Client, ready_model
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError, ResumeError
 from vim_embed_client.pixels import PixelValueWarning
@@ -67,9 +68,10 @@ class BulkRun:
     batch_rows: rows per request. in_flight: requests under way at once. on_error: `skip` leaves
     out what cannot be read or embedded, `fail` raises InputError naming it. part_rows: after so
     many they are made safe on disk. restart: throw away what an earlier attempt finished.
-    overwrite: replace a finished output whose rows this run does not make again. found: what was
-    left out where the sources were looked for. mode: in the names of the columns of
-    layers, see Contents. options: as of Client.embed, but wire; layers: a granularity.
+    overwrite: replace a finished output whose rows this run does not make again. on_note: called
+    with what a user should know at the start. waiting: is told for what the run waits. found: what
+    was left out where the sources were looked for. mode: in the names of the columns of layers, see
+    Contents. options: as of Client.embed, but wire; layers: a granularity.
     kept: after a failed `run`, the rows that the next attempt need not embed again.
     """
 
@@ -89,6 +91,7 @@ class BulkRun:
         found: LeftOut | None = None,
         on_progress: OnProgress | None = None,
         on_note: Callable[[str], None] = lambda text: None,
+        waiting: Waiting | None = None,
         mode: str = "",
         **options: Any,
     ) -> None:
@@ -97,6 +100,7 @@ class BulkRun:
         self._skip = on_error == "skip"
         self._part_rows, self._restart, self._on_progress = part_rows, restart, on_progress
         self._overwrite, self._on_note = overwrite, on_note
+        self._waiting = waiting or Waiting()
         self._found, self._options, self._mode = found or LeftOut(), options, mode
         self._read_options = read_options or ReadOptions()
         self.kept = 0
@@ -155,7 +159,9 @@ class BulkRun:
                 )
 
     def _embed(self, checkpoint: Checkpoint) -> None:
+        self._waiting.stage("the service's model to be ready")
         entry = ready_model(self._client, self._options.get("model"))
+        self._waiting.stage("the inputs to be read")
         replaces = check_replaced(
             self._output, self._sources, self._identity(), entry, overwrite=self._overwrite
         )
@@ -171,6 +177,7 @@ class BulkRun:
             resize=read_options.resize,
             channels=channels,
             normalised=bool(self._options.get("mean") and self._options.get("std")),
+            waiting=self._waiting,
         )
         check_inputs(checkpoint, self._sources, open_reader_of)
         check_model(checkpoint, entry)
@@ -202,6 +209,7 @@ class BulkRun:
                 done += len(results)
                 totals.advance(results[-1].cursor, done)
                 self._tell(done, resumed, totals)
+        self._waiting.stage("the output to be written")
         with writing(self._output):
             checkpoint.commit()
 

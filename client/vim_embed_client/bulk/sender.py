@@ -10,6 +10,7 @@ import numpy as np
 
 from vim_embed_client.bulk.row_faults import Answer, Ready
 from vim_embed_client.bulk.sources.reader import Item
+from vim_embed_client.bulk.waiting import Waiting
 from vim_embed_client.client import Client
 from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
@@ -65,6 +66,7 @@ class BatchSender:
 
     spec: the model's, to which fluxes are resized, and with `resize` uint8 arrays too. channels:
     of the model. normalised: whether uint8 pixels of other bands than RGB come with mean and std.
+    waiting: is told of the requests under way.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class BatchSender:
         resize: bool,
         channels: int = 3,
         normalised: bool = False,
+        waiting: Waiting | None = None,
     ) -> None:
+        self._waiting = waiting or Waiting()
         self._service, self._spec, self._resize = service, spec, resize
         self._channels, self._bytes_taken = channels, channels == 3 or normalised
 
@@ -102,9 +106,10 @@ class BatchSender:
     ) -> Answer:
         service = self._service.giving_up_on(give_up_on)
         images = [row.data for row in rows if isinstance(row.data, bytes)]
-        if images:
-            return service.embed_images(images)
-        return service.embed(np.stack([np.asarray(row.data) for row in rows]))
+        with self._waiting.request(len(rows)):
+            if images:
+                return service.embed_images(images)
+            return service.embed(np.stack([np.asarray(row.data) for row in rows]))
 
     def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...] = ()) -> Answer:
         side = self._spec["image_size"]

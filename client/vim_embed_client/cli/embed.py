@@ -22,6 +22,7 @@ from vim_embed_client.bulk.sources.registry import (
     ReadOptions,
     band_remark,
 )
+from vim_embed_client.bulk.waiting import Waiting
 from vim_embed_client.cli.common import (
     SOME_LEFT_OUT,
     json_option,
@@ -37,7 +38,7 @@ from vim_embed_client.cli.reading_options import checked_sources, numbers, readi
 from vim_embed_client.cli.written_files import OutputPath
 from vim_embed_client.client import Client
 from vim_embed_client.compression import CODINGS, Compression
-from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.errors import InputError
 from vim_embed_client.options import GRANULARITIES, OF_THE_LAST_LAYER, POOLINGS
 
 _SHOWN = 10
@@ -170,7 +171,7 @@ def embed(
     console = stderr()
     if not quiet and (remark := band_remark(sources, read_options)):
         say(console, f"[yellow]{escape(remark)}[/]")
-    started = time.monotonic()
+    started, waiting = time.monotonic(), Waiting()
     with (
         Client(
             url,
@@ -180,7 +181,7 @@ def embed(
             rows_per_request=batch_rows,
             compression=compression,
         ) as client,
-        showing_progress(console, quiet=quiet) as on_progress,
+        showing_progress(console, quiet=quiet, waiting=waiting) as on_progress,
     ):
         client.live()
         run = BulkRun(
@@ -194,6 +195,7 @@ def embed(
             part_rows=part_rows,
             restart=restart,
             overwrite=overwrite,
+            waiting=waiting,
             on_note=lambda text: None if quiet else say(console, f"[yellow]{escape(text)}[/]"),
             found=found,
             on_progress=on_progress,
@@ -228,10 +230,7 @@ def mode_of(options: ReadOptions) -> str:
 
 
 def _sources(paths: Sequence[str], output: Path, options: ReadOptions, found: LeftOut) -> list[str]:
-    try:
-        check_output(output)
-    except (ConfigurationError, InputError) as error:
-        raise click.UsageError(error.message) from None
+    check_output(output)
     return checked_sources(paths, output, options, found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +14,29 @@ from rich.table import Column
 from rich.text import Text
 
 from vim_embed_client.bulk.run import OnProgress
+from vim_embed_client.bulk.waiting import Waiting
 from vim_embed_client.cli.common import rate
 
 _LOG_EVERY_S = 60.0
+_LEAST_S = 1.0
 
 
 @contextmanager
-def showing_progress(console: Console, *, quiet: bool) -> Iterator[OnProgress]:
-    """Yield a function that shows the progress reported to it."""
+def showing_progress(
+    console: Console, *, quiet: bool, waiting: Waiting | None = None
+) -> Iterator[OnProgress]:
+    """Yield a function that shows the progress reported to it.
+
+    waiting: for what the run waits, which a log says in a minute in which nothing finished.
+    """
     if quiet:
         yield lambda done, resumed, total: None
     elif console.is_terminal:
         with _bar(console) as report:
             yield report
     else:
-        yield _Log(console).report
+        with _Log(console, waiting or Waiting()).watching() as report:
+            yield report
 
 
 @contextmanager
@@ -48,15 +57,46 @@ class _Pace(ProgressColumn):
 
 
 class _Log:
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    """A line a minute, also while nothing is reported."""
+
+    def __init__(self, console: Console, waiting: Waiting) -> None:
+        self._console, self._waiting = console, waiting
         self._started = self._last = time.monotonic()
+        self._known: tuple[int, int, int | None] = (0, 0, None)
+        self._told: int | None = None  # rows in the last line
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watching(self) -> Iterator[OnProgress]:
+        """Yield what takes reports; until the end, a thread tells what is waited for."""
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        try:
+            yield self.report
+        finally:
+            self._over.set()
+            thread.join()
 
     def report(self, done: int, resumed: int, total: int | None) -> None:
-        now = time.monotonic()
-        if now - self._last >= _LOG_EVERY_S:
+        self._known = done, resumed, total
+        self._tell()
+
+    def _watch(self) -> None:
+        while not self._over.wait(max(_LOG_EVERY_S, _LEAST_S)):
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            now, (done, resumed, total) = time.monotonic(), self._known
+            if now - self._last < _LOG_EVERY_S:
+                return
             self._last = now
-            self._console.print(pace(done, resumed, total, now - self._started), soft_wrap=True)
+            line = pace(done, resumed, total, now - self._started)
+            if done == self._told or not done:
+                line += f" · waiting for {self._waiting}"
+            self._told = done
+            self._console.print(line, soft_wrap=True)
 
 
 def pace(done: int, resumed: int, total: int | None, seconds: float) -> str:

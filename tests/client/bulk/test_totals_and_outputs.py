@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vim_embed_client.bulk.row_shape import EMBEDDING, vector
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, find_sources, open_reader
+from vim_embed_client.bulk.waiting import Waiting
 from vim_embed_client.cli import progress as cli_progress
 from vim_embed_client.cli.progress import pace, showing_progress
 from vim_embed_client.client import Client
@@ -281,3 +283,52 @@ def test_not_every_one_of_many_files_is_opened_to_count(
     assert counted.rows() is None
     counted.advance(Cursor(3, 1), 31)
     assert counted.rows() == 50
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_log_says_for_what_a_run_waits_while_nothing_finishes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli_progress, "_LOG_EVERY_S", 0.01)
+    monkeypatch.setattr(cli_progress, "_LEAST_S", 0.01)
+    written, waiting = io.StringIO(), Waiting("the model")
+    console = Console(file=written, force_terminal=False, width=120)
+    with showing_progress(console, quiet=False, waiting=waiting) as report:
+        _until(lambda: "0 rows · waiting for the model" in written.getvalue())
+        report(30, 0, 100)
+        with waiting.request(8), waiting.request(4):
+            _until(lambda: "2 requests of 12 rows are under way" in written.getvalue())
+        waiting.stage("the inputs to be read")
+        _until(lambda: "waiting for the inputs to be read" in written.getvalue())
+    told = [line for line in written.getvalue().splitlines() if "requests" in line]
+    assert told[0].startswith("30 of 100 rows · ")
+    assert re.search(r"the first for 0:00:\d\d$", told[0])
+
+
+def test_a_run_tells_for_what_it_waits(service_url: str, tmp_path: Path) -> None:
+    write_npy(tmp_path / "a", pictures(3))
+    waiting, told = Waiting(), []
+
+    class Watched(Client):
+        def embed(self, *args: Any, **options: Any) -> Any:
+            told.append(str(waiting))
+            return super().embed(*args, **options)
+
+    with Watched(service_url) as client:
+        source = str(tmp_path / "a.npy")
+        options = ReadOptions(resize=True, stretch=Stretch(bands=(3, 1, 0)))
+        BulkRun(
+            client, [source], tmp_path / "o.npy", read_options=options, batch_rows=2, in_flight=1,
+            waiting=waiting,
+        ).run()  # fmt: skip
+    assert [re.sub(r"0:00:\d\d", "T", one) for one in told] == [
+        "the service: 1 request of 2 rows is under way, the first for T",
+        "the service: 1 request of 1 row is under way, the first for T",
+    ]
+    assert str(waiting) == "the output to be written"
