@@ -23,6 +23,7 @@ from vim_embed_client.bulk.outputs import (
     skipped_list,
 )
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.paths import check_folder_of
 
 _PROVENANCE = "provenance"
 
@@ -35,7 +36,8 @@ def check_output(path: Path) -> None:
     """
     if path.suffix not in ENDINGS:
         raise ConfigurationError(f"{path} does not end in one of {', '.join(ENDINGS)}")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    check_folder_of(path)
+    if not os.access(path.parent, os.W_OK):
         raise ConfigurationError(f"{path} cannot be written: is {path.parent} a writable folder?")
     parts = folder_of(path)
     for one in (path, sidecar(path), skipped_list(path), parts):

@@ -90,9 +90,9 @@ def read_from(
     for number in range(start.source, len(sources)):
         reader = open_reader(sources[number])
         row = start.row if number == start.source else 0
-        if row == 0:
-            digest = digest_after(digest, reader)
         try:
+            if row == 0:
+                digest = digest_after(digest, reader)
             for entry in reader.read(row):
                 row += 1
                 yield Cursor(number, row, digest), entry

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vim_embed_client.cli.common import json_option, print_json
+from vim_embed_client.cli.written_files import InputPath
 from vim_embed_client.client import Client
 from vim_embed_client.errors import VimEmbedError
 from vim_embed_client.platonic import attach as attaching
@@ -37,7 +38,7 @@ _SERVICE_S = 2.0
     "brings back.",
 )  # fmt: skip
 @click.option(
-    "--python", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    "--python", metavar="FILE", type=InputPath(),
     help="Python that runs it.  [default: that of its environment or checkout]",
 )  # fmt: skip
 @json_option

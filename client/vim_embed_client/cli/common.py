@@ -13,8 +13,10 @@ import click
 from rich.console import Console
 
 from vim_embed_client.cli.angles import angle
+from vim_embed_client.cli.written_files import InputPath
 from vim_embed_client.errors import ConfigurationError
 from vim_embed_client.options import DEFAULT_URL
+from vim_embed_client.paths import check_folder_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,7 +94,7 @@ def drop_option(command: F) -> F:
 def style_option(command: F) -> F:
     """Add --style."""
     return click.option(
-        "--style", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        "--style", metavar="FILE", type=InputPath(),
         help="matplotlib style sheet for the figures: fonts, sizes, colours.",
     )(command)  # fmt: skip
 
@@ -143,8 +145,7 @@ def tables(ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]) 
 def _check_output(path: Path, endings: Sequence[str]) -> None:
     if path.suffix.lower() not in endings:
         raise click.BadParameter(f"{path} does not end in one of {', '.join(endings)}")
-    if not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {path.absolute().parent}: make it first")
+    check_folder_of(path)
 
 
 def metrics_option(text: str, default: str | None = None) -> Callable[[F], F]:

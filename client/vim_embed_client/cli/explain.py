@@ -11,11 +11,12 @@ from rich.markup import escape
 from vim_embed_client.bulk.durable_files import write_durably
 from vim_embed_client.bulk.output_checks import refuse_foreign
 from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.registry import find_sources
 from vim_embed_client.cli.common import RANDOM_WEIGHTS, json_option, print_json, say, sheet_path
 from vim_embed_client.cli.common import stdout as console_of_results
 from vim_embed_client.cli.reading_options import numbers, reading_options
 from vim_embed_client.cli.written_files import OutputPath, WritingCommand
-from vim_embed_client.errors import InputError
+from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.explain.local import Explanation, explain_images
 
 
@@ -92,8 +93,11 @@ def explain(
         raise click.UsageError("give -o FILE for a sheet, or --arrays FILE.npz, or both")
     if patch is not None and min(patch) < 0:
         raise click.UsageError(f"--patch {patch[0]},{patch[1]}: rows and columns count from 0")
+    find_sources(paths, options=read_options)  # before a model is loaded
     try:
         found = explain_images(paths, read_options, model=model, patch=patch, rows=rows)
+    except VimEmbedError:
+        raise
     except (ValueError, RuntimeError) as error:  # the service package's own
         raise InputError(str(error)) from error
     _check_block(block, found)

@@ -9,11 +9,11 @@ import click
 from rich.markup import escape
 
 from vim_embed_client.cli.common import json_option, print_json, say, stderr
-from vim_embed_client.cli.written_files import OutputPath, WritingCommand
+from vim_embed_client.cli.written_files import InputPath, OutputPath, WritingCommand
 from vim_embed_client.errors import OutputError
 from vim_embed_client.scoring.survey_tables import join_surveys
 
-_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+_FILE = InputPath()
 
 
 def _modes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, str] | None:

@@ -27,7 +27,7 @@ EXIT_CODES = {
     1: "the service reported a failure, an input cannot be used, or something went wrong",
     2: "wrong usage: an option, a file or a package that is not there",
     3: "the service cannot be reached",
-    4: "finished rows of another run are in the way (see embed --restart and --overwrite)",
+    4: "finished rows of another run are in the way (`vim-embed embed --help`)",
     5: "embed wrote its file, and left out rows that it could not read or embed (--on-error skip)",
     130: "interrupted by Ctrl-C or SIGTERM",
 }

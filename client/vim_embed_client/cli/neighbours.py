@@ -22,6 +22,7 @@ from vim_embed_client.cli.common import (
 )
 from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
+from vim_embed_client.paths import not_there
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 from vim_embed_client.scoring.ids import below_common_folder
 from vim_embed_client.scoring.neighbours import neighbours_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 def _images(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and not value.startswith("hf:") and not Path(value).exists():
-        raise click.BadParameter(f"{value} does not exist")
+        raise not_there(value)
     return value
 
 

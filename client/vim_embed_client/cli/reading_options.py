@@ -179,8 +179,8 @@ def checked_sources(
     """
     try:
         sources = find_sources(paths, options=options, leave_out=output, pass_over=found.add)
-    except (ConfigurationError, InputError) as error:
-        raise click.UsageError(error.message) from None
+    except InputError as error:
+        raise ConfigurationError(error.message) from None
     if idle := without_effect(sources, options):
         raise click.UsageError(
             f"{', '.join(idle)} would have no effect on any of these sources: {_SEE}"

@@ -5,10 +5,29 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+
+from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.paths import check_folder_of, not_there
+
+
+class WrongPath(click.ClickException):
+    """A path that leads to nothing, told without the usage of the command."""
+
+    exit_code = 2
+
+
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """Raise WrongPath for a ConfigurationError: other programs than vim-embed have such paths."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise WrongPath(error.message) from None
 
 
 class OutputPath(click.Path):
@@ -21,6 +40,27 @@ class OutputPath(click.Path):
     def __init__(self, *, dir_okay: bool = True, left_out_of: str | None = None) -> None:
         super().__init__(dir_okay=dir_okay, path_type=Path)
         self.left_out_of = left_out_of
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if ctx is None or not ctx.resilient_parsing:
+            with _as_usage():
+                check_folder_of(path)
+        return path
+
+
+class InputPath(click.Path):
+    """The path of a file that a command reads. One that is not there is told as everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.exists() and (ctx is None or not ctx.resilient_parsing):
+            with _as_usage():
+                raise not_there(path)
+        return path
 
 
 class WritingCommand(click.Command):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.paths import not_there
 from vim_embed_client.platonic.aliases import TWINS, Names
 from vim_embed_client.platonic.source_edits import (
     ForeignAliasError,
@@ -53,6 +54,8 @@ def find_package(path: Path | None) -> Path:
     """
     if path is None:
         return _installed()
+    if not path.exists():
+        raise not_there(path)
     for candidate in (path, path / "src" / "pu", path / "pu"):
         if (candidate / REGISTRY).is_file() and (candidate / TABLES[0]).is_file():
             return candidate

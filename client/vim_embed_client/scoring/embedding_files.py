@@ -16,6 +16,7 @@ from vim_embed_client.bulk.recorded_options import recorded_options
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array, parse_safetensors
+from vim_embed_client.paths import not_there
 from vim_embed_client.scoring.ids import complete, id_texts
 from vim_embed_client.scoring.parquet import ParquetColumns
 from vim_embed_pixels.spelling import absent, listed
@@ -181,7 +182,7 @@ def split_argument(argument: str) -> tuple[Path, str | None]:
     if not path.exists() and colon and Path(head).exists():
         return Path(head), name
     if not path.exists():
-        raise ConfigurationError(f"{argument} is not there")
+        raise not_there(path)
     return path, None
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.paths import not_there
 from vim_embed_client.sky.hats import hats_columns, is_hats
 from vim_embed_pixels.fits import library
 from vim_embed_pixels.spelling import absent
@@ -120,7 +121,7 @@ def read_table(path: Path, part: str = "", column: str = "") -> Table:
     there or needs a package, InputError for a file that cannot be read.
     """
     if not path.exists():
-        raise ConfigurationError(f"{path} is not there")
+        raise not_there(path)
     lower = path.name.lower()
     if path.is_dir() and not is_hats(path):
         raise ConfigurationError(f"{path} is a folder, and no HATS catalogue")

@@ -234,8 +234,8 @@ def test_a_service_that_changes_meanwhile_is_noticed(
     ("args", "message"),
     [
         (["-o", "out.txt"], "does not end in one of .npy, .npz, .parquet, .safetensors"),
-        (["-o", "nowhere/out.npy"], "is nowhere a writable folder?"),
-        (["-o", "out.npy", "absent.png"], "no such file, folder or pattern: absent.png"),
+        (["-o", "nowhere/out.npy"], "there is no folder nowhere: make it first"),
+        (["-o", "out.npy", "absent.png"], "absent.png is not there"),
         (["-o", "out.npy", "empty"], "no images, arrays or shards in empty"),
         (["-o", "out.npy", "--mean", "1,2"], "the model takes 3 bands, and --mean has 2 numbers"),
         (["-o", "out.npy", "--batch-rows", "0"], "batch-rows"),

@@ -90,7 +90,7 @@ def test_the_mean_over_blocks_is_of_shares() -> None:
         (["IMAGES", "-o", "x.png", "--block", "last"], 2, "neither mean nor a number"),
         (["IMAGES", "-o", "x.png", "--patch", "4,0"], 1, "outside the 4×4 patches"),
         (["IMAGES", "-o", "x.gif"], 2, "does not end in one of"),
-        (["none.npy", "-o", "x.png"], 1, "none.npy"),
+        (["none.npy", "-o", "x.png"], 2, "none.npy is not there"),
     ],
 )
 def test_what_cannot_be(

@@ -220,7 +220,7 @@ def test_the_small_print_says_what_was_stretched(galaxies: Pixels, tmp_path: Pat
         (["--query", "g3.png"], 1, "did you mean"),
         (["--query", "24"], 1, "neither an id nor a row of"),
         (["-o", "sheet.gif"], 2, "does not end in one of .png, .pdf, .svg"),
-        (["--images", "/nowhere"], 2, "does not exist"),
+        (["--images", "/nowhere"], 2, "/nowhere is not there"),
         (["--second-images", "."], 2, "needs a second file"),
         (["--images", "EMPTY"], 1, "g03.png in EMPTY: give --images the folder"),
         (["--images", "few.npy"], 1, "few.npy has 2 images and"),

@@ -17,6 +17,7 @@ from vim_embed_client.bulk.sources.options import Flags, MaskOptions
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
+from vim_embed_client.paths import not_there
 from vim_embed_pixels import fits
 from vim_embed_pixels.stretch import Stretch, cropped
 
@@ -72,6 +73,8 @@ class CutoutMasks:
             yield found
             return
         if not os.path.exists(path):
+            if path == given:  # for every image
+                raise not_there(path)
             raise InputError(f"its mask {path} is not there")
         library, content = fits.library(), Content(path, path=path)
         with content.open() as file, library.open(file, memmap=False) as opened:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vim_embed_client.bulk.sources.names import is_auxiliary_file
 from vim_embed_client.bulk.sources.reader import Skipped, readable
 from vim_embed_client.errors import InputError
+from vim_embed_client.paths import not_there
 
 _DATA_SET_FILES = ("dataset_info.json", "dataset_dict.json")
 
@@ -33,7 +34,8 @@ def find_files(
     leave_out: a file that is not wanted, such as the output of an earlier run, with what that run
     wrote beside it. pass_over: called for every other file of a folder that does not count, and
     for folders that cannot be listed, which are faults.
-    Raises InputError for a path or pattern that leads to nothing.
+    Raises ConfigurationError for a path or pattern that leads to nothing, and InputError for a
+    folder without a file that counts.
     """
     found: set[str] = set()
     walked: set[str] = set()
@@ -86,7 +88,7 @@ def _expand(path: str, why_not: WhyNot, pass_over: PassOver, walked: set[str]) -
     else:
         matches = glob.glob(path, recursive=True)
         if not matches:
-            raise InputError(f"no such file, folder or pattern: {path}")
+            raise not_there(path)
         files = [match for match in matches if not os.path.isdir(match)]
         yield from files if is_auxiliary_file(path) else _images_among(files, "", pass_over)
         for match in matches:

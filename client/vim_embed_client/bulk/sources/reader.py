@@ -224,7 +224,9 @@ class NamedFaults:
         self.counted_unread = isinstance(reader, ImageReader)
 
     def stamp(self) -> str:
-        return self._reader.stamp()
+        """As of the reader. Raises InputError."""
+        with named(self._what):
+            return self._reader.stamp()
 
     def count(self) -> int | None:
         try:
