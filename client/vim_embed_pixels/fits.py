@@ -15,9 +15,14 @@ from typing import IO, Any
 import numpy as np
 
 from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
-from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science
+from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science, words
 from vim_embed_pixels.stretch import Array, Stretch, cropped, select_places, to_rgb
 from vim_embed_pixels.surveys import bands_chosen
+
+# Words of CTYPE for wavelengths, frequencies and velocities along an axis.
+_SPECTRAL = ("WAVE", "AWAV", "FREQ", "ENER", "VRAD", "VOPT", "VELO", "ZOPT", "LAMBDA")
+_WAVELENGTHS = ("wavelength", "wave", "loglam", "lambda")
+_MAGNITUDE = 2.5 * math.log10(math.e)  # of a natural logarithm
 
 _MOST_AXES = 999  # FITS Standard 4.0, section 4.4.1.1
 
@@ -54,10 +59,11 @@ class FitsOptions:
 
 @dataclass(frozen=True)
 class Hdu:
-    """An HDU with an image. label: as ids and messages name it."""
+    """An HDU with an image. label: as ids and messages name it. spectral: it holds spectra."""
 
     hdu: Any
     label: str
+    spectral: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,8 +166,22 @@ def image_hdus(hdus: Sequence[Any]) -> list[Hdu]:
         label = hdu.name if times[hdu.name] == 1 else f"{hdu.name},{hdu.ver}"
         label = str(number) if not hdu.name or label in labels else label
         labels.add(label)
-        listed.append(Hdu(hdu, label))
+        listed.append(Hdu(hdu, label, _is_spectral(hdu, images)))
     return listed
+
+
+def _is_spectral(hdu: Any, images: Sequence[tuple[int, Any]]) -> bool:
+    """Whether each row of an image is a spectrum: by its CTYPE1, or by wavelengths beside it.
+
+    Such are `B_FLUX` (spectra, n) and `B_WAVELENGTH` (n,) of DESI.
+    """
+    kind = str(hdu.header.get("CTYPE1", "")).strip().upper()
+    if kind.startswith(_SPECTRAL) or "COEFF0" in hdu.header:
+        return True
+    return any(
+        other.shape in (hdu.shape[-1:], hdu.shape) and set(words(other.name)) & set(_WAVELENGTHS)
+        for _, other in images
+    )
 
 
 def hdu_named(hdus: Sequence[Any], listed: Sequence[Hdu], name: HduName) -> Hdu:
@@ -204,7 +224,10 @@ def chosen_hdus(
     else the first that is not named as something else. Raises UnusableImage."""
     if wanted is not None and wanted != ALL_HDUS:
         return [hdu_named(hdus, listed, name) for name in wanted]
-    candidates = [one for one in listed if one.drawable and not one.auxiliary]
+    images = [one for one in listed if one.drawable and not one.auxiliary]
+    candidates = [one for one in images if not one.spectral]
+    if not candidates and images:
+        raise UnusableImage(f"it holds spectra and no image: it has {told(listed)}")
     if not candidates:
         why = f": it has {told(listed)}; --hdu takes one of them" if listed else ""
         raise UnusableImage(f"it holds no image{why}")
@@ -283,8 +306,21 @@ def check_size(one: Hdu, file_bytes: int) -> None:
 
 
 def _section(hdu: Any, at: tuple[Any, ...]) -> Array:
-    section: Array = np.asarray(hdu.section[at])
-    return section
+    return linear(np.asarray(hdu.section[at]), hdu.header)
+
+
+def linear(pixels: Array, header: Any) -> Array:
+    """The fluxes that pixels stand for: Pan-STARRS writes arcsinh of them (`BSOFTEN`, `BOFFSET`).
+
+    Whole numbers that the header does not scale, such as flags, stay as they are.
+    """
+    softening, offset = header.get("BSOFTEN"), header.get("BOFFSET", 0.0)
+    flags = header["BITPIX"] > 0 and header.get("BSCALE", 1) == 1
+    if not isinstance(softening, int | float) or softening <= 0 or flags:
+        return pixels
+    with np.errstate(over="ignore"):
+        found: Array = offset + 2 * softening * np.sinh(pixels.astype(np.float64) / _MAGNITUDE)
+        return found.astype(np.result_type(pixels.dtype, np.float32))
 
 
 def upwards(hdu: Any) -> bool:

@@ -10,13 +10,15 @@ WORD = re.compile(r"[^\W_]+")
 AUXILIARY_FILES = frozenset({
     "dq", "mask", "masks", "maskbits", "msk", "bpm", "badpix", "flags", "segm", "segmap",
     "segmentation",
+    "flag", "flg", "bgmod", "skybg", "chi2", "blobmodel", "galdepth", "psfsize", "nexp", "ctx",
     "err", "error", "errors", "rms", "unc", "uncertainty", "var", "variance", "ivar", "invvar",
     "wht", "weight", "weights", "wgt", "wtmap", "weightmap", "expmap", "psf", "psfs",
+    "wei", "wt", "expwt", "conf", "cov", "rrhr",
 })  # fmt: skip
 # And those that say it of an extension, but may be part of any file's name.
 _AUXILIARY = AUXILIARY_FILES | {
-    "flag", "quality", "seg", "sigma", "std", "stddev", "uncert", "noise", "wt", "exp", "exptime",
-    "ctx", "con", "coverage", "nexp", "nimage",
+    "quality", "seg", "sigma", "std", "stddev", "uncert", "noise", "exp", "exptime", "con",
+    "coverage", "nimage", "confidence", "background", "bkg", "depth",
 }  # fmt: skip
 _SCIENCE = frozenset({"sci", "science", "image", "img"})
 BLUE_TO_RED = "ubgvrizyjhk"

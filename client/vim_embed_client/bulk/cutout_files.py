@@ -10,7 +10,7 @@ import csv
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vim_embed_client.bulk.output_checks import (
 )
 from vim_embed_client.bulk.outputs import skipped_line, skipped_list
 from vim_embed_client.bulk.reasons import LeftOut, all_reasons
+from vim_embed_client.bulk.row_columns import whole_column
 from vim_embed_client.bulk.sources.catalogue import CutRow
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError
@@ -33,6 +34,8 @@ from vim_embed_client.sky.hdf5 import h5py
 from vim_embed_pixels import fits
 
 _UNSAFE = re.compile(r"[^\w.+-]+")
+_UNPRINTABLE = re.compile(r"[^ -~]")  # what a FITS header cannot hold
+_EXACT = 1 << 53  # beyond which not every whole number is a float64
 _ROWS = 64  # that are written at once
 LIST = "cutouts.csv"
 _MARK = "vim_embed.cutouts"  # in a file's metadata: `cutout` wrote it
@@ -68,7 +71,7 @@ class FolderWriter(CutoutWriter):
         image = fluxes[0] if len(fluxes) == 1 else fluxes
         hdu = self._library.PrimaryHDU(image)
         hdu.header.update(wcs_cards(row.cutout.grid))
-        hdu.header["OBJECT"] = row.id.encode("ascii", "replace").decode()[:68]
+        hdu.header["OBJECT"] = _UNPRINTABLE.sub("?", row.id)[:68]
         hdu.writeto(self.path / name)
         self._rows.append({"file": name, "id": row.id, **row.columns})
 
@@ -117,10 +120,11 @@ class _BlockWriter(CutoutWriter):
 
 
 class ParquetWriter(_BlockWriter):
-    """Columns `id`, `image` (a struct with `flux`) and the others."""
+    """Columns `id`, `image` (a struct with `flux`) and the others, of the `kinds` that are told."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kinds: Mapping[str, str]) -> None:
         super().__init__(path)
+        self._kinds = kinds
         from vim_embed_client.bulk.sources.parquet import import_pyarrow
 
         self._pa = import_pyarrow()
@@ -138,7 +142,9 @@ class ParquetWriter(_BlockWriter):
             "image": pa.StructArray.from_arrays([flux], ["flux"]),
         }
         for name in rows[0].columns:
-            columns[name] = pa.array([row.columns[name] for row in rows])
+            kind = self._kinds.get(name, "double")
+            values = whole_column({name: [r.columns[name] for r in rows]}, name, kind, len(rows))
+            columns[name] = pa.array(values, pa.type_for_alias(kind))
         table = pa.table(columns).replace_schema_metadata({_MARK: "1"})
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self.path, table.schema)
@@ -157,13 +163,13 @@ class Hdf5Writer(_BlockWriter):
         super().__init__(path)
         self._file = h5py().File(path, "w")
         self._file.attrs[_MARK] = 1
+        self._columns: dict[str, list[Any]] = {}
 
     def _write(self, rows: list[CutRow], fluxes: Array) -> None:
-        columns: dict[str, list[Any]] = {"id": [row.id for row in rows]}
-        columns |= {name: [row.columns[name] for row in rows] for name in rows[0].columns}
         self._append("images", fluxes)
-        for name, values in columns.items():
-            self._append(name, self._array(values))
+        for row in rows:
+            for name, value in {"id": row.id, **row.columns}.items():
+                self._columns.setdefault(name, []).append(value)
 
     def _array(self, values: list[Any]) -> Array:
         if any(isinstance(value, str) for value in values):
@@ -171,6 +177,9 @@ class Hdf5Writer(_BlockWriter):
             return np.array(texts, dtype=h5py().string_dtype())
         if all(isinstance(value, (bool, int)) for value in values):
             return np.array(values)
+        if any(isinstance(value, int) and abs(value) > _EXACT for value in values):
+            texts = ["" if value is None else str(value) for value in values]
+            return np.array(texts, dtype=h5py().string_dtype())
         return np.array([np.nan if value is None else float(value) for value in values])
 
     def _append(self, name: str, values: Array) -> None:
@@ -186,12 +195,12 @@ class Hdf5Writer(_BlockWriter):
 
     def close(self) -> None:
         self._flush()
+        for name, values in self._columns.items():  # of which one may tell what all of them are
+            self._append(name, self._array(values))
         self._file.close()
 
 
-WRITERS: dict[str, Callable[[Path], CutoutWriter]] = {
-    "": FolderWriter, ".parquet": ParquetWriter, ".h5": Hdf5Writer, ".hdf5": Hdf5Writer,
-}  # fmt: skip
+ENDINGS = (".parquet", ".h5", ".hdf5")
 
 
 def is_ours(path: Path) -> bool:
@@ -203,21 +212,29 @@ def is_ours(path: Path) -> bool:
 
 
 @contextmanager
-def writer_for(path: Path) -> Iterator[CutoutWriter]:
+def writer_for(path: Path, kinds: Mapping[str, str]) -> Iterator[CutoutWriter]:
     """The writer of a path's ending; a file takes its place only when all is in it.
+
+    kinds: of the columns that are kept, as `column_kinds` tells them.
 
     Raises ConfigurationError for another ending and for a file that `cutout` did not write,
     OutputError where it cannot be written.
     """
-    make = WRITERS.get(path.suffix.lower())
-    if make is None:
+    ending = path.suffix.lower()
+    if ending not in ("", *ENDINGS):
         raise ConfigurationError(
-            f"{path} is no folder, and does not end in one of {', '.join(filter(None, WRITERS))}"
+            f"{path} is no folder, and does not end in one of {', '.join(ENDINGS)}"
         )
     refuse_foreign(path, is_ours, "vim-embed cutout")
-    unfinished = path if make is FolderWriter else path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp") if ending else path
     try:
-        writer = make(unfinished)
+        writer: CutoutWriter
+        if not ending:
+            writer = FolderWriter(unfinished)
+        elif ending == ".parquet":
+            writer = ParquetWriter(unfinished, kinds)
+        else:
+            writer = Hdf5Writer(unfinished)
         yield writer
         writer.close()
         if unfinished != path:
@@ -229,13 +246,15 @@ def writer_for(path: Path) -> Iterator[CutoutWriter]:
             unfinished.unlink(missing_ok=True)
 
 
-def write_cutouts(path: Path, rows: Iterable[CutRow | Skipped], left_out: LeftOut) -> int:
+def write_cutouts(
+    path: Path, rows: Iterable[CutRow | Skipped], left_out: LeftOut, kinds: Mapping[str, str]
+) -> int:
     """Write them all, as `writer_for` does; returns how many there were.
 
     What became no cut-out goes to `left_out`, and by name to `<path>.skipped.jsonl`.
     """
     written = 0
-    with _listing(path) as add_to_list, writer_for(path) as writer:
+    with _listing(path) as add_to_list, writer_for(path, kinds) as writer:
         for row in rows:
             if isinstance(row, Skipped):
                 left_out.add(row)

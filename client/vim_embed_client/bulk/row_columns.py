@@ -31,13 +31,19 @@ def check_names(names: Iterable[str]) -> None:
 def column_kinds(parts: ColumnParts) -> dict[str, str]:
     """The Arrow type of each column (`string`, `bool`, `int64`, `double`), by its values.
 
-    Whole and other numbers together are `double`, any other mixture is `string`.
+    Whole and other numbers together are `double`, any other mixture is `string`, and so are whole
+    numbers beyond int64, such as hashes.
     """
     found: dict[str, set[type]] = {}
     for _, columns in parts():
         for name, values in columns.items():
-            found.setdefault(name, set()).update(type(v) for v in values if v is not None)
+            found.setdefault(name, set()).update(_type(v) for v in values if v is not None)
     return {name: _kind(types) for name, types in found.items()}
+
+
+def _type(value: Any) -> type:
+    beyond = type(value) is int and not -(1 << 63) <= value < 1 << 63
+    return str if beyond else type(value)
 
 
 def _kind(types: set[type]) -> str:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from vim_embed_client.bulk.cutout_files import write_cutouts
 from vim_embed_client.bulk.outputs import skipped_list
 from vim_embed_client.bulk.reasons import LeftOut
+from vim_embed_client.bulk.row_columns import column_kinds
 from vim_embed_client.bulk.sources.catalogue import CatalogueReader, CutRow
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Skipped
@@ -52,9 +53,11 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     if idle := without_effect(catalogues, options):
         raise click.UsageError(f"{', '.join(idle)} would have no effect here: leave it out")
     found = LeftOut()
-    rows = _rows(catalogues, options, fail=on_error == "fail")
+    readers = [CatalogueReader(source, options, whole=True) for source in catalogues]
+    kinds = column_kinds(lambda: [(reader.count(), reader.kept()) for reader in readers])
+    rows = _rows(readers, fail=on_error == "fail")
     before = output.is_file() and output.stat().st_size > 0
-    written = write_cutouts(output, rows, found)
+    written = write_cutouts(output, rows, found, kinds)
     console = stderr()
     groups = [*found.skipped, *found.passed_over]
     for group in groups:
@@ -75,11 +78,9 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     return SOME_LEFT_OUT if found.skipped.count else 0
 
 
-def _rows(
-    catalogues: Sequence[str], options: ReadOptions, *, fail: bool
-) -> Iterator[CutRow | Skipped]:
-    for source in catalogues:
-        for row in CatalogueReader(source, options, whole=True).cutouts(0):
+def _rows(readers: Sequence[CatalogueReader], *, fail: bool) -> Iterator[CutRow | Skipped]:
+    for reader in readers:
+        for row in reader.cutouts(0):
             if isinstance(row, Skipped) and row.fault and fail:
                 raise InputError(
                     f"{row.id}: {row.reason} (--on-error skip goes on without such rows)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.angles import astropy
-from vim_embed_client.sky.tables import Table
+from vim_embed_client.sky.tables import NO_VALUE, Table, read_table
 from vim_embed_pixels.spelling import absent, listed
 
 # Right ascension and declination as the large catalogues and tools call them, in small letters.
@@ -42,19 +43,35 @@ def position_columns(
     given: the names, where the user gave them; a unit may follow in brackets, as in
     `ra[hourangle]`. Raises ConfigurationError where there are none.
     """
-    known = (table.positions, *_NAMES) if table.positions else _NAMES
-    for names in (given,) if given else known:
-        own = [_column(table, name) for name in names]
-        if own[0] is not None and own[1] is not None:
-            return own[0], own[1]
+    found = _position_columns(table, given)
+    if found is not None:
+        return found
     fix = "name those of right ascension and declination with --position RA,DEC"
     if given:
-        columns = zip(given, own, strict=True)
-        missing = [name.partition("[")[0] for name, column in columns if column is None]
+        missing = [name.partition("[")[0] for name in given if _column(table, name) is None]
         raise ConfigurationError(f"{table.path} has {absent(missing, table.names)}: {fix}")
     raise ConfigurationError(
         f"{table.path} has no positions that are known, but {listed(table.names)}: {fix}"
     )
+
+
+def table_with_positions(path: Path, part: str = "", given: tuple[str, str] | None = None) -> Table:
+    """The table of a file that has positions. part, and errors: as `read_table`.
+
+    Raises ConfigurationError where several have some.
+    """
+    return read_table(path, part, wanted=lambda one: _position_columns(one, given) is not None)
+
+
+def _position_columns(
+    table: Table, given: tuple[str, str] | None
+) -> tuple[PositionColumn, PositionColumn] | None:
+    known = (table.positions, *_NAMES) if table.positions else _NAMES
+    for names in (given,) if given else known:
+        ra, dec = (_column(table, name) for name in names)
+        if ra is not None and dec is not None:
+            return ra, dec
+    return None
 
 
 def _column(table: Table, name: str) -> PositionColumn | None:
@@ -70,7 +87,8 @@ def read_positions(table: Table, given: tuple[str, str] | None = None) -> tuple[
     """(n,) right ascension and declination in degrees, ICRS; NaN where a row has no position.
 
     Numbers are in the unit that the column has, else in degrees; texts such as `10:00:28.6` and
-    `+02d12m21s` are hours and degrees. Raises ConfigurationError, InputError.
+    `+02d12m21s` are hours and degrees, unless the column has another unit. Raises
+    ConfigurationError, InputError.
     """
     ra, dec = (
         _degrees(table[column.name], column, table, hours=place == 0)
@@ -92,41 +110,61 @@ def _degrees(values: Sequence[Any], column: PositionColumn, table: Table, *, hou
     name, unit = column
     numbers = _numbers(values)
     if numbers is None:
-        return _sexagesimal(values, table, name, hours=hours)
+        return _sexagesimal(values, table, column, hours=hours)
     if not unit:
         return numbers
-    units: Any = astropy("units")
-    if hours and unit.lower() in _HOURS:
-        unit = "hourangle"
-    try:
-        factor = float(units.Unit(unit).to("deg"))
-    except (ValueError, TypeError, units.UnitsError):
+    factor = _in_degrees(unit, hours=hours)
+    if factor is None:
         raise InputError(
             f"{table.path}: the unit {unit!r} of {name!r} is no angle: say which it is with "
             f"--position, as in {name}[deg]"
-        ) from None
+        )
     return numbers * factor
+
+
+def _in_degrees(unit: str, *, hours: bool) -> float | None:
+    """Degrees in a unit however it is written, such as `Degrees`; None where it is no angle."""
+    units: Any = astropy("units")
+    lower = unit.lower().strip()
+    if hours and lower in _HOURS:
+        return 15.0
+    for spelled in (unit, lower, lower.rstrip("s")):
+        try:
+            return float(units.Unit(spelled).to("deg"))
+        except (ValueError, TypeError, units.UnitsError):
+            continue
+    return None
 
 
 def _numbers(values: Sequence[Any]) -> Array | None:
     try:
-        return np.array([np.nan if v is None or v == "" else float(v) for v in values], float)
+        return np.array([np.nan if _no_value(v) else float(v) for v in values], float)
     except (TypeError, ValueError):
         return None
 
 
-def _sexagesimal(values: Sequence[Any], table: Table, name: str, *, hours: bool) -> Array:
+def _no_value(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in NO_VALUE)
+
+
+def _sexagesimal(
+    values: Sequence[Any], table: Table, column: PositionColumn, *, hours: bool
+) -> Array:
     coordinates: Any = astropy("coordinates")
     found = np.full(len(values), np.nan)
+    told = _in_degrees(column.unit, hours=hours) if column.unit else None
     for row, value in enumerate(values):
-        text = str(value or "").strip()
+        if _no_value(value):
+            continue
+        text = str(value).strip()
         in_hours = hours and any(mark in text for mark in _IN_HOURS) and "d" not in text
+        if told is not None:  # the unit of the column, and not a guess
+            in_hours = told == 15
         try:
-            if text:
-                unit = "hourangle" if in_hours else "deg"
-                found[row] = coordinates.Angle(text, unit=unit).degree
+            found[row] = coordinates.Angle(text, unit="hourangle" if in_hours else "deg").degree
         except (ValueError, TypeError):
             raise InputError(
-                f"{table.path}: {text!r} in row {row} of {name!r} is no angle"
+                f"{table.path}: {text!r} in row {row} of {column.name!r} is no angle: write it as "
+                "150.119 in degrees, or as 10:00:28.6 in hours; leave it empty where there is none"
             ) from None
     return found

@@ -25,6 +25,14 @@ _TEXT = (".csv", ".tsv")
 _PARQUET = (".parquet", ".pq")
 ENDINGS = (*_TEXT, *_PARQUET, *_FITS, ".ecsv", *_VOTABLE)
 
+# What stands in a text for a number that is missing.
+NO_VALUE = frozenset({"", "null", "nan", "n/a", "none", "--"})
+# Those of ids, such as 007 or 1_2, are no numbers.
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(
+    r"[-+]?(0|[1-9][0-9]*|[0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?inf", re.I
+)
+
 _PART = re.compile(r"\[([^\[\]]+)\]$")
 
 
@@ -114,11 +122,16 @@ class Table:
             raise InputError(f"{self.path}: the column {own!r} cannot be read: {error}") from None
 
 
-def read_table(path: Path, part: str = "", column: str = "") -> Table:
+def read_table(
+    path: Path,
+    part: str = "",
+    column: str = "",
+    wanted: Callable[[Table], bool] | None = None,
+) -> Table:
     """A table of one of ENDINGS. part: name or number of a FITS extension or VOTable table.
 
-    Without it, it is the only one that has `column`. Raises ConfigurationError for what is not
-    there or needs a package, InputError for a file that cannot be read.
+    Without it, it is the only one that has `column`, or is `wanted`. Raises ConfigurationError for
+    what is not there or needs a package, InputError for a file that cannot be read.
     """
     if not path.exists():
         raise not_there(path)
@@ -139,7 +152,7 @@ def read_table(path: Path, part: str = "", column: str = "") -> Table:
             if lower.endswith(".ecsv"):
                 return Table(path, _astropy_columns(_astropy().Table.read(path)))
             tables = _fits(path) if lower.endswith(_FITS) else _votable(path)
-            return Table(path, _choose(tables, part, column, path))
+            return Table(path, _choose(tables, part, column, path, wanted))
     except (ConfigurationError, InputError):
         raise
     except Exception as error:  # readers of foreign files raise errors of every kind
@@ -158,11 +171,16 @@ _Columns = dict[str, _Column]
 
 def _csv(path: Path) -> _Columns:
     """Separated by commas, semicolons or tabs; lines with # at the top are remarks."""
-    text = path.read_text("utf-8-sig")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no UTF-8: save it as such (in Excel, CSV UTF-8)") from None
+    remark = ""
     while text.startswith("#"):
-        text = text.partition("\n")[2]
+        remark, _, text = text.partition("\n")
     if not text.strip():
         raise InputError(f"{path} is empty")
+    text = _named(remark.lstrip("# "), text)
     separator = max(",;\t", key=text.partition("\n")[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     header, *rows = (row for row in lines if any(row))
@@ -180,6 +198,16 @@ def _csv(path: Path) -> _Columns:
         return lambda: [row[place].strip() if place < len(row) else "" for row in rows]
 
     return {name: _Column(reader(place)) for place, name in enumerate(names)}
+
+
+def _named(remark: str, text: str) -> str:
+    """The lines below the names, which may stand in a remark: `#ra,dec` above `150.1,2.2`."""
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    fields = [field.strip() for field in first.split(separator)]
+    if remark.count(separator) != len(fields) - 1 or separator not in first:
+        return text
+    return f"{remark}\n{text}" if any(map(_NUMBER.fullmatch, fields)) else text
 
 
 def _hats(path: Path) -> Table:
@@ -283,7 +311,13 @@ def _values(column: Any, name: str) -> list[Any]:
     ]
 
 
-def _choose(parts: Sequence[_Part], part: str, column: str, path: Path) -> _Columns:
+def _choose(
+    parts: Sequence[_Part],
+    part: str,
+    column: str,
+    path: Path,
+    wanted: Callable[[Table], bool] | None,
+) -> _Columns:
     listed = ", ".join(f"[{each.number}] {each.name}".strip() for each in parts)
     if not parts:
         raise ConfigurationError(f"{path} has no table")
@@ -292,11 +326,13 @@ def _choose(parts: Sequence[_Part], part: str, column: str, path: Path) -> _Colu
         if len(fits) != 1:
             raise ConfigurationError(f"{path} has no table [{part}], but {listed}")
         return fits[0].columns
-    having = [p for p in parts if Table(path, p.columns).find(column) is not None]
+    tables = [Table(path, p.columns) for p in parts]
+    fit = [wanted(one) if wanted else one.find(column) is not None for one in tables]
+    having = [p for p, fits in zip(parts, fit, strict=True) if fits]
     if len(having) > 1:
         raise ConfigurationError(
-            f"{path} has several tables with {column!r} ({listed}): name one, as in "
-            f"{path}[{having[0].number}]:{column}"
+            f"{path} has several tables with {'positions' if wanted else repr(column)} ({listed}): "
+            f"name one, as in {path}[{having[0].number}]{':' if column else ''}{column}"
         )
     return (having or parts)[0].columns
 
@@ -306,11 +342,12 @@ def _is_missing(value: Any) -> bool:
 
 
 def _numbers(values: Sequence[Any]) -> list[Any] | None:
-    """Texts as whole numbers or numbers, or None where one is neither."""
-    for kind in (int, float):
-        try:
-            found = [None if value is None else kind(value) for value in values]
-        except (TypeError, ValueError):
-            continue
-        return [None if _is_missing(value) else value for value in found]
+    """Texts as whole numbers or numbers, or None where one is neither, as `007` and `1_2` are."""
+    texts = [None if v is None or str(v).lower() in NO_VALUE else str(v) for v in values]
+    known = [text for text in texts if text is not None]
+    if not known:
+        return texts
+    for pattern, kind in ((_WHOLE, int), (_NUMBER, float)):
+        if all(map(pattern.fullmatch, known)):
+            return [None if text is None else kind(text) for text in texts]
     return None

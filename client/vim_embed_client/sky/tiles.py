@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,19 +14,14 @@ from vim_embed_client.formats import Array
 from vim_embed_client.sky.angles import astropy
 
 _SAME_GRID = 0.01  # pixels by which two tiles of one grid may be apart
+_SAME_MATRIX = 1e-3  # of the largest element
 _NO_AREA = 1e-9  # of the square of a pixel's longer side
 _WITHOUT_AREA = "its WCS gives its pixels no area: look at CD1_1 and so on, or CDELT1"
 _EDGE = 9  # points along an edge, by which the footprint is told
-_PER_SOLID_ANGLE = (
-    "sr",
-    "arcsec2",
-    "arcsec^2",
-    "arcsec**2",
-    "arcsec-2",
-    "deg-2",
-    "deg2",
-    "sqarcsec",
-)
+# Also in a unit that astropy cannot read, such as `10**-20 erg/s/cm2/arcsec2` or `JY/BEAM`.
+_AREA = r"(sr|steradian|beam|(arcsec|arcmin|deg)[\^*(]*2)"
+_SOLID_ANGLE = re.compile(rf"/\s*{_AREA}|(sr|beam)[\^*(]*-1|(arcsec|arcmin|deg)[\^*(]*-2")
+_UNIT_FORMATS = (None, "fits", "vounit", "cds")
 
 
 class Projection:
@@ -38,12 +34,22 @@ class Projection:
         self._wcs = astropy("wcs").WCS(header, fobj=file, naxis=2)
         if not self._wcs.has_celestial:
             raise InputError("its header has no sky coordinates (WCS): CTYPE1, CTYPE2 and so on")
+        _check_matrices(header)
         matrix = self._wcs.celestial.pixel_scale_matrix
         if not abs(np.linalg.det(matrix)) > _NO_AREA * np.abs(matrix).max() ** 2:
             raise InputError(_WITHOUT_AREA)
         self._latitude_first = self._wcs.wcs.lng == 1
-        frame = astropy("wcs.utils").wcs_to_celestial_frame(self._wcs)
+        frame = self._celestial_frame()
         self._frame = None if frame.name == "icrs" else frame
+
+    def _celestial_frame(self) -> Any:
+        try:
+            return astropy("wcs.utils").wcs_to_celestial_frame(self._wcs)
+        except ValueError:
+            told = self._wcs.wcs.radesys or ", ".join(self._wcs.wcs.ctype)
+            raise InputError(
+                f"its frame {told} is none that astropy has: write ICRS, FK5 or FK4 into RADESYS"
+            ) from None
 
     def to_sky(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Right ascension and declination of pixels."""
@@ -61,6 +67,23 @@ class Projection:
 
     def _ordered(self, first: Array, second: Array) -> tuple[Array, Array]:
         return (second, first) if self._latitude_first else (first, second)
+
+
+def _check_matrices(header: Any) -> None:
+    """Raise InputError for a CD matrix and a PC matrix that differ: the standard allows one."""
+    places = [(i, j) for i in (1, 2) for j in (1, 2)]
+    if not all(any(f"{kind}{i}_{j}" in header for i, j in places) for kind in ("CD", "PC")):
+        return
+    told = [float(header.get(f"CD{i}_{j}", 0)) for i, j in places]
+    other = [
+        float(header.get(f"PC{i}_{j}", i == j)) * float(header.get(f"CDELT{i}", 1))
+        for i, j in places
+    ]
+    if not np.allclose(told, other, rtol=_SAME_MATRIX, atol=_SAME_MATRIX * max(map(abs, told))):
+        raise InputError(
+            "its header has two matrices that differ, CD1_1 and so on, and PC1_1 with CDELT1: "
+            "delete the one that is wrong"
+        )
 
 
 def _converted(source: Any, lon: Array, lat: Array, target: Any) -> tuple[Array, Array]:
@@ -189,7 +212,22 @@ def _vectors(ra: Array, dec: Array) -> Array:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
+@lru_cache(maxsize=256)
 def is_surface_brightness(unit: str) -> bool:
-    """Whether a BUNIT is per solid angle, such as MJy/sr, and not per pixel."""
-    text = unit.replace(" ", "").lower()
-    return any(text.endswith(end) or f"{end}*" in text for end in _PER_SOLID_ANGLE)
+    """Whether a BUNIT is per solid angle, such as MJy/sr or Jy/beam, and not per pixel."""
+    units = astropy("units")
+    text = re.sub(r"sq_?(arcsec|arcmin|deg)", r"\1^2", unit.strip())
+    if _SOLID_ANGLE.search(text.lower()):
+        return True
+    for form in _UNIT_FORMATS:
+        found = units.Unit(text, format=form, parse_strict="silent")
+        if not isinstance(found, units.UnrecognizedUnit):
+            return _per_solid_angle(found)
+    return False
+
+
+def _per_solid_angle(unit: Any) -> bool:
+    """A brightness temperature is one for each direction as well."""
+    plain = getattr(unit, "physical_unit", unit).decompose()
+    powers = {base.name: power for base, power in zip(plain.bases, plain.powers, strict=True)}
+    return powers.get("rad", 0) < 0 or powers.get("beam", 0) < 0 or powers.get("K") == 1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
 from vim_embed_client.bulk.sources.catalogue import CatalogueReader
@@ -19,7 +20,7 @@ from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import _why_not
 from vim_embed_client.errors import ConfigurationError, InputError
-from vim_embed_client.sky.positions import read_positions
+from vim_embed_client.sky.positions import read_positions, table_with_positions
 from vim_embed_client.sky.tables import read_table
 
 from .hats_files import write_hats
@@ -51,6 +52,34 @@ def _with_units() -> Table:
     table = _plain(z=MaskedColumn([0.1, 0.2, 0.3], mask=[False, True, False]))
     table["ra"], table["dec"] = np.radians(RA) * units.rad, (DEC * 60) * units.arcmin
     return table
+
+
+def _capitals(folder: Path) -> Path:
+    """Units as the standard has them not."""
+    columns = [fits.Column("id", "K", array=BIG + np.arange(3))]
+    columns += [
+        fits.Column("ra", "D", "Degrees", array=RA),
+        fits.Column("dec", "D", "DEG", array=DEC),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(folder / "cat.fits")
+    return folder / "cat.fits"
+
+
+def _colons() -> Table:
+    """Their unit says degrees, which colons alone would not."""
+    table, sky = _plain(), SkyCoord(RA, DEC, unit="deg")
+    for name, angle in (("ra", sky.ra), ("dec", sky.dec)):
+        table[name] = angle.to_string(unit="deg", sep=":", precision=6)
+        table[name].unit = "deg"
+    return table
+
+
+def _ldac(folder: Path) -> Path:
+    """A table of header cards first, as SExtractor and KiDS write it."""
+    cards = fits.BinTableHDU(Table({"Field Header Card": ["SIMPLE"]}), name="LDAC_IMHEAD")
+    rows = fits.BinTableHDU(_plain(), name="LDAC_OBJECTS")
+    fits.HDUList([fits.PrimaryHDU(), cards, rows]).writeto(folder / "cat.fits")
+    return folder / "cat.fits"
 
 
 def _sexagesimal() -> Table:
@@ -98,6 +127,10 @@ _READ: dict[str, Make] = {
     "CSV": _text("cat.csv", f"id,ra,dec\n{_ROWS.replace(';', ',')}\n"),
     "CSV with a BOM and ;": _text("cat.csv", f"id;ra;dec\r\n{_ROWS}\r\n", "utf-8-sig"),
     "CSV with remarks": _text("cat.csv", f"# made by hand\n#\nid;ra;dec\n{_ROWS}\n\n"),
+    "CSV whose names are a remark": _text("cat.csv", f"# made\n#id;ra;dec\n{_ROWS}\n"),
+    "units in capitals": _capitals,
+    "several tables": _ldac,
+    "degrees with colons": lambda folder: _written(folder / "cat.fits", _colons()),
     "CSV with lines in a text": _text(
         "cat.csv", 'id;ra;dec;"a\nb"\n' + _ROWS.replace("\n", ';"x\ny"\n')
     ),
@@ -107,7 +140,7 @@ _READ: dict[str, Make] = {
 
 @pytest.mark.parametrize("form", _READ)
 def test_positions_and_ids(tmp_path: Path, form: str) -> None:
-    table = read_table(_READ[form](tmp_path))
+    table = table_with_positions(_READ[form](tmp_path))
     ra, dec = read_positions(table)
     np.testing.assert_allclose(ra, RA, atol=1e-8)
     np.testing.assert_allclose(dec, DEC, atol=1e-8)
@@ -117,6 +150,32 @@ def test_positions_and_ids(tmp_path: Path, form: str) -> None:
 def test_values_that_are_missing_and_bytes(tmp_path: Path) -> None:
     assert read_table(_READ["ECSV with masked values"](tmp_path)).typed("z") == [0.1, None, 0.3]
     assert read_table(_parquet(tmp_path)).typed("field") == ["a", "b", None]
+
+
+def test_texts_that_only_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    lines = ["1_2,007,NULL,1.50,nan", "1_3,008,4,-2,nan"]
+    (tmp_path / "cat.csv").write_text("patch,tile,z,mag,none\n" + "\n".join(lines))
+    table = read_table(tmp_path / "cat.csv")
+    assert table.typed("patch") == ["1_2", "1_3"]
+    assert table.typed("tile") == ["007", "008"]
+    assert table.typed("z") == [None, 4]
+    assert table.typed("mag") == [1.5, -2.0]
+    assert table.typed("none") == [None, None]
+
+
+def test_of_several_tables_with_positions_one_is_named(tmp_path: Path) -> None:
+    hdus = [fits.BinTableHDU(_plain(), name=name) for name in ("STARS", "GALAXIES")]
+    path = tmp_path / "cat.fits"
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    with pytest.raises(ConfigurationError, match=r"several tables with positions .*\[1\]$"):
+        table_with_positions(path)
+    assert len(table_with_positions(path, "GALAXIES")["ra"]) == 3
+
+
+def test_a_position_that_is_null_is_none(tmp_path: Path) -> None:
+    (tmp_path / "cat.csv").write_text("ra,dec\n150.1,2\nNULL,null\n10:00:24,--\n")
+    ra, dec = read_positions(read_table(tmp_path / "cat.csv"))
+    assert np.isfinite(ra).tolist() == np.isfinite(dec).tolist() == [True, False, False]
 
 
 _REFUSED: dict[str, tuple[Make, str]] = {
@@ -131,6 +190,7 @@ _REFUSED: dict[str, tuple[Make, str]] = {
         "the unit 'm' of 'ra' is no angle",
     ),
     "decimal commas": (_text("cat.csv", "ra;dec\n150,1;2,5\n"), "is no angle"),
+    "Latin letters": (_text("cat.csv", "naïve,ra,dec\n", "latin-1"), "is no UTF-8: save it"),
     "no header": (_text("cat.csv", "150.1,2.5\n150.2,2.6\n"), "--position RA,DEC"),
     "several values a row": (_parquet, "several values a row"),
     "a folder": (lambda folder: folder, "no HATS catalogue"),

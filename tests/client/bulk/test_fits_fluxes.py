@@ -177,3 +177,38 @@ def test_flux_columns_of_platonic_universe_s_data_sets(embed: Embed, tmp_path: P
     _, found = embed(tmp_path / "t.parquet", "--survey", "jwst")
     pixels = np.stack([shown(cube, SURVEYS["jwst"]) for cube in cubes])
     np.testing.assert_array_equal(found, expected(pixels))
+
+
+def test_pan_starrs_s_arcsinh_is_undone(embed: Embed, tmp_path: Path) -> None:
+    flux = np.random.default_rng(0).normal(0, 20, (SIZE, SIZE)).astype(np.float32)
+    stored = (2.5 * np.log10(np.e) * np.arcsinh((flux - 0.25) / 3)).astype(np.float32)
+    header = fits.Header({"BSOFTEN": 1.5, "BOFFSET": 0.25})
+    fits.PrimaryHDU(flux).writeto(tmp_path / "plain.fits")
+    fits.PrimaryHDU(stored, header).writeto(tmp_path / "stored.fits")
+    (_, plain), (_, found) = embed(tmp_path / "plain.fits"), embed(tmp_path / "stored.fits")
+    np.testing.assert_allclose(found, plain, atol=1.5)  # of 255 grey levels
+
+
+def _desi(path: Path) -> None:
+    hdus = [fits.ImageHDU(np.ones(90, "f4"), name="B_WAVELENGTH")]
+    hdus += [fits.ImageHDU(np.eye(40, 90, dtype="f4"), name=f"B_{n}") for n in ("FLUX", "IVAR")]
+    hdus.append(fits.ImageHDU(np.ones((40, 11, 90), "f4"), name="B_RESOLUTION"))
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+
+
+def _sdss(path: Path) -> None:
+    cards = fits.Header({"COEFF0": 3.58, "COEFF1": 1e-4})
+    fits.PrimaryHDU(np.eye(5, 90, dtype="f4"), cards).writeto(path)
+
+
+def _slit(path: Path) -> None:
+    cards = fits.Header({"CTYPE1": "WAVE", "CTYPE2": "SLIT"})
+    fits.PrimaryHDU(np.eye(20, 90, dtype="f4"), cards).writeto(path)
+
+
+@pytest.mark.parametrize("make", [_desi, _sdss, _slit])
+def test_spectra_are_no_images(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "spectra.fits")
+    reader = open_reader(str(tmp_path / "spectra.fits"), ReadOptions())
+    with pytest.raises(InputError, match="it holds spectra and no image"):
+        list(reader.read(0))

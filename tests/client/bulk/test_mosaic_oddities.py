@@ -14,6 +14,7 @@ from astropy.wcs import WCS
 
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.errors import InputError
+from vim_embed_client.sky.tiles import is_surface_brightness
 
 from .skies import Array, around, painted, tangent, write
 from .test_cutouts import SIDE, centred, cutouts
@@ -102,6 +103,21 @@ def _blank(image: Array, header: fits.Header) -> Any:
     return hdu
 
 
+def _asinh(image: Array, header: fits.Header) -> Any:
+    """As Pan-STARRS writes fluxes."""
+    header["BSOFTEN"], header["BOFFSET"] = 1.5, 0.25
+    return fits.PrimaryHDU(
+        (2.5 * np.log10(np.e) * np.arcsinh((image - 0.25) / 3)).astype(np.float32), header
+    )
+
+
+def _two_matrices(image: Array, header: fits.Header) -> Any:
+    """CD beside PC and CDELT, of the same pixels."""
+    hdu = _cd(image, header.copy())
+    hdu.header.update(header)
+    return hdu
+
+
 def _nan_block(image: Array, header: fits.Header) -> Any:
     image = image.copy()
     image[:, :4] = np.nan
@@ -125,6 +141,7 @@ _READ: dict[str, Callable[[Path], None]] = {
     "declination first": _with(_latitude_first), "mirrored": _with(_mirrored),
     "axes of one pixel": _with(_radio), "BLANK and BSCALE": _with(_blank),
     "a block of NaN": _with(_nan_block), "TPV": _tpv,
+    "arcsinh of the fluxes": _with(_asinh), "CD and PC": _with(_two_matrices),
 }  # fmt: skip
 
 
@@ -161,10 +178,23 @@ def _unknown(image: Array, header: fits.Header) -> Any:
     return fits.PrimaryHDU(image, header)
 
 
+def _matrices_that_differ(image: Array, header: fits.Header) -> Any:
+    hdu = _two_matrices(image, header)
+    hdu.header["PC1_1"], hdu.header["PC2_2"] = 1.0, 1.0
+    return hdu
+
+
+def _frame(image: Array, header: fits.Header) -> Any:
+    header["RADESYS"] = "J2000"
+    return fits.PrimaryHDU(image, header)
+
+
 _REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no area": (_with(_no_area), "no area"),
     "no sky": (_with(_linear), "no sky coordinates"),
     "an unknown projection": (_with(_unknown), "tile.fits"),
+    "two matrices": (_with(_matrices_that_differ), "CD1_1 and so on, and PC1_1"),
+    "an unknown frame": (_with(_frame), "ICRS, FK5 or FK4 into RADESYS"),
     "no image": (lambda path: fits.PrimaryHDU().writeto(path), "no image"),
     "cut short": (lambda path: path.write_bytes(b"SIMPLE  ="), "tile.fits"),
 }  # fmt: skip
@@ -183,6 +213,29 @@ def test_what_is_no_mosaic_is_refused_by_its_name(tmp_path: Path, case: str) -> 
     assert message in raised.value.message
     assert "tile.fits" in raised.value.message
     assert not _open_files(tmp_path)  # while the error is still held: none is left to a collector
+
+
+def test_a_cutout_of_one_pixel_is_none(tmp_path: Path) -> None:
+    image, header = _plain()
+    fits.PrimaryHDU(image, header).writeto(tmp_path / "tile.fits")
+    rows: list[Any] = cutouts(tmp_path, _GALAXIES, size=0.2)
+    assert all("1 pixels a side of 0.2 arcsec" in row.reason for row in rows)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "MJy/sr", "MJy sr-1", "MJy.sr**-1", "MJy / steradian", "Jy/beam", "JY/BEAM", "K",
+        "count arcsec-2", "10**-20 erg/s/cm2/arcsec2", "nJy/sqarcsec", "mag/arcsec^2", "W/(m2 sr)",
+    ],
+)  # fmt: skip
+def test_units_of_surface_brightness(unit: str) -> None:
+    assert is_surface_brightness(unit)
+
+
+@pytest.mark.parametrize("unit", ["", "nJy", "nanomaggy", "electrons/s", "Jy/pixel", "adu", "DN"])
+def test_units_of_pixels(unit: str) -> None:
+    assert not is_surface_brightness(unit)
 
 
 def test_one_file_that_is_cut_short_later_costs_its_rows_alone(tmp_path: Path) -> None:

@@ -127,9 +127,39 @@ def _legacy(folder: Path) -> Layout:
     return given, ReadOptions(join_bands=("z", "r", "g"))
 
 
+def _quadrants(folder: Path) -> Layout:
+    """Euclid's detectors, each with its flags and errors, in one file."""
+    hdus: list[Any] = []
+    for quadrant, rows in (("3-4.E", slice(0, SIDE // 2)), ("3-4.F", slice(SIDE // 2, SIDE))):
+        header = _WCS[rows].to_header()
+        for kind, data in (("RMS", _IMAGE * 0 + 1), ("FLG", _bad() * 4), ("SCI", _IMAGE)):
+            hdus.append(fits.ImageHDU(data[rows].astype("f4"), header, name=f"{quadrant}.{kind}"))
+    _file(folder / "EUC_VIS_SWL-DET-000001-01.fits", *hdus)
+    return {}, ReadOptions(hdus=("all",))
+
+
+def _beside(name: str, *others: str) -> Callable[[Path], Layout]:
+    """An image with other planes of the same pixels, which its survey delivers beside it."""
+
+    def make(folder: Path) -> Layout:
+        _file_of(folder / name, _IMAGE)
+        for other in others:
+            _file_of(folder / other, _IMAGE * 0 + 7)
+        return {}, ReadOptions()
+
+    return make
+
+
 _SURVEYS: dict[str, Callable[[Path], Layout]] = {
     "HSC and LSST": _hsc, "DES": _des, "JWST": _jwst, "Euclid": _euclid, "SDSS": _sdss,
-    "Legacy Surveys": _legacy,
+    "Legacy Surveys": _legacy, "Euclid's detectors": _quadrants,
+    "Euclid's mosaics": _beside(
+        "EUC_MER_BGSUB-MOSAIC-VIS_TILE1.fits", "EUC_MER_BGMOD-VIS_TILE1.fits",
+        "EUC_MER_MOSAIC-VIS-FLAG_TILE1.fits", "EUC_MER_MOSAIC-VIS-RMS_TILE1.fits",
+    ),
+    "KiDS": _beside("z_150.1_2.2_sci.fits", "a_150.1_2.2_wei.fits", "a_150.1_2.2_msk.fits"),
+    "VISTA": _beside("e20100303_00001_st_tl.fits", "a_conf.fits"),
+    "WISE": _beside("0001-int-3.fits", "0001-unc-3.fits", "0001-cov-3.fits"),
 }  # fmt: skip
 
 
@@ -165,3 +195,32 @@ def test_planes_of_a_mask_are_chosen_by_name(tmp_path: Path) -> None:
         cutouts(tmp_path, _GALAXIES, **given)
     with pytest.raises(InputError, match="no plane CRX, but BAD, SAT, DETECTED"):
         cutouts(tmp_path, _GALAXIES, **given, mask_flags=("CRX",))
+
+
+def test_images_of_the_same_pixels_are_not_cut_one_for_another(tmp_path: Path) -> None:
+    """Whatever the names: a background, an exposure map, or the extensions of one file."""
+    folder = tmp_path / "survey"
+    folder.mkdir()
+    _beside("galex-int.fits", "galex-cnt.fits")(folder)
+    with pytest.raises(InputError, match="have the same pixels") as raised:
+        cutouts(tmp_path, _GALAXIES, images=(str(folder),))
+    assert "galex-int.fits" in raised.value.message
+    _file(tmp_path / "one.fits", _hdu(_IMAGE, "A"), _hdu(_IMAGE, "B"))
+    with pytest.raises(InputError, match="have the same pixels"):
+        cutouts(
+            tmp_path, _GALAXIES, ReadOptions(hdus=("all",)), images=(str(tmp_path / "one.fits"),)
+        )
+
+
+def test_positions_on_other_detectors_name_the_option(tmp_path: Path) -> None:
+    hdus = [
+        fits.ImageHDU(_IMAGE[rows], _WCS[rows].to_header(), name="SCI", ver=version)
+        for version, rows in ((1, slice(0, SIDE // 2)), (2, slice(SIDE // 2, SIDE)))
+    ]
+    _file(tmp_path / "j_flt.fits", *hdus)
+    given = {"images": (str(tmp_path / "j_flt.fits"),)}
+    rows: list[Any] = cutouts(tmp_path, _GALAXIES, **given)
+    reasons = [row.reason for row in rows if hasattr(row, "reason")]
+    assert len(reasons) == 2
+    assert all("--hdu all takes its SCI,2 too" in reason for reason in reasons)
+    centred(cutouts(tmp_path, _GALAXIES, ReadOptions(hdus=("all",)), **given), _GALAXIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from astropy.io import fits
+from astropy.table import MaskedColumn
 from astropy.wcs import WCS
 
 from vim_embed_client.bulk.sources.options import ReadOptions
@@ -202,6 +204,52 @@ def test_cutouts_are_kept_with_their_flux(
         about = kept_table(read_embeddings(str(tmp_path / "out" / "out.npy")))
         assert about["z"] == [round(0.1 + 0.1 * row, 3) for row in range(9) if row != 4]
     assert len(rows) == 8
+
+
+@pytest.mark.parametrize("name", ["cuts.parquet", "cuts.h5"])
+def test_columns_with_gaps_keep_their_digits(tmp_path: Path, name: str) -> None:
+    """Numbers of which the first hundred are missing, and ids that no float64 holds."""
+    wcs = tangent(150, 2, 0.2, (260, 260))
+    galaxies = around(150, 2, 5, 130)
+    write(tmp_path / "tile.fits", painted(galaxies, wcs, (260, 260)), wcs)
+    late = np.arange(130) < 100
+    big = MaskedColumn(2**60 + 1 + np.arange(130), mask=late)
+    small = MaskedColumn(np.arange(130), mask=~late)
+    hashes = np.uint64(2**63) + np.arange(130, dtype=np.uint64)
+    catalogue(tmp_path / "cat.ecsv", galaxies, big=big, small=small, hashes=hashes)
+    given = ["--catalogue", str(tmp_path / "cat.ecsv"), "--size", "2arcsec"]
+    given += ["--keep", "big,small,hashes", "-o", str(tmp_path / name)]
+    assert run(["cutout", str(tmp_path / "tile.fits"), *given]) == 0
+    if name.endswith("h5"):
+        with h5py.File(tmp_path / name) as file:
+            found = {key: file[key][:].tolist() for key in ("big", "small", "hashes")}
+        assert found["big"] == [b""] * 100 + [
+            str(2**60 + 1 + row).encode() for row in range(100, 130)
+        ]
+        assert found["small"][:100] == list(range(100))
+        assert np.isnan(found["small"][100:]).all()
+        assert found["hashes"] == [2**63 + row for row in range(130)]
+    else:
+        kept = pyarrow.parquet.read_table(tmp_path / name)
+        assert kept["big"].to_pylist() == [None] * 100 + [
+            2**60 + 1 + row for row in range(100, 130)
+        ]
+        assert kept["small"].to_pylist() == [*range(100)] + [None] * 30
+        assert kept["hashes"].to_pylist() == [str(2**63 + row) for row in range(130)]
+
+
+def test_ids_that_no_header_holds(tmp_path: Path) -> None:
+    wcs = tangent(150, 2, 0.2, (260, 260))
+    galaxies = around(150, 2, 18, 4)
+    write(tmp_path / "tile.fits", painted(galaxies, wcs, (260, 260)), wcs)
+    ids = ["a\nb", "a/b", "ü", "\x7f"]
+    catalogue(tmp_path / "cat.parquet", galaxies, own=ids)
+    given = ["--catalogue", str(tmp_path / "cat.parquet"), "--size", "4arcsec"]
+    given += ["--id-column", "own", "-o", str(tmp_path / "cuts")]
+    assert run(["cutout", str(tmp_path / "tile.fits"), *given]) == 0
+    with (tmp_path / "cuts" / "cutouts.csv").open(newline="") as lines:
+        assert [row["id"] for row in csv.DictReader(lines)] == ids
+    assert len(list((tmp_path / "cuts").glob("*.fits"))) == 4
 
 
 def test_a_folder_that_is_not_empty_and_other_endings_are_refused(

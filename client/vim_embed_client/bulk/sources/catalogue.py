@@ -32,13 +32,19 @@ from vim_embed_client.sky.coverage import At, Nearby
 from vim_embed_client.sky.cutouts import Cutout, cut
 from vim_embed_client.sky.grids import AlongTile, Grid, NorthUp
 from vim_embed_client.sky.hats import hats_files, is_hats
-from vim_embed_client.sky.positions import in_other_units, position_columns, read_positions
-from vim_embed_client.sky.tables import ENDINGS, Table, read_table, split_table_name
+from vim_embed_client.sky.positions import (
+    in_other_units,
+    position_columns,
+    read_positions,
+    table_with_positions,
+)
+from vim_embed_client.sky.tables import ENDINGS, Table, split_table_name
 from vim_embed_client.sky.tiles import Tile
 from vim_embed_pixels.stretch import Stretch
 from vim_embed_pixels.surveys import bands_chosen
 
 _MOST_PIXELS = 8192  # along a side of a cut-out
+_LEAST_PIXELS = 2
 _DEGREE = 3600.0
 _UNCOVERED = "no mosaic covers its position"
 
@@ -96,6 +102,12 @@ class CatalogueReader(FileReader):
     def count(self) -> int:
         return len(self._positions[0])
 
+    def kept(self) -> dict[str, list[Any]]:
+        """The columns to keep, a value for each row. Raises InputError, ConfigurationError."""
+        with quiet():
+            self._check_columns()
+            return self._kept
+
     def describe(self) -> Description:
         first = replace(self._sky, images=tuple(mosaic_files(self._sky)[:1]))
         bands = self._options.join_bands
@@ -125,12 +137,14 @@ class CatalogueReader(FileReader):
         """The cut-outs from a row of the catalogue on. Raises InputError, ConfigurationError."""
         with quiet():
             self._check_columns()
+            if not self.count():
+                raise InputError(f"{self._table.path} has no rows")
             mosaics = Mosaics(self._options, whole=self._whole)
         try:
             with quiet():
                 nearby = self._near(mosaics, *self._positions)
             ids = self._ids()
-            uncovered, off = _UNCOVERED, ""
+            uncovered, off = self._uncovered(mosaics), ""
             if not len(nearby.places):
                 self._check_units(mosaics)
                 uncovered = self._far_away(mosaics)
@@ -154,6 +168,17 @@ class CatalogueReader(FileReader):
                     f"no mosaic covers any of its positions, but some if they are in {unit}: say "
                     f"so with --position '{names[0]}[{unit}],{names[1]}[{angle}]'"
                 )
+
+    def _uncovered(self, mosaics: Mosaics) -> str:
+        """Why a position is on no tile: it may lie on an image that was not read."""
+        if not mosaics.further:
+            return _UNCOVERED
+        path, labels = next(iter(mosaics.further.items()))
+        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        return (
+            f"{_UNCOVERED}, and of {path} one image alone was read: --hdu all takes its "
+            f"{', '.join(labels[:3])}{more} too"
+        )
 
     def _far_away(self, mosaics: Mosaics) -> str:
         """Why no position is covered: where the first one is, and where a mosaic."""
@@ -247,7 +272,13 @@ class CatalogueReader(FileReader):
         mosaics: Mosaics,
     ) -> Cutout:
         scale = self._sky.scale / _DEGREE if self._sky.scale else tile.pixel_scale
-        side = max(1, round(self._size / scale))
+        side = round(self._size / scale)
+        if side < _LEAST_PIXELS:
+            raise InputError(
+                f"its cut-out would have {side} pixels a side of {_DEGREE * scale:.4g} arcsec: "
+                f"give a larger --size, {'a smaller --scale, ' if self._sky.scale else ''}"
+                "or look at the WCS of the mosaic"
+            )
         if side > _MOST_PIXELS:
             raise InputError(
                 f"its cut-out would have {side:,} pixels a side: give a "
@@ -276,7 +307,7 @@ class CatalogueReader(FileReader):
     @cached_property
     def _table(self) -> Table:
         path, part, _ = self._table_name
-        return read_table(path, part)
+        return table_with_positions(path, part, self._sky.position)
 
     @cached_property
     def _positions(self) -> tuple[Array, Array]:

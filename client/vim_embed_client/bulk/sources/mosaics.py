@@ -85,6 +85,7 @@ class Mosaics:
         self._bits: dict[Key, int | None] = {}
         self.files = mosaic_files(self._sky)
         self.tiles: list[Tile] = []
+        self.further: dict[str, list[str]] = {}  # by file, images that are not read
         try:
             with quiet():
                 self.bands = self._find_tiles()
@@ -155,6 +156,7 @@ class Mosaics:
                 "of them, or give those of one band"
             )
         self._refuse_bands_by_name()
+        self._refuse_same_pixels()
         return count
 
     def _check_bands(self) -> None:
@@ -196,6 +198,25 @@ class Mosaics:
                     "--join-bands R,G,B makes one image of them, or give those of one band"
                 )
 
+    def _refuse_same_pixels(self) -> None:
+        """Raise InputError for images of the same pixels, of which the first alone would be cut.
+
+        Such are an image and its background, exposure or flags, whatever their names.
+        """
+        alike: dict[tuple[Any, ...], list[Tile]] = {}
+        for tile in self.tiles:
+            key = (tile.band, tile.shape, *(round(angle, 6) for angle in tile.middle))
+            alike.setdefault(key, []).append(tile)
+        for first, *others in alike.values():
+            if (
+                same := next((one for one in others if _same_pixels(first, one)), None)
+            ) is not None:
+                raise InputError(
+                    f"{first.name} and {same.name} have the same pixels, of which one alone would "
+                    "be cut: give only the images of the sky, as by a pattern such as "
+                    "'*_sci.fits'"
+                )
+
     def _tiles_of(self, path: str, filters: dict[str, str]) -> list[Tile]:
         hdus = self._options.hdus
         apart = hdus == fits.ALL_HDUS or len(hdus or ()) < 2
@@ -203,6 +224,7 @@ class Mosaics:
         with _about(path, "cannot be used as a mosaic"):
             opened = self._opened(path)
             chosen = fits.chosen_hdus(opened.hdus, opened.listed, hdus)
+            self._note_further(path, opened, chosen)
             for number, one in enumerate(chosen):
                 label, hdu = one.label, one.hdu
                 planes = self._planes(one)
@@ -228,6 +250,15 @@ class Mosaics:
             for tile in found:
                 tile.check()
         return found
+
+    def _note_further(self, path: str, opened: _Opened, chosen: Sequence[fits.Hdu]) -> None:
+        """Other detectors, say, in a file of which one image was taken by itself."""
+        if self._options.hdus is not None:
+            return
+        images = fits.chosen_hdus(opened.hdus, opened.listed, fits.ALL_HDUS)
+        taken = {one.label for one in chosen}
+        if others := [one.label for one in images if one.label not in taken]:
+            self.further[path] = others
 
     def _planes(self, one: fits.Hdu) -> list[int | None]:
         shape = one.shape
