@@ -228,3 +228,12 @@ def test_reasons_that_differ_in_names_alone_are_said_of_all() -> None:
         ("a.png, b.png", "it cannot be decoded")
     ]
     assert [set(group) for group in reasons.as_json()] == [{"reason", "count", "first"}]
+
+
+def test_names_between_colons_are_told_as_they_are(
+    embed: Callable[..., int], folder: Path, capsys: Any
+) -> None:
+    """`:mask:` is the name of an emoji too."""
+    np.savez(folder / "b.npz", image=np.load(folder / "a.npy"), mask=np.ones((2, SIZE, SIZE)))
+    assert embed() == 0
+    assert "b.npz:mask: by its name" in capsys.readouterr().err

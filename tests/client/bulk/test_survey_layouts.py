@@ -218,7 +218,7 @@ def test_positions_on_other_detectors_name_the_option(tmp_path: Path) -> None:
         for version, rows in ((1, slice(0, SIDE // 2)), (2, slice(SIDE // 2, SIDE)))
     ]
     _file(tmp_path / "j_flt.fits", *hdus)
-    given = {"images": (str(tmp_path / "j_flt.fits"),)}
+    given: dict[str, Any] = {"images": (str(tmp_path / "j_flt.fits"),)}
     rows: list[Any] = cutouts(tmp_path, _GALAXIES, **given)
     reasons = [row.reason for row in rows if hasattr(row, "reason")]
     assert len(reasons) == 2

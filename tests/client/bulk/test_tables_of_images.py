@@ -22,6 +22,7 @@ from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.cli.main import run
+from vim_embed_client.errors import InputError
 from vim_embed_client.scoring.embedding_files import read_embeddings
 from vim_embed_client.scoring.kept_columns import kept_table
 
@@ -146,6 +147,22 @@ def test_wrong_names_are_told(tmp_path: Path, embed: Embed, capsys: Any, case: s
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_values_are_those_of_the_images_own_group(tmp_path: Path, embed: Embed) -> None:
+    """Of a file of several surveys, whose data sets have the same names."""
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        for number, survey in enumerate(("hsc", "jwst")):
+            file[f"{survey}/images"] = PIXELS
+            file[f"{survey}/ra"] = np.full(N, float(number))
+            file[f"{survey}/more/z"] = np.zeros(N)
+    for number, survey in enumerate(("hsc", "jwst")):
+        embed(tmp_path / "two.h5", "--column", f"{survey}/images", "--keep", "ra", "--restart")
+        about = kept_table(read_embeddings(str(tmp_path / "out" / "out.npy")))
+        assert about["ra"] == [number] * N
+    reader = open_reader(str(tmp_path / "two.h5"), ReadOptions(column="hsc/images", keep=("z",)))
+    with pytest.raises(InputError, match="several data sets 'z': name hsc/more/z or jwst/more/z"):
+        list(reader.read(0))
+
+
 @pytest.fixture
 def sky(tmp_path: Path) -> Array:
     """A mosaic of two planes with nine galaxies, of which one is off it; their fluxes."""
@@ -216,7 +233,7 @@ def test_columns_with_gaps_keep_their_digits(tmp_path: Path, name: str) -> None:
     big = MaskedColumn(2**60 + 1 + np.arange(130), mask=late)
     small = MaskedColumn(np.arange(130), mask=~late)
     hashes = np.uint64(2**63) + np.arange(130, dtype=np.uint64)
-    catalogue(tmp_path / "cat.ecsv", galaxies, big=big, small=small, hashes=hashes)
+    catalogue(tmp_path / "cat.ecsv", galaxies, big=big, small=small, hashes=list(hashes))
     given = ["--catalogue", str(tmp_path / "cat.ecsv"), "--size", "2arcsec"]
     given += ["--keep", "big,small,hashes", "-o", str(tmp_path / name)]
     assert run(["cutout", str(tmp_path / "tile.fits"), *given]) == 0

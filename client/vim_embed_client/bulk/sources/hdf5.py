@@ -49,14 +49,25 @@ class _Images:
         return found
 
     def values(self, column: str) -> list[Any]:
-        places = {name.rpartition("/")[2]: name for name in _listed(self._file)}
-        path = column if column in self._file else places.get(column)
+        path = self._path(column)
         data = self._file[path] if path else None
         if data is None or data.ndim != 1 or len(data) != self.shape[0]:
             beside = [one for one, shape in _listed(self._file).items() if shape == self.shape[:1]]
             raise InputError(f"it has {absent([column], beside, 'data set', _PER_ROW)}")
         return [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in
                 data[:].tolist()]  # fmt: skip
+
+    def _path(self, column: str) -> str | None:
+        """Of a data set: its path, or its name in the images' group, or else in the only group."""
+        listed = _listed(self._file)
+        beside = "/".join([*self.name.split("/")[:-1], column])
+        for path in (column, beside):
+            if path in listed:
+                return path
+        others = [path for path in listed if path.rpartition("/")[2] == column]
+        if len(others) > 1:
+            raise InputError(f"it has several data sets {column!r}: name {' or '.join(others)}")
+        return others[0] if others else None
 
 
 def _listed(file: Any) -> dict[str, tuple[int, ...]]:
