@@ -30,10 +30,12 @@ and in server/connection.py where no request got that far.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
 MESSAGE_LENGTH = 2000  # characters of a message
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")  # of an object, in what Python says of it
 
 
 class ServiceError(Exception):
@@ -52,6 +54,7 @@ class ServiceError(Exception):
         detail: Mapping[str, object] | None = None,
         retry_after: int | None = None,
     ) -> None:
+        message = _ADDRESS.sub("", message)  # nobody's business
         if len(message) > MESSAGE_LENGTH:  # it quotes what the caller sent
             message = f"{message[:MESSAGE_LENGTH]}…"
         super().__init__(message)

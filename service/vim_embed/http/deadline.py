@@ -8,6 +8,7 @@ import time
 from starlette.requests import Request
 
 from vim_embed.errors import InvalidInput
+from vim_embed.http.one_header import one_header
 
 HEADER = "timeout"
 BEGUN = "begun"  # key of a request's state: when its head arrived, in `time.monotonic()`
@@ -22,9 +23,9 @@ def begun(request: Request) -> float:
 def seconds_left(request: Request, parameter: float | None) -> float | None:
     """The smaller of the header `Timeout` and the route's own parameter; None without both.
 
-    Raises InvalidInput.
+    Raises InvalidInput or MalformedRequest.
     """
-    header = request.headers.get(HEADER)
+    header = one_header(request, HEADER)
     given = [] if header is None else [_seconds(header)]
     return min([*given, *([] if parameter is None else [parameter])], default=None)
 

@@ -166,6 +166,9 @@ BAD: dict[str, tuple[int, str, tuple[bytes, dict[str, str]]]] = {
         422, "twice", framed({**ASK, "outputs": [{"name": "embedding"}] * 2}, RAW)
     ),
     "a key twice": (400, "twice", framed(b'{"inputs": [], "inputs": []}')),
+    "lists among numbers and brackets": (
+        422, "regular", framed({**data([1, 2, [], [3, 4]] + [0] * 380), "id": "["})
+    ),
     "lists among numbers": (422, "regular", framed(data([1, 2, [], [3, 4]] + [0] * 380))),
     "endless timeout": (400, "64 bits", framed({**ASK, "parameters": {"timeout": 10**400}}, RAW)),
     "dtype": (422, "dtype", framed({**ASK, "parameters": {"dtype": "BF16"}}, RAW)),
@@ -253,6 +256,13 @@ GOOD_BODIES = {
         for spaces in range(1, 4)
     },
 }
+
+
+def test_options_in_the_url_have_no_effect_and_are_refused(url: str, http: httpx.Client) -> None:
+    body, headers = framed(ASK, RAW)
+    answer = http.post(f"{url}{INFER}?pooling=cls&exact=true", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("pooling, exact would have no effect in the URL")
 
 
 @pytest.mark.parametrize("name", GOOD_BODIES)

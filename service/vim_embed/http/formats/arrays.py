@@ -90,8 +90,11 @@ def read_json(body: Buffer, workspace: Workspace) -> PixelArray:
         content = json_body.content
         if not isinstance(content, dict) or "inputs" not in content:
             raise MalformedRequest('the body must be {"inputs": …}, a nested list or base64 object')
+        _check_keys(content, ("inputs", "dtype"), "the body")
         inputs = content["inputs"]
         if isinstance(inputs, dict):
+            if content.get("dtype", inputs.get("dtype")) != inputs.get("dtype"):
+                raise MalformedRequest("the body and its inputs name two dtypes: leave one out")
             return _read_base64(inputs, workspace)
         return json_body.array(inputs, _json_dtype(content.get("dtype", "float32")), workspace)
 
@@ -201,8 +204,20 @@ def _tensor(described: Mapping[str, Any], workspace: Workspace) -> PixelArray:
     return wide.view("<f4")
 
 
+def _check_keys(content: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+    """Raise InvalidInput for keys that would have no effect."""
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        raise InvalidInput(
+            f"{', '.join(unknown)[:_SHOWN]} would have no effect in {place}, which has "
+            f"{', '.join(known)}: options are parameters of the URL (?pooling=cls)"
+        )
+
+
 def _read_base64(inputs: dict[str, Any], workspace: Workspace) -> PixelArray:
-    missing = [key for key in ("base64", "shape", "dtype") if key not in inputs]
+    keys = ("base64", "shape", "dtype")
+    _check_keys(inputs, keys, "the inputs object")
+    missing = [key for key in keys if key not in inputs]
     if missing:
         raise MalformedRequest(f"the inputs object lacks {', '.join(missing)}")
     shape = inputs["shape"]

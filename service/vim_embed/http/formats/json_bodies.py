@@ -152,6 +152,11 @@ def _parsed(text: bytes) -> Any:
             raise InvalidInput(
                 "NaN and Infinity are no JSON: mask or replace such pixels first"
             ) from error
+        if any(name in str(error) for name in ("NUMBER_ERROR", "BIGINT_ERROR")):
+            raise MalformedRequest(
+                "a number of the body is not written as JSON has it (as 0.5, -1 or 1e-3), or does "
+                "not fit into 64 bits"
+            ) from error
         raise MalformedRequest(f"the body is not JSON in UTF-8 ({error})") from error
 
 

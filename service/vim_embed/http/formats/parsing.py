@@ -24,6 +24,7 @@ from vim_embed.http.formats.fits import MEDIA_TYPES, check_installed, looks_like
 from vim_embed.http.formats.fits_query import NO_FITS, FitsQuery
 from vim_embed.http.formats.image_pool import DecodeBudget, DecoderPool, File
 from vim_embed.http.formats.multipart import read_files
+from vim_embed.http.one_header import one_header
 from vim_embed.http.request_memory import request_memory
 from vim_embed.types.model_info import ModelInfo
 from vim_embed.types.pixels import PixelArray
@@ -43,7 +44,7 @@ _LOG = logging.getLogger(__name__)
 
 def media_type(request: Request) -> str:
     """The request's media type, checked against those that are taken."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = (one_header(request, "Content-Type") or "").partition(";")[0].strip().lower()
     if kind in (*_ARRAYS, MULTIPART, *MEDIA_TYPES) or kind.startswith("image/"):
         return kind
     raise UnsupportedMediaType(

@@ -24,6 +24,7 @@ from vim_embed.http.formats.v2_wire import (
     rendering_bytes,
     wants_compression,
 )
+from vim_embed.http.one_header import one_header
 from vim_embed.http.openapi.schemas import v2_failures
 from vim_embed.http.request_memory import answer_memory
 from vim_embed.http.routes.embed import EmbedQuery
@@ -58,6 +59,11 @@ async def infer_by_get(request: Request, model: str) -> None:
 async def infer(request: Request, model: str, version: str = VERSION) -> Response:
     """Embed the input `pixel_values`; formats and parameters are described in docs/v2.md."""
     begin = begun(request)
+    if request.query_params:
+        raise InvalidInput(
+            f"{', '.join(request.query_params)[:80]} would have no effect in the URL: options are "
+            'in the body, as "parameters": {"pooling": "cls"}'
+        )
     seconds_left(request, None)  # a bad header is refused before the body is read
     service = service_of(request)
     limits = Limits.of(service.settings)
@@ -89,7 +95,7 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
 
 
 def _header_length(request: Request) -> int | None:
-    value = request.headers.get(_HEADER_LENGTH)
+    value = one_header(request, _HEADER_LENGTH)
     if value is None:
         return None
     if not value.isdecimal() or len(value) > 18:
