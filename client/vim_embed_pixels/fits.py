@@ -18,6 +18,7 @@ from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
 from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science, words
 from vim_embed_pixels.stretch import Array, Stretch, cropped, select_places, to_rgb
 from vim_embed_pixels.surveys import bands_chosen
+from vim_embed_pixels.tiles import check_tiles
 
 # Words of CTYPE for wavelengths, frequencies and velocities along an axis.
 _SPECTRAL = ("WAVE", "AWAV", "FREQ", "ENER", "VRAD", "VOPT", "VELO", "ZOPT", "LAMBDA")
@@ -350,6 +351,7 @@ def library() -> Any:
             'reading FITS needs astropy: pip install "vim-embed[astro]"'
         ) from None
     _refuse_many_axes()
+    check_tiles()
     return fits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
@@ -24,6 +25,7 @@ from vim_embed.http.formats.fits import check_headers
 from vim_embed.settings import Settings
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
+from vim_embed_pixels.fits import library
 
 SIZE = 16
 MOST_PIXELS = 40_000
@@ -346,3 +348,45 @@ def test_the_client_takes_the_options_and_the_answer_records_them(
     assert "X-Vim-Embed-Fits" not in httpx.post(
         f"{url}/embed", content=primary(sky(1)[0]), headers=FITS
     ).headers  # fmt: skip
+
+
+def packed(kind: str, flux: Array) -> tuple[bytes, int]:
+    """A compressed image of one tile, and where the tile begins."""
+    hdu = fits.CompImageHDU(flux, compression_type=kind, tile_shape=flux.shape)
+    data = written(hdu)
+    mark = {"HCOMPRESS_1": b"\xdd\x99", "PLIO_1": b"\0\0\0\7\xff\x9c"}[kind]
+    return data, data.index(mark)
+
+
+CLAIMS = {
+    "more rows": ("HCOMPRESS_1", 2, ">i", 31),
+    "more columns": ("HCOMPRESS_1", 6, ">i", 3000),
+    "sides below 0": ("HCOMPRESS_1", 2, ">ii", (-30, -30)),
+    "bit planes": ("HCOMPRESS_1", 22, ">B", 255),
+    "no magic": ("HCOMPRESS_1", 0, ">H", 0),
+    "words": ("PLIO_1", 6, ">h", 30_000),
+    "more words": ("PLIO_1", 8, ">h", 30_000),
+    "words of the old kind": ("PLIO_1", 4, ">h", 30_000),
+    "words below 0": ("PLIO_1", 8, ">h", -9),
+    "a begin before it": ("PLIO_1", 2, ">h", -30_000),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_compressed_tiles_that_lie(name: str) -> None:
+    """astropy's C code would write or read beyond its memory, in a process that lives on."""
+    kind, place, form, value = CLAIMS[name]
+    flux = (np.arange(900).reshape(30, 30) % 100).astype(np.int32)
+    data, tile = packed(kind, flux)
+    np.testing.assert_array_equal(opened(data), flux)
+    lying = bytearray(data)
+    values = value if isinstance(value, tuple) else (value,)
+    struct.pack_into(form, lying, tile + place, *values)
+    with pytest.raises(ValueError, match=f"{kind[:4]}.* tile"):
+        opened(bytes(lying))
+
+
+def opened(data: bytes) -> Array:
+    with library().open(io.BytesIO(data)) as file:
+        read: Array = file[1].section[:, :]
+        return read
