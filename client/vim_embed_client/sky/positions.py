@@ -24,6 +24,7 @@ _NAMES = (
     ("target_ra", "target_dec"), ("i_ra", "i_dec"), ("right_ascension", "declination"),
     ("sky_coord.ra", "sky_coord.dec"),
 )  # fmt: skip
+_OF_NAMES = ("2000", "icrs")  # a name that tells the frame itself
 _IN_HOURS = (":", " ", "h")
 _HOURS = ("h", "hr", "hour", "hours", "hourangle")
 
@@ -90,12 +91,27 @@ def read_positions(table: Table, given: tuple[str, str] | None = None) -> tuple[
     `+02d12m21s` are hours and degrees, unless the column has another unit. Raises
     ConfigurationError, InputError.
     """
+    columns = position_columns(table, given)
     ra, dec = (
         _degrees(table[column.name], column, table, hours=place == 0)
-        for place, column in enumerate(position_columns(table, given))
+        for place, column in enumerate(columns)
     )
     good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90) & (ra >= -180) & (ra <= 360)
-    return np.where(good, ra % 360, np.nan), np.where(good, dec, np.nan)
+    ra, dec = np.where(good, ra % 360, np.nan), np.where(good, dec, np.nan)
+    name = columns[0].name
+    frame = "" if any(mark in name.lower() for mark in _OF_NAMES) else table.frame(name)
+    return _icrs(ra, dec, frame) if frame else (ra, dec)
+
+
+def _icrs(ra: Array, dec: Array, frame: str) -> tuple[Array, Array]:
+    """Positions (n,) of FK4 or FK5 of another equinox, in ICRS degrees."""
+    kind, equinox = frame.split()
+    coordinates: Any = astropy("coordinates")
+    there = np.isfinite(ra)
+    sky = coordinates.SkyCoord(ra[there], dec[there], unit="deg", frame=kind, equinox=equinox).icrs
+    ra, dec = ra.copy(), dec.copy()
+    ra[there], dec[there] = sky.ra.degree, sky.dec.degree
+    return ra, dec
 
 
 def in_other_units(ra: Array, dec: Array) -> Iterator[tuple[str, Array, Array]]:

@@ -33,6 +33,8 @@ _NUMBER = re.compile(
     r"[-+]?(0|[1-9][0-9]*|[0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?inf", re.I
 )
 
+_FIRST_FK5 = 1984  # equinoxes before are of FK4 where no frame is told (FITS Standard, 8.3)
+
 _PART = re.compile(r"\[([^\[\]]+)\]$")
 
 
@@ -85,6 +87,10 @@ class Table:
     def unit(self, name: str) -> str:
         """The unit of a column as the file has it, empty where it tells none."""
         return self._columns[name].unit
+
+    def frame(self, name: str) -> str:
+        """The frame of a column of positions, as `_Column` has it."""
+        return self._columns[name].frame
 
     def find(self, name: str) -> str | None:
         """The column's own name, or None if it is not there."""
@@ -160,10 +166,14 @@ def read_table(
 
 
 class _Column(NamedTuple):
-    """How the values of a column are read, and their unit."""
+    """How the values of a column are read, their unit, and the frame of positions.
+
+    frame: FK4 or FK5 and its equinox, such as `fk4 B1950`; empty for others and where none is told.
+    """
 
     read: Callable[[], list[Any]]
     unit: str = ""
+    frame: str = ""
 
 
 _Columns = dict[str, _Column]
@@ -250,21 +260,54 @@ def _fits(path: Path) -> list[_Part]:
     table, fits = _astropy().Table, _astropy().fits
     with fits.open(path, memmap=False) as hdus:
         return [
-            _Part(number, hdu.name, _astropy_columns(table.read(hdus, hdu=number)))
+            _Part(number, hdu.name, _in_frame(_astropy_columns(table.read(hdus, hdu=number)), hdu))
             for number, hdu in enumerate(hdus)
             if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))
             and not isinstance(hdu, fits.CompImageHDU)
         ]
 
 
+def _in_frame(columns: _Columns, hdu: Any) -> _Columns:
+    """The columns in the frame that the header of their table tells."""
+    header = hdu.header
+    told = str(header.get("RADESYS", header.get("RADECSYS", ""))).strip()
+    frame = _frame(told, str(header.get("EQUINOX", "")))
+    return {name: column._replace(frame=frame) for name, column in columns.items()}
+
+
+def _frame(system: str, equinox: str) -> str:
+    """`fk4 B1950` and the like, which differ from ICRS by more than a fraction of a pixel."""
+    system, year = system.lower().removeprefix("eq_"), equinox.strip().upper().lstrip("BJ")
+    try:
+        number = float(year or (1950 if system == "fk4" else 2000))
+    except ValueError:
+        return ""
+    if system == "fk4" or (not system and number < _FIRST_FK5):
+        return f"fk4 B{number:g}"
+    return f"fk5 J{number:g}" if system in ("", "fk5") and number != 2000 else ""
+
+
 def _votable(path: Path) -> list[_Part]:
     _astropy()
     from astropy.io.votable import parse
 
+    file = parse(path)
     return [
-        _Part(number, table.name or table.ID or "", _astropy_columns(table.to_table(True)))
-        for number, table in enumerate(parse(path).iter_tables())
+        _Part(number, table.name or table.ID or "", _votable_columns(file, table))
+        for number, table in enumerate(file.iter_tables())
     ]
+
+
+def _votable_columns(file: Any, table: Any) -> _Columns:
+    columns = _astropy_columns(table.to_table(True))
+    systems = {one.ID: one for one in file.iter_coosys()}
+    for name, column in columns.items():
+        field = next((one for one in table.fields if name in (one.name, one.ID)), None)
+        system = systems.get(field.ref) if field is not None else None
+        if system is not None:
+            frame = _frame(str(system.system or ""), str(system.equinox or ""))
+            columns[name] = column._replace(frame=frame)
+    return columns
 
 
 class _Astropy(NamedTuple):

@@ -74,6 +74,38 @@ def _colons() -> Table:
     return table
 
 
+def _old_fits(folder: Path) -> Path:
+    """Positions of FK4, as the header of the table says."""
+    sky, table = SkyCoord(RA, DEC, unit="deg").fk4, _plain()
+    table["ra"], table["dec"] = sky.ra.degree, sky.dec.degree
+    hdu = fits.BinTableHDU(table)
+    hdu.header["EQUINOX"] = 1950.0
+    hdu.writeto(folder / "cat.fits")
+    return folder / "cat.fits"
+
+
+def _old_votable(folder: Path) -> Path:
+    sky = SkyCoord(RA, DEC, unit="deg").fk4
+    fields = "".join(
+        f'<FIELD name="{name}" datatype="{kind}" {more}/>'
+        for name, kind, more in (
+            ("id", "long", ""), ("ra", "double", 'unit="deg" ref="B"'),
+            ("dec", "double", 'unit="deg" ref="B"'),
+        )
+    )  # fmt: skip
+    places = zip(sky.ra.degree.tolist(), sky.dec.degree.tolist(), strict=True)
+    rows = "".join(
+        f"<TR><TD>{BIG + row}</TD><TD>{ra!r}</TD><TD>{dec!r}</TD></TR>"
+        for row, (ra, dec) in enumerate(places)
+    )
+    (folder / "cat.vot").write_text(
+        '<VOTABLE version="1.3" xmlns="http://www.ivoa.net/xml/VOTable/v1.3"><RESOURCE>'
+        f'<COOSYS ID="B" system="eq_FK4" equinox="B1950"/><TABLE>{fields}<DATA><TABLEDATA>{rows}'
+        "</TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"
+    )
+    return folder / "cat.vot"
+
+
 def _ldac(folder: Path) -> Path:
     """A table of header cards first, as SExtractor and KiDS write it."""
     cards = fits.BinTableHDU(Table({"Field Header Card": ["SIMPLE"]}), name="LDAC_IMHEAD")
@@ -128,6 +160,8 @@ _READ: dict[str, Make] = {
     "CSV with a BOM and ;": _text("cat.csv", f"id;ra;dec\r\n{_ROWS}\r\n", "utf-8-sig"),
     "CSV with remarks": _text("cat.csv", f"# made by hand\n#\nid;ra;dec\n{_ROWS}\n\n"),
     "CSV whose names are a remark": _text("cat.csv", f"# made\n#id;ra;dec\n{_ROWS}\n"),
+    "FITS of B1950": _old_fits,
+    "VOTable of B1950": _old_votable,
     "units in capitals": _capitals,
     "several tables": _ldac,
     "degrees with colons": lambda folder: _written(folder / "cat.fits", _colons()),
