@@ -22,7 +22,7 @@ from vim_embed_client.bulk.sources.huggingface import PREFIX
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Item, Reader
 from vim_embed_client.bulk.sources.registry import open_reader
-from vim_embed_client.errors import InputError
+from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.ids import below_common_folder
@@ -122,12 +122,12 @@ class Images:
         """Say of mosaics that are not found from where they were named."""
         try:
             yield
-        except InputError as error:
+        except (InputError, ConfigurationError) as error:
             if self._options.sky is None:
                 raise
             told = f"{error.message}: {self._file.label} was cut out of mosaics that were named as "
             told += "seen from the folder of that run: give this command there"
-            raise InputError(told) from None
+            raise type(error)(told) from None
 
     def _sources(self, row_id: str) -> Iterator[str]:
         """What can be read of which `row_id` is a row: the files that its beginning names."""

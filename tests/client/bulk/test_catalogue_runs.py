@@ -17,7 +17,7 @@ from vim_embed_client.bulk.sources.reader import Item
 from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
-from vim_embed_client.errors import InputError, ResumeError
+from vim_embed_client.errors import ConfigurationError, ResumeError
 from vim_embed_client.figures.images import Images, as_picture
 from vim_embed_client.scoring.embedding_files import read_embeddings
 from vim_embed_client.scoring.kept_columns import kept_table
@@ -73,7 +73,8 @@ def test_sheets_draw_the_cutouts(sky: tuple[Path, Galaxies], embed: Embed, ids: 
         drawn: Any = rows[place].data
         np.testing.assert_array_equal(images[place], as_picture(drawn()))
     (folder / "tile.fits").unlink()
-    with pytest.raises(InputError, match="give this command there"):
+    missing = r"tile\.fits is not there.*give this command there"
+    with pytest.raises(ConfigurationError, match=missing):
         Images(file, None)[0]
 
 
