@@ -27,6 +27,8 @@ from vim_embed.settings import Settings
 from vim_embed.weights.catalogue import CATALOGUE
 from vim_embed_client.cli.main import COMMANDS
 
+# Where paths in the documentation begin.
+SOURCES = (ROOT, ROOT / "service" / "vim_embed", ROOT / "client", ROOT / "client/vim_embed_client")
 HTTP = (ROOT / "docs" / "http.md").read_text()
 
 
@@ -134,6 +136,16 @@ def test_links_within_the_documentation_lead_somewhere(page: Path) -> None:
         assert path.exists(), f"{page.name} links to {target}"
         if anchor and path.suffix == ".md":
             assert anchor in _anchors(path.read_text()), f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", pages(ROOT), ids=lambda path: path.name)
+def test_names_are_in_the_files_that_the_documentation_says(page: Path) -> None:
+    """Such as `SMALL` of `tests/support/encoders.py`: defined there, not imported."""
+    for name, path in re.findall(r"`(\w+)` (?:of|in) `((?:\w+/)+\w+\.py)`", page.read_text()):
+        found = [file for root in SOURCES if (file := root / path).exists()]
+        assert found, f"{page.name} names {path}"
+        definition = rf"^ *(?:async def |def |class )?{name}\b *(?:[:=(\[]|$)"
+        assert re.search(definition, found[0].read_text(), re.MULTILINE), f"{name} of {path}"
 
 
 @pytest.mark.parametrize("page", pages(ROOT), ids=lambda path: path.name)
