@@ -134,9 +134,9 @@ COPY --from=cpu-build /opt/vim-embed /opt/vim-embed
 
 # The NVIDIA container toolkit reads NVIDIA_*.
 FROM run AS gpu-public-kernels
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility VIM_EMBED_DEVICE=cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility VIM_EMBED_DEVICE=all
 COPY --from=public-kernels-build /opt/vim-embed /opt/vim-embed
 
 FROM run AS gpu
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility VIM_EMBED_DEVICE=cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility VIM_EMBED_DEVICE=all
 COPY --from=gpu-trimmed /opt/vim-embed /opt/vim-embed

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from vim_embed.batching.interface import RowQueue
 from vim_embed.batching.request import BatchKey, Embedded
+from vim_embed.batching.worker import Cause
 from vim_embed.engines.interface import ModelStatus
 from vim_embed.observability.activity import Activity
 from vim_embed.observability.utilisation import Utilisation
@@ -165,12 +168,15 @@ class Metrics:
         self.worker_failures.labels(device, cause).inc()
 
     def checked(self, model: str, ok: bool) -> None:
-        self.self_checks.labels(model, "ok" if ok else "failed").inc()
+        for result, happened in (("ok", ok), ("failed", not ok)):
+            self.self_checks.labels(model, result).inc(happened)  # the other begins at 0
 
     # what idle models report
 
-    def expect(self, models: Iterable[str]) -> None:
-        """Begin their counts at 0, so that the first event is a rise."""
+    def expect(self, models: Iterable[str], devices: Iterable[str]) -> None:
+        """Begin their counts at 0, so that the first event is a rise, which alerts look for."""
+        for device, cause in product(devices, get_args(Cause)):
+            self.worker_failures.labels(device, cause)
         for model in models:
             self.idle_unloads.labels(model)
             self.reloads.labels(model)

@@ -63,7 +63,7 @@ class Service:
             if on_loaded is not None:
                 on_loaded(any(m.state == "ready" for m in self.models.status().values()))
 
-        self.metrics.expect(self.models.status())
+        self.metrics.expect(self.models.status(), self.queue.devices)
         self.trimming.start()
         self.queue.start()
         self._loading = threading.Thread(target=load, name="vim-embed-load", daemon=True)

@@ -195,6 +195,29 @@ def text_of(metrics: Metrics) -> str:
     return metrics.text().decode()
 
 
+def test_what_alerts_look_for_begins_at_0() -> None:
+    """A count that begins with the first failure never rises: `increase` does not see it."""
+    metrics = Metrics()
+    metrics.expect(["m"], ["cuda:0", "cuda:1"])
+    metrics.checked("m", True)
+    failures = samples_of(metrics, "vim_embed_worker_failures_total")
+    causes = ("exception", "hang", "thread", "check")
+    assert failures == {(d, c): 0 for d in ("cuda:0", "cuda:1") for c in causes}
+    checks = samples_of(metrics, "vim_embed_self_checks_total")
+    assert checks == {("m", "ok"): 1, ("m", "failed"): 0}
+    metrics.worker_failed("cuda:1", "hang")
+    metrics.checked("m", False)
+    assert samples_of(metrics, "vim_embed_worker_failures_total")["cuda:1", "hang"] == 1
+    assert samples_of(metrics, "vim_embed_self_checks_total")["m", "failed"] == 1
+
+
+def samples_of(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """By the values of their labels."""
+    families = metrics.registry.collect()
+    samples = [one for family in families for one in family.samples if one.name == name]
+    return {tuple(one.labels.values()): one.value for one in samples}
+
+
 def everything() -> Metrics:
     """Metrics that have a sample of every kind."""
     engine = GatedEngine()
@@ -209,7 +232,7 @@ def everything() -> Metrics:
     metrics.failed("m", "queue_full")
     metrics.worker_failed("cpu", "hang")
     metrics.checked("m", True)
-    metrics.expect(["m"])
+    metrics.expect(["m"], ["cpu"])
     metrics.connection_refused("too_many_connections")
     return metrics
 
