@@ -13,6 +13,7 @@ from vim_embed.certify.report import HEADING, Report, as_json, as_markdown
 from vim_embed_client.bulk.durable_files import write_durably
 from vim_embed_client.bulk.output_checks import refuse_foreign
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_client.paths import check_folder_of
 
 
 def page_of(path: Path) -> Path:
@@ -27,9 +28,10 @@ def check_output(path: Path) -> None:
     """
     if path.suffix != ".json":
         raise click.UsageError(f"-o {path} does not end in .json: its page is written beside it")
-    if not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
-        raise click.UsageError(f"-o {path}: {path.parent} is no folder that can be written to")
     try:
+        check_folder_of(path)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise click.UsageError(f"{path} cannot be written: {path.parent} is not yours")
         for one, is_ours in ((path, _is_certificate), (page_of(path), _is_page)):
             if one.is_dir():
                 raise click.UsageError(f"{one} is a folder: give another -o")

@@ -192,7 +192,7 @@ def test_wrong_usage(flags: tuple[str, ...], message: str) -> None:
     ("output", "there", "message"),
     [
         ("found.md", None, "does not end in .json"),
-        ("nowhere/found.json", None, "no folder that can be written to"),
+        ("nowhere/found.json", None, "there is no folder"),
         ("found.json", "found.md", "found.md is there and was not written by"),
         ("found.json", "found.json", "found.json is there and was not written by"),
         ("found.json", "found.md/", "found.md is a folder"),
