@@ -27,8 +27,8 @@ from support.cluster_parts import (
     placed,
     prepare_environment,
     states,
-    until,
 )
+from support.waiting import until
 from vim_embed.settings import Settings
 from vim_embed_client import Client, VimEmbedError
 

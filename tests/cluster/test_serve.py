@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.cluster_parts import DEADLY, arithmetic_embeddings, mixed, states, until
+from support.cluster_parts import DEADLY, arithmetic_embeddings, mixed, states
 from support.serving import NPY, from_npy, npy, running
+from support.waiting import until
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.http.app import create_app
 from vim_embed.settings import Settings

@@ -27,9 +27,9 @@ from support.cluster_parts import (
     second_edition,
     slow,
     states,
-    until,
 )
 from support.fixtures_vim import DATA
+from support.waiting import until
 from vim_embed.settings import Settings
 from vim_embed_client import Client
 

@@ -11,8 +11,8 @@ import pytest
 
 from security.processes import MIB
 from security.raw_http import connect, head, status, until_closed
-from security.test_unsent_answers import wait
 from support.serving import NPY, from_npy, npy, running
+from support.waiting import until
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.errors import PayloadTooLarge, QueueFull, ShareFull
 from vim_embed.http.app import create_app
@@ -81,10 +81,10 @@ def test_a_greedy_client_starves_nobody() -> None:
     app = create_app(Settings(**keys), ArithmeticEngine())  # type: ignore[arg-type]
     modest = {"Authorization": "Bearer modest-key", **NPY}
     with running(app, wait=False) as url, ExitStack() as greedy:
-        wait(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
         for _ in range(6):
             greedy.enter_context(promise(url, "greedy-key"))
-        wait(lambda: app.state.arena.held == 6 * MIB)
+        until(lambda: app.state.arena.held == 6 * MIB)
         for _ in range(10):
             with promise(url, "greedy-key") as connection:
                 answer = until_closed(connection)

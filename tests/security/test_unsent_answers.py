@@ -6,8 +6,6 @@ The same with several HTTP processes: tests/hostile/test_slow_readers.py.
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import httpx
@@ -18,6 +16,7 @@ from security.processes import MIB
 from security.raw_http import head
 from security.test_image_bounds import SMALL
 from support.serving import NPY, from_npy, npy, running
+from support.waiting import until
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Outputs, Staged
 from vim_embed.http.app import create_app
@@ -62,13 +61,6 @@ def refused(url: str) -> bool:
     return True
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_what_slow_readers_leave_is_counted() -> None:
     app = create_app(Settings(inflight_bytes=ROOM, max_body_bytes=MIB), WideEngine())
     with running(app) as url, ExitStack() as slow:
@@ -78,7 +70,7 @@ def test_what_slow_readers_leave_is_counted() -> None:
         assert refused(url)
         assert httpx.get(f"{url}/health/ready").status_code == 200
         slow.close()
-        wait(lambda: app.state.arena.held == 0)
+        until(lambda: app.state.arena.held == 0)
         assert np.array_equal(from_npy(ask(url).content), right)
 
 
@@ -96,7 +88,7 @@ def test_a_client_that_leaves_ends_its_decoding() -> None:
         with socket.create_connection((parts.host, parts.port)) as connection:
             top = head(Content_Type="image/png", Content_Length=str(len(SMALL[0])))
             connection.sendall(top + SMALL[0])
-            wait(lambda: bool(process._sent))
-        wait(lambda: not decoder.is_running())
-        assert app.state.arena.held == 0
+            until(lambda: bool(process._sent))
+        until(lambda: not decoder.is_running())
+        until(lambda: app.state.arena.held == 0)
         assert httpx.post(f"{url}/embed", content=SMALL[0], headers=kind).status_code == 200

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from support.waiting import until
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import Engine, EngineFailed, Outputs, Staged
 from vim_embed.settings import Settings
@@ -172,14 +173,6 @@ def arithmetic_embeddings(pixels: PixelArray) -> NDArray[np.float32]:
     """What the engines above must give for rows (n, 3, H, W)."""
     engine = ArithmeticEngine()
     return engine.run(engine.stage("arithmetic", [pixels], EmbedOptions()))[EMBEDDING]
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for it, and fail after so many seconds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
 
 
 def states(url: str) -> dict[str, str]:
