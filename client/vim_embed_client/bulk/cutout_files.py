@@ -211,21 +211,25 @@ def is_ours(path: Path) -> bool:
         return _MARK in file.attrs
 
 
+def check_cutouts(path: Path) -> None:
+    """Raise ConfigurationError for another ending, and for a file that `cutout` did not write."""
+    if path.suffix.lower() not in ("", *ENDINGS):
+        raise ConfigurationError(
+            f"{path} is no folder, and does not end in one of {', '.join(ENDINGS)}"
+        )
+    refuse_foreign(path, is_ours, "vim-embed cutout")
+
+
 @contextmanager
 def writer_for(path: Path, kinds: Mapping[str, str]) -> Iterator[CutoutWriter]:
     """The writer of a path's ending; a file takes its place only when all is in it.
 
     kinds: of the columns that are kept, as `column_kinds` tells them.
 
-    Raises ConfigurationError for another ending and for a file that `cutout` did not write,
-    OutputError where it cannot be written.
+    Raises ConfigurationError as `check_cutouts`, OutputError where it cannot be written.
     """
+    check_cutouts(path)
     ending = path.suffix.lower()
-    if ending not in ("", *ENDINGS):
-        raise ConfigurationError(
-            f"{path} is no folder, and does not end in one of {', '.join(ENDINGS)}"
-        )
-    refuse_foreign(path, is_ours, "vim-embed cutout")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp") if ending else path
     try:
         writer: CutoutWriter

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from vim_embed_client.bulk.cutout_files import write_cutouts
+from vim_embed_client.bulk.cutout_files import check_cutouts, write_cutouts
 from vim_embed_client.bulk.outputs import skipped_list
 from vim_embed_client.bulk.reasons import LeftOut
 from vim_embed_client.bulk.row_columns import column_kinds
@@ -52,6 +52,7 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
     options = ReadOptions(sky=sky, **rest)
     if idle := without_effect(catalogues, options):
         raise click.UsageError(f"{', '.join(idle)} would have no effect here: leave it out")
+    check_cutouts(output)
     found = LeftOut()
     readers = [CatalogueReader(source, options, whole=True) for source in catalogues]
     kinds = column_kinds(lambda: [(reader.count(), reader.kept()) for reader in readers])

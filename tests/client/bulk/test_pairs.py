@@ -67,7 +67,15 @@ def test_killed_before_every_step_of_the_join(
     out = tmp_path / f"o{ending}"
     start = ["embed", "--url", url, "--quiet", "-o", str(out)]
     assert run([*start, str(sources[OLD])]) == 0
-    command = [sys.executable, str(_SCRIPT), *start, str(sources[NEW]), "--pooling", "cls"]
+    command = [
+        sys.executable,
+        str(_SCRIPT),
+        *start,
+        str(sources[NEW]),
+        "--pooling",
+        "cls",
+        "--overwrite",
+    ]
     seen: list[int | None] = []
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
@@ -134,7 +142,7 @@ def test_a_full_disk_loses_nothing(
     start = ["embed", "--url", url, "-o", str(out), "--batch-rows", "3"]
     start += ["--part-rows", str(part_rows)]
     assert run([*start, str(sources[OLD])]) == 0
-    second = [*start, str(sources[NEW]), "--pooling", "cls"]
+    second = [*start, str(sources[NEW]), "--pooling", "cls", "--overwrite"]
     done = limited(second, most)
     assert done.returncode == 1, done.stderr
     assert f"{out} cannot be written (File too large): free space" in done.stderr

@@ -251,5 +251,5 @@ def test_embed_says_that_images_are_cut_off(url: str, tmp_path: Path, capsys: An
     assert "or more are black (0)" in notes[0]["reason"]
     assert "nearly black" in " ".join(told.err.split())
     (folder / "dark.png").unlink()
-    assert run([*args, "--percentiles", "1,99", "--json", "--quiet"]) == 0
+    assert run([*args, "--percentiles", "1,99", "--json", "--quiet", "--overwrite"]) == 0
     assert json.loads(capsys.readouterr().out)["notes"] == []

@@ -153,7 +153,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("c.fits", lambda path: fits.PrimaryHDU(np.eye(3)).writeto(path), ":z", "has no table"),
     ("c.fits", broken, ":z", "cannot be read as a table"),
     ("c.vot", broken, ":z", "cannot be read as a table"),
-    ("c.csv", latin, ":z", "cannot be read as a table"),
+    ("c.csv", latin, ":z", "no UTF-8: save it as such"),
     ("c.csv", lambda path: path.touch(), ":z", "is empty"),
     ("c.csv", repeats, ":z", r"the id s1 stands for several rows \(0, 2\)"),
     ("c.csv", lambda path: None, ":z", "c.csv is not there"),
