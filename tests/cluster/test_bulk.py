@@ -190,7 +190,7 @@ def test_the_command_writes_tokens_poolings_and_bands(tmp_path: Path) -> None:
 
     def embedded(source: str, *options: str) -> Any:
         arguments = [str(tmp_path / source), "-o", str(out), "--model", f"five={weights}"]
-        done = CliRunner().invoke(main, [*arguments, "--part-rows", "2", *options])
+        done = CliRunner().invoke(main, [*arguments, "--part-rows", "2", "--overwrite", *options])
         assert done.exit_code == 0, done.output
         return np.load(out), json.loads((tmp_path / "out.npy.json").read_text())
 
