@@ -54,8 +54,9 @@ BAD = b"Authorization: Bearer " + WRONG.encode()
     [
         (200, [GOOD]),
         (200, [b"AUTHORIZATION: bearer   " + KEY.encode() + b"  "]),
-        (200, [GOOD, BAD]),
-        (401, [BAD, GOOD]),  # the first counts
+        (401, [GOOD, BAD]),  # which one a proxy has looked at, nobody knows
+        (401, [BAD, GOOD]),
+        (401, [GOOD, GOOD]),
         (401, [b"Authorization: " + KEY.encode()]),
         (401, [b"Authorization: Bearer" + KEY.encode()]),
         (401, [b"Authorization: Bearer " + KEY.encode()[:-1]]),

@@ -94,7 +94,8 @@ def _made(
         pixels = seen_pixels(entry, spec, options)
     except InputError as error:
         return Skipped(id=entry.id, reason=error.message)
-    return PreviewRow(id=entry.id, pixels=pixels, clipped=clipped(pixels), remark=remark(pixels))
+    told = entry.note or remark(pixels)
+    return PreviewRow(id=entry.id, pixels=pixels, clipped=clipped(pixels), remark=told)
 
 
 def _spread(sources: Sequence[str], count: int) -> list[str]:

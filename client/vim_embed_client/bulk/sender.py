@@ -98,7 +98,7 @@ class BatchSender:
         return Ready(
             data=pixels,
             fingerprint=fingerprint(np.ascontiguousarray(pixels).data, kind),
-            note=self._note(pixels),
+            note=item.note or self._note(pixels),
         )
 
     def send(

@@ -8,7 +8,7 @@ multiplied by the ratio of the areas, unless the tile's unit is a surface bright
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Protocol
@@ -62,6 +62,14 @@ class Cutout:
 
     def __call__(self) -> Array:
         return np.stack([_resampled(pieces, self.side) for pieces in self.bands])
+
+    def windows(self) -> Iterator[Array]:
+        """What was read of each tile, NaN where masked, without the pixels about the cut-out."""
+        inner = slice(_PAD, -_PAD)
+        for pieces in self.bands:
+            for piece in pieces:
+                fluxes, masked = piece.fluxes[inner, inner], piece.masked[inner, inner]
+                yield np.where(masked, np.nan, fluxes) if masked.any() else fluxes
 
 
 def cut(grid: Grid, bands: Sequence[Sequence[Tile]], read: ReadWindow, scale: float) -> Cutout:

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -104,9 +104,9 @@ class Keys:
         self._lengths |= _lengths(keys)
 
 
-def bearer(header: str) -> str:
-    """The key of an Authorization header, or ""."""
-    scheme, _, key = header.partition(" ")
+def bearer(headers: Sequence[str]) -> str:
+    """The key of a request's Authorization headers, or "": of several none is taken for its own."""
+    scheme, _, key = (headers[0] if len(headers) == 1 else "").partition(" ")
     return key.strip(" \t") if scheme.lower() == "bearer" else ""
 
 

@@ -17,7 +17,7 @@ def client_of(keys: Keys, scope: Scope) -> str:
     A key that is not accepted is nobody's: callers could invent one for each request.
     """
     if keys:
-        key = bearer(Headers(scope=scope).get("authorization", ""))
+        key = bearer(Headers(scope=scope).getlist("authorization"))
         if keys.allow(key):
             return hashlib.sha256(key.encode()).hexdigest()
     return share_of(scope["client"][0]) if scope.get("client") else ""

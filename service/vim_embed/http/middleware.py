@@ -61,7 +61,7 @@ class RequireKey:
         await response(scope, receive, send)
 
     def _allowed(self, scope: Scope) -> bool:
-        return self.keys.allow(bearer(Headers(scope=scope).get("authorization", "")))
+        return self.keys.allow(bearer(Headers(scope=scope).getlist("authorization")))
 
 
 class RequestContext:

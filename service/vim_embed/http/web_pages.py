@@ -50,7 +50,7 @@ class WebPages:
 
     def refusal(self, scope: Scope) -> ServiceError | None:
         """Why a request must not be answered; None if it may."""
-        hosts, sites, pages, key = [], [], [], ""
+        hosts, sites, pages, keys = [], [], [], []
         for name, value in scope["headers"]:
             if name == b"host":
                 hosts.append(value.decode("latin-1"))
@@ -59,11 +59,11 @@ class WebPages:
             elif name == b"origin":
                 pages.append(value.decode("latin-1").lower())
             elif name == b"authorization":
-                key = key or bearer(value.decode("latin-1"))
+                keys.append(value.decode("latin-1"))
         if _over_a_unix_socket(scope):
             return None  # no browser comes that way, and the name means nothing
         return self._of_host(hosts, scope["http_version"]) or self._of_page(
-            scope, hosts, sites, pages, key
+            scope, hosts, sites, pages, bearer(keys)
         )
 
     def _of_host(self, hosts: list[str], version: str) -> ServiceError | None:

@@ -159,7 +159,7 @@ class Relay:
         return await self._relayed(scope, left, handoff, body, seconds)
 
     def _has_key(self, request: Request) -> bool:
-        key = bearer(request.headers.get("authorization", ""))
+        key = bearer(request.headers.getlist("authorization"))
         return not self._keys or self._keys.allow(key)
 
     async def _relayed(

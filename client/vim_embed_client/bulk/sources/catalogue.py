@@ -40,6 +40,7 @@ from vim_embed_client.sky.positions import (
 )
 from vim_embed_client.sky.tables import ENDINGS, Table, split_table_name
 from vim_embed_client.sky.tiles import Tile
+from vim_embed_pixels.no_data import remark_on_zeros
 from vim_embed_pixels.stretch import Stretch
 from vim_embed_pixels.surveys import bands_chosen
 
@@ -68,6 +69,10 @@ class _Drawn:
 
     def __call__(self) -> Array:
         return Shown(self.cutout(), self.stretch, None, self.flip)()
+
+    @property
+    def note(self) -> str:
+        return next(filter(None, map(remark_on_zeros, self.cutout.windows())), "")
 
 
 class CatalogueReader(FileReader):

@@ -14,6 +14,7 @@ from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_pixels.errors import UnusableImage
+from vim_embed_pixels.no_data import remark_on_zeros
 from vim_embed_pixels.stretch import Stretch, check_numbers, cropped, select_places, to_rgb
 
 
@@ -129,6 +130,10 @@ class Shown:
         with named("its fluxes cannot be shown"):
             pixels = to_rgb(cropped(self.flux, self.crop), self.stretch)
         return pixels[:, ::-1] if self.flip else pixels
+
+    @property
+    def note(self) -> str:
+        return remark_on_zeros(cropped(self.flux, self.crop))
 
 
 def flux_item(

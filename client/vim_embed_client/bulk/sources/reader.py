@@ -41,6 +41,11 @@ class Item:
             return self.data.shape, self.data.dtype.str
         return ("made",) if callable(self.data) else None
 
+    @property
+    def note(self) -> str:
+        """A remark on what its pixels are made of, such as fluxes; "" where there is none."""
+        return str(getattr(self.data, "note", ""))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:

@@ -129,7 +129,7 @@ def _only(admins: Keys) -> Callable[[Request], None]:
     """A dependency that lets admins alone in, where there are any."""
 
     def allowed(request: Request) -> None:
-        if admins and not admins.allow(bearer(request.headers.get("authorization", ""))):
+        if admins and not admins.allow(bearer(request.headers.getlist("authorization"))):
             raise Forbidden("this needs one of the service's admin keys")
 
     return allowed
