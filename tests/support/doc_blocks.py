@@ -24,7 +24,9 @@ from typing import Self
 
 import httpx
 
-PATIENCE = 180  # seconds for one block
+PATIENCE = 600  # seconds for one block
+# Beside other work, threads that wait for each other within a matrix product take minutes for it.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 DOCUMENTED_URL = "http://127.0.0.1:8000"
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SERVE = re.compile(r"^(\w+=\S+ )*vim-embed-server serve\b", re.MULTILINE)
@@ -92,7 +94,7 @@ class Reader:
         self._keeps_servers = url is None
         self._server: subprocess.Popen[bytes] | None = None
         self._url = DOCUMENTED_URL if url is None else url
-        self._env = {**os.environ, **env, "VIM_EMBED_URL": self._url}
+        self._env = {**os.environ, **_ONE_THREAD, **env, "VIM_EMBED_URL": self._url}
         self._env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._python: subprocess.Popen[str] | None = None
         self._answers = -1

@@ -71,6 +71,7 @@ def few_galaxies(folder: Path) -> None:
     table[keep].write(folder / "sky" / "cat.fits", overwrite=True)
 
 
+@pytest.mark.timeout(1800)  # two dozen programs: a minute and a half, and many beside other work
 def test_every_command_runs_in_order(tmp_path: Path) -> None:
     blocks = [block for block in blocks_of(PAGE, ROOT) if block.language == "bash"]
     with Reader(tmp_path, None, {"HF_HUB_OFFLINE": "1"}) as reader:
