@@ -52,7 +52,8 @@ def _images(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 )  # fmt: skip
 @click.option(
     "--second-images", metavar="FOLDER|FILE|hf:SET", callback=_images,
-    help="Other images for the second file's neighbours, such as another telescope's.",
+    help="Where the images of the second file's neighbours are, likewise.  [default: that of "
+    "--images, else where its own ids say]",
 )  # fmt: skip
 @click.option(
     "-k", "--k", default=8, show_default=True, type=click.IntRange(1, 30), help="Neighbours."
@@ -146,10 +147,9 @@ def _sheet(
     from vim_embed_client.figures.sheet import Sheet
 
     views = [Images(files[0], sources[0])]
-    if sources[1] is not None:
-        views.append(Images(files[1], sources[1], option="--second-images"))
-    elif len(files) == 2:
-        views *= 2
+    if len(files) == 2:
+        own = sources[1] is not None or (sources[0] is None and not _seen_alike(*files))
+        views.append(Images(files[1], sources[1], option="--second-images") if own else views[0])
     ids = files[0].ids
     numbered = [f"row {number}" for number in files[0].numbers]
     return Sheet(
@@ -159,6 +159,12 @@ def _sheet(
         neighbours=[neighbours_of(file.embeddings, queries, k) for file in files],
         labels=numbered if ids is None else _labels(ids),
     )
+
+
+def _seen_alike(one: EmbeddingFile, two: EmbeddingFile) -> bool:
+    """Whether both are of the same images, as two models of one survey are."""
+    alike = one.options == two.options or one.options is None or two.options is None
+    return alike and one.ids is not None and one.ids == two.ids
 
 
 def _labels(ids: Sequence[str]) -> list[str]:

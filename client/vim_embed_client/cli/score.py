@@ -179,6 +179,8 @@ def score(
             _print_column(column, len(files[0]))
         if measured:
             _print_measured(measured)
+        if figure is not None:
+            say(stdout(), f"Written: {escape(str(figure))}")
 
 
 def _all_ks(n: int, ks: Sequence[int], list_k: int | None) -> set[int]:
@@ -420,6 +422,12 @@ def _print(
     console.print(_table(scores))
     if any(score.k == PLATONIC_K for score in scores):
         say(console, f"{_MARK} k = {PLATONIC_K}: the number that platonic-universe gives.")
+    elif len(files[0]) <= PLATONIC_K:
+        say(
+            console,
+            f"[yellow]k = {PLATONIC_K}, which is compared elsewhere, needs more than {PLATONIC_K} "
+            f"sources, and there are {len(files[0])}: no result for a paper.[/]",
+        )
     say(
         console,
         "Interval: jackknife that leaves out one source at a time. Permuted: "

@@ -182,9 +182,16 @@ def _table(study: Study, scores: Sequence[StudyScore], remarks: Sequence[str]) -
             *provenance_notes(_files(scores)),
             *lacks,
             METHOD,
+            *_least_p(scores),
             *remarks,
         ],
     )
+
+
+def _least_p(scores: Sequence[StudyScore]) -> list[str]:
+    """How small a p the random pairings can show."""
+    counts = sorted({each.score.permutations for each in scores if each.score.permutations})
+    return [f"p by {n} random pairings is at least {1 / (n + 1):.4f}" for n in counts]
 
 
 def _report(

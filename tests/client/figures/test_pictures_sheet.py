@@ -174,6 +174,31 @@ def test_the_second_file_can_have_images_of_its_own(
         assert np.asarray(image).mean() != both.mean()
 
 
+def test_two_surveys_are_shown_by_their_own_images(
+    survey: Path, tmp_path: Path, galaxies: Pixels, capsys: Any
+) -> None:
+    """Each file's ids say where they are; --images says it for both."""
+    files = two_models(survey, tmp_path)
+    dark = tmp_path / "dark"
+    dark.mkdir()
+    for row, pixels in enumerate(galaxies):
+        Image.fromarray((pixels // 3).transpose(1, 2, 0)).save(dark / f"g{row:02}.png")
+    about = json.loads((tmp_path / "other.npy.json").read_text())
+    about["ids"] = [str(dark / Path(name).name) for name in about["ids"]]
+    (tmp_path / "other.npy.json").write_text(json.dumps(about))
+    output = tmp_path / "sheet.png"
+
+    def drawn(*options: str | Path) -> Pixels:
+        sheet(capsys, *files, "-o", output, "--queries", "1", "-k", "2", *options)
+        with Image.open(output) as image:
+            return np.asarray(image)
+
+    own = drawn()
+    np.testing.assert_array_equal(own, drawn("--second-images", dark))
+    both = drawn("--images", dark)  # one view, whose galaxies are drawn once
+    assert both.mean() != own.mean()
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((3, 8, 9), "uint8"), ((8, 9, 3), "uint8"), ((8, 9), "uint8"), ((1, 8, 9), "float32")],
