@@ -315,10 +315,21 @@ def linear(pixels: Array, header: Any) -> Array:
 
     Whole numbers that the header does not scale, such as flags, stay as they are.
     """
+    arcsinh = arcsinh_of(header)
+    return pixels if arcsinh is None else from_arcsinh(pixels, *arcsinh)
+
+
+def arcsinh_of(header: Any) -> tuple[float, float] | None:
+    """Softening and offset of an image that holds the arcsinh of its fluxes, None for others."""
     softening, offset = header.get("BSOFTEN"), header.get("BOFFSET", 0.0)
     flags = header["BITPIX"] > 0 and header.get("BSCALE", 1) == 1
     if not isinstance(softening, int | float) or softening <= 0 or flags:
-        return pixels
+        return None
+    return softening, offset
+
+
+def from_arcsinh(pixels: Array, softening: float, offset: float) -> Array:
+    """The fluxes of pixels as `linear` describes them, at least float32."""
     with np.errstate(over="ignore"):
         found: Array = offset + 2 * softening * np.sinh(pixels.astype(np.float64) / _MAGNITUDE)
         return found.astype(np.result_type(pixels.dtype, np.float32))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 _POSSIBLE = hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")  # Linux
 
@@ -19,8 +20,9 @@ def ask_for(file: int, starts: Sequence[int], length: int) -> None:
     """
     if not _POSSIBLE or not starts or _in_memory(file, starts[len(starts) // 2], length):
         return
-    for start in starts:
-        os.posix_fadvise(file, start, length, os.POSIX_FADV_WILLNEED)
+    with suppress(OSError):  # advice that a file system does not take
+        for start in starts:
+            os.posix_fadvise(file, start, length, os.POSIX_FADV_WILLNEED)
 
 
 def _in_memory(file: int, start: int, length: int) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.read_ahead import ask_for
-from vim_embed_pixels.fits import linear
+from vim_embed_pixels.fits import arcsinh_of, from_arcsinh
 
 _PLAIN = ("PrimaryHDU", "ImageHDU")
 _DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -53,7 +53,8 @@ class Sections:
 
     def __init__(self, hdu: Any, plane: int | None, file: int | None) -> None:
         self._hdu, self._plane = hdu, plane
-        self._header = header = hdu.header.copy()  # astropy takes cards away as it reads
+        header = hdu.header
+        self._arcsinh = arcsinh_of(header)  # now: astropy takes cards away as it reads
         self.shape: tuple[int, int] = tuple(hdu.shape[-2:])
         self._scale, self._zero = header.get("BSCALE", 1.0), header.get("BZERO", 0.0)
         self._blank = header.get("BLANK") if header["BITPIX"] > 0 else None
@@ -69,8 +70,10 @@ class Sections:
             rows = slice(window.bottom, window.top), slice(window.left, window.right)
             planes = (0,) * (len(self._hdu.shape) - 3)
             at = rows if self._plane is None else (*planes, self._plane, *rows)
-            return linear(_floats(np.asarray(self._hdu.section[at])), self._header)
-        return linear(self._scaled(self._raw(self._file, window)), self._header)
+            pixels = _floats(np.asarray(self._hdu.section[at]))
+        else:
+            pixels = self._scaled(self._raw(self._file, window))
+        return pixels if self._arcsinh is None else from_arcsinh(pixels, *self._arcsinh)
 
     def _raw(self, file: int, window: Window) -> Array:
         (rows, columns), bytes_each = window.shape, self._dtype.itemsize

@@ -69,6 +69,20 @@ def test_each_row_is_asked_for(
     assert found == [(start + row * 16_000, 160) for row in range(31)]
 
 
+def test_advice_that_is_not_taken_does_no_harm(
+    mosaic: tuple[Path, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+
+    path, expected = mosaic
+    with fits.open(path, memmap=False) as hdus, open(path, "rb") as file:
+        sections = Sections(hdus[0], None, file.fileno())
+        monkeypatch.setattr(os, "preadv", refused)
+        monkeypatch.setattr(os, "posix_fadvise", refused)
+        np.testing.assert_array_equal(sections.read(WINDOW), expected)
+
+
 def test_nothing_is_asked_for_that_is_in_memory(
     mosaic: tuple[Path, Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
