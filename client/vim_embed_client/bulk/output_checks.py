@@ -116,14 +116,19 @@ def _has_metadata(path: Path) -> bool:
         return _PROVENANCE in json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
 
 
-def _has_header(path: Path) -> bool:
+def safetensors_head(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says of it, without its tensors; {} where it is cut."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > path.stat().st_size:
-            return False
+            return {}
         about: dict[str, str] = json.loads(file.read(size))["__metadata__"]
+    return about
+
+
+def _has_header(path: Path) -> bool:
     # The weights of a model, or an answer of the service, have no list of skipped rows.
-    return {"weights_digest", "skipped"} <= about.keys()
+    return {"weights_digest", "skipped"} <= safetensors_head(path).keys()
 
 
 def _is_sidecar(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vim_embed_client.bulk.output_checks import parquet_metadata, safetensors_head
 from vim_embed_client.bulk.outputs import METADATA, import_pyarrow, read_sidecar
 from vim_embed_client.bulk.recorded_options import option_changes
 from vim_embed_client.bulk.sources.huggingface import PREFIX
@@ -120,16 +121,14 @@ def _of_npz(path: Path) -> Earlier | None:
 
 def _of_parquet(path: Path) -> Earlier | None:
     _, parquet = import_pyarrow()
-    told = parquet.read_schema(path).metadata or {}
+    told = parquet_metadata(path)
     names = ("options", "provenance")
     about = {name: json.loads(told[f"vim_embed.{name}".encode()]) for name in names}
     return _of(about | {"ids": parquet.read_table(path, columns=["id"])["id"].to_pylist()})
 
 
 def _of_safetensors(path: Path) -> Earlier | None:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        about: dict[str, str] = json.loads(file.read(size))["__metadata__"]
+    about = safetensors_head(path)
     ids = json.loads(about["ids"]) if "ids" in about else read_sidecar(path)["ids"]
     return _of({"ids": ids, "options": json.loads(about["options"]), "provenance": about})
 
