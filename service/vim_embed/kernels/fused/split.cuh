@@ -2,7 +2,7 @@
 //
 // x = hi + lo, hi = x rounded to float16, lo = the rest rounded likewise: 22 bits. A product takes three
 // of the four terms, lo b_hi + hi b_lo + hi b_hi, with float32 accumulation. Tensor cores truncate as they
-// accumulate, so sums leave them after each 16 elements of the inner length and are added in float32.
+// accumulate, so sums leave them after 16 or 32 elements of the inner length and are added in float32.
 //
 // A split row of K numbers is K / 32 groups of 64 float16: hi of 32 numbers, then their lo. It takes the
 // memory of the float32 row, and a number's group is where the number was.

@@ -40,11 +40,13 @@ def weight_scale(weight: Tensor) -> float:
 
 
 _LONG = 24  # groups of 32 from which on a product's inner length may go in parts
+_ALONE = 0.15  # of a round: what the first block on a multiprocessor takes beyond its share
 
 
 @dataclass(frozen=True)
 class MmTile:
-    """A variant of the split product: what a block computes, and how many a multiprocessor holds.
+    """A variant of the split product: what a block computes, and how many a multiprocessor holds
+    at most, by its registers.
 
     speed, adding: of its multiplying against the first's, as measured; adding to c is slower where
     a multiprocessor has nothing else to do meanwhile. Mirrors SPLIT_MM_KERNEL in split_mm.cu, and
@@ -88,19 +90,21 @@ class MmTile:
         return -(-rows // self.rows) * -(-columns // self.columns)
 
     def cost(self, rows: int, columns: int, groups: int, limits: Limits, *, add: bool) -> float:
-        """Time of a product, in arbitrary units: full rounds of blocks times a block's work."""
+        """Time of a product, in arbitrary units: rounds of blocks times a round's work."""
         parts = self.parts(rows, columns, groups, limits)
-        rounds = -(-parts * self.count(rows, columns) // (limits.multiprocessors * self.blocks))
-        work = self.rows * self.columns * self.blocks / parts
+        held = min(self.blocks, limits.shared_memory // self.memory)
+        each = -(-parts * self.count(rows, columns) // limits.multiprocessors)
+        full, left = divmod(each, held)
+        rounds = full + (_ALONE + (1 - _ALONE) * left / held if left else 0.0)
+        work = self.rows * self.columns * held / parts
         return rounds * work / (self.adding if add else self.speed)
 
 
 SPLIT_MM = (
-    MmTile(128, 64, 128, 2, 2, 1.0, 1.0),
-    MmTile(64, 128, 256, 4, 2, 0.88, 0.93),
-    MmTile(64, 64, 128, 4, 3, 0.83, 0.88),
-    MmTile(32, 32, 128, 6, 4, 0.51, 0.54),
-    MmTile(128, 192, 256, 5, 1, 1.95, 2.0, wgmma=True),
+    MmTile(96, 96, 128, 2, 2, 1.0, 1.0),
+    MmTile(64, 64, 128, 2, 4, 0.92, 0.95),
+    MmTile(32, 32, 128, 4, 6, 0.58, 0.62),
+    MmTile(128, 192, 256, 5, 1, 1.49, 1.54, wgmma=True),
 )
 
 
