@@ -142,6 +142,8 @@ class ParquetReader(FileReader):
 def _batches(file: Any, names: list[str], start: int) -> Iterator[Any]:
     """Arrow batches of these columns from row `start` on."""
     first, groups = _groups_from(file.metadata, start)
+    if not groups:  # older pyarrow (18) fails on an empty list
+        return
     for batch in file.iter_batches(_ROWS, row_groups=groups, columns=names):
         yield batch.slice(max(0, start - first))
         first += len(batch)
