@@ -17,8 +17,10 @@ from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.inference.cuda_graphs import CudaCapture
+from vim_embed.inference.staging import StagedPixels
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray, PixelError
+from vim_embed.types.preprocessing import Rounding
 from vim_embed.weights.catalogue import CATALOGUE, CatalogueEntry
 
 pytestmark = pytest.mark.gpu
@@ -295,12 +297,39 @@ def test_in_process_every_row_is_its_own(dtype: str, rows: int) -> None:
     assert (apart > 1e-4 * np.linalg.norm(expected[1:], axis=1)).all(), "a swapped row would show"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("size", [(224, 224), (70, 90)])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pixels_rounded_on_the_host_give_the_same_bytes(
+    size: tuple[int, int], pooling: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In process, half precision takes float32 pixels rounded; a service takes them as they are."""
+    model = load_model("vim-tiny", device="cuda", dtype=dtype, random_weights=True)
+    pixels = np.random.default_rng().normal(0, 2, (150, 3, *size)).astype(np.float32)
+    rounded, ways = model._staging.rounded, []
+
+    def watched(rows: PixelArray, how: Rounding) -> StagedPixels | None:
+        staged = rounded(rows, how)
+        ways.append(staged is not None)
+        return staged
+
+    monkeypatch.setattr(model._staging, "rounded", watched)
+    found = model.embed(pixels, pooling)
+    assert ways
+    assert all(ways)
+    monkeypatch.setattr(model._staging, "rounded", lambda rows, how: None)
+    assert model.embed(pixels, pooling).tobytes() == found.tobytes()
+    made = model.run(torch.from_numpy(pixels).cuda(), EmbedOptions(pooling=pooling))[EMBEDDING]
+    assert relative_l2(found, made.numpy()) < (2e-3 if dtype == "float16" else 2e-2)
+
+
+@pytest.mark.parametrize("model_dtype", ["float32", "float16"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(("rows", "bad"), [(1, [0]), (80, [79]), (300, [12, 13]), (300, [220])])
 def test_in_process_rows_that_are_not_finite_are_named(
-    dtype: type, rows: int, bad: list[int]
+    dtype: type, rows: int, bad: list[int], model_dtype: str
 ) -> None:
-    model = load_model("micro", DATA / "vim_micro.pth", device="cuda")
+    model = load_model("micro", DATA / "vim_micro.pth", device="cuda", dtype=model_dtype)
     pixels: PixelArray = np.random.default_rng().normal(size=(rows, 3, 64, 64)).astype(dtype)
     assert np.isfinite(model.embed(pixels)).all()
     for row, value in zip(bad, (np.nan, -np.inf), strict=False):

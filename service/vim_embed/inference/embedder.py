@@ -25,7 +25,7 @@ from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_ind
 from vim_embed.inference.layers import LAST, capture, layer_modules
 from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import without_tf32
-from vim_embed.inference.staging import HostStaging
+from vim_embed.inference.staging import HostStaging, StagedPixels
 from vim_embed.types.model_info import (
     EMBEDDING,
     GRANULARITIES,
@@ -40,7 +40,7 @@ from vim_embed.types.pixels import (
     check_values,
     refuse_unless,
 )
-from vim_embed.types.preprocessing import NORMALISED, PerChannel, Scaling
+from vim_embed.types.preprocessing import NORMALISED, PerChannel, Rounding, Scaling
 from vim_embed.types.token_layout import TokenLayout
 
 _CHUNK_ROWS = 32
@@ -71,6 +71,13 @@ class Backbone(Protocol):
 
 class FusedBackbone(Protocol):
     """The same forward in another form: images as they come in, tokens in the compute dtype out."""
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """What it makes of normalised float32 pixels before all else; it takes them so as well, as
+        the bits in int16. None: it does not.
+        """
+        ...
 
     def __call__(
         self,
@@ -365,10 +372,17 @@ class Embedder:
         if not on_device:
             check_values(chunk, first)
         with self._on_device():
-            staged = self._staging([chunk])
+            staged = self._rounded(chunk, options) or self._staging([chunk])
             looked_at = on_device and staged.pixels.is_floating_point()
             finite = staged.finite() if looked_at else None
             return _Chunk(first, self.launch(staged.ready(), options, spin=True), finite)
+
+    def _rounded(self, chunk: PixelArray, options: EmbedOptions) -> StagedPixels | None:
+        """float32 pixels of a half-precision forward, where that takes the same bytes rounded."""
+        rounding = None if self._fused is None else self._fused.rounding
+        if rounding is None or options.exact or options.layers is not None:
+            return None
+        return self._staging.rounded(chunk, rounding)
 
     @cached_property
     def _staging(self) -> HostStaging:

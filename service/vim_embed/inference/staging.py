@@ -18,6 +18,7 @@ from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.kernels.cpu.compile import NativeUnavailable
 from vim_embed.kernels.cpu.host_copy import ParallelCopy
 from vim_embed.types.pixels import PixelArray
+from vim_embed.types.preprocessing import Rounding
 
 _LOG = logging.getLogger(__name__)
 _FEW_BYTES = 1024 * 1024  # copied sooner than two streams are made to wait for each other
@@ -66,10 +67,24 @@ class HostStaging:
         buffer = torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
         few = buffer.nbytes <= _FEW_BYTES
         (_plain_copy if few else self._copy)(parts, buffer.numpy())
+        if few and self._copies is not None:
+            return StagedPixels(buffer.to(self._device, non_blocking=True))
+        return self._sent(buffer)
+
+    def rounded(self, rows: PixelArray, how: Rounding) -> StagedPixels | None:
+        """float32 rows (B, C, H, W) as a forward rounds them anyway, the bits as int16: half as
+        many bytes to send. None where that is not worth it or not possible, or they are not finite.
+        """
+        many = rows.nbytes > _FEW_BYTES and rows.dtype == np.float32
+        if not (many and isinstance(self._copy, ParallelCopy)):
+            return None
+        buffer = torch.empty(rows.shape, dtype=torch.int16, pin_memory=self._copies is not None)
+        filled = self._copy.rounded(rows, buffer.numpy(), how)
+        return self._sent(buffer) if filled else None
+
+    def _sent(self, buffer: Tensor) -> StagedPixels:
         if self._copies is None:
             return StagedPixels(buffer)
-        if few:
-            return StagedPixels(buffer.to(self._device, non_blocking=True))
         with torch.cuda.stream(self._copies):
             pixels = buffer.to(self._device, non_blocking=True)
         return StagedPixels(pixels, self._copies, self._copies.record_event())

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from vim_embed.kernels.fused.device_code import Limits
 from vim_embed.kernels.fused.launch import Kernels, Shape
 from vim_embed.models.vim import Block, Vim
-from vim_embed.models.vim_fused_frame import Frame, Images
+from vim_embed.models.vim_fused_frame import ROUNDED_OFFSET, Frame, Images
 from vim_embed.models.vim_fused_support import supports
 from vim_embed.models.vim_packed import PackedLayer, pack_layer, permuted_rows
-from vim_embed.types.preprocessing import NORMALISED, Scaling
+from vim_embed.types.preprocessing import NORMALISED, Rounding, Scaling
 
 OnBlock = Callable[[int, Tensor], None]
 
@@ -119,6 +119,15 @@ class FusedVim:
         self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @property
+    def rounding(self) -> Rounding | None:
+        """What becomes of normalised float32 pixels first: in half precision they may come rounded,
+        as int16 that holds the bits. None: they may not.
+        """
+        if not self.shape.half:
+            return None
+        return Rounding(str(self.dtype).removeprefix("torch."), ROUNDED_OFFSET)
+
+    @property
     def products(self) -> str:
         """How matrices are multiplied, in words."""
         if self.shape.half:
@@ -145,7 +154,8 @@ class FusedVim:
     ) -> Tensor:
         """Images (B, 3, H, W) to the final tokens (B, L, D) in the compute dtype.
 
-        scaling: what makes their pixels, uint8 or of a float dtype, normalised ones.
+        scaling: what makes their pixels, uint8 or of a float dtype, normalised ones; those of
+        pixels that are rounded already (`rounding`) are not used.
         on_block(i, stream) sees the residual stream (B, L, D) float32 after each block; the
         tensor is valid only during the call.
         """
@@ -158,7 +168,8 @@ class FusedVim:
         return self._run(self._images(pixel_values, scaling), None, only_cls=True)[:, 0]
 
     def _images(self, pixel_values: Tensor, scaling: Scaling) -> Images:
-        kept = torch.uint8 if pixel_values.dtype == torch.uint8 else torch.float32
+        as_they_are = pixel_values.dtype in (torch.uint8, torch.int16)
+        kept = pixel_values.dtype if as_they_are else torch.float32
         return Images(pixel_values.to(self.device, kept).contiguous(), scaling)
 
     def _run(self, images: Images, on_block: OnBlock | None, *, only_cls: bool) -> Tensor:

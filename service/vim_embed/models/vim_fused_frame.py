@@ -19,9 +19,15 @@ from vim_embed.types.preprocessing import VIM_PREPROCESSING, Scaling
 _BLACK = Scaling.of_bytes(VIM_PREPROCESSING.mean, VIM_PREPROCESSING.std).offset
 
 
+# What is added to normalised pixels before they are rounded.
+ROUNDED_OFFSET = tuple(-black for black in _BLACK)
+
+
 @dataclass(frozen=True)
 class Images:
-    """Images (B, 3, H, W), float32 or uint8, and what makes their pixels normalised ones."""
+    """Images (B, 3, H, W), float32 or uint8, and what makes their pixels normalised ones; or the
+    bits, int16, of pixels that are rounded already as `ROUNDED_OFFSET` says.
+    """
 
     pixels: Tensor
     scaling: Scaling
@@ -69,7 +75,7 @@ class Frame:
         patch, count = config.patch_size, len(images) * rows * columns
         flat, vectors = _view(pixels, count, 3 * patch * patch), _view(out, count, config.dim)
         scaling = images.scaling
-        offset = [own - black for own, black in zip(scaling.offset, _BLACK, strict=True)]
+        offset = [own + more for own, more in zip(scaling.offset, ROUNDED_OFFSET, strict=True)]
         kernels.patchify(
             pixels=images.pixels,
             out=flat,

@@ -36,6 +36,16 @@ class Scaling:
 NORMALISED = Scaling((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What a half-precision forward makes of normalised float32 pixels before all else: the sum
+    with `offset[c]` in channel c, rounded to the nearest of `dtype`, "float16" or "bfloat16".
+    """
+
+    dtype: str
+    offset: PerChannel
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Resize to `image_size` pixels squared, scale to [0, 1], subtract mean, divide by std.

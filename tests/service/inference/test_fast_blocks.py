@@ -25,6 +25,7 @@ def scaled(pixels: Tensor, scaling: Scaling) -> Tensor:
 
 
 class StandIn:
+    rounding = None
     """FusedVim's interface on the readable model; like it, one buffer for every block."""
 
     def __init__(self, model: Vim) -> None:

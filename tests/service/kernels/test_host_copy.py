@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from vim_embed.kernels.cpu import compile as native
 from vim_embed.kernels.cpu.host_copy import SOURCE, ParallelCopy
+from vim_embed.types.preprocessing import Rounding
 
 pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler here")
 
@@ -66,6 +68,52 @@ def test_from_many_threads_at_once() -> None:
         found = list(pool.map(put_together, batches * 4))
     for out, parts in zip(found, batches * 4, strict=True):
         assert np.array_equal(out, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(64, 3, 64, 64), (2, 3, 5, 7), (1, 4, 1, 3), (3, 1, 100, 101)])
+def test_rounding_is_torch_s(dtype: str, shape: tuple[int, ...]) -> None:
+    """Of any finite number: ties, subnormal ones and what becomes infinite are among them."""
+    generator = np.random.default_rng()
+    bits = generator.integers(0, 2**32, shape, dtype=np.uint32)
+    rows = np.where(np.isfinite(bits.view(np.float32)), bits.view(np.float32), 0.0)
+    near = generator.normal(0, 1, shape).astype(np.float32)
+    few = generator.integers(-3000, 3000, shape).astype(np.float32)
+    of = generator.integers(0, 3, shape)
+    rows = np.choose(of, [rows, near, few]).astype(np.float32)
+    offset = tuple(generator.normal(0, 2, shape[1]).astype(np.float32).tolist())
+    out = np.full(shape, -1, np.int16)
+    assert ParallelCopy().rounded(rows, out, Rounding(dtype, offset)) or not rounds()
+    added = torch.from_numpy(rows) + torch.tensor(offset).view(-1, 1, 1)
+    expected = added.to(getattr(torch, dtype)).view(torch.int16).numpy()
+    assert np.array_equal(out, expected) or not rounds()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (4, 1, 30, 44), (6, 2, 63, 64)])
+def test_what_is_not_finite_is_told(value: float, place: tuple[int, ...]) -> None:
+    rows = np.random.default_rng().normal(0, 1, (7, 3, 64, 65)).astype(np.float32)
+    out, how = np.zeros(rows.shape, np.int16), Rounding("float16", (0.0, 0.0, 0.0))
+    assert ParallelCopy().rounded(rows, out, how) == rounds()
+    rows[place] = value
+    assert not ParallelCopy().rounded(rows, out, how)
+
+
+def test_only_rows_that_fit_are_rounded() -> None:
+    how = Rounding("float16", (0.0,))
+    out = np.zeros((2, 1, 4, 4), np.int16)
+    for rows in (
+        np.zeros((2, 1, 4, 5), np.float32),
+        np.zeros((2, 1, 4, 4)),
+        np.zeros((2, 1, 4, 4), np.float32).transpose(0, 1, 3, 2),
+    ):
+        with pytest.raises(ValueError, match="do not fill"):
+            ParallelCopy().rounded(rows, out, how)
+
+
+def rounds() -> bool:
+    """Whether the CPU has the instructions; then there is no way round."""
+    return native.cpu_capability() != "DEFAULT"
 
 
 def test_old_systems_have_all_that_it_asks_for() -> None:

@@ -1,4 +1,5 @@
-// Copies rows into one buffer with a few threads: host_copy.py calls it through ctypes.
+// Copies rows into one buffer with a few threads: host_copy.py calls it through ctypes. float32 rows may
+// be rounded to half precision on the way.
 //
 // The caller copies too and never waits for a thread to wake up: whoever is free takes the next
 // piece. The buffer is one that a device reads, so stores go past the caches where they can. Nothing
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <mutex>
@@ -15,6 +17,12 @@
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
+#endif
+#if defined(__AVX2__) && defined(__F16C__)
+#include <immintrin.h>
+#define ROUNDS 1
+#else
+#define ROUNDS 0
 #endif
 
 namespace {
@@ -40,16 +48,80 @@ void copy_past_caches(char* to, const char* from, int64_t bytes) {
 #endif
 }
 
+#if ROUNDS
+__m128i half_of(__m256 v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+
+__m128i bfloat_of(__m256 v) {  // to nearest, ties to even; of finite numbers
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256i high = _mm256_srli_epi32(_mm256_add_epi32(bits, up), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+// to[i] = the nearest half-precision number to from[i] + offset. Whether all of `from` is finite.
+template <__m128i rounded(__m256)>
+bool round_numbers(uint16_t* to, const float* from, int64_t count, float offset) {
+  const __m256 more = _mm256_set1_ps(offset), infinity = _mm256_set1_ps(INFINITY);
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 bad = _mm256_setzero_ps();
+  const auto eight = [&](const float* some) {
+    const __m256 v = _mm256_loadu_ps(some);
+    bad = _mm256_or_ps(bad, _mm256_cmp_ps(_mm256_and_ps(v, magnitude), infinity, _CMP_NLT_UQ));
+    return rounded(_mm256_add_ps(v, more));
+  };
+  const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
+  int64_t at = 0;
+  for (; at + 8 <= count; at += 8) {
+    __m128i* const place = reinterpret_cast<__m128i*>(to + at);
+    if (aligned)
+      _mm_stream_si128(place, eight(from + at));
+    else
+      _mm_storeu_si128(place, eight(from + at));
+  }
+  if (at < count) {
+    float last[8] = {};
+    uint16_t found[8];
+    std::memcpy(last, from + at, (count - at) * sizeof(float));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(found), eight(last));
+    std::memcpy(to + at, found, (count - at) * sizeof(uint16_t));
+  }
+  _mm_sfence();
+  return _mm256_movemask_ps(bad) == 0;
+}
+#endif
+
+enum class As { bytes, half, bfloat };
+
+// `size` bytes, or float32 numbers of which each becomes one of half precision.
 struct Piece {
   char* to;
   const char* from;
-  int64_t bytes;
+  int64_t size;
+  As as = As::bytes;
+  float offset = 0.0f;
+
+  bool copy() const {
+    if (as == As::bytes) {
+      copy_past_caches(to, from, size);
+      return true;
+    }
+#if ROUNDS
+    uint16_t* const numbers = reinterpret_cast<uint16_t*>(to);
+    const float* const given = reinterpret_cast<const float*>(from);
+    return as == As::half ? round_numbers<half_of>(numbers, given, size, offset)
+                          : round_numbers<bfloat_of>(numbers, given, size, offset);
+#else
+    return false;
+#endif
+  }
 };
 
 // A caller's copy; it lives on that caller's stack until no helper is at it any more.
 struct Job {
   std::vector<Piece> pieces;
   std::atomic<int64_t> next{0};
+  std::atomic<bool> finite{true};
   Job* after = nullptr;  // in the list of jobs, as helpers: under the mutex of these
   int64_t helpers = 0;
 
@@ -57,7 +129,7 @@ struct Job {
 
   void drain() {
     for (int64_t i; (i = next.fetch_add(1)) < static_cast<int64_t>(pieces.size());) {
-      copy_past_caches(pieces[i].to, pieces[i].from, pieces[i].bytes);
+      if (!pieces[i].copy()) finite.store(false);
     }
   }
 };
@@ -141,9 +213,26 @@ extern "C" void vim_copy(void* helpers, char* to, const char* const* from, const
                          int64_t parts) {
   Job job;
   for (int64_t part = 0; part < parts; ++part) {
-    for (int64_t at = 0; at < bytes[part]; at += kPiece, to += job.pieces.back().bytes) {
+    for (int64_t at = 0; at < bytes[part]; at += kPiece, to += job.pieces.back().size) {
       job.pieces.push_back({to, from[part] + at, std::min(kPiece, bytes[part] - at)});
     }
   }
   static_cast<Helpers*>(helpers)->copy(job);
+}
+
+// Whether this library has `vim_copy_rounded`'s code.
+extern "C" int vim_rounds() { return ROUNDS; }
+
+// `planes` runs of `count` float32 numbers, channel after channel, each number plus its channel's
+// offset rounded to half precision (bfloat: to bfloat16). Whether all of them are finite.
+extern "C" int vim_copy_rounded(void* helpers, char* to, const char* from, int64_t planes, int64_t count,
+                                const float* offsets, int64_t channels, int bfloat) {
+  Job job;
+  job.pieces.reserve(planes);
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    job.pieces.push_back({to + plane * count * 2, from + plane * count * 4, count,
+                          bfloat ? As::bfloat : As::half, offsets[plane % channels]});
+  }
+  static_cast<Helpers*>(helpers)->copy(job);
+  return job.finite.load();
 }

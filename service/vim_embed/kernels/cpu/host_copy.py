@@ -1,4 +1,4 @@
-"""Rows of several arrays into one buffer, by a few threads of host_copy.cpp.
+"""Rows of several arrays into one buffer, or rounded, by a few threads of host_copy.cpp.
 
 Called through ctypes, which releases the interpreter: threads of Python would wait for it.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from vim_embed.kernels.cpu import compile as native
 from vim_embed.types.pixels import PixelArray
+from vim_embed.types.preprocessing import Rounding
 
 SOURCE = Path(__file__).with_name("host_copy.cpp")
 _MOST_THREADS = 8  # 16 are a fifth faster, and take the cores that HTTP needs
@@ -38,6 +39,29 @@ class ParallelCopy:
         sizes = (ctypes.c_int64 * len(rows))(*(part.nbytes for part in rows))
         self._library.vim_copy(self._helpers, out.ctypes.data, starts, sizes, len(rows))
 
+    def rounded(self, rows: PixelArray, out: PixelArray, how: Rounding) -> bool:
+        """Fill `out` (B, C, H, W) int16 with the bits of the rounded float32 rows.
+
+        False where this CPU has no instructions for it, or a number is not finite; `out` is then
+        undefined. Raises ValueError for arrays that are not so, or not C-contiguous.
+        """
+        fits = rows.shape == out.shape and rows.flags.c_contiguous and out.flags.c_contiguous
+        if not (fits and rows.dtype == np.float32 and out.dtype == np.int16):
+            raise ValueError(
+                f"rows {rows.shape} {rows.dtype} do not fill {out.shape} {out.dtype} as bits"
+            )
+        if not self._library.vim_rounds():
+            return False
+        channels, planes = rows.shape[1], rows.shape[0] * rows.shape[1]
+        offsets = (ctypes.c_float * channels)(*how.offset)
+        count = rows[0, 0].size
+        bfloat = int(how.dtype == "bfloat16")
+        finite: int = self._library.vim_copy_rounded(
+            *(self._helpers, out.ctypes.data, rows.ctypes.data, planes, count),
+            *(offsets, channels, bfloat),
+        )
+        return bool(finite)
+
 
 def _check(parts: Sequence[PixelArray], out: PixelArray) -> None:
     fits = all(part.dtype == out.dtype and part.shape[1:] == out.shape[1:] for part in parts)
@@ -55,6 +79,10 @@ def _helpers() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
     library.vim_copy.restype = None
     library.vim_copy.argtypes = [
         *(pointer, pointer, ctypes.POINTER(pointer), ctypes.POINTER(number), number),
+    ]
+    library.vim_copy_rounded.argtypes = [
+        *(pointer, pointer, pointer, number, number),
+        *(ctypes.POINTER(ctypes.c_float), number, ctypes.c_int),
     ]
     threads = max(2, min(_MOST_THREADS, (os.cpu_count() or 1) // 2))
     return library, ctypes.c_void_p(library.vim_copy_helpers(threads - 1))

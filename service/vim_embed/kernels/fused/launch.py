@@ -175,12 +175,13 @@ class Kernels:
         offset: Sequence[float],
     ) -> None:
         """pixels (B, 3, H, W) float32 or uint8, by channel · scale + offset -> out (B · rows ·
-        columns, 3 patch patch)."""
+        columns, 3 patch patch). int16: bits of such numbers already, in half precision alone."""
         size = [*pixels.shape[-2:], *grid, patch, stride]
         total = out.numel() // 8
         factors = [ctypes.c_float(value) for value in (*scale, *offset)]
         arguments = [pixels, out, *size, *factors, ctypes.c_longlong(total)]
-        name = "patchify_bytes" if pixels.dtype == torch.uint8 else "patchify"
+        names = {torch.uint8: "patchify_bytes", torch.int16: "patchify_rounded"}
+        name = names.get(pixels.dtype, "patchify")
         self.code.launch(name, (-(-total // 256), 1), 256, 0, arguments)
 
     def first_norm(

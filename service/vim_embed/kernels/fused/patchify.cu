@@ -25,14 +25,13 @@ DEVICE void load_pixels(float* d, const unsigned char* p, bool aligned) {
     for (int i = 0; i < 8; i++) d[i] = v[i];
 }
 
-// pixels (B, 3, H, W), times `scale` plus `offset` of their channel -> rows (B rows columns, 3 P P),
-// 8 pixels a thread.
-template <class Pixel>
-DEVICE void patchify_body(const Pixel* __restrict__ pixels, T* __restrict__ out, int height,
-                          int width, int rows, int columns, int patch, int stride,
-                          const PerChannel& scale, const PerChannel& offset, long long total) {
-    const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= total) return;
+// Where the eight pixels of a thread begin, and their channel.
+struct Eight {
+    long long at;
+    int channel;
+};
+DEVICE Eight eight_of(long long index, int height, int width, int rows, int columns, int patch,
+                      int stride) {
     const int eighths = patch / 8;
     long long rest = index;
     const int px = (int)(rest % eighths) * 8;
@@ -44,11 +43,22 @@ DEVICE void patchify_body(const Pixel* __restrict__ pixels, T* __restrict__ out,
     const int column = (int)(rest % columns);
     rest /= columns;
     const int row = (int)(rest % rows);
-    const long long image = rest / rows;
-    const Pixel* from = pixels + ((image * 3 + channel) * height + row * stride + py) * width +
-                        column * stride + px;
+    const long long plane = rest / rows * 3 + channel;
+    return {(plane * height + row * stride + py) * width + column * stride + px, channel};
+}
+
+// pixels (B, 3, H, W), times `scale` plus `offset` of their channel -> rows (B rows columns, 3 P P),
+// 8 pixels a thread.
+template <class Pixel>
+DEVICE void patchify_body(const Pixel* __restrict__ pixels, T* __restrict__ out, int height,
+                          int width, int rows, int columns, int patch, int stride,
+                          const PerChannel& scale, const PerChannel& offset, long long total) {
+    const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= total) return;
+    const auto [at, channel] = eight_of(index, height, width, rows, columns, patch, stride);
+    const bool aligned = width % 8 == 0 && stride % 8 == 0;
     float v[8];
-    load_pixels(v, from, width % 8 == 0 && stride % 8 == 0);
+    load_pixels(v, pixels + at, aligned);
     const float a = channel == 0 ? scale.of[0] : channel == 1 ? scale.of[1] : scale.of[2];
     const float b = channel == 0 ? offset.of[0] : channel == 1 ? offset.of[1] : offset.of[2];
 #pragma unroll
@@ -56,6 +66,23 @@ DEVICE void patchify_body(const Pixel* __restrict__ pixels, T* __restrict__ out,
     store_row<4>(out + index * 8, v);
     store_row<4>(out + index * 8 + 4, v + 4);
 }
+#if DTYPE != 0
+// The same of pixels that the host has made such numbers.
+DEVICE void patchify_body(const T* __restrict__ pixels, T* __restrict__ out, int height, int width,
+                          int rows, int columns, int patch, int stride, const PerChannel&,
+                          const PerChannel&, long long total) {
+    const long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= total) return;
+    const T* const from =
+        pixels + eight_of(index, height, width, rows, columns, patch, stride).at;
+    if (width % 8 == 0 && stride % 8 == 0)
+        *(uint4*)(out + index * 8) = *(const uint4*)from;
+    else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[index * 8 + i] = from[i];
+    }
+}
+#endif
 #define PATCHIFY_KERNEL(NAME, PIXEL)                                                              \
     extern "C" __global__ void NAME(const PIXEL* pixels, T* out, int height, int width, int rows, \
                                     int columns, int patch, int stride, float scale0,             \
@@ -66,3 +93,6 @@ DEVICE void patchify_body(const Pixel* __restrict__ pixels, T* __restrict__ out,
     }
 PATCHIFY_KERNEL(patchify, float)
 PATCHIFY_KERNEL(patchify_bytes, unsigned char)
+#if DTYPE != 0
+PATCHIFY_KERNEL(patchify_rounded, T)
+#endif
