@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from rich.markup import escape
-from rich.table import Column, Table
 
 from vim_embed_client.cli.common import (
-    RANDOM_WEIGHTS,
     figure_path,
     json_option,
     metrics_option,
@@ -25,20 +21,24 @@ from vim_embed_client.cli.common import (
     stdout,
     style_option,
 )
-from vim_embed_client.cli.remarks import other_options, remark_on_options
+from vim_embed_client.cli.remarks import other_options
+from vim_embed_client.cli.score_printing import (
+    print_column,
+    print_measured,
+    print_recall,
+    print_scores,
+)
 from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.errors import InputError
-from vim_embed_client.scoring.approximate import ApproximateSearch, Recall
+from vim_embed_client.scoring.approximate import ApproximateSearch
 from vim_embed_client.scoring.embedding_files import EmbeddingFile, read_embeddings
 from vim_embed_client.scoring.metrics import (
-    LEAST_FOR_LINEAR_R2,
     LIST_METRICS,
     METRICS,
     MetricScore,
     measure,
 )
 from vim_embed_client.scoring.mknn import (
-    LEAST_SOURCES,
     PLATONIC_K,
     Score,
     curve_ks,
@@ -49,7 +49,8 @@ from vim_embed_client.scoring.mknn import (
 from vim_embed_client.scoring.neighbour_lists import wide_k
 from vim_embed_client.scoring.neighbours import NeighbourSearch
 from vim_embed_client.scoring.pairing import pair, usable_rows
-from vim_embed_client.scoring.repeats import describe, find_repeats, without_repeats
+from vim_embed_client.scoring.repeated import Repeated
+from vim_embed_client.scoring.repeats import without_repeats
 
 if TYPE_CHECKING:
     from vim_embed_client.figures.columns import Column as Property
@@ -59,9 +60,6 @@ METHOD = {
     "interval": "mknn ± 1.96 delete-one jackknife standard errors (Efron and Stein 1981)",
     "permuted": "the rows of one file paired at random; mean, deviation and central 95 %",
 }
-_BESIDE_MKNN = ", so that it differs a little from that of MKNN above"
-_MARK = "*"  # of the line of platonic-universe's k
-_LEAST_NAME = 8  # letters of a metric's name in a line
 
 
 def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -172,13 +170,13 @@ def score(
         report["approximate"] = [recall.as_dict() for recall in recalls]
         print_json(report | {"figure": figure and str(figure)})
     else:
-        _print(files, scores, repeats, how)
+        print_scores(files, scores, repeats, how)
         for file, recall in zip(files, recalls, strict=False):
-            _print_recall(file, recall)
+            print_recall(file, recall)
         for column in columns:
-            _print_column(column, len(files[0]))
+            print_column(column, len(files[0]))
         if measured:
-            _print_measured(measured)
+            print_measured(measured)
         if figure is not None:
             say(stdout(), f"Written: {escape(str(figure))}")
 
@@ -186,15 +184,6 @@ def score(
 def _all_ks(n: int, ks: Sequence[int], list_k: int | None) -> set[int]:
     """All numbers of neighbours that are asked for, so that distances are computed once."""
     return searched_ks(ks, n) | (set() if list_k is None else {wide_k(list_k, n)})
-
-
-def _print_recall(file: EmbeddingFile, recall: Recall) -> None:
-    missed = " [yellow](fewer than wanted)[/]" if recall.recall < recall.wanted else ""
-    say(
-        stdout(),
-        f"Approximate neighbours of {escape(file.label)}: {recall.recall:.4f} of the {recall.k} "
-        f"nearest found, on {recall.sample:,} sources{missed}.",
-    )
 
 
 def _measured(
@@ -223,13 +212,6 @@ def _columns(
     ]
 
 
-def _print_column(column: Property, n: int) -> None:
-    joined = f", joined {column.joined}" if column.joined else ""
-    without = f"; {column.missing:,} have none and are left out" if column.missing else ""
-    known = n - column.missing
-    say(stdout(), f"{escape(column.name)}: {known:,} of {n:,} sources{escape(joined)}{without}.")
-
-
 def _agreements(
     files: Sequence[EmbeddingFile],
     searches: Sequence[NeighbourSearch],
@@ -249,100 +231,6 @@ def _agreements(
         ]
     except ValueError as error:
         raise InputError(f"{argument} cannot be measured: {error}") from None
-
-
-def _print_measured(scores: Sequence[MetricScore]) -> None:
-    console = stdout()
-    console.print(_measured_table(scores, console.width))
-    beside = _BESIDE_MKNN if any(score.metric == "mutual-knn" for score in scores) else ""
-    say(
-        console,
-        "Interval: jackknife that leaves out a twentieth of the sources at a time"
-        f"{beside}. Calibrated: 0 where 5 % of random pairings score higher, 1 for perfect "
-        "agreement (arXiv 2602.14486).",
-    )
-    for remark in _without_interval(scores):
-        say(console, f"[yellow]{escape(remark)}[/]")
-
-
-def _measured_table(scores: Sequence[MetricScore], width: int) -> Table:
-    """A row for each metric. Names are folded so far that the other columns lose no letter."""
-    heads = ("k", "value", "95 % interval", "permuted, 95 %", "calibrated", "p")
-    rows = [_measured_cells(score) for score in scores]
-    columns = zip(heads, *rows, strict=True)
-    borders = 3 * len(heads) + 4
-    room = max(width - borders - sum(_narrowest(*column) for column in columns), _LEAST_NAME)
-    table = Table(Column("metric", no_wrap=True))
-    for head in heads:
-        table.add_column(head, no_wrap=head.split()[0] == head)
-    for score, cells in zip(scores, rows, strict=True):
-        parts = score.metric.replace(": ", ":\n").splitlines()
-        name = "\n".join(line for part in parts for line in textwrap.wrap(part, room))
-        table.add_row(escape(name), *cells)
-    return table
-
-
-def _measured_cells(score: MetricScore) -> list[str]:
-    return [
-        "" if score.k is None else str(score.k),
-        f"{score.value:.4f}",
-        _range(score.low, score.high) if score.has_interval else "none",
-        _range(score.permuted_low, score.permuted_high),
-        "none" if math.isnan(score.calibrated) else f"{score.calibrated:.4f}",
-        f"{score.p_value:.4f}",
-    ]
-
-
-def _narrowest(head: str, *cells: str) -> int:
-    """Letters in a line of a column whose heading has a word a line, and whose ranges have two."""
-    lines = [*head.split(), *(line for cell in cells for line in cell.rsplit(" ", 1))]
-    return max(map(len, lines))
-
-
-def _without_interval(scores: Sequence[MetricScore]) -> Iterator[str]:
-    """Why metrics have none."""
-    without, n = [score.metric for score in scores if not score.has_interval], scores[0].n
-    if n < LEAST_SOURCES:
-        yield f"{n} sources are too few for an interval: embed {LEAST_SOURCES} or more."
-        return
-    if n < LEAST_FOR_LINEAR_R2 and "linear-r2" in without:
-        without.remove("linear-r2")
-        least = f"embed {LEAST_FOR_LINEAR_R2} or more"
-        yield f"{n} sources are too few for an interval of linear-r2: {least}."
-    if without:
-        yield (
-            f"No interval for {', '.join(without)}: so few values differ that without a twentieth "
-            "of the sources all may be alike."
-        )
-
-
-class Repeated:
-    """What is said of sources that equal another one in a file, and the scores without them.
-
-    remarks: a line for each file that has some. n: the sources that are left. scores: of these at
-    the same k, as far as they are enough.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[EmbeddingFile],
-        distinct: Sequence[EmbeddingFile],
-        ks: Sequence[int] | None,
-        find: ApproximateSearch | None,
-        options: dict[str, Any],
-    ) -> None:
-        found = [(file, find_repeats(file.embeddings)) for file in files]
-        self.files = [
-            {"file": file.label, "rows": repeats.rows, "groups": repeats.groups}
-            for file, repeats in found
-        ]
-        self.remarks = [describe(file, repeats) for file, repeats in found if repeats.groups]
-        self.n = len(distinct[0])
-        wanted = [k for k in ks or default_ks(self.n) if k < self.n]
-        self.scores: list[Score] = []
-        if wanted:
-            searches = [NeighbourSearch(file.embeddings, find) for file in distinct]
-            self.scores = score_curve(searches[0], searches[1], wanted, **options)
 
 
 def _wanted_ks(n: int, ks: Sequence[int] | None, *, drawn: bool) -> tuple[list[int], list[int]]:
@@ -405,97 +293,3 @@ def _report(
 def _about(file: EmbeddingFile) -> dict[str, Any]:
     dim = file.embeddings.shape[1]
     return {"file": file.label, "dim": dim, "provenance": dict(file.provenance)}
-
-
-def _print(
-    files: Sequence[EmbeddingFile], scores: Sequence[Score], repeats: Repeated | None, how: str
-) -> None:
-    console = stdout()
-    for file in files:
-        rows, dim = file.embeddings.shape
-        say(console, f"{escape(file.label)}: {rows:,} × {dim} ({escape(file.origin)})")
-    say(console, f"Paired {how}.")
-    if any(file.random_weights for file in files):
-        console.print(RANDOM_WEIGHTS)
-    if said := remark_on_options(files):
-        say(console, f"[yellow]{escape(said)}[/]")
-    console.print(_table(scores))
-    if any(score.k == PLATONIC_K for score in scores):
-        say(console, f"{_MARK} k = {PLATONIC_K}: the number that platonic-universe gives.")
-    elif len(files[0]) <= PLATONIC_K:
-        say(
-            console,
-            f"[yellow]k = {PLATONIC_K}, which is compared elsewhere, needs more than {PLATONIC_K} "
-            f"sources, and there are {len(files[0])}: no result for a paper.[/]",
-        )
-    say(
-        console,
-        "Interval: jackknife that leaves out one source at a time. Permuted: "
-        f"{scores[0].permutations} random pairings, "
-        f"so p is at least {1 / (1 + scores[0].permutations):.4f}.",
-    )
-    for remark in _remarks(scores):
-        say(console, f"[yellow]{remark}[/]")
-    if repeats:
-        _print_repeats(repeats)
-
-
-def _remarks(scores: Sequence[Score]) -> Iterator[str]:
-    """What makes the numbers say less than they seem to."""
-    n = scores[0].n
-    if n < LEAST_SOURCES:
-        yield (
-            f"{n} sources are too few for an interval: embed {LEAST_SOURCES} or more, and "
-            "hundreds for a result."
-        )
-    elif not scores[-1].has_interval:
-        yield (
-            f"At k = {scores[-1].k}, (nearly) all of {n} sources are neighbours, whatever the "
-            "files: there is no interval."
-        )
-    if worst := max(score.tied for score in scores):
-        yield (
-            f"Ties: up to {worst:.1%} of the neighbour lists end amid equal distances, so that "
-            "the order of the rows decides. Identical rows are named below if there are any; "
-            "--float64 tells nearly parallel rows apart."
-        )
-
-
-def _print_repeats(repeats: Repeated) -> None:
-    console = stdout()
-    for remark in repeats.remarks:
-        say(console, f"[yellow]{escape(remark)}[/]")
-    if repeats.scores:
-        say(console, f"Without them (the first of each group stays), {repeats.n:,} sources:")
-        console.print(_table(repeats.scores))
-    else:
-        say(console, f"Without them, {repeats.n:,} sources are left: too few to score.")
-
-
-def _table(scores: Sequence[Score]) -> Table:
-    table = Table(
-        Column("k", justify="right"), "MKNN", "95 % interval", "chance", "permuted, 95 %", "p"
-    )
-    for score in scores:
-        table.add_row(*_cells(score))
-    return table
-
-
-def _range(low: float, high: float) -> str:
-    return f"{low:.4f} to {high:.4f}" if low < high else f"{low:.4f}"
-
-
-def _cells(score: Score) -> list[str]:
-    mine = score.k == PLATONIC_K
-    cells = [
-        str(score.k),
-        f"{score.mknn:.4f}",
-        _range(score.low, score.high) if score.has_interval else "none",
-        f"{score.chance:.4f}",
-        _range(score.permuted_low, score.permuted_high),
-        f"{score.p_value:.4f}",
-    ]
-    if not mine:
-        return cells
-    cells[0] = f"{_MARK} {cells[0]}"
-    return [f"[bold]{cell}[/]" for cell in cells]
