@@ -53,8 +53,8 @@ def _outputs(
 )  # fmt: skip
 @click.option(
     "--colour", "--color", "colour", metavar="COLUMN|TABLE:COLUMN",
-    help="Column of the Parquet file itself, or of a catalogue joined by id: CSV, Parquet, FITS, "
-    "ECSV or VOTable; cat.fits[2]:z names an extension.",
+    help="Column of the Parquet file itself, or of a catalogue joined by id: CSV, FITS, or "
+    "another format that --catalogue of embed takes; cat.fits[2]:z names an extension.",
 )  # fmt: skip
 @click.option(
     "--label", metavar="TEXT", help="What the colours mean, with the unit.  [default: the column]"

@@ -68,8 +68,9 @@ def _flag(text: str) -> int | str | None:
 SKY = (
     click.option(
         "--catalogue", "--catalog", "catalogue", metavar="FILE", multiple=True,
-        help="Cut out the positions of this table (FITS, ECSV, VOTable, CSV, Parquet, or a folder "
-        "of HATS); PATHS are the FITS files of a mosaic then. May be repeated.",
+        help="Cut out the positions of this table (FITS, VOTable, ECSV, CSV, Parquet, text of "
+        "SExtractor, CDS, IPAC and others, packed or not, or a folder of HATS); PATHS are the FITS "
+        "files of a mosaic then. May be repeated.",
     ),
     click.option(
         "--size", metavar="ANGLE", callback=angle,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,18 +23,39 @@ _NAMES = (
     ("meanra", "meandec"), ("coord_ra", "coord_dec"), ("ra_j2000", "dec_j2000"),
     ("ra_deg", "dec_deg"), ("radeg", "decdeg"), ("radeg", "dedeg"), ("x_world", "y_world"),
     ("target_ra", "target_dec"), ("i_ra", "i_dec"), ("right_ascension", "declination"),
-    ("sky_coord.ra", "sky_coord.dec"),
+    ("sky_coord.ra", "sky_coord.dec"), ("plug_ra", "plug_dec"), ("ra2000", "dec2000"),
+    ("_ra.icrs", "_de.icrs"), ("_ra_icrs", "_de_icrs"), ("_ra", "_de"), ("sc_ra", "sc_dec"),
+    ("matchra", "matchdec"), ("alpha_sky", "delta_sky"),
 )  # fmt: skip
+# Parts of angles in columns of their own, as CDS and the journals write them.
+_HMS, _DMS = ("rah", "ram", "ras"), ("de-", "ded", "dem", "des")
+_UCDS = ("pos.eq.ra", "pos.eq.dec")
+_BRACKETS = re.compile(r"[\s_]*[\[(](.+)[\])]$")  # about a unit, as in `RA (deg)`
 _OF_NAMES = ("2000", "icrs")  # a name that tells the frame itself
 _IN_HOURS = (":", " ", "h")
 _HOURS = ("h", "hr", "hour", "hours", "hourangle")
 
 
 class PositionColumn(NamedTuple):
-    """A column of angles. unit: as the user gave it, else as the file has it."""
+    """A column of angles. unit: as the user gave it, else as the file has it.
+
+    parts: the columns of its hours or degrees, minutes and seconds, if it is in several.
+    """
 
     name: str
     unit: str
+    parts: tuple[str, ...] = ()
+
+    def values(self, table: Table) -> list[Any]:
+        """Its values, of parts as texts such as `10 00 28.6`."""
+        if not self.parts:
+            return table[self.name]
+        rows = zip(*(map(_text, table[part]) for part in self.parts), strict=True)
+        signed = len(self.parts) == len(_DMS)
+        return [
+            "" if "" in row[signed:] else ("".join(row[:signed]) + " ".join(row[signed:]))
+            for row in rows
+        ]
 
 
 def position_columns(
@@ -72,7 +94,35 @@ def _position_columns(
         ra, dec = (_column(table, name) for name in names)
         if ra is not None and dec is not None:
             return ra, dec
+    return None if given else _described(table)
+
+
+def _described(
+    table: Table,
+) -> tuple[PositionColumn, PositionColumn] | None:
+    """Columns whose names have a unit in brackets; in parts; or which their UCDs tell."""
+    bare = {_BRACKETS.sub("", name).lower(): name for name in reversed(table.names)}
+    pairs = [tuple(map(bare.get, names)) for names in _NAMES]
+    pairs.append(tuple(map(table.with_ucd, _UCDS)))
+    parts = _in_parts(table, _HMS, "hourangle"), _in_parts(table, _DMS, "deg")
+    if parts[0] is not None and parts[1] is not None:
+        return parts[0], parts[1]
+    for ra, dec in pairs:
+        if ra is not None and dec is not None:
+            return _with_brackets(table, ra), _with_brackets(table, dec)
     return None
+
+
+def _in_parts(table: Table, names: tuple[str, ...], unit: str) -> PositionColumn | None:
+    found = [table.find(name) for name in names]
+    parts = tuple(name for name in found if name is not None)
+    return PositionColumn(parts[-1], unit, parts) if len(parts) == len(names) else None
+
+
+def _with_brackets(table: Table, name: str) -> PositionColumn:
+    """The column, in the unit that its name tells where the file does not."""
+    unit = _BRACKETS.search(name)
+    return PositionColumn(name, table.unit(name) or (unit[1] if unit else ""))
 
 
 def _column(table: Table, name: str) -> PositionColumn | None:
@@ -93,7 +143,7 @@ def read_positions(table: Table, given: tuple[str, str] | None = None) -> tuple[
     """
     columns = position_columns(table, given)
     ra, dec = (
-        _degrees(table[column.name], column, table, hours=place == 0)
+        _degrees(column.values(table), column, table, hours=place == 0)
         for place, column in enumerate(columns)
     )
     good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90) & (ra >= -180) & (ra <= 360)
@@ -123,7 +173,7 @@ def in_other_units(ra: Array, dec: Array) -> Iterator[tuple[str, Array, Array]]:
 
 
 def _degrees(values: Sequence[Any], column: PositionColumn, table: Table, *, hours: bool) -> Array:
-    name, unit = column
+    name, unit, _ = column
     numbers = _numbers(values)
     if numbers is None:
         return _sexagesimal(values, table, column, hours=hours)
@@ -157,6 +207,12 @@ def _numbers(values: Sequence[Any]) -> Array | None:
         return np.array([np.nan if _no_value(v) else float(v) for v in values], float)
     except (TypeError, ValueError):
         return None
+
+
+def _text(value: Any) -> str:
+    """A part of an angle, empty where there is none."""
+    text = "" if _no_value(value) or value != value else str(value).strip()
+    return text.removesuffix(".0")
 
 
 def _no_value(value: Any) -> bool:

@@ -225,7 +225,7 @@ _REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "decimal commas": (_text("cat.csv", "ra;dec\n150,1;2,5\n"), "is no angle"),
     "Latin letters": (_text("cat.csv", "naïve,ra,dec\n", "latin-1"), "is no UTF-8: save it"),
-    "no header": (_text("cat.csv", "150.1,2.5\n150.2,2.6\n"), "--position RA,DEC"),
+    "no header": (_text("cat.csv", "150.1,2.5\n150.2,2.6\n"), "no names of its columns"),
     "several values a row": (_parquet, "several values a row"),
     "a folder": (lambda folder: folder, "no HATS catalogue"),
 }  # fmt: skip

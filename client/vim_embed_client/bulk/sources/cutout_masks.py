@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from vim_embed_client.bulk.sources.content import Content, unpacked_name
+from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import flux_item
 from vim_embed_client.bulk.sources.options import Flags, MaskOptions
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
+from vim_embed_client.packing import unpacked_name
 from vim_embed_client.paths import not_there
 from vim_embed_pixels import fits
 from vim_embed_pixels.stretch import Stretch, cropped

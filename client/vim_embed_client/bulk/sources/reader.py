@@ -10,10 +10,11 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from vim_embed_client.bulk.sources.content import Content, unpacked_name
+from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.faults import each_named, named, quiet
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
+from vim_embed_client.packing import unpacked_name
 from vim_embed_pixels.images import decoded
 from vim_embed_pixels.stretch import cropped
 

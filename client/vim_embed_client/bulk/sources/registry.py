@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vim_embed_client.bulk.sources.arrays import NpyReader, NpzReader
 from vim_embed_client.bulk.sources.catalogue import CatalogueReader
-from vim_embed_client.bulk.sources.content import Content, unpacked_name
+from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.files import PassOver, find_files
 from vim_embed_client.bulk.sources.fits import FitsReader
 from vim_embed_client.bulk.sources.fits_tables import FitsTableReader
@@ -33,6 +33,7 @@ from vim_embed_client.bulk.sources.reader import (
 )
 from vim_embed_client.bulk.sources.webdataset import TarReader
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.packing import unpacked_name
 from vim_embed_client.sky.hats import THUMBNAIL
 
 __all__ = ["FORMATS", "ReadOptions", "band_remark", "find_sources", "open_reader", "without_effect"]
