@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 MODEL ?= vim-tiny
 IMAGE ?= vim-embed:gpu
+# In front of what needs root: nothing where there is no sudo, as for root in a container.
+SUDO ?= $(shell command -v sudo)
 
 DOCKER_BUILD_ARGS ?=
 
@@ -298,7 +300,7 @@ wheel-test:
 # The tests of the CPU kernels on code for 64-bit ARM, each call through qemu-user.
 .PHONY: neon-tools neon-test
 neon-tools:
-	sudo apt-get install -y --no-install-recommends qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross
+	$(SUDO) apt-get install -y --no-install-recommends qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross
 
 neon-test: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m pytest -p support.qemu_kernels tests/service/kernels/test_ops.py -k cpu
@@ -335,7 +337,7 @@ lint-deploy: $(VENV)/.installed-dev
 # Where there is no Docker; needs apptainer.
 .PHONY: apptainer apptainer-tools
 apptainer-tools:
-	sudo add-apt-repository -y ppa:apptainer/ppa && sudo apt-get install -y apptainer
+	$(SUDO) add-apt-repository -y ppa:apptainer/ppa && $(SUDO) apt-get install -y apptainer
 
 apptainer:
 	apptainer build --build-arg TORCH=$(TORCH) vim-embed.sif docker/apptainer/vim-embed.def

@@ -88,7 +88,7 @@ def run(requirements: list[str], tests: list[str], options: list[str]) -> int:
         pins = (ROOT / "constraints.txt").read_text().splitlines()
         torch = [] if given else [pin for pin in pins if pin.startswith("torch==")]
         install = [*uv, "pip", "install", "--quiet", f"--python={python}", *options]
-        install += ["-e", ".[service,test,astro,parquet]", *torch, *requirements]
+        install += ["-e", ".[service,demo,test,astro,parquet]", *torch, *requirements]
         subprocess.run(install, cwd=ROOT, check=True)
         test = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         quiet = ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
