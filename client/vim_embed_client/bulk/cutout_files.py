@@ -26,10 +26,10 @@ from vim_embed_client.bulk.outputs import skipped_line, skipped_list
 from vim_embed_client.bulk.reasons import LeftOut, all_reasons
 from vim_embed_client.bulk.row_columns import whole_column
 from vim_embed_client.bulk.sources.catalogue import CutRow
+from vim_embed_client.bulk.sources.faults import quiet
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError
 from vim_embed_client.formats import Array
-from vim_embed_client.sky.grids import wcs_cards
 from vim_embed_client.sky.hdf5 import h5py
 from vim_embed_pixels import fits
 
@@ -70,7 +70,9 @@ class FolderWriter(CutoutWriter):
         name = self._name(row.id)
         image = fluxes[0] if len(fluxes) == 1 else fluxes
         hdu = self._library.PrimaryHDU(image)
-        hdu.header.update(wcs_cards(row.cutout.grid))
+        with quiet():  # where a comment has no room
+            for key, told in row.cards().items():
+                hdu.header[f"HIERARCH {key}" if "." in key else key] = told
         hdu.header["OBJECT"] = _UNPRINTABLE.sub("?", row.id)[:68]
         hdu.writeto(self.path / name)
         self._rows.append({"file": name, "id": row.id, **row.columns})

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from vim_embed_client.formats import Array
+from vim_embed_client.sky.cards import Cards, common, without_area
 from vim_embed_client.sky.grids import Grid, PixelMap, offsets
 from vim_embed_client.sky.sections import Window
 from vim_embed_client.sky.tiles import Tile, shift_of
@@ -23,6 +24,7 @@ from vim_embed_client.sky.tiles import Tile, shift_of
 _PAD = 8  # pixels about a window, beyond which a spline's value counts for nothing
 _FINER_FROM = 1.02  # tile pixels along a cut-out's pixel, from which on its parts are averaged
 _MOST_FINER = 16
+_SAME_AREA = 1e-6
 
 
 class ReadWindow(Protocol):
@@ -33,8 +35,9 @@ class ReadWindow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What a tile gives to one band. use: the pixels of the cut-out that come from it."""
+    """What tiles of one grid give to one band. use: the pixels of the cut-out that they give."""
 
+    tiles: tuple[Tile, ...]
     fluxes: Array
     masked: Array
     pixels: PixelMap
@@ -48,7 +51,7 @@ class Cutout:
     """A cut-out whose windows were read. Called, it is resampled: (bands, side, side).
 
     Masked pixels and those off the edge are NaN. off_edge, masked: shares of the pixels, in any
-    band. tiles: names of those that it was cut from.
+    band.
     """
 
     side: int
@@ -56,12 +59,15 @@ class Cutout:
     grid: Grid
     off_edge: float
     masked: float
-    tiles: tuple[str, ...]
     size: int
     bands: Sequence[Sequence[_Piece]] = field(repr=False)
 
     def __call__(self) -> Array:
         return np.stack([_resampled(pieces, self.side) for pieces in self.bands])
+
+    def cards(self) -> list[Cards]:
+        """For each band, the cards of its tiles that are true of the cut-out too."""
+        return [_cards(pieces) for pieces in self.bands]
 
     def windows(self) -> Iterator[Array]:
         """What was read of each tile, NaN where masked, without the pixels about the cut-out."""
@@ -80,9 +86,8 @@ def cut(grid: Grid, bands: Sequence[Sequence[Tile]], read: ReadWindow, scale: fl
     shape = (grid.side, grid.side)
     outside, masked = np.zeros(shape, bool), np.zeros(shape, bool)
     found: list[list[_Piece]] = []
-    names: dict[str, None] = {}
     for tiles in bands:
-        pieces, bad, off = _pieces(grid, tiles, read, names)
+        pieces, bad, off = _pieces(grid, tiles, read)
         found.append(pieces)
         outside |= off
         masked |= bad
@@ -92,7 +97,6 @@ def cut(grid: Grid, bands: Sequence[Sequence[Tile]], read: ReadWindow, scale: fl
         grid=grid,
         off_edge=_share(outside),
         masked=_share(masked & ~outside),
-        tiles=tuple(names),
         size=sum(piece.fluxes.nbytes for pieces in found for piece in pieces),
         bands=found,
     )
@@ -102,8 +106,16 @@ def _share(where: Array) -> float:
     return np.count_nonzero(where) / where.size
 
 
+def _cards(pieces: Sequence[_Piece]) -> Cards:
+    if not pieces:
+        return {}
+    found = common(tile.cards for piece in pieces for tile in piece.tiles)
+    same_area = all(abs(piece.pixels.area - 1) < _SAME_AREA for piece in pieces)
+    return found if same_area else without_area(found)
+
+
 def _pieces(
-    grid: Grid, tiles: Sequence[Tile], read: ReadWindow, names: dict[str, None]
+    grid: Grid, tiles: Sequence[Tile], read: ReadWindow
 ) -> tuple[list[_Piece], Array, Array]:
     """What the tiles give; which pixels are masked in all of them, and which are on none."""
     shape = (grid.side, grid.side)
@@ -132,8 +144,8 @@ def _pieces(
             use = bad & _good(*pixels(*offsets(grid.side)), state, window, off)
         if use.any():
             scale = 1.0 if first.per_solid_angle else pixels.area
-            pieces.append(_Piece(fluxes, state != _GOOD, pixels, window, scale, use))
-            names.update(dict.fromkeys(part.tile.name for part in there))
+            of = tuple(part.tile for part in there)
+            pieces.append(_Piece(of, fluxes, state != _GOOD, pixels, window, scale, use))
             bad &= ~use
     return pieces, bad, off
 

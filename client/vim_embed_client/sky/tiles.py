@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.angles import astropy
+from vim_embed_client.sky.cards import Cards
 
 _SAME_GRID = 0.01  # pixels by which two tiles of one grid may be apart
 _SAME_MATRIX = 1e-3  # of the largest element
@@ -97,6 +98,7 @@ class Tile:
 
     number: among the tiles of a run. band: among its bands. key: which plane of which file it is.
     per_solid_angle: whether its unit is a surface brightness, which resampling does not scale.
+    cards: of its header, what describes its pixels.
     """
 
     number: int
@@ -106,6 +108,7 @@ class Tile:
     shape: tuple[int, int]
     projection: Projection
     per_solid_angle: bool = False
+    cards: Cards = field(default_factory=dict)
 
     @cached_property
     def pixel_scale(self) -> float:

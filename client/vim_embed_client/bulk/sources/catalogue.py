@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
-from vim_embed_client.bulk.sources.faults import quiet
+from vim_embed_client.bulk.sources.faults import named, quiet
 from vim_embed_client.bulk.sources.layout import Shown
 from vim_embed_client.bulk.sources.mosaics import Mosaics, mask_files, mosaic_files
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, SKY_OPTIONS, ReadOptions
@@ -28,9 +28,10 @@ from vim_embed_client.bulk.sources.reader import (
 from vim_embed_client.bulk.sources.row_values import RowIds
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
+from vim_embed_client.sky.cards import Cards, common, of_bands
 from vim_embed_client.sky.coverage import At, Nearby
 from vim_embed_client.sky.cutouts import Cutout, cut
-from vim_embed_client.sky.grids import AlongTile, Grid, NorthUp
+from vim_embed_client.sky.grids import AlongTile, Grid, NorthUp, wcs_cards
 from vim_embed_client.sky.hats import hats_files, is_hats
 from vim_embed_client.sky.positions import (
     in_other_units,
@@ -40,8 +41,9 @@ from vim_embed_client.sky.positions import (
 )
 from vim_embed_client.sky.tables import ENDINGS, Table, split_table_name
 from vim_embed_client.sky.tiles import Tile
+from vim_embed_pixels.fits import ALL_HDUS, library
 from vim_embed_pixels.no_data import remark_on_zeros
-from vim_embed_pixels.stretch import Stretch
+from vim_embed_pixels.stretch import Stretch, select_places
 from vim_embed_pixels.surveys import bands_chosen
 
 _MOST_PIXELS = 8192  # along a side of a cut-out
@@ -52,11 +54,18 @@ _UNCOVERED = "no mosaic covers its position"
 
 @dataclass(frozen=True, slots=True)
 class CutRow:
-    """A cut-out with its id and the columns beside it."""
+    """A cut-out with its id and the columns beside it. bands: names of files or HDUs joined."""
 
     id: str
     cutout: Cutout
     columns: dict[str, Any]
+    bands: tuple[str, ...] = ()
+
+    def cards(self) -> Cards:
+        """Of a FITS header: where its pixels lie, and what of its tiles is true of all of them."""
+        planes = of_bands(self.bands) if len(self.cutout.bands) > 1 else {}
+        places = {key: (value, "") for key, value in wcs_cards(self.cutout.grid).items()}
+        return {**common(self.cutout.cards()), **planes, **places}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +77,31 @@ class _Drawn:
     flip: bool
 
     def __call__(self) -> Array:
-        return Shown(self.cutout(), self.stretch, None, self.flip)()
+        with named("its fluxes cannot be shown"):
+            stretch = self._calibrated()
+        return Shown(self.cutout(), stretch, None, self.flip)()
+
+    def _calibrated(self) -> Stretch:
+        """The stretch with limits in the unit of each band's fluxes."""
+        how = self.stretch
+        if not how.has_units:
+            return how
+        places = wcs_cards(self.cutout.grid)
+        own = [
+            how.calibrated(library().Header({**_unit(cards), **places}))
+            for cards in self.cutout.cards()
+        ]
+        if len(own) == 1:
+            return own[0]
+        return how.of_bands([own[p] for p in select_places(how.bands, len(own), how.channels)])
 
     @property
     def note(self) -> str:
         return next(filter(None, map(remark_on_zeros, self.cutout.windows())), "")
+
+
+def _unit(cards: Cards) -> dict[str, Any]:
+    return {"BUNIT": cards["BUNIT"][0]} if "BUNIT" in cards else {}
 
 
 class CatalogueReader(FileReader):
@@ -264,7 +293,7 @@ class CatalogueReader(FileReader):
             )
         columns = {"ra": ra, "dec": dec, "off_edge": cutout.off_edge, "masked": cutout.masked}
         kept = {name: values[row] for name, values in self._kept.items() if name not in columns}
-        return CutRow(row_id, cutout, columns | kept)
+        return CutRow(row_id, cutout, columns | kept, self._joined)
 
     def _cut(
         self,
@@ -298,6 +327,13 @@ class CatalogueReader(FileReader):
     @property
     def _size(self) -> float:
         return self._sky.size / _DEGREE
+
+    @property
+    def _joined(self) -> tuple[str, ...]:
+        """Names of the files or HDUs that are a band each."""
+        hdus = self._options.hdus
+        several = hdus if hdus is not None and hdus != ALL_HDUS and len(hdus) > 1 else ()
+        return self._options.join_bands or tuple(map(str, several))
 
     @property
     def _stretch(self) -> Stretch:

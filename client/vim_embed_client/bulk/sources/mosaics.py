@@ -31,6 +31,7 @@ from vim_embed_client.bulk.sources.names import (
 from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
 from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
+from vim_embed_client.sky.cards import described, of_planes
 from vim_embed_client.sky.sections import Sections, Window
 from vim_embed_client.sky.tables import split_table_name
 from vim_embed_client.sky.tiles import Projection, Tile, is_surface_brightness
@@ -108,10 +109,6 @@ class Mosaics:
             for key in weights:
                 masked |= ~(self._section(key, window) > 0)
         return fluxes, masked
-
-    def header(self, tile: Tile) -> Any:
-        """Of the HDU that a tile is in."""
-        return self._opened(tile.key[0]).hdu(tile.key[1]).header
 
     def close(self) -> None:
         """Close what is open; the next `read` opens it again."""
@@ -233,6 +230,9 @@ class Mosaics:
                 projection = Projection(hdu.header, opened.file)
                 told = _filter(hdu, opened)
                 joined = self._joined_band(path, told)
+                cards = described(hdu.header, opened.hdus[0].header)
+                if self._whole and len(planes) > 1:
+                    cards = {**cards, **of_planes(hdu.header, len(planes))}
                 if joined is None and apart and len(planes) == 1:
                     filters.setdefault(told, path)
                 for place, plane in enumerate(planes):
@@ -245,6 +245,7 @@ class Mosaics:
                             shape=hdu.shape[-2:],
                             projection=projection,
                             per_solid_angle=is_surface_brightness(str(hdu.header.get("BUNIT", ""))),
+                            cards=cards,
                         )
                     )
             for tile in found:
