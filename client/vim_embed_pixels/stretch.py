@@ -210,6 +210,14 @@ def to_rgb(flux: Array, how: Stretch) -> Array:
     return pixels
 
 
+def blank_share(flux: Array, how: Stretch) -> float:
+    """Of (H, W) or (bands, H, W) fluxes, the share of pixels not finite in a band that is shown.
+
+    Raises UnusableImage.
+    """
+    return float((~np.isfinite(_selected(np.asarray(flux), how))).any(axis=0).mean())
+
+
 def cropped(array: Array, side: int | None) -> Array:
     """The middle `side` by `side` pixels of (…, H, W). Raises UnusableImage where there are less.
 

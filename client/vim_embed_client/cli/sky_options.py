@@ -86,8 +86,9 @@ SKY = (
     ),
     click.option(
         "--max-blank", type=_SHARE, metavar="SHARE",
-        help="Pass over cut-outs of which more than this share of the pixels is masked or off "
-        "the edge; the rest is filled as --blank says, else with the sky.  [default: 0.1]",
+        help="Pass over cut-outs of which more than this share of the pixels is masked, NaN or "
+        "off the edge; the rest is filled as --blank says, else with the sky.  [default: 0.1; "
+        "without --catalogue, --mask or --weight any share]",
     ),
     click.option(
         "--position", metavar="RA,DEC", callback=column_names(2),
@@ -141,7 +142,6 @@ def sky_options(given: dict[str, Any]) -> WhatIsCut:
     if of_mosaics := [name for name in set_ if name not in _OF_ANY]:
         flag = "--" + of_mosaics[0].replace("_", "-")
         raise click.UsageError(f"{flag} is for cut-outs: give the positions with --catalogue")
-    if set_ and not {"mask", "weight"} & set_.keys():
-        flag = "--" + next(iter(set_)).replace("_", "-")
-        raise click.UsageError(f"{flag} needs --mask or --weight, or a --catalogue")
+    if "mask_flags" in set_ and not {"mask", "weight"} & set_.keys():
+        raise click.UsageError("--mask-flags needs --mask, or a --catalogue")
     return WhatIsCut(None, MaskOptions(**set_) if set_ else None, paths)

@@ -164,7 +164,7 @@ def test_ids_of_headers(tmp_path: Path, embed: Embed) -> None:
 def test_wrong_usage(tmp_path: Path, capsys: Any) -> None:
     path = _written(tmp_path / "a.fits", fits.ImageHDU(_flux()))
     for options, message in (
-        (["--mask-flags", "4"], "--mask-flags needs --mask or --weight"),
+        (["--mask-flags", "4"], "--mask-flags needs --mask, or a"),
         (["--weight", "WHT", "--mask-flags", "4"], "--mask-flags would have no effect"),
         (["--scale", "1arcsec", "--mask", "DQ"], "--scale is for cut-outs"),
     ):

@@ -12,15 +12,13 @@ import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.faults import named
-from vim_embed_client.bulk.sources.layout import flux_item
 from vim_embed_client.bulk.sources.options import Flags, MaskOptions
-from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.packing import unpacked_name
 from vim_embed_client.paths import not_there
 from vim_embed_pixels import fits
-from vim_embed_pixels.stretch import Stretch, cropped
+from vim_embed_pixels.stretch import Stretch
 
 _ENDINGS = (".fits", ".fit", ".fts", ".fz")
 _PLANE = "MP_"
@@ -135,31 +133,3 @@ def flagged(flags: Array, wanted: int | None) -> Array:
     if wanted is None:
         return np.asarray(flags != 0)  # NaN is unequal to 0 too
     return np.asarray((np.nan_to_num(flags).astype(np.int64) & wanted) != 0)
-
-
-def masked_item(
-    row_id: str,
-    flux: Array,
-    stretch: Stretch,
-    options: MaskOptions,
-    *,
-    crop: int | None,
-    flip: bool,
-) -> Entry:
-    """A row with the share of its pixels that are not finite in any band, if that is not too much.
-
-    It is written beside the row as `masked`. Raises InputError.
-    """
-    with named("it cannot be shown"):
-        flux = cropped(flux, crop)
-    bad = ~np.isfinite(flux)
-    share = float(bad.any(axis=0).mean() if bad.ndim > 2 else bad.mean())
-    if share > options.max_blank:
-        return Skipped(
-            id=row_id,
-            reason=f"of its pixels {share:.1%} are masked, more than --max-blank allows",
-            fault=False,
-            asked_for=True,
-        )
-    item: Item = flux_item(row_id, flux, stretch, flip=flip)
-    return replace(item, columns={**item.columns, "masked": share})

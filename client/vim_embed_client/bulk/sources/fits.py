@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
-from vim_embed_client.bulk.sources.cutout_masks import CutoutMasks, mask_path, masked_item
+from vim_embed_client.bulk.sources.cutout_masks import CutoutMasks, mask_path
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Layout, flux_item, layout_of
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, MASK_OPTIONS, ReadOptions
@@ -203,8 +203,6 @@ class FitsReader(FileReader):
 
     def _item(self, row_id: str, flux: Array, stretch: Stretch, hdu: Any) -> Entry:
         flip, crop = fits.upwards(hdu) != self._options.flip, self._options.crop
-        if self._options.masks is not None and self._options.join_bands is None:
-            return masked_item(row_id, flux, stretch, self._options.masks, crop=crop, flip=flip)
         return flux_item(row_id, flux, stretch, crop=crop, flip=flip)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vim_embed_client.bulk.sources.cutout_masks import masked_item
 from vim_embed_client.bulk.sources.faults import named
 from vim_embed_client.bulk.sources.layout import Shown, flux_item
 from vim_embed_client.bulk.sources.options import ReadOptions
@@ -66,11 +65,8 @@ class JoinedReader:
             )
         flux = np.stack([one.flux for one in shown])
         crop, flip = shown[0].crop, shown[0].flip
-        row_id, masks = readable(self.name), self._options.masks
-        row_id = items[0][0] if self._options.id_header else row_id
+        row_id = items[0][0] if self._options.id_header else readable(self.name)
         item: Entry = flux_item(row_id, flux, stretch, crop=crop, flip=flip)
-        if masks is not None:
-            item = masked_item(row_id, flux, stretch, masks, crop=crop, flip=flip)
         entries: Sequence[Entry] = [item, *notes]
         yield from entries[start:]
 

@@ -99,7 +99,7 @@ def _effective(
 ) -> frozenset[str]:
     found = {"--flip", "--crop"} | ({"--stack"} if len(shape) > 2 else set())
     if fluxes:
-        found |= FLUX_OPTIONS - (set() if len(one) == 3 else {"--bands"})
+        found |= (FLUX_OPTIONS | {"--max-blank"}) - (set() if len(one) == 3 else {"--bands"})
     elif dtype == np.uint8:
         found |= {"--resize"}
     return frozenset(found)
@@ -128,12 +128,17 @@ class Shown:
 
     def __call__(self) -> Array:
         with named("its fluxes cannot be shown"):
-            pixels = to_rgb(cropped(self.flux, self.crop), self.stretch)
+            pixels = to_rgb(self.fluxes, self.stretch)
         return pixels[:, ::-1] if self.flip else pixels
 
     @property
+    def fluxes(self) -> Array:
+        """Those that are shown. Raises UnusableImage where there are fewer than the crop takes."""
+        return cropped(self.flux, self.crop)
+
+    @property
     def note(self) -> str:
-        return remark_on_zeros(cropped(self.flux, self.crop))
+        return remark_on_zeros(self.fluxes)
 
 
 def flux_item(

@@ -67,10 +67,10 @@ class SkyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOptions:
-    """Which pixels of FITS images that are no mosaics are blank.
+    """Which pixels of images that are no mosaics are blank, and how many may be.
 
     mask, weight: an HDU of the image's own file, or a file, in whose name `*` stands for the
-    image's. mask_flags, max_blank: as of SkyOptions.
+    image's; they are for FITS images. mask_flags, max_blank: as of SkyOptions.
     """
 
     mask: str | None = None
@@ -80,7 +80,8 @@ class MaskOptions:
 
     def given(self) -> frozenset[str]:
         """Those that differ from what they are when left out, as the command line has them."""
-        return _given(self, MaskOptions(), _MASKS)
+        found = _given(self, MaskOptions(), _MASKS)
+        return found if self.mask or self.weight else found | {"--max-blank"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,8 @@ class ReadOptions:
     which they are the red, green and blue band. resize: uint8 arrays too to the model's size.
     keep: columns of tables and catalogues that are written beside the embeddings. sky: cut-outs at
     the positions of catalogues, which are the sources then. id_header: the key of FITS headers
-    whose value is the id. masks: of FITS images; what is masked is NaN, and filled with the sky
-    where the stretch says nothing else.
+    whose value is the id. masks: of images that are no mosaics; what is masked is NaN, and filled
+    with the sky where the stretch says nothing else.
     """
 
     column: str | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vim_embed_client.bulk.sources.arrays import NpyReader, NpzReader
+from vim_embed_client.bulk.sources.blank_limit import BlankLimit
 from vim_embed_client.bulk.sources.catalogue import CatalogueReader
 from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.files import PassOver, find_files
@@ -57,7 +58,7 @@ class Format:
 
 
 _TABLE_OPTIONS = frozenset({"--column", "--id-column", "--keep"})
-_ARRAY_OPTIONS = FLUX_OPTIONS | {"--crop", "--flip", "--stack", "--resize"}
+_ARRAY_OPTIONS = FLUX_OPTIONS | {"--max-blank", "--crop", "--flip", "--stack", "--resize"}
 _FITS_OPTIONS = frozenset({"--hdu", "--id-header"}) | MASK_OPTIONS
 
 FORMATS: tuple[Format, ...] = (
@@ -141,10 +142,19 @@ def open_reader(source: str, options: ReadOptions) -> Reader:
     """The reader of one source, whose every fault is an InputError; nothing is opened yet."""
     if options.sky is not None:
         return NamedFaults(CatalogueReader(source, options), "cannot be cut out")
+    masks = options.masks
+    if masks is None:
+        return _opened(source, options)
+    alone = masks.mask is None and masks.weight is None
+    return BlankLimit(_opened(source, options.filled() if alone else options), masks.max_blank)
+
+
+def _opened(source: str, options: ReadOptions) -> Reader:
+    """The same without a limit of blank pixels."""
     if source.startswith(PREFIX):
         return NamedFaults(HfReader(source, options), "cannot be read as a data set")
     if options.join_bands is not None and (bands := _bands_of(source, options.join_bands)):
-        joined = JoinedReader(source, bands, options, lambda path: open_reader(path, options))
+        joined = JoinedReader(source, bands, options, lambda path: _opened(path, options))
         return NamedFaults(joined, "cannot be joined")
     content = Content(source, path=source)
     if not os.path.isfile(source):  # ImageReader says what it is, and opens no pipe
