@@ -29,13 +29,13 @@ from vim_embed_client.bulk.sources.catalogue import CutRow
 from vim_embed_client.bulk.sources.faults import quiet
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError
+from vim_embed_client.exact import EXACT
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.hdf5 import h5py
 from vim_embed_pixels import fits
 
 _UNSAFE = re.compile(r"[^\w.+-]+")
 _UNPRINTABLE = re.compile(r"[^ -~]")  # what a FITS header cannot hold
-_EXACT = 1 << 53  # beyond which not every whole number is a float64
 _ROWS = 64  # that are written at once
 LIST = "cutouts.csv"
 _MARK = "vim_embed.cutouts"  # in a file's metadata: `cutout` wrote it
@@ -179,7 +179,7 @@ class Hdf5Writer(_BlockWriter):
             return np.array(texts, dtype=h5py().string_dtype())
         if all(isinstance(value, (bool, int)) for value in values):
             return np.array(values)
-        if any(isinstance(value, int) and abs(value) > _EXACT for value in values):
+        if any(isinstance(value, int) and abs(value) > EXACT for value in values):
             texts = ["" if value is None else str(value) for value in values]
             return np.array(texts, dtype=h5py().string_dtype())
         return np.array([np.nan if value is None else float(value) for value in values])

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vim_embed_client.bulk.checkpoint import Checkpoint, PartFolder
+from vim_embed_client.bulk.distinct import DistinctIds, may_repeat, repeats
 from vim_embed_client.bulk.identical import identical_rows
 from vim_embed_client.bulk.outputs import Contents, check_holds, write_output
-from vim_embed_client.bulk.pipeline import RowResult, embedded_in_order, read_from
+from vim_embed_client.bulk.pipeline import Cursor, RowResult, embedded_in_order, read_from
 from vim_embed_client.bulk.reasons import LeftOut, Reasons, first_reason
 from vim_embed_client.bulk.replaced import check_replaced
 from vim_embed_client.bulk.resume import check_inputs, check_model, check_options
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.row_shape import RowShape, flat_rows
 from vim_embed_client.bulk.sender import BatchSender, HttpService
-from vim_embed_client.bulk.sources.reader import Skipped
+from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.bulk.waiting import Waiting
 from vim_embed_client.client import Client, ready_model
@@ -31,6 +32,7 @@ from vim_embed_client.results import Provenance
 # Of an answer: several of them are under way or wait for their turn at once.
 _ANSWER_BYTES = 8 << 20
 
+_Entries = Iterator[tuple[Cursor, Entry]]
 OnError = Literal["fail", "skip"]
 # Called with rows done, rows of an earlier attempt among them, and all rows where known.
 OnProgress = Callable[[int, int, int | None], None]
@@ -193,7 +195,9 @@ class BulkRun:
         done = resumed = checkpoint.entries
         totals.advance(checkpoint.cursor, done)
         self._tell(done, resumed, totals)
-        entries = read_from(self._sources, open_reader_of, checkpoint.cursor)
+        entries = self._distinct(
+            checkpoint, read_from(self._sources, open_reader_of, checkpoint.cursor)
+        )
         with _notes_for_warnings():
             for results, origins in embedded_in_order(
                 sender,
@@ -212,6 +216,16 @@ class BulkRun:
         self._waiting.stage("the output to be written")
         with writing(self._output):
             checkpoint.commit()
+
+    def _distinct(self, checkpoint: Checkpoint, entries: _Entries) -> _Entries:
+        """The entries, of which those whose id an earlier one had are faults."""
+        if not may_repeat(self._sources, self._read_options):
+            yield from entries
+            return
+        done = (row_id for content in checkpoint.contents() for row_id in content.ids)
+        ids = DistinctIds(done)
+        for cursor, entry in entries:
+            yield cursor, (isinstance(entry, Item) and ids.repeated(entry.id)) or entry
 
     def _rows_of_a_request(self, checkpoint: Checkpoint, sender: BatchSender) -> int:
         """`batch_rows`, or fewer where the answer to so many would be large.
@@ -274,6 +288,8 @@ def finished(
     left_out, notes = left_out_of(parts, found), Reasons()
     for content in parts.contents():
         notes.merge(content.notes)
+    if options.get("id_column") or options.get("id_header"):
+        notes.merge(repeats(parts.contents).as_json())
     identical = identical_rows(parts.contents)
     _, first = next(parts.blocks())
     dtype = next(iter(first.values())).dtype

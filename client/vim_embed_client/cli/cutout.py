@@ -10,6 +10,7 @@ import click
 from rich.markup import escape
 
 from vim_embed_client.bulk.cutout_files import check_cutouts, write_cutouts
+from vim_embed_client.bulk.distinct import DistinctIds
 from vim_embed_client.bulk.outputs import skipped_list
 from vim_embed_client.bulk.reasons import LeftOut
 from vim_embed_client.bulk.row_columns import column_kinds
@@ -80,8 +81,10 @@ def cutout(output: Path, on_error: str, as_json: bool, **given: Any) -> int:
 
 
 def _rows(readers: Sequence[CatalogueReader], *, fail: bool) -> Iterator[CutRow | Skipped]:
+    ids = DistinctIds()
     for reader in readers:
-        for row in reader.cutouts(0):
+        for found in reader.cutouts(0):
+            row = (isinstance(found, CutRow) and ids.repeated(found.id)) or found
             if isinstance(row, Skipped) and row.fault and fail:
                 raise InputError(
                     f"{row.id}: {row.reason} (--on-error skip goes on without such rows)"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vim_embed_client.errors import ConfigurationError, InputError
+from vim_embed_client.exact import inexact
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.ids import id_texts, refuse_repeats, spellings
@@ -78,7 +79,8 @@ def read_column(
         rows = row_matches(file, table, match)
         found, how = [values[row] if row >= 0 else None for row in rows], "by position"
     elif by_id:
-        found, how = _join(file, table[id_column], values, path), f"by its column {id_column}"
+        ids = id_texts(table[id_column], table.exact(id_column))
+        found, how = _join(file, ids, values, path), f"by its column {id_column}"
     else:
         _refuse_ids_elsewhere(file, table)
         found, how = _by_row(file, values, path, id_column), "row by row"
@@ -91,7 +93,7 @@ def _refuse_ids_elsewhere(file: EmbeddingFile, table: Table) -> None:
     mine = [set(names) for names in spellings(file.ids or [])]
     for name in table.names if file.ids else []:
         values = table.typed(name)
-        if all(value is None or isinstance(value, (str, int)) for value in values):
+        if all(v is None or (isinstance(v, (str, int)) and not inexact(v)) for v in values):
             theirs = {text for text in id_texts(values) if text}
             if any(len(names & theirs) >= least for names in mine):
                 raise InputError(
@@ -109,8 +111,8 @@ def _by_row(file: EmbeddingFile, values: list[Any], table: Path, id_column: str)
     return [values[i] for i in file.numbers]
 
 
-def _join(file: EmbeddingFile, ids: list[Any], values: list[Any], table: Path) -> list[Any]:
-    rows = [(key, value) for key, value in zip(id_texts(ids), values, strict=True) if key]
+def _join(file: EmbeddingFile, ids: list[str | None], values: list[Any], table: Path) -> list[Any]:
+    rows = [(key, value) for key, value in zip(ids, values, strict=True) if key]
     keys = [key for key, _ in rows]
     refuse_repeats(keys, str(table), or_else="")
     places = dict(rows)

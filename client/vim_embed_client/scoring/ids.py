@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vim_embed_client.errors import InputError
+from vim_embed_client.exact import EXACT, FIX, inexact
 
 _ROW = re.compile(r"#\d+$")
 # Of a file and of its compression; the 7 of J1234+56.7 is no ending.
@@ -16,20 +17,23 @@ _ENDING = re.compile(r"(?<=[^/])\.[A-Za-z]\w{0,8}(\.(gz|fz|bz2|xz|zst|Z))?$")
 _SHOWN = 5
 
 
-def id_texts(values: Iterable[Any]) -> list[str | None]:
+def id_texts(values: Iterable[Any], exact: int = EXACT) -> list[str | None]:
     """Each id as text, None where there is none.
 
     Bytes are read as UTF-8, and what is none of it is written as \\xff; 7.0 is the id 7, as when
-    a table with missing values holds whole numbers. Raises InputError for a list or a struct.
+    a table with missing values holds whole numbers. exact: as of `inexact`. Raises InputError for
+    a list or a struct, and for floats too large to tell whole numbers apart.
     """
-    return [_text(value) for value in values]
+    return [_text(value, exact) for value in values]
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, exact: int) -> str | None:
     if value is None or value != value:  # NaN
         return None
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace").rstrip("\0")
+    if inexact(value, exact):
+        raise InputError(f"the id {value} is a float that stands for several whole numbers: {FIX}")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, (list, dict, tuple)):

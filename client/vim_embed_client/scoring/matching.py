@@ -69,7 +69,9 @@ def by_table(
     if len(names) != 2:
         raise ConfigurationError(f"{argument} needs two columns: ids of the one and of the other")
     table.require(names)
-    columns = [id_texts(None if v == "" else v for v in table[name]) for name in names]
+    columns = [
+        id_texts((None if v == "" else v for v in table[name]), table.exact(name)) for name in names
+    ]
     pairs = [pair for pair in zip(*columns, strict=True) if None not in pair]
     places = []
     for file, name, side in zip((first, second), names, zip(*pairs, strict=True), strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vim_embed_client.errors import ConfigurationError
-from vim_embed_client.sky.table_columns import EXACT, Column, Part, with_text
+from vim_embed_client.exact import EXACT
+from vim_embed_client.sky.table_columns import Column, Part, with_text
 from vim_embed_client.sky.table_files import TableFile
 
 _EXACT = {"float": 1 << 24, "halffloat": 1 << 11}

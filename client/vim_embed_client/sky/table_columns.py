@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vim_embed_client.errors import InputError
-
-EXACT = 1 << 53  # beyond which a float64 does not tell all whole numbers apart
+from vim_embed_client.exact import EXACT
 
 _FIRST_FK5 = 1984  # equinoxes before are of FK4 where no frame is told (FITS Standard, 8.3)
 

@@ -365,8 +365,8 @@ class CatalogueReader(FileReader):
 
     def _ids(self) -> list[str | Skipped]:
         column = self._options.id_column
-        ids = RowIds(readable(self.name), column)
         if column is None:
-            return ids.numbered(self.count(), 0)
+            return RowIds(readable(self.name), None).numbered(self.count(), 0)
+        ids = RowIds(readable(self.name), column, self._table.exact(column))
         values = [None if value == "" else value for value in self._table[column]]
         return ids.of_values(values, 0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.bulk.sources.image_columns import ImageColumnReader
+from vim_embed_client.bulk.sources.row_values import listed
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_pixels import fits
@@ -63,4 +64,4 @@ class _Images:
                 name for name in self._table.columns.names if np.ndim(self._table.data[name]) == 1
             ]
             raise InputError(f"its table has {absent([column], single, which='of a value a row')}")
-        return list(self._table.data[own].tolist())
+        return listed(np.asarray(self._table.data[own]))

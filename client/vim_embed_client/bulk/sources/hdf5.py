@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vim_embed_client.bulk.sources.image_columns import ImageColumnReader
+from vim_embed_client.bulk.sources.row_values import listed
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.hdf5 import h5py
@@ -54,8 +55,8 @@ class _Images:
         if data is None or data.ndim != 1 or len(data) != self.shape[0]:
             beside = [one for one, shape in _listed(self._file).items() if shape == self.shape[:1]]
             raise InputError(f"it has {absent([column], beside, 'data set', _PER_ROW)}")
-        return [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in
-                data[:].tolist()]  # fmt: skip
+        values = listed(data[:])
+        return [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in values]
 
     def _path(self, column: str) -> str | None:
         """Of a data set: its path, or its name in the images' group, or else in the only group."""

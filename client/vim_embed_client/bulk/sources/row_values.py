@@ -11,17 +11,19 @@ import numpy as np
 from vim_embed_client.bulk.sources.arrow_values import plain
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import InputError
+from vim_embed_client.exact import EXACT, FIX, inexact
 
 
 class RowIds:
     """The ids of a table's rows: its number, or the value of a column.
 
-    A value that is null, no text or number, no UTF-8, or that an earlier row had, is a fault of
-    its row, which is then named by its number.
+    A value that is null, no text or number, no UTF-8, a float too large to tell whole numbers
+    apart, or that an earlier row had, is a fault of its row, which is then named by its number.
+    exact: as of `inexact`.
     """
 
-    def __init__(self, name: str, column: str | None) -> None:
-        self._name, self._column = name, column
+    def __init__(self, name: str, column: str | None, exact: int = EXACT) -> None:
+        self._name, self._column, self._exact = name, column, exact
         self._seen: set[int] = set()
 
     def of(self, table: Any, first: int) -> list[str | Skipped]:
@@ -30,6 +32,7 @@ class RowIds:
             return self.numbered(len(table), first)
         values = table.column(self._column)
         values = values.combine_chunks() if hasattr(values, "combine_chunks") else values
+        self._exact = _EXACT_OF.get(str(values.type), EXACT)
         return self.of_values(plain(values).to_pylist(), first)
 
     def numbered(self, rows: int, first: int) -> list[str | Skipped]:
@@ -42,7 +45,7 @@ class RowIds:
 
     def _id(self, value: Any, at: str) -> str | Skipped:
         try:
-            found = _text(value)
+            found = _text(value, self._exact)
         except InputError as error:
             return Skipped(id=at, reason=f"its id in {self._column} {error.message}")
         if hash(found) in self._seen:
@@ -51,10 +54,19 @@ class RowIds:
         return found
 
 
-def _text(value: Any) -> str:
-    """An id as text, the value itself. Raises InputError."""
-    if value is None:
+_EXACT_OF = {"float": 1 << 24, "halffloat": 1 << 11}  # of Arrow
+
+
+def _text(value: Any, exact: int) -> str:
+    """An id as text, the value itself; 7.0 is the id 7. Raises InputError."""
+    if isinstance(value, np.floating):
+        exact, value = 2 << int(np.finfo(value.dtype).nmant), float(value)
+    if value is None or value != value:
         raise InputError("is null")
+    if inexact(value, exact):
+        raise InputError(f"is {value}, a float that stands for several whole numbers: {FIX}")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, (list, dict)):
         raise InputError("is no text or number, but several values")
     if not isinstance(value, bytes):
@@ -63,6 +75,12 @@ def _text(value: Any) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise InputError(f"is no UTF-8: {value!r}") from None
+
+
+def listed(values: Any) -> list[Any]:
+    """A column (n,) of numpy as values of Python; floats of less than 64 bits keep their type."""
+    small = values.dtype.kind == "f" and values.dtype.itemsize < np.dtype(float).itemsize
+    return list(values if small else values.tolist())
 
 
 def with_columns(entry: Entry, columns: Mapping[str, Any]) -> Entry:
