@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from compatibility import TESTS
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -53,6 +55,17 @@ def test_the_combinations_are_those_of_the_script() -> None:
     command = [sys.executable, "scripts/compatibility.py", "--list"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [line.partition(":")[0] for line in listed.splitlines()] == matrix
+
+
+def test_the_tests_of_other_versions_are_there() -> None:
+    """Those that `make test-lowest` and `make compatibility` name: a moved file is named anew."""
+    recipe = subprocess.run(
+        ["make", "--dry-run", "test-lowest"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    lowest = [word for word in recipe.split() if word.startswith("tests/")]
+    named = {*(word.partition("::")[0] for word in lowest), *itertools.chain(*TESTS.values())}
+    assert len(lowest) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_zizmor_finds_nothing() -> None:
