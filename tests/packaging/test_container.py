@@ -22,9 +22,12 @@ from vim_embed.http.auth import Keys, require_keys
 from vim_embed.server.server import reachable_as
 from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
+from vim_embed.types.devices import resolve_devices
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "compose.yaml").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+CONTAINERS = (ROOT / "docs/containers.md").read_text()
 CPU = ["-f", "docker/compose.cpu.yaml"]
 
 
@@ -180,8 +183,20 @@ def test_gpus_and_grace_are_lines_of_the_example_too() -> None:
 
 
 def test_the_image_is_labelled_with_the_version() -> None:
-    versions = re.findall(r"^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    versions = re.findall(r"^ARG VERSION=(.*)$", DOCKERFILE, re.MULTILINE)
     assert versions == [__version__]
+
+
+def test_what_a_gpu_image_without_a_gpu_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docker/verify/gpu.sh waits for these words, and docs/containers.md explains them."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    (image,) = re.findall(r"^FROM run AS gpu\n(?:.*\n)*?.*VIM_EMBED_DEVICE=(\w+)", DOCKERFILE, re.M)
+    with pytest.raises(ValueError, match="docker run --gpus all") as error:
+        resolve_devices(image)
+    (expected,) = re.findall(r'said == \*"(.*)"\*', (ROOT / "docker/verify/gpu.sh").read_text())
+    (explained,) = re.findall(r"^\| no GPU, but the GPU image \| 2 \| `(.*) …`", CONTAINERS, re.M)
+    assert expected in str(error.value)
+    assert str(error.value).startswith(explained)
 
 
 def test_grafana_is_provisioned_with_what_the_dashboard_asks() -> None:

@@ -14,6 +14,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
+_CURE = (
+    "use --device cpu, or check the driver, that torch is a CUDA build, and that a container is "
+    "given GPUs (docker run --gpus all)"
+)
+
 
 def resolve_device(name: str) -> torch.device:
     """ "auto" is the first CUDA device, or the CPU without one. Raises ValueError."""
@@ -26,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
-            f"use --device cpu, or check the driver and that torch is a CUDA build"
+            f"{_CURE}"
         )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
@@ -38,7 +43,7 @@ def resolve_devices(names: str) -> list[torch.device]:
     if names.strip() == "all":
         names = ",".join(f"cuda:{n}" for n in range(torch.cuda.device_count()))
         if not names:
-            raise ValueError("torch sees no CUDA device: use --device cpu, or check the driver")
+            raise ValueError(f"torch sees no CUDA device: {_CURE}")
     given = [name.strip() for name in names.split(",")]
     devices = [resolve_device(f"cuda:{name}" if name.isdecimal() else name) for name in given]
     if len(devices) > 1:
