@@ -18,7 +18,7 @@ from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
 from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science, words
 from vim_embed_pixels.stretch import Array, Stretch, cropped, select_places, to_rgb
 from vim_embed_pixels.surveys import bands_chosen
-from vim_embed_pixels.tiles import check_tiles
+from vim_embed_pixels.tiles import check_codec, check_tiles, unsafe
 
 # Words of CTYPE for wavelengths, frequencies and velocities along an axis.
 _SPECTRAL = ("WAVE", "AWAV", "FREQ", "ENER", "VRAD", "VOPT", "VELO", "ZOPT", "LAMBDA")
@@ -140,11 +140,13 @@ def sound_hdus(file: Any) -> tuple[list[Any], str]:
     behind the one before it.
     """
     found: list[Any] = []
+    end = -1
     try:
         for hdu in file:
-            end = found[-1]._data_offset if found else -1
-            if hdu._data_offset is not None and hdu._data_offset <= end:
+            begin = (hdu.fileinfo() or {}).get("datLoc")
+            if begin is not None and begin <= end:
                 return found, f"its HDU {len(found)} lies before the one before it"
+            end = end if begin is None else begin
             found.append(hdu)
     except Exception as error:  # astropy raises errors of every kind
         if not found:
@@ -289,16 +291,20 @@ def _band_names(header: Any, count: int) -> tuple[str, ...]:
 
 def check_size(one: Hdu, file_bytes: int) -> None:
     """Raise UnusableImage for a compressed image that claims more than its file can hold, or has
-    another number of tiles than its size takes."""
+    another number of tiles than its size takes, or tiles that cannot be checked."""
     if type(one.hdu).__name__ != "CompImageHDU":
         return
+    check_codec(one.hdu)
     pixels = int(np.prod(one.shape, dtype=object))
     if pixels > max(_SMALL, _MOST_PIXELS_PER_BYTE * file_bytes):
         raise UnusableImage(f"it claims {pixels:,} pixels, more than its file can hold")
     tiles = math.prod(
         -(-side // max(1, tile)) for side, tile in zip(one.shape, one.hdu.tile_shape, strict=True)
     )
-    rows = int(one.hdu._bintable.header["NAXIS2"])  # a tile each
+    table = getattr(one.hdu, "_bintable", None)
+    if table is None:
+        raise unsafe("it is a compressed image, which is")
+    rows = int(table.header["NAXIS2"])  # a tile each
     if tiles != rows:
         raise UnusableImage(
             f"its compressed image of {pixels:,} pixels has {rows} tiles, and {tiles} make such an "
@@ -373,10 +379,11 @@ def _refuse_many_axes() -> None:
     It asks for the length of each axis that NAXIS claims, and of 10^12 it never comes back.
     """
     from astropy.io import fits
-    from astropy.io.fits.hdu.base import _BaseHDU
+
+    base: Any = next(each for each in reversed(fits.PrimaryHDU.__mro__) if _reads_headers(each))
 
     # astropy asks the children of this class from the last name to the first.
-    class _WithManyAxesHDU(_BaseHDU):  # type: ignore[misc]
+    class _WithManyAxesHDU(base):  # type: ignore[misc]
         @classmethod
         def match_header(cls, header: Any) -> bool:
             axes = header.get("NAXIS", 0)
@@ -386,3 +393,7 @@ def _refuse_many_axes() -> None:
             raise RuntimeError(f"its header claims {header['NAXIS']} axes")
 
     fits.register_hdu(_WithManyAxesHDU)
+
+
+def _reads_headers(kind: type) -> bool:
+    return hasattr(kind, "match_header")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import sys
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import astropy
 import httpx
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.io.fits.hdu.compressed import _codecs, _compression
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,7 +29,10 @@ from vim_embed.http.formats.fits import check_headers
 from vim_embed.settings import Settings
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
-from vim_embed_pixels.fits import library
+from vim_embed_pixels import tiles
+from vim_embed_pixels.errors import UnusableImage
+from vim_embed_pixels.fits import FitsOptions, Hdu, check_size, library, rgb_of
+from vim_embed_pixels.tiles import check_tiles
 
 SIZE = 16
 MOST_PIXELS = 40_000
@@ -390,3 +397,65 @@ def opened(data: bytes) -> Array:
     with library().open(io.BytesIO(data)) as file:
         read: Array = file[1].section[:, :]
         return read
+
+
+@pytest.fixture
+def checks_anew() -> Iterator[None]:
+    """What is known of this astropy is found out again."""
+    check_tiles.cache_clear()
+    tiles._is_checked.cache_clear()
+    yield
+    check_tiles.cache_clear()
+    tiles._is_checked.cache_clear()
+
+
+NAMES = {"HCOMPRESS_1": "decompress_hcompress_1_c", "PLIO_1": "decompress_plio_1_c"}
+
+
+@pytest.mark.usefixtures("checks_anew")
+@pytest.mark.parametrize("change", ["no such name", "a name that nobody calls", "no such module"])
+def test_an_astropy_whose_tiles_cannot_be_checked(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may have other private names: images with such tiles are refused, and all
+    other files are read as before."""
+    flux = (np.arange(900).reshape(30, 30) % 100).astype(np.int32)
+    sound = {kind: packed(kind, flux)[0] for kind in NAMES}
+    others = [primary(flux), COMPRESSED, SEVERAL, written(fits.CompImageHDU(flux))]
+    expected = [drawn(data) for data in others]
+    for kind, name in NAMES.items():
+        monkeypatch.setattr(_codecs, name, getattr(_compression, name))
+        if change == "no such name":
+            monkeypatch.delattr(_codecs, name)
+        elif change == "a name that nobody calls":
+            codec = getattr(_codecs, {"PLIO_1": "PLIO1", "HCOMPRESS_1": "HCompress1"}[kind])
+            moved = FunctionType(codec.decode.__code__, dict(vars(_codecs)))
+            monkeypatch.setattr(codec, "decode", moved)
+    if change == "no such module":
+        monkeypatch.setitem(sys.modules, _codecs.__name__, None)
+        monkeypatch.delattr(sys.modules[_codecs.__name__.rpartition(".")[0]], "_codecs")
+    library()
+    for kind, data in sound.items():
+        with pytest.raises(UnusableImage, match=f"{kind}.*astropy {astropy.__version__}: unpack"):
+            drawn(data)
+    for data, pixels in zip(others, expected, strict=True):
+        np.testing.assert_array_equal(drawn(data), pixels)
+
+
+def test_an_astropy_whose_tiles_cannot_be_counted() -> None:
+    known = {"shape": (9, 9), "tile_shape": (1, 9), "compression_type": "GZIP_1"}
+    hdu = type("CompImageHDU", (), known)()  # as astropy's, without its table
+    with pytest.raises(UnusableImage, match="unpack"):
+        check_size(Hdu(hdu, "SCI"), 10_000)
+
+
+@pytest.mark.usefixtures("checks_anew")
+def test_this_astropy_can_be_checked() -> None:
+    library()
+    flux = (np.arange(900).reshape(30, 30) % 100).astype(np.int32)
+    for kind in NAMES:
+        np.testing.assert_array_equal(drawn(packed(kind, flux)[0]), drawn(primary(flux)))
+
+
+def drawn(data: bytes) -> Array:
+    return rgb_of(io.BytesIO(data), len(data), FitsOptions(), lambda width, height: None)

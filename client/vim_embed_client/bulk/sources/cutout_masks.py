@@ -19,6 +19,7 @@ from vim_embed_client.packing import unpacked_name
 from vim_embed_client.paths import not_there
 from vim_embed_pixels import fits
 from vim_embed_pixels.stretch import Stretch
+from vim_embed_pixels.tiles import check_codec
 
 _ENDINGS = (".fits", ".fit", ".fts", ".fz")
 _PLANE = "MP_"
@@ -55,6 +56,7 @@ class CutoutMasks:
     ) -> Array:
         """Of a mask: those of the image's planes, or the one for all of them."""
         with named(f"its mask {mask} cannot be read"):
+            check_codec(mask.hdu)
             if mask.shape == one.shape[-2:]:
                 return np.asarray(mask.hdu.section[:, :])
             if mask.shape != one.shape:
