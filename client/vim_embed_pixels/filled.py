@@ -1,6 +1,7 @@
-"""Whether a file's data fill its picture: Pillow leaves the rest black in silence.
+"""Whether a file's data fill its picture, and are what was written, as far as the format tells.
 
-Pillow refuses files that end too early. These end where they say, but hold fewer rows.
+Pillow refuses files that end too early. Others end where they say, but hold fewer rows, which
+Pillow leaves black in silence; or their checksums differ, which it does not always compare.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
+
+from vim_embed_pixels.jpegs import jpeg_picture
+from vim_embed_pixels.tiffs import check_strips, check_tiff
 
 _PNG_HEAD = 8
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the colour type
@@ -20,42 +23,46 @@ _PASSES = (
     (0, 1, 1, 2),
 )  # fmt: skip
 _PIECE = 1 << 16
-_SAMPLES_PER_PIXEL, _PLANAR = 277, 284  # tags of TIFF
 
 
-def check_filled(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Load the image. Raises OSError where the data do not fill it, and what `load` raises."""
+def filled(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The picture, loaded. Raises OSError where its data do not fill it, are damaged, or have
+    colours that its palette lacks, and what `load` raises."""
+    if image.format == "JPEG":
+        return jpeg_picture(image, data)
     if image.format == "TIFF":
-        _check_strips(image)
+        check_tiff(image)
     image.load()
+    if image.format == "TIFF":
+        check_strips(image, data)
     if image.format == "PNG":
         _check_png(image, data)
+    _check_palette(image)
+    return image
 
 
-def _check_strips(image: ImageFile.ImageFile) -> None:
-    """libtiff looks itself; what Pillow reads is listed in `tile`."""
-    tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    if any(tile[0] == "libtiff" for tile in image.tile):
+def _check_palette(image: Image.Image) -> None:
+    """A colour that is not there would be black."""
+    if image.mode != "P":
         return
-    layers = 1
-    if tags.get(_PLANAR, 1) == 2:
-        layers = min(int(tags.get(_SAMPLES_PER_PIXEL, 1)), len(image.getbands()))
-    boxes = [tile[1] for tile in image.tile if tile[1] is not None]
-    there = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
-    if there < image.width * image.height * layers:
-        raise OSError("its strips do not fill the picture")
+    palette = image.palette
+    colours = len(palette.palette) // len(palette.mode) if palette else 0
+    highest = image.getextrema()[1]
+    if highest >= colours:  # type: ignore[operator]
+        raise OSError(f"its pixels have colours up to {highest}, and its palette {colours}")
 
 
 def _check_png(image: ImageFile.ImageFile, data: bytes) -> None:
     """A picture that is cut has a black last row, so that others are not unpacked again."""
     depth, colours, interlaced = data[24], data[25], data[28]
+    chunks = list(_png_data(data))
     last = image.crop((0, image.height - 1, image.width, image.height))
     if not interlaced and last.getbbox(alpha_only=False) is not None:
         return
     wanted = _png_bytes(image.width, image.height, depth * _SAMPLES[colours], bool(interlaced))
     left, stream = wanted, zlib.decompressobj()
-    for chunk in _png_data(data):
-        piece = chunk
+    for chunk in chunks:
+        piece: bytes | memoryview = chunk
         while left > 0 and piece:
             left -= len(stream.decompress(piece, min(left, _PIECE)))
             piece = stream.unconsumed_tail
@@ -73,10 +80,14 @@ def _png_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
     return total
 
 
-def _png_data(data: bytes) -> Iterator[bytes]:
-    place = _PNG_HEAD
+def _png_data(data: bytes) -> Iterator[memoryview]:
+    """The data chunks. Raises OSError where a checksum differs: Pillow compares the others'."""
+    place, whole = _PNG_HEAD, memoryview(data)
     while place + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + size
         if kind == b"IDAT":
-            yield data[place + 8 : place + 8 + size]
-        place += 12 + size
+            if zlib.crc32(whole[place + 4 : end]).to_bytes(4, "big") != whole[end : end + 4]:
+                raise OSError("a checksum of its data differs")
+            yield whole[place + 8 : end]
+        place = end + 4

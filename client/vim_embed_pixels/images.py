@@ -1,7 +1,7 @@
 """Encoded images: which are taken, which way is up, and how one comes to a model's size.
 
-Pillow decodes them. The service bounds what a stranger's file may cost before it comes here. numpy,
-which decoder processes do without, is imported where it is used.
+Pillow decodes them, and simplejpeg JPEG. The service bounds what a stranger's file may cost before
+it comes here.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from vim_embed_pixels.errors import UnusableImage, described
-from vim_embed_pixels.filled import check_filled
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from vim_embed_pixels.filled import filled
 
 # Pillow reads many more, some through other programs (EPS) or without bounds (ICO): not here.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
@@ -52,15 +50,12 @@ class Fit(NamedTuple):
 
 def decoded(data: bytes) -> NDArray[np.uint8]:
     """An encoded image as (3, H, W) RGB, as the service decodes it. Raises UnusableImage."""
-    import numpy as np
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on sizes and metadata
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_image(image)
-                check_filled(image, data)
-                return np.asarray(upright_rgb(image)).transpose(2, 0, 1)
+                return np.asarray(upright_rgb(filled(image, data))).transpose(2, 0, 1)
         except UnusableImage:
             raise
         except Exception as error:  # Pillow's readers raise whatever damaged files lead them to
@@ -92,8 +87,6 @@ def fit(image: Image.Image, wanted: Fit) -> Image.Image:
 
 def fitted(pixels: NDArray[np.uint8], wanted: Fit) -> NDArray[np.uint8]:
     """(3, H, W) RGB at the model's size, (3, side, side); other bands each by itself."""
-    import numpy as np
-
     if len(pixels) != 3:
         bands = [Image.fromarray(np.ascontiguousarray(band)) for band in pixels]
         return np.stack([np.asarray(fit(band, wanted)) for band in bands])

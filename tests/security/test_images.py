@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import time
 import zlib
@@ -166,9 +167,29 @@ def test_what_is_refused_is_refused_fast(data: bytes, error: type[ServiceError],
     assert time.process_time() - begin < 2, "bounded time is a matter of safety here, not of speed"
 
 
-@pytest.mark.parametrize("scans", [1, 50])
-def test_a_progressive_picture_is_taken(scans: int) -> None:
-    assert decode(jpeg_of_scans(scans)).shape == (3, 8, 8)
+def jpeg_of_many_scans() -> bytes:
+    """A grey picture, whose blocks all are alike, with a scan for each of its 63 frequencies."""
+    data = saved("JPEG", Image.new("L", (64, 64), 200), progressive=True)
+    starts = [found.start() for found in re.finditer(rb"\xff\xc4.{20,}?\xff\xda", data, re.DOTALL)]
+    low = starts[1]
+    refined = next(at for at in _scans(data) if data[at + 7 : at + 10] == b"\0\0\x10")
+    end = data.index(b"\xff", refined + 10)
+    scan = data[low : starts[2]]
+    header = scan.index(b"\xff\xda")
+    each = [
+        scan[:header] + scan[header : header + 7] + bytes([place, place, 0]) + scan[header + 10 :]
+        for place in range(1, 64)
+    ]
+    return data[:low] + data[refined:end] + b"".join(each) + b"\xff\xd9"
+
+
+def _scans(data: bytes) -> list[int]:
+    return [found.start() for found in re.finditer(b"\xff\xda", data)]
+
+
+@pytest.mark.parametrize("data", [jpeg_of_scans(1), jpeg_of_many_scans()], ids=["ten", "65"])
+def test_a_progressive_picture_is_taken(data: bytes) -> None:
+    assert decode(data).shape == (3, 8, 8)
 
 
 def test_no_other_reader_is_asked() -> None:

@@ -1,5 +1,5 @@
 """Encoded images to pixels: decoded, turned upright, converted to RGB and resized as the model's
-spec says. Runs in decoder processes (image_decoder.py), so numpy is imported only where it is used.
+spec says. Runs in decoder processes (image_decoder.py).
 
 Bounded by pixels, frames, JPEG scans, PNG chunks and formats: a file of 36 bytes can ask for
 seconds of work and a gigabyte of memory. What a file is made of is looked at before Pillow opens
@@ -14,8 +14,10 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vim_embed.errors import (
@@ -28,12 +30,8 @@ from vim_embed.errors import (
 from vim_embed.http.formats.fits import read_fits
 from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_pixels.errors import UnusableImage
-from vim_embed_pixels.filled import check_filled
+from vim_embed_pixels.filled import filled
 from vim_embed_pixels.images import FORMATS, Fit, check_image, fit, upright_rgb
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _START_OF_SCAN = b"\xff\xda"  # cannot occur within a scan
 _MAX_SCANS = 100  # each costs a pass over the whole picture; progressive files have about ten
@@ -75,8 +73,6 @@ def decode_image(
     Raises UnsupportedMediaType, MalformedRequest, PayloadTooLarge or InvalidInput; `place` names
     the image in their messages.
     """
-    import numpy as np
-
     size = spec.image_size
     decoded = decode_planes(data, fit_of(spec), max_pixels=max_pixels, place=place)
     return np.frombuffer(bytearray(decoded.planes), np.uint8).reshape(3, size, size)
@@ -135,8 +131,7 @@ def _decode(
             check_image(image)
         except UnusableImage as error:
             raise InvalidInput(f"{place} {error.message}") from None
-        check_filled(image, raw)
-        return upright_rgb(image)
+        return upright_rgb(filled(image, raw))
 
 
 def _check_bytes(data: bytes, place: str) -> None:
