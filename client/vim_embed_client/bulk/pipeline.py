@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,7 +81,7 @@ def digest_of(sources: Sequence[str], open_reader: OpenReader, cursor: Cursor) -
 
 def read_from(
     sources: Sequence[str], open_reader: OpenReader, start: Cursor
-) -> Iterator[tuple[Cursor, Entry]]:
+) -> Generator[tuple[Cursor, Entry]]:
     """Every entry from `start` on with the cursor after it.
 
     A source that cannot be read (any further) gives one Skipped with its name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from vim_embed_client.bulk.resume import check_inputs, check_model, check_option
 from vim_embed_client.bulk.row_counts import Totals
 from vim_embed_client.bulk.row_shape import RowShape, flat_rows
 from vim_embed_client.bulk.sender import BatchSender, HttpService
+from vim_embed_client.bulk.sources.apart import open_reader_apart
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.bulk.waiting import Waiting
@@ -195,13 +196,13 @@ class BulkRun:
         done = resumed = checkpoint.entries
         totals.advance(checkpoint.cursor, done)
         self._tell(done, resumed, totals)
-        entries = self._distinct(
-            checkpoint, read_from(self._sources, open_reader_of, checkpoint.cursor)
+        entries = read_from(
+            self._sources, partial(open_reader_apart, options=read_options), checkpoint.cursor
         )
-        with _notes_for_warnings():
+        with _notes_for_warnings(), _ending(entries):
             for results, origins in embedded_in_order(
                 sender,
-                entries,
+                self._distinct(checkpoint, entries),
                 batch_rows=batch_rows,
                 in_flight=self._in_flight,
                 first_shape=checkpoint.shape,
@@ -341,6 +342,16 @@ def writing(output: Path) -> Iterator[None]:
         raise OutputError(
             f"{output} cannot be written ({reason}): free space there, or choose another folder"
         ) from error
+
+
+@contextmanager
+def _ending(entries: Generator[object]) -> Iterator[None]:
+    """End the reading afterwards, and its files and processes, also where an error ends the run."""
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # a thread that has not ended yet is in the midst of it
+            entries.close()
 
 
 @contextmanager
