@@ -112,7 +112,8 @@ LOWEST_TESTS ?= tests/docs/test_docs.py tests/contract \
   $(addprefix tests/client/,test_embed.py test_wire.py test_compression.py cli/test_cli_embed.py \
     bulk/test_sources.py bulk/test_rows.py bulk/test_read_options.py bulk/test_finding.py bulk/test_stretches.py \
     bulk/test_platonic_pixels.py bulk/test_fits_fluxes.py bulk/test_hf.py bulk/test_tables_of_images.py \
-    bulk/test_totals_and_outputs.py demo/test_stamps.py figures/test_preview.py scoring/test_score.py) \
+    bulk/test_totals_and_outputs.py demo/test_stamps.py figures/test_preview.py scoring/test_many_sources.py \
+    scoring/test_score.py) \
   $(addprefix tests/service/,http/test_embed_http.py http/test_bad_input.py http/test_content_coding.py \
     http/test_v2.py models/test_encoders.py models/test_vit.py observability server/test_process.py weights)
 UV = $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --only-binary :all: --no-binary vim-embed
@@ -124,7 +125,7 @@ test-lowest:
 	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
 	@grep '^torch==' constraints.txt > $(LOWEST)/torch.txt
 	@$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) uv -r $(LOWEST)/torch.txt
-	@$(UV) --resolution lowest-direct -c $(LOWEST)/torch.txt -e '.[service,demo,parquet,hf,astro]'
+	@$(UV) --resolution lowest-direct -c $(LOWEST)/torch.txt -e '.[service,demo,parquet,hf,astro,approximate]'
 	@$(LOWEST)/bin/uv pip freeze --python $(LOWEST)/bin/python --exclude-editable | grep -v '^torch==' > $(LOWEST)/lowest.txt
 	@$(UV) -c $(LOWEST)/torch.txt -c $(LOWEST)/lowest.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest $(NOT_LOWEST) -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
