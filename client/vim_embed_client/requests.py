@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from vim_embed_client import formats, pixels
 from vim_embed_client.compression import CompressedBody, Compression
-from vim_embed_client.errors import BadAnswerError, InputError
+from vim_embed_client.errors import BadAnswerError, ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.options import FLUX_OPTIONS, CommonOptions, ImageOptions, Options
 from vim_embed_client.results import Provenance
@@ -212,6 +212,11 @@ def plan_images(
     """
     given: dict[str, Any] = dict(embed)
     params = flux_params({name: given.pop(name) for name in FLUX_OPTIONS if name in given})
+    if params.get("hdu") == "all":
+        raise ConfigurationError(
+            "hdu='all' makes several rows of a file, and an image is one here: name an HDU, or use "
+            "`vim-embed embed --hdu all`"
+        )
     params = embed_params(layers=layers, **given) | params
     accept = formats.SAFETENSORS if layers else formats.NPY
     listed = pixels.as_images(images)

@@ -25,6 +25,7 @@ _SPECTRAL = ("WAVE", "AWAV", "FREQ", "ENER", "VRAD", "VOPT", "VELO", "ZOPT", "LA
 _WAVELENGTHS = ("wavelength", "wave", "loglam", "lambda")
 _MAGNITUDE = 2.5 * math.log10(math.e)  # of a natural logarithm
 
+_STACK_AXES, _CUBES_AXES = 3, 4  # (images, H, W) and (images, bands, H, W)
 _MOST_AXES = 999  # FITS Standard 4.0, section 4.4.1.1
 
 HduName = int | str
@@ -36,15 +37,19 @@ _MOST_PIXELS_PER_BYTE, _SMALL = 2000, 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class FitsOptions:
-    """How one FITS file becomes one image.
+    """How one FITS file becomes one image, or one of its images.
 
-    hdus: those that are meant. crop: side of its middle square. flip: upside down.
+    hdus: those that are meant, or ALL_HDUS, each of which is an image. crop: side of its middle
+    square. flip: upside down. stack: the first axis of an HDU counts images. row: which image of
+    several is meant.
     """
 
     stretch: Stretch = field(default_factory=Stretch)
     hdus: tuple[HduName, ...] | None = None
     crop: int | None = None
     flip: bool = False
+    stack: bool = False
+    row: int = 0
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> FitsOptions:
@@ -55,7 +60,14 @@ class FitsOptions:
             hdus=None if hdus is None else tuple(hdus),
             crop=told["crop"],
             flip=told["flip"],
+            stack=told["stack"],
+            row=told["row"],
         )
+
+    @property
+    def several(self) -> bool:
+        """Whether a file may hold several images."""
+        return self.stack or self.hdus == ALL_HDUS
 
 
 @dataclass(frozen=True)
@@ -95,42 +107,84 @@ class Hdu:
 def rgb_of(
     file: IO[bytes], size: int, options: FitsOptions, check: Callable[[int, int], None]
 ) -> Array:
-    """The one image of a FITS file of `size` bytes as (3, H, W) uint8, its first row uppermost.
+    """An image of a FITS file of `size` bytes as (3, H, W) uint8, its first row uppermost.
 
     check: is called with its width and height before its numbers are read, and may raise.
     Raises UnusableImage or UnusableOptions, and whatever astropy raises for a damaged file.
     """
     with library().open(file, memmap=False) as opened:
-        hdus, damage = sound_hdus(opened)
-        listed = image_hdus(hdus)
-        if not listed and damage:
-            raise UnusableImage(damage)
-        chosen = chosen_hdus(hdus, listed, options.hdus)
+        chosen, at = _meant(_chosen(opened, options), options)
         for one in chosen:
             check_size(one, size)
             check(one.shape[-1], one.shape[-2])
         if len(chosen) > 1:
             flux, stretch = joined_planes(chosen, options.stretch)
         else:
-            flux, stretch = planes_of(chosen[0], options.stretch, _one_image(chosen[0], options))
+            _check_bands(chosen[0], chosen[0].shape[len(at) :], options)
+            flux, stretch = planes_of(chosen[0], options.stretch, at)
         turned = upwards(chosen[0].hdu) != options.flip
     pixels = to_rgb(cropped(flux, options.crop), stretch)
     return pixels[:, ::-1] if turned else pixels
 
 
-def _one_image(one: Hdu, options: FitsOptions) -> tuple[int, ...]:
-    """The place of its first axis where a file holds one image; raises UnusableImage for more."""
+def rows_of(file: IO[bytes], options: FitsOptions) -> int:
+    """How many images a FITS file has: one, unless `options.several`.
+
+    Raises UnusableImage, and whatever astropy raises for a damaged file.
+    """
+    with library().open(file, memmap=False) as opened:
+        chosen = _chosen(opened, options)
+        return sum(_rows(one, options) for one in chosen) if options.several else 1
+
+
+def _chosen(opened: Any, options: FitsOptions) -> list[Hdu]:
+    hdus, damage = sound_hdus(opened)
+    listed = image_hdus(hdus)
+    if damage and (not listed or options.hdus == ALL_HDUS):
+        raise UnusableImage(damage)
+    chosen = chosen_hdus(hdus, listed, options.hdus)
+    if options.stack and len(chosen) > 1 and options.hdus != ALL_HDUS:
+        raise UnusableImage("--stack is for an HDU of several images: name one HDU, or all")
+    if options.stack and all(len(one.shape) < _STACK_AXES for one in chosen):
+        raise UnusableImage(f"it is no stack of images ({told(chosen)}): leave --stack out")
+    return chosen
+
+
+def _meant(chosen: Sequence[Hdu], options: FitsOptions) -> tuple[Sequence[Hdu], tuple[int, ...]]:
+    """The HDUs of an image, and its place along their first axes."""
+    if not options.several:
+        if len(chosen) > 1:
+            return chosen, ()
+        _rows(chosen[0], options)
+        return chosen, (0,) * (len(chosen[0].shape) - _STACK_AXES)
+    row = options.row
+    for one in chosen:
+        rows = _rows(one, options)
+        if row < rows:
+            stacked = options.stack and len(one.shape) >= _STACK_AXES
+            return [one], (row,) if stacked else (0,) * (len(one.shape) - _STACK_AXES)
+        row -= rows
+    raise UnusableImage(f"it has no image {options.row}")
+
+
+def _rows(one: Hdu, options: FitsOptions) -> int:
+    """How many images an HDU is; raises UnusableImage for more than are asked for."""
     shape = one.shape
-    if len(shape) > 4 or (len(shape) == 4 and shape[0] > 1):
+    if options.stack and _STACK_AXES <= len(shape) <= _CUBES_AXES:
+        return shape[0]
+    if len(shape) > _CUBES_AXES or (len(shape) == _CUBES_AXES and shape[0] > 1):
         raise UnusableImage(
-            f"its shape is {shape}, which are several images: send them in files of their own, or "
-            "with `vim-embed embed`"
+            f"its shape is {shape}, which are several images: --stack makes a row of each"
         )
-    bands = shape[-3] if len(shape) > 2 else 1
+    return 1
+
+
+def _check_bands(one: Hdu, shape: tuple[int, ...], options: FitsOptions) -> None:
+    """Raise UnusableImage for a cube of which nothing says what is red, green and blue."""
+    bands = shape[0] if len(shape) > 2 else 1
     chosen = options.stretch.by_number(band_names(one)).bands
     if bands > 1 and chosen is None and colours(one.hdu.header, shape) is None:
         raise UnusableImage(f"it has {bands} bands: choose one or three with --bands R,G,B")
-    return (0,) * (len(shape) - 3)
 
 
 def sound_hdus(file: Any) -> tuple[list[Any], str]:

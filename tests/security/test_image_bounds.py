@@ -99,9 +99,8 @@ async def pooled(
 ) -> PixelArray:
     named = [File(f"image {row}", memoryview(data)) for row, data in enumerate(files)]
     workspace = Workspace(Arena.private(memory))
-    return await pool.decode(
-        named, SPEC, DecodeBudget(pixels, seconds), workspace, max_pixels=max_pixels
-    )
+    budget = DecodeBudget(pixels, seconds)
+    return (await pool.decode(named, SPEC, budget, workspace, max_pixels=max_pixels)).rows
 
 
 def noise(side: int, seed: int = 0) -> Image.Image:
@@ -180,7 +179,7 @@ async def test_the_fluxes_of_a_fits_file_count_eight_times(pool: DecoderPool) ->
 
     async def decoded_in(memory: int) -> PixelArray:
         workspace, budget = Workspace(Arena.private(memory)), DecodeBudget(10**9, 60)
-        return await pool.decode([file], SPEC, budget, workspace, max_pixels=10**8)
+        return (await pool.decode([file], SPEC, budget, workspace, max_pixels=10**8)).rows
 
     assert (await decoded_in(40 << 20)).shape == (1, 3, 8, 8)
     with pytest.raises(PayloadTooLarge, match="inflight-bytes"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -57,13 +57,19 @@ def with_grid(
     return {**origin, "grid": f"{rows},{columns}"}
 
 
-def with_fits(origin: Mapping[str, str], query: FitsQuery) -> Mapping[str, str]:
-    """The provenance of rows of FITS files says with which options these were read, in ASCII."""
+def with_fits(
+    origin: Mapping[str, str], query: FitsQuery, files: Sequence[int] = ()
+) -> Mapping[str, str]:
+    """The provenance of rows of FITS files says with which options these were read, in ASCII.
+
+    files: how many rows each file has, where that may be several.
+    """
     given = {name: getattr(query, name) for name in query.given()}
     if not given:
         return origin
     spelt = {name: str(v).lower() if isinstance(v, bool) else v for name, v in given.items()}
-    return {**origin, "fits": urlencode(spelt, safe=":,")}
+    rows = {"fits_rows": ",".join(map(str, files))} if files else {}
+    return {**origin, "fits": urlencode(spelt, safe=":,"), **rows}
 
 
 @lru_cache(_KNOWN)

@@ -11,7 +11,8 @@ import io
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -60,10 +61,19 @@ def preload(told: Mapping[str, Any]) -> None:
         import_module(name)
 
 
+def count_rows(data: bytes, told: Mapping[str, Any], place: str) -> int:
+    """How many images a FITS file has, with options that ask for several. As `read_fits`."""
+    from vim_embed_pixels.fits import rows_of
+
+    data = _sound(data, place)
+    with _refusing(place):
+        return rows_of(io.BytesIO(data), _options(told))
+
+
 def read_fits(
     data: bytes, told: Mapping[str, Any], check: Callable[[int, int], None], place: str
 ) -> Image.Image:
-    """The one image of a FITS file as RGB. told: FitsOptions as a mapping.
+    """An image of a FITS file as RGB. told: FitsOptions as a mapping.
 
     check: is called with width and height before the numbers are read, and may raise. Raises
     InvalidInput, MalformedRequest or PayloadTooLarge; `place` names the image in their messages.
@@ -71,18 +81,36 @@ def read_fits(
     import numpy as np
     from PIL import Image
 
-    from vim_embed_pixels.errors import PixelsError, in_a_query
-    from vim_embed_pixels.fits import FitsOptions, rgb_of
+    from vim_embed_pixels.fits import rgb_of
 
+    data = _sound(data, place)
+    with _refusing(place):
+        pixels = rgb_of(io.BytesIO(data), len(data), _options(told), check)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _options(told: Mapping[str, Any]) -> Any:
+    from vim_embed_pixels.fits import FitsOptions
+
+    return FitsOptions.of(told)
+
+
+def _sound(data: bytes, place: str) -> bytes:
     data = _unpacked(data, place)
-    data = data[: check_headers(data, place)]
+    return data[: check_headers(data, place)]
+
+
+@contextmanager
+def _refusing(place: str) -> Iterator[None]:
+    """Raise InvalidInput for what the pixels' package refuses."""
+    from vim_embed_pixels.errors import PixelsError, in_a_query
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # astropy's remarks on headers
         try:
-            pixels = rgb_of(io.BytesIO(data), len(data), FitsOptions.of(told), check)
+            yield
         except PixelsError as error:
             raise InvalidInput(f"{place}: {in_a_query(error.message)}") from None
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def check_headers(data: bytes, place: str = "the file") -> int:

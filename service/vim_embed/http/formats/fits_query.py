@@ -24,7 +24,9 @@ class FitsQuery(BaseModel):
 
     survey: str | None = Field(None, description="FITS: hsc, jwst or legacysurvey, or one @head")
     bands: str | None = Field(None, description="FITS: places of red, green and blue, as 3,1,0")
-    hdu: str | None = Field(None, description="FITS: name or number, or three of them")
+    hdu: str | None = Field(
+        None, description="FITS: name or number, three of them, or all: a row each"
+    )
     stretch: str | None = Field(None, description="FITS: linear, sqrt, log, asinh, lupton, …")
     softening: float | None = Field(None, description="FITS: of the stretches asinh and lupton")
     percentiles: str | None = Field(None, description="FITS: fluxes that are 0 and 1, as 1,99")
@@ -36,6 +38,9 @@ class FitsQuery(BaseModel):
     blank: str | None = Field(None, description="FITS: in place of NaN: a number, or sky")
     crop: int | None = Field(None, ge=1, description="FITS: side of the middle square")
     flip: bool | None = Field(None, description="FITS: upside down")
+    stack: bool | None = Field(
+        None, description="FITS: the first axis of an HDU counts images, a row each"
+    )
 
     def given(self) -> list[str]:
         """The parameters that were given."""
@@ -47,6 +52,11 @@ class FitsQuery(BaseModel):
             raise InvalidInput(
                 f"{', '.join(given)} would have no effect: these parameters are of FITS files"
             )
+
+    @property
+    def several(self) -> bool:
+        """Whether a file may be several rows."""
+        return bool(self.stack) or (self.hdu or "").strip() == "all"
 
     def told(self) -> dict[str, Any]:
         """FitsOptions as a mapping. Raises InvalidInput."""
@@ -67,13 +77,12 @@ def _told(query: FitsQuery) -> dict[str, Any]:
             for name, value in given.items()
         }
         hdus, crop, flip = read.pop("hdu", None), read.pop("crop", None), read.pop("flip", False)
+        stack = read.pop("stack", False)
         kind = read.pop("stretch", None)
         stretch = survey_stretch(read.pop("survey", None), kind=kind, **read).for_channels(3)
     except UnusableOptions as error:
         raise InvalidInput(in_a_query(error.message)) from None
-    if hdus == ("all",):
-        raise InvalidInput("hdu=all is several images: name the one that is meant")
-    return asdict(FitsOptions(stretch=stretch, hdus=hdus, crop=crop, flip=flip))
+    return asdict(FitsOptions(stretch=stretch, hdus=hdus, crop=crop, flip=flip, stack=stack))
 
 
 NO_FITS = FitsQuery()

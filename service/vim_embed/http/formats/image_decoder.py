@@ -5,7 +5,7 @@ here, within a CPU time and memory of its own. It sees no other request's images
 
 For each image comes a line of JSON (an Order) and the file's bytes; back goes a line of JSON:
 {"pixels": N} once its planes are in the shared memory, {"large": N} for an image that needs leave
-first, or {"code", "message"} of a ServiceError.
+first, {"rows": N} where images are counted, or {"code", "message"} of a ServiceError.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from vim_embed.errors import ServiceError
 from vim_embed.http.formats import fits
-from vim_embed.http.formats.images import Large, decode_planes
+from vim_embed.http.formats.images import Large, count_images, decode_planes
 from vim_embed_pixels.images import Fit
 
 _MIB = 1024 * 1024
@@ -39,7 +39,8 @@ class Order:
 
     large: pixels from which on leave is asked for. place: what messages call the image. slot: of
     the shared memory, whose size is `shared`. seconds: of CPU time. fits: how FITS is
-    read, as FitsOptions tells.
+    read, as FitsOptions tells. again: the bytes are those of the order before, and do not follow.
+    count: how many images there are is asked for. last: the bytes are not asked for again.
     """
 
     size: int
@@ -54,6 +55,9 @@ class Order:
     slot: int
     shared: int
     fits: dict[str, Any] | None = None
+    again: bool = False
+    count: bool = False
+    last: bool = True
 
 
 class Decoder:
@@ -68,6 +72,8 @@ class Decoder:
             fits.preload(order.fits)
         _limit(order)
         try:
+            if order.count and order.fits is not None:
+                return {"rows": count_images(data, order.fits, order.place)}
             decoded = decode_planes(
                 data,
                 Fit(order.side, order.interpolation, order.resize_to, order.keep_aspect),
@@ -118,9 +124,12 @@ def main() -> None:
     decoder = Decoder(int(sys.argv[1]))
     connection = socket.socket(fileno=sys.stdin.fileno())
     with connection.makefile("rb") as orders:
+        data = b""
         for line in orders:
             order = Order(**json.loads(line))
-            reply = decoder.answer(order, orders.read(order.size))
+            data = data if order.again else orders.read(order.size)
+            reply = decoder.answer(order, data)
+            data = b"" if order.last else data
             connection.sendall(json.dumps(reply).encode() + b"\n")
 
 

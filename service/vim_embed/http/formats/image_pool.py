@@ -21,8 +21,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,16 +65,29 @@ _BY_CODE = {error.code: error for error in ERRORS}
 @dataclass(frozen=True)
 class File:
     """An encoded image. name: what it is called in messages. fits: how it is read where it is FITS,
-    as FitsOptions tells."""
+    as FitsOptions tells. several: whether it may hold several images."""
 
     name: str
     data: memoryview
     fits: dict[str, Any] | None = None
+    several: bool = False
+
+    def row(self, number: int) -> File:
+        """One of its images."""
+        name, fits = f"{self.name}, row {number}", {**(self.fits or {}), "row": number}
+        return replace(self, name=name, fits=fits)
 
     @property
     def weight(self) -> int:
         """Memory of a pixel of it, in that of an encoded image's."""
         return 1 if self.fits is None else WEIGHT
+
+
+class Decoded(NamedTuple):
+    """A batch (n, 3, S, S) of the spec's size, and how many rows of it each file has."""
+
+    rows: PixelArray
+    counts: list[int]
 
 
 class DecodeBudget:
@@ -122,15 +135,21 @@ class DecoderPool:
         workspace: Workspace,
         *,
         max_pixels: int,
-    ) -> PixelArray:
-        """The images as one batch (n, 3, S, S) of the spec's size. Raises ServiceError."""
-        side, count = spec.image_size, len(files)
-        whole = np.frombuffer(workspace.allocate(count * 3 * side * side), np.uint8)
-        rows = whole.reshape(count, 3, side, side)
+        max_rows: int | None = None,
+    ) -> Decoded:
+        """The images of all files. Raises ServiceError, for more than `max_rows` too."""
+        side, counts = spec.image_size, [1] * len(files)
+        several = any(file.several for file in files)
+        rows = None if several else _room(len(files), side, workspace)
         async with self._process(budget) as process:
-            job = _Job(process, files, spec, budget, max_pixels, rows)
             try:
                 async with asyncio.timeout(budget.seconds_left):
+                    if rows is None:
+                        counts = await self._counts(process, files, max_pixels, workspace)
+                        _check_rows(sum(counts), max_rows)
+                        rows = _room(sum(counts), side, workspace)
+                    of_rows = _of_rows(files, counts)
+                    job = _Job(process, of_rows, spec, budget, max_pixels, rows)
                     await self._run(job, workspace)
             except TimeoutError as error:
                 raise budget.late() from error
@@ -139,7 +158,18 @@ class DecoderPool:
             except ServiceError:
                 await process.finish(budget.seconds_left)
                 raise
-        return rows
+        return Decoded(rows, counts)
+
+    async def _counts(
+        self,
+        process: DecoderProcess,
+        files: Sequence[File],
+        max_pixels: int,
+        workspace: Workspace,
+    ) -> list[int]:
+        """How many images each file has."""
+        with workspace.working(max(len(file.data) for file in files)):
+            return [await process.count(file, max_pixels) for file in files]
 
     async def _run(self, job: _Job, workspace: Workspace) -> None:
         """First what is small, then by turns what is large, with its memory counted."""
@@ -200,6 +230,7 @@ class DecoderPool:
         """Whether the process waits for the next request now."""
         with self._lock:
             self._busy.discard(process)
+            process.let_go()
             kept = not self._stopping and process.fit
             if kept:
                 self._idle.append(process)
@@ -234,6 +265,7 @@ class DecoderProcess:
         self._shared: mmap.mmap | None = None
         self._left = _LIFETIME
         self._sent = 0  # images without a reply
+        self._holds: memoryview | None = None  # bytes that it has, and need not be sent again
         self._received = bytearray()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -265,9 +297,12 @@ class DecoderProcess:
         self._left -= 1
         self._sent += 1
         loop = asyncio.get_running_loop()
-        line = json.dumps(vars(order)).encode() + b"\n"
+        again, self._holds = self._holds is data, None if order.last else data
+        line = json.dumps({**vars(order), "again": again}).encode() + b"\n"
         with suppress(ConnectionError):
-            if len(data) < _TOGETHER:
+            if again:
+                await loop.sock_sendall(self._connection, line)
+            elif len(data) < _TOGETHER:
                 await loop.sock_sendall(self._connection, line + data)
             else:
                 await loop.sock_sendall(self._connection, line)
@@ -289,12 +324,29 @@ class DecoderProcess:
         self._sent -= 1
         return reply
 
+    async def count(self, file: File, max_pixels: int) -> int:
+        """How many images a file has: one, unless it may have several. Raises ServiceError."""
+        if not file.several:
+            return 1
+        order = Order(
+            size=len(file.data), side=1, interpolation="", resize_to=1, keep_aspect=False,
+            max_pixels=max_pixels, large=_LARGE_PIXELS // file.weight,
+            seconds=_cpu_seconds(len(file.data)), place=file.name, slot=0, shared=0,
+            fits=file.fits, count=True,
+        )  # fmt: skip
+        await self.send(order, file.data)
+        return int(str(_checked(await self.reply(), file)["rows"]))
+
     async def finish(self, seconds: float) -> None:
         """Wait for what it was sent, if it does not take longer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._sent and await self.reply() is not None:
                     pass
+
+    def let_go(self) -> None:
+        """Forget the bytes that were sent: the next image is sent whole, and takes their place."""
+        self._holds = None
 
     def pixels(self, slot: int, side: int) -> PixelArray:
         """What was written to a slot, as a view."""
@@ -363,23 +415,55 @@ class _Job:
             slot=number % _AHEAD,
             shared=self.process.shared(_AHEAD * 3 * side * side),
             fits=file.fits,
+            last=not self._follows(number),
         )
         await self.process.send(order, file.data)
 
+    def _follows(self, number: int) -> bool:
+        """Whether the next image is of the same file."""
+        following = self.files[number + 1 : number + 2]
+        return any(file.data is self.files[number].data for file in following)
+
     async def _receive(self, number: int, large: int) -> int | None:
         """Take over an image's pixels; how many it has in its file, if it needs leave."""
-        reply = await self.process.reply()
-        if reply is None:
-            file = self.files[number]
-            raise ProcessEnded(file.name, len(file.data))
-        if "code" in reply:
-            raise _BY_CODE.get(str(reply["code"]), InternalError)(str(reply["message"]))
+        reply = _checked(await self.process.reply(), self.files[number])
         if "large" in reply:
             return int(str(reply["large"]))
         if large == _LARGE_PIXELS:  # the others are taken off already
             self.budget.take(int(str(reply["pixels"])))
         self.rows[number] = self.process.pixels(number % _AHEAD, self.spec.image_size)
         return None
+
+
+def _of_rows(files: Sequence[File], counts: Sequence[int]) -> list[File]:
+    """A file for each image."""
+    return [
+        file.row(number) if file.several else file
+        for file, count in zip(files, counts, strict=True)
+        for number in range(count)
+    ]
+
+
+def _room(count: int, side: int, workspace: Workspace) -> PixelArray:
+    whole = np.frombuffer(workspace.allocate(count * 3 * side * side), np.uint8)
+    return whole.reshape(count, 3, side, side)
+
+
+def _check_rows(rows: int, most: int | None) -> None:
+    """Raise PayloadTooLarge for a batch of more rows than a request may have."""
+    if most is not None and rows > most:
+        raise PayloadTooLarge(
+            f"the files have {rows} images, over the limit of {most} rows: send fewer per request"
+        )
+
+
+def _checked(reply: dict[str, object] | None, file: File) -> dict[str, object]:
+    """A process's reply. Raises ProcessEnded or ServiceError."""
+    if reply is None:
+        raise ProcessEnded(file.name, len(file.data))
+    if "code" in reply:
+        raise _BY_CODE.get(str(reply["code"]), InternalError)(str(reply["message"]))
+    return reply
 
 
 def _cpu_seconds(size: int) -> float:

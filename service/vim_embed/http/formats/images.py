@@ -13,6 +13,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.http.formats.fits import read_fits
+from vim_embed.http.formats.fits import count_rows, read_fits
 from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_pixels.errors import UnusableImage
 from vim_embed_pixels.filled import filled
@@ -92,14 +93,29 @@ def decode_planes(
     large: raise Large for an image of more pixels, before it is decoded. fits: options with which
     it is read as FITS, and not as another format. Else as `decode_image`.
     """
+    with _refusing(place):
+        if fits is None:
+            rgb = _decode(data, max_pixels, place, large)
+        else:
+            check = partial(_check_sides, max_pixels, place, large)
+            rgb = read_fits(bytes(data), fits, check, place)
+    planes = b"".join(band.tobytes() for band in fit(rgb, wanted).split())
+    return Decoded(planes, rgb.width * rgb.height)
+
+
+def count_images(data: bytes, fits: Mapping[str, Any], place: str) -> int:
+    """How many images a FITS file has. Raises as `decode_image`."""
+    with _refusing(place):
+        return count_rows(data, fits, place)
+
+
+@contextmanager
+def _refusing(place: str) -> Iterator[None]:
+    """Raise a ServiceError, or Large, for whatever readers raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own size and metadata warnings
         try:
-            if fits is None:
-                rgb = _decode(data, max_pixels, place, large)
-            else:
-                check = partial(_check_sides, max_pixels, place, large)
-                rgb = read_fits(bytes(data), fits, check, place)
+            yield
         except UnidentifiedImageError as error:
             raise UnsupportedMediaType(
                 f"{place} is no image that can be read here: send PNG, JPEG, WebP or TIFF"
@@ -115,8 +131,6 @@ def decode_planes(
         except Exception as error:  # Pillow's readers raise whatever damaged files lead them to
             reason = str(error) or type(error).__name__
             raise MalformedRequest(f"{place} is damaged or cut short ({reason})") from error
-    planes = b"".join(band.tobytes() for band in fit(rgb, wanted).split())
-    return Decoded(planes, rgb.width * rgb.height)
 
 
 def _decode(

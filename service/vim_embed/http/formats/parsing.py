@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -42,6 +43,13 @@ _INLINE_BYTES = 64 * 1024  # smaller bodies are parsed without a thread hop, npy
 _LOG = logging.getLogger(__name__)
 
 
+class Parsed(NamedTuple):
+    """The pixels of a body, and, where files may have several rows, how many each of them has."""
+
+    pixels: PixelArray
+    rows_of_files: tuple[int, ...] = ()
+
+
 def media_type(request: Request) -> str:
     """The request's media type, checked against those that are taken."""
     kind = (one_header(request, "Content-Type") or "").partition(";")[0].strip().lower()
@@ -67,8 +75,8 @@ async def parse_pixels(
     *,
     seconds: float | None = None,
     fits: FitsQuery = NO_FITS,
-) -> PixelArray:
-    """The pixel array of a body, encoded images included; checked for rows, not yet for values.
+) -> Parsed:
+    """The pixels of a body, encoded images included; checked for rows, not yet for values.
 
     seconds: that decoding may take, if less than the limits'. fits: how FITS files are read, which
     is an error where there are none. Raises ServiceError, and
@@ -84,7 +92,7 @@ async def parse_pixels(
             else:
                 array = await asyncio.to_thread(parse, body, workspace)
             check_rows(array, limits)
-            return array
+            return Parsed(array)
         if model.channels != 3:
             raise InvalidInput(
                 f"{model.name} takes {model.channels} bands, which no encoded image holds: send an "
@@ -102,9 +110,11 @@ async def parse_pixels(
         fits.check_used(any(file.fits is not None for file in files))
         decoders: DecoderPool = request.app.state.decoders
         decoding = decoders.decode(
-            files, model.preprocessing, budget, workspace, max_pixels=limits.image_pixels
-        )
-        return await unless_gone(request, decoding)
+            files, model.preprocessing, budget, workspace, max_pixels=limits.image_pixels,
+            max_rows=limits.rows,
+        )  # fmt: skip
+        pixels, counts = await unless_gone(request, decoding)
+        return Parsed(pixels, tuple(counts) if fits.several else ())
 
 
 def _file(name: str, data: memoryview, fits: FitsQuery, *, told: bool) -> File:
@@ -112,7 +122,7 @@ def _file(name: str, data: memoryview, fits: FitsQuery, *, told: bool) -> File:
     if not (told or looks_like_fits(data)):
         return File(name, data)
     check_installed()
-    return File(name, data, fits.told())
+    return File(name, data, fits.told(), fits.several)
 
 
 @contextmanager

@@ -187,7 +187,9 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     try:
         body = await read_body(request, limits)
         left = None if timeout is None else begin + timeout - time.monotonic()
-        pixels = await parse_pixels(request, kind, body, info, limits, seconds=left, fits=query)
+        pixels, files = await parse_pixels(
+            request, kind, body, info, limits, seconds=left, fits=query
+        )
     except ClientDisconnect:
         return Response(status_code=GONE)
     number = number_bytes(answer_kind, query.dtype)
@@ -201,7 +203,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         done.outputs,
         answer_kind,
         origin=with_fits(
-            with_grid(provenance(done.info or info, options), info, options, pixels), query
+            with_grid(provenance(done.info or info, options), info, options, pixels), query, files
         ),
         dtype=query.dtype,
         encoding=query.encoding,

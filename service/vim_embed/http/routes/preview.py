@@ -82,7 +82,9 @@ async def preview(request: Request, query: Annotated[PreviewQuery, Query()]) -> 
         raise UnsupportedMediaType("a preview is of one encoded image or FITS file: send its bytes")
     try:
         body = await read_body(request, limits)
-        pixels = await parse_pixels(request, kind, body, info, limits, fits=query)
+        if query.several:
+            raise InvalidInput("a preview is of one image: name its HDU, and leave stack out")
+        pixels, _ = await parse_pixels(request, kind, body, info, limits, fits=query)
     except ClientDisconnect:
         return Response(status_code=GONE)
     image = np.asarray(pixels[0], np.uint8)
