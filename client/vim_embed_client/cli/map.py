@@ -226,5 +226,7 @@ def _print(data: MapData, outputs: tuple[Path, ...]) -> None:
         joined = f", joined {escape(column.joined)}" if column.joined else ""
         log = ", logarithmic" if data.log else ""
         console.print(f"Coloured by {escape(column.name)} ({column.kind}{log}{joined}{missing})")
+        if column.remark:
+            say(console, f"[yellow]note[/] {escape(column.remark)}.")
     for path in outputs:
         say(console, f"Written: {escape(str(path))}")

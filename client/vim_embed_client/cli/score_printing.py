@@ -130,6 +130,8 @@ def print_column(column: Property, n: int) -> None:
     without = f"; {column.missing:,} have none and are left out" if column.missing else ""
     known = n - column.missing
     say(stdout(), f"{escape(column.name)}: {known:,} of {n:,} sources{escape(joined)}{without}.")
+    if column.remark:
+        say(stdout(), f"[yellow]note[/] {escape(column.remark)}.")
 
 
 def print_measured(scores: Sequence[MetricScore]) -> None:

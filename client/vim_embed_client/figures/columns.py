@@ -19,6 +19,9 @@ from vim_embed_client.sky.tables import ENDINGS, Table, read_table, split_table_
 
 Kind = Literal["categorical", "continuous"]
 
+# What stands for no value in many catalogues, if all other values are far from it.
+_STAND_INS = (-99.0, -99.9, -999.0, -999.9, -9999.0)
+_APART = 0.5
 _FEW = 8  # whole numbers: at most so many are classes
 
 
@@ -40,6 +43,21 @@ class Column:
         """How many rows have no value."""
         none = np.isnan(self.values) if self.kind == "continuous" else self.values == ""
         return int(none.sum())
+
+    @property
+    def remark(self) -> str:
+        """What to say of numbers that look as if they stood for no value, or nothing."""
+        if self.kind != "continuous":
+            return ""
+        suspects = np.isin(self.values, _STAND_INS)
+        others = self.values[~suspects & ~np.isnan(self.values)]
+        if not suspects.any() or not len(others) or others.min() < _APART * max(_STAND_INS):
+            return ""
+        shown = ", ".join(f"{value:g}" for value in np.unique(self.values[suspects]))
+        return (
+            f"{int(suspects.sum()):,} values of {self.name} are {shown}, which count as numbers: "
+            "if they stand for no value, leave them empty, or write nan"
+        )
 
 
 def read_column(

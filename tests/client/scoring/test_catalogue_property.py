@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
 from vim_embed_client.cli.main import run
+from vim_embed_client.figures.columns import read_column
 from vim_embed_client.scoring.catalogue_property import (
     mean_difference,
     property_agreement,
     same_class,
 )
+from vim_embed_client.scoring.embedding_files import read_embeddings
 
 Array = NDArray[Any]
 
@@ -147,6 +149,34 @@ def test_a_value_that_one_source_alone_has(
     said = " ".join(capsys.readouterr().out.split())
     assert "No interval for kind" in said
     assert "all may be alike" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.1, -99.0, 0.3, -99.0], "2 values of z are -99, which count as numbers"),
+        ([0.1, -99.9, -999.0, 21.0], "2 values of z are -999, -99.9,"),
+        ([-80.0, -99.0, 0.3, -99.0], ""),  # such as temperatures
+        ([0.1, 0.2, 0.3, 0.5], ""),
+        (["a", "-99", "b", "c"], ""),
+    ],
+)
+def test_numbers_that_stand_for_no_value_are_remarked(
+    tmp_path: Path, values: list[float | str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(40, 4)).astype("f4"))
+    rows = [str(values[row % 4]) if row < 4 else str(values[0]) for row in range(38)]
+    (tmp_path / "c.csv").write_text("n,z\n" + "".join(f"0,{v}\n" for v in [*rows, *rows[-2:]]))
+    column = read_column(f"{tmp_path}/c.csv:z", read_embeddings(str(tmp_path / "a.npy")))
+    assert column.remark.startswith(told)
+    assert bool(column.remark) == bool(told)
+    if told:
+        argument = f"{tmp_path}/c.csv:z"
+        path, drawn = str(tmp_path / "a.npy"), str(tmp_path / "m.png")
+        score = ["score", path, path, "-k", "5", "--by-row", "--property", argument]
+        for command in (score, ["map", path, "--colour", argument, "-o", drawn]):
+            assert run(command) == 0
+            assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_says_how_many_have_a_value(

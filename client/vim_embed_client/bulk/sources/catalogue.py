@@ -118,7 +118,7 @@ class CatalogueReader(FileReader):
         if named is None or named.column:
             raise ConfigurationError(
                 f"{source} is no catalogue: it should end in {', '.join(ENDINGS)}, or be the "
-                "folder of a HATS catalogue"
+                "folder of a HATS catalogue; it may be packed (.gz)"
             )
         super().__init__(Content(source, path=str(named.path)))
         assert options.sky is not None
