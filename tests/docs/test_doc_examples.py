@@ -139,7 +139,8 @@ def _reader_s_files(folder: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     fluxes = rng.random((4, 40, 40), dtype=np.float32)
-    fits.PrimaryHDU(fluxes).writeto(folder / "galaxy.fits")
+    for name in ("galaxy", "field1", "field2"):  # of fields, each place is a galaxy
+        fits.PrimaryHDU(fluxes).writeto(folder / f"{name}.fits")
     redshifts = [f"g{row:02},{row / SOURCES}" for row in range(SOURCES)]
     (folder / "catalogue.csv").write_text("\n".join(["id,z", *redshifts]))
     (folder / "data").mkdir()
