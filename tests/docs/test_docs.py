@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from generate_docs import (
     CLI,
     OPENAPI,
@@ -86,6 +87,31 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README.read_text(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_what_ci_runs_is_what_the_workflows_say() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    rows = _table(page, "| workflow | job | runs | what | limit, minutes |")
+    documented = {
+        (workflow.strip("`"), job.strip("`"), *re.findall(r"make ([\w-]+)", runs), limit)
+        for workflow, job, runs, _, limit in rows
+    }
+    assert documented == set(_jobs_of_pull_requests())
+
+
+def _jobs_of_pull_requests() -> list[tuple[str, ...]]:
+    """Workflow, job, make targets and minutes, of each job that a pull request can start."""
+    found = []
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        workflow = yaml.load(path.read_text(), yaml.BaseLoader)  # which keeps `on` a text
+        if "pull_request" not in workflow["on"]:
+            continue
+        for name, job in workflow["jobs"].items():
+            if "if" not in job:
+                commands = "\n".join(step.get("run", "") for step in job["steps"])
+                targets = re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)
+                found.append((path.name, name, *targets, job["timeout-minutes"]))
+    return found
 
 
 @pytest.fixture(scope="module")

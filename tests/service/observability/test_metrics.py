@@ -284,7 +284,7 @@ def test_the_dashboard_shows_every_metric() -> None:
         assert re.search(rf"\b{name}(_bucket|_sum|_count)?\b", asked), f"no panel shows {name}"
     documented = (ROOT / "docs" / "metrics.md").read_text().split("| question | expression |")[1]
     expressions = re.findall(r"\| `(.+)` \|$", documented.split("\n\n")[0], re.MULTILINE)
-    assert len(expressions) == 6
+    assert len(expressions) == 7
     for expression in (*queries(text), *expressions):
         promql_parser.parse(expression)
         assert set(re.findall(r"vim_embed_\w+?(?=_bucket|_sum|_count|\b)", expression)) <= set(
