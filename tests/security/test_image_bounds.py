@@ -230,6 +230,34 @@ async def test_a_process_that_dies(
     assert (await pooled(pool, SMALL[0])).shape == (1, 3, 8, 8)
 
 
+def tiff_of_places() -> bytes:
+    """Eight MiB of places of strips, of which Pillow makes numbers."""
+    places = np.random.default_rng(0).integers(1000, 60_000, 1 << 22, dtype=np.uint16)
+    tags = [
+        (256, 3, 1, 9), (257, 3, 1, 9), (258, 3, 1, 8), (262, 3, 1, 1),
+        (273, 3, len(places), 86), (279, 3, 1, 81),
+    ]  # fmt: skip
+    listed = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + listed + bytes(4)
+    return head + bytes(86 - len(head)) + places.tobytes()
+
+
+async def test_a_process_that_lacked_memory_serves_nobody_else(pool: DecoderPool) -> None:
+    """One that met a damaged file does."""
+    damaged = SMALL[0][:-300]
+    for data, error, stays in [
+        (damaged, MalformedRequest, True),
+        (tiff_of_places(), PayloadTooLarge, False),
+    ]:
+        await pooled(pool, SMALL[0])
+        before = [each._process.pid for each in pool._idle]
+        with pytest.raises(error):
+            await pooled(pool, data)
+        assert (await pooled(pool, SMALL[0])).shape == (1, 3, 8, 8)
+        after = [each._process.pid for each in pool._idle]
+        assert (before == after) is stays
+
+
 async def test_the_end_of_the_service_ends_the_decoding(pool: DecoderPool) -> None:
     await pooled(pool, SMALL[0])
     with stopped(pool) as processes:

@@ -5,7 +5,8 @@ here, within a CPU time and memory of its own. It sees no other request's images
 
 For each image comes a line of JSON (an Order) and the file's bytes; back goes a line of JSON:
 {"pixels": N} once its planes are in the shared memory, {"large": N} for an image that needs leave
-first, {"rows": N} where images are counted, or {"code", "message"} of a ServiceError.
+first, {"rows": N} where images are counted, or {"code", "message", "worn"} of a ServiceError. worn:
+after it the process should end.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _EVERYDAY = 64 * _MIB  # of memory that an image may take, whatever its size,
 _OF_FILE = 4  # and for each byte of its file,
 _OF_PIXEL = 20  # and of its picture: two copies in four channels, two in three, and some
 _PAGE = resource.getpagesize()
+# Errors after which C libraries went ways that are seldom gone. Damaged files raise others.
+_ABNORMAL = (MemoryError, SystemError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,11 @@ class Decoder:
         except Large as large:
             return {"large": large.pixels}
         except ServiceError as error:
-            return {"code": error.code, "message": error.message}
+            return {
+                "code": error.code,
+                "message": error.message,
+                "worn": isinstance(error.__cause__, _ABNORMAL),
+            }
         finally:
             _unlimited()
         self._write(order, decoded.planes)

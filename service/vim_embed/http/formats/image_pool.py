@@ -2,8 +2,8 @@
 
 The event loop sends a process the images of a request and takes their pixels from shared memory. A
 request's timeout, too much CPU time, or the end of the service ends the process, not the wait for
-it; the next image gets a new one. Processes start with the first images and stay; each sees one
-request at a time.
+it; the next image gets a new one, and so does the request after an image that failed for want of
+memory. Processes start with the first images and stay; each sees one request at a time.
 """
 
 from __future__ import annotations
@@ -322,6 +322,8 @@ class DecoderProcess:
         reply: dict[str, object] = json.loads(self._received[:end])
         del self._received[: end + 1]
         self._sent -= 1
+        if reply.get("worn"):
+            self._left = 0
         return reply
 
     async def count(self, file: File, max_pixels: int) -> int:
