@@ -2,7 +2,7 @@
 grey, and bytes that were lost or changed shift all that follows.
 
 simplejpeg decodes the same pixels and raises for the first remark. JPEG has no checksums: damage
-after which the data still fill the picture goes unnoticed.
+after which the data still fill the picture goes unnoticed, and so do a scan's of seldom samplings.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _HARMLESS = (
     "Unknown Adobe color transform",
     "Invalid SOS parameters for sequential",
 )
+# Of colours in a resolution that TurboJPEG has no name for, such as 4:1:0: Pillow reads them.
+_UNNAMED = "Could not determine subsampling"
 _LEFT = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 # Behind the data of a picture: padding, or so many bytes, which webcams leave. More are what data
 # leave that lost their place in the picture.
@@ -85,11 +87,13 @@ def check_jpeg(data: bytes, most: int) -> None:
 
 
 def _decoded(data: bytes, frame: _Frame) -> NDArray[np.uint8] | None:
-    """The pixels; None where libjpeg remarks what does no harm. Raises OSError."""
+    """The pixels; None where libjpeg remarks what does no harm, or simplejpeg cannot read them.
+    Raises OSError."""
     try:
         return _strictly(data, frame)
     except ValueError as error:
-        _check_remark(str(error), data, frame)
+        if _UNNAMED not in str(error):
+            _check_remark(str(error), data, frame)
         return None
 
 

@@ -109,14 +109,19 @@ def test_a_progressive_jpeg_that_lacks_a_scan(number: int) -> None:
     check_refused(data[: places[number]] + data[places[number + 1] :])
 
 
-def in_three_scans() -> list[bytes]:
-    """A baseline file with a scan for each channel: its head, the scans, its end."""
-    parts = [saved("JPEG", band) for band in PICTURE.split()]
+def in_three_scans(across: int = 1, down: int = 1) -> list[bytes]:
+    """A baseline file with a scan for each channel: its head, the scans, its end. Two have a pixel
+    for so many."""
+    first, *others = PICTURE.split()
+    small = -(-first.width // across), -(-first.height // down)
+    parts = [saved("JPEG", band) for band in (first, *(band.resize(small) for band in others))]
     heads = [part[: scans(part)[0]] for part in parts]
     frame = heads[0].index(b"\xff\xc0")
     length = int.from_bytes(heads[0][frame + 2 : frame + 4], "big")
     fields = (
-        heads[0][frame + 4 : frame + 9] + b"\3" + b"".join(bytes([n, 0x11, 0]) for n in (1, 2, 3))
+        heads[0][frame + 4 : frame + 9]
+        + b"\3"
+        + bytes([1, across << 4 | down, 0, 2, 0x11, 0, 3, 0x11, 0])
     )
     joined = b"\xff\xc0" + struct.pack(">H", 2 + len(fields)) + fields
     head = heads[0][:frame] + joined + heads[0][frame + 2 + length :]
@@ -132,6 +137,16 @@ def test_a_jpeg_with_a_scan_for_each_channel() -> None:
     check_taken(b"".join(parts))
     for number in (1, 2, 3):
         check_refused(b"".join(parts[:number] + parts[number + 1 :]), "do not make")
+
+
+@pytest.mark.parametrize(
+    ("across", "down"), [(2, 1), (2, 2), (1, 2), (4, 1), (4, 2), (3, 1), (1, 4)]
+)
+def test_samplings(across: int, down: int) -> None:
+    """Some have no name in TurboJPEG."""
+    parts = in_three_scans(across, down)
+    check_taken(b"".join(parts))
+    check_refused(b"".join([*parts[:3], END]), "do not make")
 
 
 @pytest.mark.parametrize("kind", JPEGS)
