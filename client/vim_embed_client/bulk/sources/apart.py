@@ -3,6 +3,8 @@
 To cut out a galaxy takes many short calls, each of which gives Python's lock away and waits for it
 again. Among the threads that make and send the other rows, that costs more than the work itself;
 in another process, it runs beside them. The rows are the same to the bit.
+
+The two speak in pickles, through pipes that nobody else has; a file's bytes are never unpickled.
 """
 
 from __future__ import annotations
