@@ -113,7 +113,9 @@ def test_shared_memory(tmp_path: Path, shm: str) -> None:
 ALL_READ_ONLY = (
     READ_ONLY.format("/mnt")
     + """
-for each in /tmp /var/tmp /usr/tmp; do [ ! -d $each ] || mount --rbind -o ro /mnt $each; done
+for each in /tmp /var/tmp /usr/tmp; do
+  [ ! -d $each ] || { mount --bind $each $each; mount -o remount,bind,ro $each; }
+done
 cd /mnt"""
 )
 
