@@ -28,7 +28,7 @@ from vim_embed.errors import ERRORS
 from vim_embed.types.model_info import EmbedOptions
 from vim_embed_client.bulk.sources.content import Content
 from vim_embed_client.bulk.sources.options import ReadOptions
-from vim_embed_client.bulk.sources.reader import Item
+from vim_embed_client.bulk.sources.reader import Entry, Item
 from vim_embed_client.bulk.sources.registry import _open_member as open_member
 from vim_embed_pixels import texts
 from vim_embed_pixels.surveys import survey_stretch
@@ -169,12 +169,12 @@ def _pixels(request: Request) -> _Array:
     if kind == "multipart/form-data":
         return np.stack([_image(part) for part in _parts(request.content)])
     if kind in ("application/fits", "image/fits") or request.content.startswith(_FITS):
-        return _fits(request)[None]
+        return _fits(request)
     return _image(request.content)[None]
 
 
 def _fits(request: Request) -> _Array:
-    """As the client reads a file of its disk."""
+    """As the client reads a file of its disk; with hdu=all or stack=true, a row of each image."""
     query = dict(parse_qsl(urlsplit(request.path).query, encoding="utf-8", errors="replace"))
     given = {
         name: texts.PARSERS.get(name, str)(query[name])
@@ -185,11 +185,23 @@ def _fits(request: Request) -> _Array:
     stretch = survey_stretch(given.pop("survey", None), kind=kind, softening=softening, **given)
     options = ReadOptions(
         stretch=stretch, hdus=hdus, crop=int(query["crop"]) if "crop" in query else None,
-        flip="flip" in query,
+        flip=_yes(query.get("flip")), stack=_yes(query.get("stack")),
     )  # fmt: skip
     reader = open_member(Content("a.fits", data=request.content), options)
     assert reader is not None
-    row = next(reader.read(0))
+    rows, every = reader.read(0), hdus == ("all",)
+    if not (options.stack or every):
+        return _small(next(rows))[None]
+    # damage behind the HDU that is meant is for the client to tell
+    asked = [row for row in rows if isinstance(row, Item) or (every and row.fault)]
+    return np.stack([_small(row) for row in asked])
+
+
+def _yes(word: str | None) -> bool:
+    return (word or "").lower() in ("1", "true", "t", "yes", "y", "on")
+
+
+def _small(row: Entry) -> _Array:
     assert isinstance(row, Item), row
     assert callable(row.data)
     shown = Image.fromarray(np.ascontiguousarray(row.data().transpose(1, 2, 0)))

@@ -217,7 +217,7 @@ def fits_request(random: Random) -> Request:
     query |= random.choice((
         {}, {}, {"blank": "sky"}, {"hdu": "TILES"}, {"stretch": "zscale"}, {"stretch": "lupton"},
         {"stretch": "asinh", "softening": "0.1"}, {"crop": "5", "flip": "true"},
-        {"limits": "0:200"},
+        {"limits": "0:200"}, {"hdu": "all"}, {"stack": "true"},
     ))  # fmt: skip
     headers = {"Content-Type": random.choice(("application/fits", "image/fits"))}
     return Request("fits", "POST", f"/embed?{urlencode(query)}", headers, content)
