@@ -278,6 +278,12 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
         "the image, row 1: in 15 pixels",
     ),
     "cubes in all HDUs": (CUBE, {"hdu": "all"}, 422, "5 bands: choose one or three"),
+    "an HDU that begins as none": (
+        SEVERAL.replace(b"XTENSION", b"XTENSI0N"), {"hdu": "all"}, 400, "behind its HDUs",
+    ),
+    "the last HDU begins as none": (
+        b"XTENSI0N".join(SEVERAL.rsplit(b"XTENSION", 1)), {"hdu": "all"}, 400, "behind its HDUs",
+    ),
     "more rows than a request may have": (
         primary(np.zeros((40, 3, 3), np.uint8)), {"stack": "true"}, 413, "40 images, over the",
     ),

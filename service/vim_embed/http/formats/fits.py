@@ -26,6 +26,7 @@ MEDIA_TYPES = ("application/fits", "image/fits")
 # Of its pixels, in those of an encoded image: fluxes are stretched as several arrays of floats.
 WEIGHT = 8
 _MAGIC, _EXTENSION, _GZIP = b"SIMPLE  =", b"XTENSION=", b"\x1f\x8b"
+_PADDING = b"\0 "  # what may lie behind the last HDU and be no image
 _BLOCK, _CARD = 2880, 80
 _MOST_HDUS, _MOST_HEADER_BYTES = 256, 2 * 1024 * 1024
 _MOST_AXES = 8
@@ -63,11 +64,17 @@ def preload(told: Mapping[str, Any]) -> None:
 
 def count_rows(data: bytes, told: Mapping[str, Any], place: str) -> int:
     """How many images a FITS file has, with options that ask for several. As `read_fits`."""
-    from vim_embed_pixels.fits import rows_of
+    from vim_embed_pixels.fits import ALL_HDUS, rows_of
 
-    data = _sound(data, place)
+    options, data = _options(told), _unpacked(data, place)
+    end = check_headers(data, place)
+    if options.hdus == ALL_HDUS and data[end:].strip(_PADDING):
+        raise MalformedRequest(
+            f"{place} has {len(data) - end:,} bytes behind its HDUs, which begin no other: where "
+            "all images are meant, one may be damaged there"
+        )
     with _refusing(place):
-        return rows_of(io.BytesIO(data), _options(told))
+        return rows_of(io.BytesIO(data[:end]), options)
 
 
 def read_fits(
