@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vim_embed_client.bulk.sources.options import ReadOptions
-from vim_embed_client.bulk.sources.reader import Description, Entry, Item, Reader, Skipped
+from vim_embed_client.bulk.sources.reader import Entry, Item, Reader, ReaderOver, Skipped
 from vim_embed_client.bulk.sources.registry import open_reader
 from vim_embed_client.errors import InputError, VimEmbedError
 from vim_embed_client.formats import Array
@@ -47,22 +47,12 @@ class Made:
         return self.pixels
 
 
-class ReaderApart:
+class ReaderApart(ReaderOver):
     """A reader of a source, the rows of which another process reads where there are many."""
 
     def __init__(self, source: str, options: ReadOptions) -> None:
+        super().__init__(open_reader(source, options))
         self._source, self._options = source, options
-        self._reader = open_reader(source, options)
-        self.name = self._reader.name
-
-    def stamp(self) -> str:
-        return self._reader.stamp()
-
-    def count(self) -> int | None:
-        return self._reader.count()
-
-    def describe(self) -> Description:
-        return self._reader.describe()
 
     def read(self, start: int) -> Iterator[Entry]:
         """As of the reader. Raises VimEmbedError where the other process is ended."""

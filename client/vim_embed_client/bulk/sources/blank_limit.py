@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vim_embed_client.bulk.sources.layout import Shown
-from vim_embed_client.bulk.sources.reader import Description, Entry, Item, Reader, Skipped
+from vim_embed_client.bulk.sources.reader import Entry, Item, Reader, ReaderOver, Skipped
 from vim_embed_pixels.errors import PixelsError
 from vim_embed_pixels.stretch import blank_share
 
 
-class BlankLimit:
+class BlankLimit(ReaderOver):
     """A reader whose rows have a column `masked`: the share of their pixels that are blank.
 
     Blank is a pixel that is not finite in a band that is shown. Rows with a larger share than
@@ -19,20 +19,8 @@ class BlankLimit:
     """
 
     def __init__(self, reader: Reader, most: float) -> None:
-        self._reader, self._most = reader, most
-        self.name = reader.name
-        self.counted_unread = bool(getattr(reader, "counted_unread", False))
-
-    def stamp(self) -> str:
-        """As of the reader."""
-        return self._reader.stamp()
-
-    def count(self) -> int | None:
-        return self._reader.count()
-
-    def describe(self) -> Description:
-        """As of the reader."""
-        return self._reader.describe()
+        super().__init__(reader)
+        self._most = most
 
     def read(self, start: int) -> Iterator[Entry]:
         """As of the reader."""

@@ -147,6 +147,27 @@ class Reader(Protocol):
         ...
 
 
+class ReaderOver:
+    """A reader on top of another one, which tells of the source; it changes what is read."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.name = reader.name
+        self.counted_unread = bool(getattr(reader, "counted_unread", False))
+
+    def stamp(self) -> str:
+        """As of the reader."""
+        return self._reader.stamp()
+
+    def count(self) -> int | None:
+        """As of the reader."""
+        return self._reader.count()
+
+    def describe(self) -> Description:
+        """As of the reader."""
+        return self._reader.describe()
+
+
 class FileReader:
     """Base of the readers of sources that are one file, or a member of one.
 
