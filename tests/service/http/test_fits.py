@@ -1,4 +1,6 @@
-"""`POST /embed` of FITS files: the pixels that the client makes of them, and bounds by header."""
+"""`POST /embed` of FITS files: the pixels that the client makes of them, and bounds by header.
+
+Files of several rows: test_fits_rows.py."""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.io.fits.hdu.compressed import _codecs, _compression
-from numpy.typing import NDArray
 from PIL import Image
 
+from support.fits_files import CUBE, FITS, GREY, SEVERAL, Array, holed, png, primary, sky, written
 from support.recording import Recording
 from support.serving import from_npy, running
 from vim_embed.errors import MalformedRequest, PayloadTooLarge
@@ -29,7 +31,6 @@ from vim_embed.http.formats.fits import check_headers
 from vim_embed.settings import Settings
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
-from vim_embed_client.errors import ConfigurationError
 from vim_embed_pixels import tiles
 from vim_embed_pixels.errors import UnusableImage
 from vim_embed_pixels.fits import FitsOptions, Hdu, check_size, library, rgb_of
@@ -37,8 +38,6 @@ from vim_embed_pixels.tiles import check_tiles
 
 SIZE = 16
 MOST_PIXELS = 40_000
-Array = NDArray[Any]
-FITS = {"Content-Type": "application/fits"}
 
 
 @pytest.fixture(scope="module")
@@ -53,44 +52,12 @@ def url(engine: Recording) -> Iterator[str]:
         yield url
 
 
-def sky(bands: int, side: int = 30, seed: int = 0) -> Array:
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:side, :side]
-    spot = 2 * np.exp(-np.hypot(x - side / 2, y - side / 3) / 4)
-    made: Array = spot * np.linspace(0.5, 1, bands)[:, None, None]
-    return (made + rng.normal(0, 0.05, (bands, side, side))).astype(np.float32)
-
-
-def written(*hdus: Any) -> bytes:
-    buffer = io.BytesIO()
-    first = () if isinstance(hdus[0], fits.PrimaryHDU) else (fits.PrimaryHDU(),)
-    fits.HDUList([*first, *hdus]).writeto(buffer)
-    return buffer.getvalue()
-
-
-def primary(data: Array, **header: Any) -> bytes:
-    hdu = fits.PrimaryHDU(data)
-    hdu.header.update(header)
-    return written(hdu)
-
-
-def holed() -> Array:
-    flux: Array = sky(1)[0]
-    flux[3:6, 4:9] = np.nan
-    return flux
-
-
 def scaled() -> bytes:
     hdu = fits.ImageHDU(sky(1)[0])
     hdu.scale("int16", bzero=1.0, bscale=0.001)
     return written(hdu)
 
 
-GREY, CUBE = primary(sky(1)[0]), primary(sky(5))
-SEVERAL = written(
-    fits.ImageHDU(np.ones((30, 30), np.int16), name="DQ"),
-    *(fits.ImageHDU(sky(1, seed=n)[0], name=name) for n, name in enumerate("GRZ")),
-)
 COMPRESSED = written(fits.CompImageHDU(sky(1)[0], compression_type="RICE_1", quantize_level=-0.01))
 
 SAME: dict[str, tuple[bytes, dict[str, str]]] = {
@@ -142,12 +109,6 @@ def test_the_service_makes_the_pixels_that_the_client_makes(
     assert len(np.unique(ours)) > 20
 
 
-def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.arange(3 * 99, dtype=np.uint8).reshape(9, 11, 3)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_fits_and_other_images_in_one_form(url: str) -> None:
     files = [("images", ("a.fits", GREY)), ("images", ("b.png", png())),
              ("images", ("c.fits.gz", gzip.compress(GREY)))]  # fmt: skip
@@ -156,93 +117,6 @@ def test_fits_and_other_images_in_one_form(url: str) -> None:
     np.testing.assert_array_equal(rows[0], from_npy(alone.content)[0])
     np.testing.assert_array_equal(rows[0], rows[2])
     assert (rows[0] != rows[1]).any()
-
-
-STACK = np.concatenate([sky(2, seed=n) for n in range(3)])
-GALAXIES = sky(12).reshape(4, 3, 30, 30)
-ROWS: dict[str, tuple[bytes, dict[str, str], list[str], int]] = {
-    "a stack": (primary(STACK), {"stack": "true"}, ["--stack"], 6),
-    "a stack of one": (primary(STACK[:1]), {"stack": "true"}, ["--stack"], 1),
-    "cubes": (primary(GALAXIES), {"stack": "true", "bands": "2,1,0"}, ["--bands=2,1,0"], 4),
-    "all HDUs": (SEVERAL, {"hdu": "all"}, ["--hdu=all"], 3),
-    "stacks in all HDUs": (
-        written(*(fits.ImageHDU(STACK[n : n + 3], name=f"S{n}") for n in (0, 3))),
-        {"hdu": "all", "stack": "true"}, ["--hdu=all", "--stack"], 6,
-    ),
-    "a packed stack": (gzip.compress(primary(STACK)), {"stack": "true"}, ["--stack"], 6),
-    "large images": (
-        primary(np.stack([sky(1, 190, n)[0] for n in range(3)])), {"stack": "true"}, ["--stack"], 3
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_rows_of_a_file_are_those_that_the_client_makes(
-    engine: Recording, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    data, query, flags, count = ROWS[name]
-    if name == "large images":  # which are decoded by turns
-        monkeypatch.setattr("vim_embed.http.formats.image_pool._LARGE_PIXELS", 40_000)
-    path = tmp_path / "a.fits"
-    path.write_bytes(data)
-    output = str(tmp_path / "o.npy")
-    engine.rows.clear()
-    assert run(["embed", str(path), "--url", url, "-o", output, "--quiet", *flags]) == 0
-    theirs = engine.rows[:]
-    engine.rows.clear()
-    answer = httpx.post(f"{url}/embed", params=query, content=data, headers=FITS)
-    assert answer.status_code == 200, answer.text
-    np.testing.assert_array_equal(engine.rows, theirs)
-    assert len(from_npy(answer.content)) == len(theirs) == count
-    assert len(np.unique(theirs, axis=0)) == count
-    assert answer.headers["X-Vim-Embed-Fits-Rows"] == str(count)
-
-
-def test_files_of_several_rows_in_one_form(engine: Recording, url: str) -> None:
-    """Each image beside its file's others, whatever the others' numbers are."""
-    files = [("images", ("a.fits", primary(STACK))), ("images", ("b.png", png())),
-             ("images", ("c.fits", primary(STACK[4:]))),
-             ("images", ("d.fits", primary(STACK)))]  # fmt: skip
-    answer = httpx.post(f"{url}/embed?stack=true", files=files)
-    assert answer.headers["X-Vim-Embed-Fits-Rows"] == "6,1,2,6"
-    rows = from_npy(answer.content)
-    np.testing.assert_array_equal(rows[7:9], rows[4:6])
-    np.testing.assert_array_equal(rows[9:], rows[:6])
-    told = httpx.post(
-        f"{url}/embed?stack=true", files=files, headers={"Accept": "application/json"}
-    ).json()["provenance"]
-    assert told["fits_rows"] == "6,1,2,6"
-
-
-def test_one_file_after_another_is_read_anew(url: str) -> None:
-    """A process that holds a stack of one request shows nothing of it in the next."""
-    whole, other = primary(STACK), primary(STACK[::-1].copy())
-    query = {"stack": "true"}
-    first = httpx.post(f"{url}/embed", params=query, content=whole, headers=FITS)
-    refused = httpx.post(
-        f"{url}/embed", params={**query, "crop": "31"}, content=whole, headers=FITS
-    )
-    assert refused.status_code == 422
-    second = httpx.post(f"{url}/embed", params=query, content=other, headers=FITS)
-    np.testing.assert_array_equal(from_npy(first.content), from_npy(second.content)[::-1])
-
-
-def test_a_file_is_one_row_without_asking(url: str) -> None:
-    answer = httpx.post(f"{url}/embed", content=SEVERAL, headers=FITS)
-    assert len(from_npy(answer.content)) == 1
-    assert "X-Vim-Embed-Fits-Rows" not in answer.headers
-
-
-@pytest.mark.parametrize("query", [{"hdu": "all"}, {"stack": "true"}])
-def test_a_preview_is_of_one_image(url: str, query: dict[str, str]) -> None:
-    answer = httpx.post(f"{url}/preview", params=query, content=SEVERAL, headers=FITS)
-    assert answer.status_code == 422
-    assert "a preview is of one image" in answer.json()["error"]["message"]
-
-
-def test_the_client_has_a_row_for_each_image(url: str) -> None:
-    with Client(url) as client, pytest.raises(ConfigurationError, match="vim-embed embed --hdu"):
-        client.embed_images(SEVERAL, hdu="all")
 
 
 def tiled(**claims: int) -> bytes:
@@ -268,25 +142,6 @@ def test_gzip_of_several_members(url: str) -> None:
 REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "no FITS": (png(), {}, 400, "does not begin with SIMPLE"),
     "nothing to choose": (CUBE, {}, 422, "5 bands: choose one or three with bands=R,G,B"),
-    "galaxies": (primary(sky(6).reshape(2, 3, 30, 30)), {}, 422, "stack makes a row of each"),
-    "a stack of one image": (GREY, {"stack": "true"}, 422, "it is no stack of images"),
-    "a stack of three HDUs": (
-        SEVERAL, {"stack": "true", "hdu": "Z,R,G"}, 422, "name one HDU, or all"
-    ),
-    "one of a stack that is blank": (
-        primary(np.stack([sky(1)[0], holed()])), {"stack": "true"}, 422,
-        "the image, row 1: in 15 pixels",
-    ),
-    "cubes in all HDUs": (CUBE, {"hdu": "all"}, 422, "5 bands: choose one or three"),
-    "an HDU that begins as none": (
-        SEVERAL.replace(b"XTENSION", b"XTENSI0N"), {"hdu": "all"}, 400, "behind its HDUs",
-    ),
-    "the last HDU begins as none": (
-        b"XTENSI0N".join(SEVERAL.rsplit(b"XTENSION", 1)), {"hdu": "all"}, 400, "behind its HDUs",
-    ),
-    "more rows than a request may have": (
-        primary(np.zeros((40, 3, 3), np.uint8)), {"stack": "true"}, 413, "40 images, over the",
-    ),
     "NaN": (primary(holed()), {}, 422, "give blank=sky, or blank=VALUE"),
     "flat": (primary(np.ones((9, 9), np.float32)), {}, 422, "too flat"),
     "no such HDU": (SEVERAL, {"hdu": "SCI"}, 422, "no HDU SCI: it has 0 PRIMARY, 1 DQ, 2 G"),
