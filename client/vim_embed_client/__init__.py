@@ -52,6 +52,7 @@ from vim_embed_client.local_server import LocalServer
 from vim_embed_client.options import EmbedOptions, ImageOptions
 from vim_embed_client.pixels import PixelValueWarning
 from vim_embed_client.results import Embeddings, LayerEmbeddings, Provenance
+from vim_embed_pixels.sizes import ImageSizeWarning
 
 __all__ = [
     "AsyncClient",
@@ -68,6 +69,7 @@ __all__ = [
     "ForbiddenError",
     "HeadTooLargeError",
     "ImageOptions",
+    "ImageSizeWarning",
     "InputError",
     "InternalServerError",
     "InvalidInputError",

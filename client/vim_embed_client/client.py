@@ -141,6 +141,8 @@ class Client(BaseClient):
         mean, std: a number for each channel, in place of the model's normalisation of uint8 pixels.
         wire: dtype in which pixels travel; `auto` keeps theirs (float64 goes as float32),
             `float16` halves the bytes of floats at a loss.
+        image_size: side of the images in pixels, or (H, W), where another size than the model's
+            is meant. Without it, such images are embedded with an ImageSizeWarning.
         on_progress: called with (rows done, all rows), in the calling thread.
 
         Returns a (B, D) array in the order of the rows, with its provenance.

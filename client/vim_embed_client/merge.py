@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import reduce
 
@@ -11,6 +12,7 @@ from vim_embed_client.errors import BadAnswerError, ProvenanceChangedError
 from vim_embed_client.formats import Array
 from vim_embed_client.requests import Answer, Chunk, ChunkPlan
 from vim_embed_client.results import Embeddings, LayerEmbeddings, Provenance
+from vim_embed_pixels.sizes import ImageSizeWarning, size_warning
 
 Progress = Callable[[int, int], None]
 
@@ -68,7 +70,8 @@ class Merge:
         return reduce(Provenance.with_devices_of, each)
 
     def embeddings(self) -> Embeddings:
-        """The result of a plan without layers."""
+        """The result of a plan without layers. Warns the caller's caller of another image size."""
+        self._remark_on_size()
         return Embeddings(
             embeddings=self._arrays["embedding"],
             provenance=self._provenance(),
@@ -76,8 +79,14 @@ class Merge:
             server_timing=tuple(answer.timing for answer in self._in_order()),
         )
 
+    def _remark_on_size(self) -> None:
+        native, size = self._first.native_size, self._plan.unasked_size
+        if native and size and (remark := size_warning(*size, native)):
+            warnings.warn(remark, ImageSizeWarning, stacklevel=4)
+
     def layers(self) -> LayerEmbeddings:
-        """The result of a plan with layers."""
+        """The result of a plan with layers. Warns the caller's caller of another image size."""
+        self._remark_on_size()
         return LayerEmbeddings(
             layers=self._arrays,
             provenance=self._provenance(),

@@ -13,6 +13,7 @@ import httpx
 from vim_embed_client.addresses import check_url, proxy_for
 from vim_embed_client.compression import Compression, check_compression
 from vim_embed_client.errors import ConfigurationError, VimEmbedError
+from vim_embed_pixels.sizes import ImageSize
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Waits a little longer than the service's own limit, so that its 504 arrives and is understood.
@@ -82,6 +83,7 @@ class EmbedOptions(CommonOptions, total=False):
     """How `embed` and `embed_layers` embed; `Client.embed` says what each option means."""
 
     wire: str
+    image_size: ImageSize | None
 
 
 FLUX_OPTIONS = tuple(FluxOptions.__annotations__)

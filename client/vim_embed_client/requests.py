@@ -25,6 +25,7 @@ from vim_embed_client.errors import BadAnswerError, ConfigurationError, InputErr
 from vim_embed_client.formats import Array
 from vim_embed_client.options import FLUX_OPTIONS, CommonOptions, ImageOptions, Options
 from vim_embed_client.results import Provenance
+from vim_embed_pixels.sizes import ImageSize, against_size
 
 MAX_CHUNK_BYTES = 64 << 20
 # Rows of a batch whose values are looked at, to say so where they are not normalised.
@@ -92,10 +93,14 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkPlan:
-    """A batch as requests. dtype: of the arrays to return."""
+    """A batch as requests. dtype: of the arrays to return.
+
+    unasked_size: (H, W) of arrays, unless their size was asked for.
+    """
 
     chunks: Sequence[Chunk]
     dtype: np.dtype[Any]
+    unasked_size: tuple[int, int] | None = None
 
     @property
     def rows(self) -> int:
@@ -104,12 +109,16 @@ class ChunkPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back for one chunk: named (rows, D) arrays."""
+    """What came back for one chunk: named (rows, D) arrays.
+
+    native_size: the model's, in pixels, where the images were of another; else 0.
+    """
 
     arrays: dict[str, Array]
     provenance: Provenance
     request_id: str
     timing: dict[str, float]
+    native_size: int = 0
 
 
 def embed_params(
@@ -177,6 +186,7 @@ def plan_pixels(
     layers: str | None,
     channels: int = 3,
     wire: str = "auto",
+    image_size: ImageSize | None = None,
     **embed: Unpack[CommonOptions],
 ) -> ChunkPlan:
     """Check pixels and cut them into chunks that share their memory.
@@ -185,6 +195,9 @@ def plan_pixels(
     """
     params = embed_params(layers=layers, channels=channels, **embed)
     array = pixels.as_pixels(values, channels)
+    height, width = array.shape[-2:]
+    if image_size is not None and (wrong := against_size(image_size, height, width)):
+        raise InputError(wrong)
     remark = pixels.about_values(array[:_LOOKED_AT])
     if remark:
         warnings.warn(remark, pixels.PixelValueWarning, stacklevel=3)
@@ -200,7 +213,8 @@ def plan_pixels(
 
     starts = range(0, len(array), most)
     chunks = [chunk(start, min(start + most, len(array))) for start in starts]
-    return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]))
+    unasked = None if image_size is not None else (height, width)
+    return ChunkPlan(chunks=chunks, dtype=np.dtype(params["dtype"]), unasked_size=unasked)
 
 
 def plan_images(
@@ -260,7 +274,12 @@ def read_answer(response: httpx.Response) -> Answer:
         provenance=Provenance.from_headers(response.headers),
         request_id=response.headers.get("x-request-id", ""),
         timing=parse_server_timing(response.headers.get("server-timing", "")),
+        native_size=_native_size(response.headers.get("x-vim-embed-native-size", "")),
     )
+
+
+def _native_size(header: str) -> int:
+    return int(header) if header.isdecimal() else 0
 
 
 def _in_order(tensors: dict[str, Array], metadata: Mapping[str, str]) -> dict[str, Array]:

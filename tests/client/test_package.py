@@ -62,7 +62,9 @@ def test_the_options_of_a_method_are_those_of_its_request(name: str, options: An
     assert _hints(getattr(Client, name))["options"] == Unpack[options]
     sent = set(inspect.signature(embed_params).parameters) - {"layers", "channels"}
     fluxes = set(FLUX_OPTIONS) if name == "embed_images" else set()
-    assert set(get_type_hints(options)) == sent | fluxes | (set() if fluxes else {"wire"})
+    assert set(get_type_hints(options)) == sent | fluxes | (
+        set() if fluxes else {"wire", "image_size"}
+    )
     documented = f"{Client.embed.__doc__}{FluxOptions.__doc__}"
     assert all(f"{option}:" in documented for option in fluxes)
     assert all(option in documented for option in get_type_hints(options))

@@ -19,6 +19,7 @@ from vim_embed_client.results import PreprocessingEntry
 from vim_embed_pixels.clipping import remark
 from vim_embed_pixels.errors import UnusableImage
 from vim_embed_pixels.images import Fit, decoded, fitted
+from vim_embed_pixels.sizes import about_size
 
 _LOOKED_AT = 16  # encoded images to one that is decoded here
 
@@ -48,9 +49,12 @@ class HttpService:
         self._layers: str | None = options.get("layers")
 
     def embed(self, pixels: Array) -> Answer:
+        size = pixels.shape[-2:]  # another one than the model's is noted row by row
         if self._layers is None:
-            return self._client.embed(pixels, **self._options)
-        return self._client.embed_layers(pixels, granularity=self._layers, **self._options)
+            return self._client.embed(pixels, image_size=size, **self._options)
+        return self._client.embed_layers(
+            pixels, granularity=self._layers, image_size=size, **self._options
+        )
 
     def embed_images(self, images: Sequence[bytes]) -> Answer:
         if self._layers is None:
@@ -119,13 +123,9 @@ class BatchSender:
         return self._service.giving_up_on(give_up_on).embed(image[None])
 
     def _note(self, pixels: Array) -> str:
-        side, (height, width) = self._spec["image_size"], pixels.shape[1:]
-        if (height, width) != (side, side):
-            return (
-                f"an array of {height}×{width} pixels was embedded as it is: the model is made for "
-                f"{side}×{side}, and gives other embeddings for images resized to it (--resize "
-                "does that to uint8 arrays)"
-            )
+        height, width = pixels.shape[1:]
+        if about := about_size(height, width, self._spec["image_size"]):
+            return f"{about} (--resize does that to uint8 arrays)"
         return remark(pixels) if pixels.dtype == np.uint8 else about_values(pixels)
 
 

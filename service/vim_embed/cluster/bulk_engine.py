@@ -13,7 +13,7 @@ import numpy as np
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.cluster.replica import MakeEngines
 from vim_embed.errors import ServiceError
-from vim_embed.http.formats.answers import narrowed, provenance, with_grid
+from vim_embed.http.formats.answers import narrowed, provenance, with_size
 from vim_embed.http.formats.images import decode_image
 from vim_embed.serving.service import build_service
 from vim_embed.settings import Settings
@@ -91,7 +91,7 @@ class EngineService:
             raise InvalidInputError(str(error)) from error
         except ServiceError as error:
             raise _as_clients(error) from error
-        told = with_grid(provenance(self._info, self._options), self._info, self._options, checked)
+        told = with_size(provenance(self._info, self._options), self._info, self._options, checked)
         if self._options.layers is not None:
             return LayerEmbeddings(layers=found, provenance=_provenance(dict(told)))
         return Embeddings(embeddings=found[EMBEDDING], provenance=_provenance(dict(told)))

@@ -7,6 +7,7 @@ that are already on the device, so that both give the same bytes. Knows nothing 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from vim_embed.types.model_info import (
 )
 from vim_embed.types.pixels import (
     PixelArray,
+    PixelError,
     check_bytes,
     check_layout,
     check_options,
@@ -42,6 +44,7 @@ from vim_embed.types.pixels import (
 )
 from vim_embed.types.preprocessing import NORMALISED, PerChannel, Rounding, Scaling
 from vim_embed.types.token_layout import TokenLayout
+from vim_embed_pixels.sizes import ImageSize, ImageSizeWarning, against_size, size_warning
 
 _CHUNK_ROWS = 32
 _MAX_SIZE = 4096
@@ -138,15 +141,23 @@ class Embedder:
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
 
     def embed(
-        self, pixel_values: ArrayLike | Tensor, pooling: str = "mean", *, exact: bool = False
+        self,
+        pixel_values: ArrayLike | Tensor,
+        pooling: str = "mean",
+        *,
+        exact: bool = False,
+        image_size: ImageSize | None = None,
     ) -> NDArray[np.float32]:
         """Embed (B, 3, H, W) uint8 RGB or normalised float pixels: (B, D) float32, not L2-normed.
 
         exact: the same bytes for an image whatever shares its batch, here as over HTTP.
+        image_size: side of the images in pixels, or (H, W), where another size than the model's
+            is meant. Without it, such images are embedded with an ImageSizeWarning.
         Raises PixelError (a ValueError) for input that cannot be embedded.
         """
         options = EmbedOptions(pooling=pooling, exact=exact)
-        return self._in_chunks(pixel_values, options)[EMBEDDING]
+        pixels = self._checked(pixel_values, options, image_size)
+        return self._in_chunks(pixels, options)[EMBEDDING]
 
     def embed_layers(
         self,
@@ -155,13 +166,14 @@ class Embedder:
         pooling: str = "mean",
         *,
         exact: bool = False,
+        image_size: ImageSize | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Pooled output of every layer, name -> (B, D); the last one is what `embed` gives.
 
-        granularity: "blocks", "residual", "leaves" or "all". Raises PixelError.
+        granularity: "blocks", "residual", "leaves" or "all". For the rest see `embed`.
         """
         options = EmbedOptions(pooling=pooling, layers=granularity, exact=exact)
-        return self._in_chunks(pixel_values, options)
+        return self._in_chunks(self._checked(pixel_values, options, image_size), options)
 
     @torch.inference_mode()
     def compute(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
@@ -335,14 +347,32 @@ class Embedder:
         """Of every layer that is a module, the name of its class."""
         return {n: type(m).__name__ for n, m in layer_modules(self.module, "all").items()}
 
-    def _in_chunks(
-        self, pixel_values: ArrayLike | Tensor, options: EmbedOptions
-    ) -> dict[str, NDArray[np.float32]]:
+    def _checked(
+        self,
+        pixel_values: ArrayLike | Tensor,
+        options: EmbedOptions,
+        image_size: ImageSize | None,
+    ) -> PixelArray:
+        """(B, C, H, W) that the model takes with these options. Raises PixelError.
+
+        Warns the caller's caller of another size than the model's, unless `image_size` says it.
+        """
         check_options(options, self.info)
         if isinstance(pixel_values, Tensor):
             pixel_values = pixel_values.detach().cpu().numpy()
         pixels = check_layout(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
         check_bytes(pixels, options, self.info)
+        height, width = pixels.shape[-2:]
+        if image_size is None:
+            if remark := size_warning(height, width, self.info.preprocessing.image_size):
+                warnings.warn(remark, ImageSizeWarning, stacklevel=3)
+        elif wrong := against_size(image_size, height, width):
+            raise PixelError(wrong)
+        return pixels
+
+    def _in_chunks(
+        self, pixels: PixelArray, options: EmbedOptions
+    ) -> dict[str, NDArray[np.float32]]:
         rows = self.rows_at_once(self._chunk_rows, *pixels.shape[-2:])
         found: dict[str, NDArray[np.float32]] = {}
         for first, chunk in self._overlapped(pixels, rows, options):

@@ -47,14 +47,22 @@ def choose_format(accept: str | None, body_type: str, *, layers: bool) -> str:
     )
 
 
-def with_grid(
+def with_size(
     origin: Mapping[str, str], info: ModelInfo, options: EmbedOptions, pixels: PixelArray
 ) -> Mapping[str, str]:
-    """The provenance of tokens says how the patches among them lie: `grid` is rows,columns."""
-    if options.pooling != "tokens":
-        return origin
-    rows, columns = info.grid(*pixels.shape[-2:])
-    return {**origin, "grid": f"{rows},{columns}"}
+    """What the provenance says of the size of the images.
+
+    Of tokens, how the patches among them lie: `grid` is rows,columns. Of images of another size
+    than the model's, what that is: `native_size`, in pixels.
+    """
+    height, width = pixels.shape[-2:]
+    native = info.preprocessing.image_size
+    if options.pooling == "tokens":
+        rows, columns = info.grid(height, width)
+        origin = {**origin, "grid": f"{rows},{columns}"}
+    if (height, width) != (native, native):
+        origin = {**origin, "native_size": str(native)}
+    return origin
 
 
 def with_fits(

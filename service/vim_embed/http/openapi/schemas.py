@@ -67,6 +67,9 @@ class Provenance(_Answer):
     random_weights: Literal["true", "false"]
     version: str
     grid: str | None = None
+    native_size: str | None = None
+    fits: str | None = None
+    fits_rows: str | None = None
     certificate: str | None = None
 
 

@@ -35,7 +35,7 @@ from vim_embed.http.formats.answers import (
     render,
     rendering_bytes,
     with_fits,
-    with_grid,
+    with_size,
 )
 from vim_embed.http.formats.fits_query import FitsQuery
 from vim_embed.http.formats.parsing import media_type, parse_pixels
@@ -203,7 +203,7 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
         done.outputs,
         answer_kind,
         origin=with_fits(
-            with_grid(provenance(done.info or info, options), info, options, pixels), query, files
+            with_size(provenance(done.info or info, options), info, options, pixels), query, files
         ),
         dtype=query.dtype,
         encoding=query.encoding,

@@ -13,7 +13,7 @@ from vim_embed.engines.interface import Outputs
 from vim_embed.errors import InvalidInput, MalformedRequest, MethodNotAllowed
 from vim_embed.http.body.reading import Limits, read_body
 from vim_embed.http.deadline import begun, seconds_left
-from vim_embed.http.formats.answers import narrowed, provenance, with_grid
+from vim_embed.http.formats.answers import narrowed, provenance, with_size
 from vim_embed.http.formats.parsing import check_rows, reading_memory
 from vim_embed.http.formats.v2_messages import InferRequest
 from vim_embed.http.formats.v2_wire import (
@@ -84,7 +84,7 @@ async def infer(request: Request, model: str, version: str = VERSION) -> Respons
         "model_version": VERSION,
         **({} if asked.id is None else {"id": asked.id}),
         "parameters": dict(
-            with_grid(provenance(done.info or info, options), info, options, pixels)
+            with_size(provenance(done.info or info, options), info, options, pixels)
         ),
     }
     chosen, accepted = _chosen(asked, done.outputs), request.headers.get("accept-encoding", "")
