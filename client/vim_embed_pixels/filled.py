@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from PIL import Image, ImageFile
 
 from vim_embed_pixels.jpegs import jpeg_picture
+from vim_embed_pixels.libtiff import quiet
 from vim_embed_pixels.tiffs import check_strips, check_tiff
 
 _PNG_HEAD = 8
@@ -32,9 +33,11 @@ def filled(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         return jpeg_picture(image, data)
     if image.format == "TIFF":
         check_tiff(image)
-    image.load()
-    if image.format == "TIFF":
+        with quiet():
+            image.load()
         check_strips(image, data)
+    else:
+        image.load()
     if image.format == "PNG":
         _check_png(image, data)
     _check_palette(image)

@@ -8,6 +8,8 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from vim_embed.http.formats.images import decode_image
 from vim_embed.types.preprocessing import HALF, Preprocessing
 from vim_embed_pixels.errors import UnusableImage
 from vim_embed_pixels.images import Fit, decoded, fitted
+from vim_embed_pixels.libtiff import quiet
 
 SPEC = Preprocessing(image_size=48, interpolation="bicubic", mean=HALF, std=HALF)
 END = b"\xff\xd9"
@@ -291,6 +294,34 @@ def test_a_jpeg_within_a_tiff_that_is_cut(share: float) -> None:
     data, begin, end = one_strip("jpeg")
     cut = begin + int(share * (end - begin))
     check_refused(data[:cut] + END + bytes(end - cut - 2) + data[end:], "premature|shifted")
+
+
+@pytest.mark.parametrize("form", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "lzma"])
+def test_libtiff_prints_nothing_of_a_damaged_tiff(
+    form: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, begin, end = one_strip(form)
+    damaged = data[:begin] + bytes(end - begin) + data[end:]
+    for _ in range(2):
+        check_refused(damaged, "decoder error")
+        assert capfd.readouterr() == ("", "")
+    with Image.open(io.BytesIO(damaged)) as image, pytest.raises(OSError, match="decoder error"):
+        image.load()
+    assert capfd.readouterr().err, "others in this process are told as before"
+
+
+def test_libtiff_prints_again_once_the_last_has_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    data, begin, end = one_strip("tiff_lzw")
+    damaged = data[:begin] + bytes(end - begin) + data[end:]
+    first, second = quiet(), quiet()
+    printed = []
+    for change in (first.__enter__, second.__enter__, partial(first.__exit__, *3 * [None]),
+                   partial(second.__exit__, *3 * [None])):  # fmt: skip
+        change()
+        with Image.open(io.BytesIO(damaged)) as image, suppress(OSError):
+            image.load()
+        printed.append(bool(capfd.readouterr().err))
+    assert printed == [False, False, False, True]
 
 
 @pytest.mark.parametrize("form", ["group3", "group4", "tiff_ccitt"])

@@ -26,6 +26,7 @@ from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 from vim_embed_client.scoring.ids import below_common_folder
+from vim_embed_pixels.libtiff import quiet
 
 Picture = NDArray[np.uint8]
 
@@ -99,7 +100,7 @@ class Images:
             return _small(self._shown(item.data))
         encoded = io.BytesIO(item.data) if isinstance(item.data, bytes) else item.data
         unread = f"{item.id} cannot be read as an image, {self._hint}"
-        with named(unread), Image.open(encoded) as image:
+        with named(unread), quiet(), Image.open(encoded) as image:
             return _small(np.asarray(image.convert("RGB")))
 
     def _shown(self, array: Array) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -277,6 +278,21 @@ def test_the_second_survey_s_images_are_asked_for_by_their_own_option(
     assert run(["neighbours", *twice, *asked]) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "g03.png in EMPTY: give --second-images the folder" in told
+
+
+def test_of_a_damaged_tiff_the_error_alone_is_printed(
+    survey: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """libtiff itself would print to the terminal."""
+    image = io.BytesIO()
+    Image.effect_noise((SIZE, SIZE), 50).save(image, "TIFF", compression="tiff_lzw")
+    whole = image.getvalue()
+    (tmp_path / "g03.png").write_bytes(whole[:8] + bytes(200) + whole[208:])
+    args = ["--images", str(tmp_path), "--query", "3", "-o", str(tmp_path / "sheet.png")]
+    assert run(["neighbours", str(survey / "hst.parquet"), *args]) == 1
+    told = capfd.readouterr().err
+    assert told.startswith("Error: ")
+    assert "g03.png cannot be read as an image" in " ".join(told.split())
 
 
 def test_without_ids_images_must_be_given(tmp_path: Path, capsys: Any) -> None:
