@@ -18,7 +18,7 @@ from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
 from vim_embed_pixels.names import BLUE_TO_RED, is_auxiliary, is_science, words
 from vim_embed_pixels.stretch import Array, Stretch, cropped, select_places, to_rgb
 from vim_embed_pixels.surveys import bands_chosen
-from vim_embed_pixels.tiles import check_codec, check_tiles, unsafe
+from vim_embed_pixels.tiles import check_codec, check_heap, check_rounding, check_tiles, unsafe
 
 # Words of CTYPE for wavelengths, frequencies and velocities along an axis.
 _SPECTRAL = ("WAVE", "AWAV", "FREQ", "ENER", "VRAD", "VOPT", "VELO", "ZOPT", "LAMBDA")
@@ -364,6 +364,8 @@ def check_size(one: Hdu, file_bytes: int) -> None:
             f"its compressed image of {pixels:,} pixels has {rows} tiles, and {tiles} make such an "
             "image: the file is damaged or cut short"
         )
+    check_rounding(one.hdu, table)
+    check_heap(table)
 
 
 def _section(hdu: Any, at: tuple[Any, ...]) -> Array:

@@ -47,8 +47,18 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
+def tiled(**claims: int) -> bytes:
+    """A compressed image of 30 tiles, a row each, whose header claims something else."""
+    data = written(fits.CompImageHDU(sky(1)[0], compression_type="GZIP_1"))
+    for key, value in claims.items():
+        at = data.index(f"{key:8}=".encode())
+        data = data[:at] + f"{key:8}= {value:>20}".ljust(80).encode() + data[at + 80 :]
+    return data
+
+
 GREY, CUBE = primary(sky(1)[0]), primary(sky(5))
 SEVERAL = written(
     fits.ImageHDU(np.ones((30, 30), np.int16), name="DQ"),
     *(fits.ImageHDU(sky(1, seed=n)[0], name=name) for n, name in enumerate("GRZ")),
 )
+COMPRESSED = written(fits.CompImageHDU(sky(1)[0], compression_type="RICE_1", quantize_level=-0.01))

@@ -1,28 +1,35 @@
 """`POST /embed` of FITS files: the pixels that the client makes of them, and bounds by header.
 
-Files of several rows: test_fits_rows.py."""
+Files of several rows: test_fits_rows.py; compressed ones: test_fits_tiles.py."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import struct
-import sys
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
-import astropy
 import httpx
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.io.fits.hdu.compressed import _codecs, _compression
 from PIL import Image
 
-from support.fits_files import CUBE, FITS, GREY, SEVERAL, Array, holed, png, primary, sky, written
+from support.fits_files import (
+    COMPRESSED,
+    CUBE,
+    FITS,
+    GREY,
+    SEVERAL,
+    holed,
+    png,
+    primary,
+    sky,
+    tiled,
+    written,
+)
 from support.recording import Recording
 from support.serving import from_npy, running
 from vim_embed.errors import MalformedRequest, PayloadTooLarge
@@ -31,10 +38,6 @@ from vim_embed.http.formats.fits import check_headers
 from vim_embed.settings import Settings
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
-from vim_embed_pixels import tiles
-from vim_embed_pixels.errors import UnusableImage
-from vim_embed_pixels.fits import FitsOptions, Hdu, check_size, library, rgb_of
-from vim_embed_pixels.tiles import check_tiles
 
 SIZE = 16
 MOST_PIXELS = 40_000
@@ -57,8 +60,6 @@ def scaled() -> bytes:
     hdu.scale("int16", bzero=1.0, bscale=0.001)
     return written(hdu)
 
-
-COMPRESSED = written(fits.CompImageHDU(sky(1)[0], compression_type="RICE_1", quantize_level=-0.01))
 
 SAME: dict[str, tuple[bytes, dict[str, str]]] = {
     "grey": (GREY, {}),
@@ -117,15 +118,6 @@ def test_fits_and_other_images_in_one_form(url: str) -> None:
     np.testing.assert_array_equal(rows[0], from_npy(alone.content)[0])
     np.testing.assert_array_equal(rows[0], rows[2])
     assert (rows[0] != rows[1]).any()
-
-
-def tiled(**claims: int) -> bytes:
-    """A compressed image of 30 tiles, a row each, whose header claims something else."""
-    data = written(fits.CompImageHDU(sky(1)[0], compression_type="GZIP_1"))
-    for key, value in claims.items():
-        at = data.index(f"{key:8}=".encode())
-        data = data[:at] + f"{key:8}= {value:>20}".ljust(80).encode() + data[at + 80 :]
-    return data
 
 
 def test_gzip_of_several_members(url: str) -> None:
@@ -316,107 +308,3 @@ def test_the_client_takes_the_options_and_the_answer_records_them(
     assert "X-Vim-Embed-Fits" not in httpx.post(
         f"{url}/embed", content=primary(sky(1)[0]), headers=FITS
     ).headers  # fmt: skip
-
-
-def packed(kind: str, flux: Array) -> tuple[bytes, int]:
-    """A compressed image of one tile, and where the tile begins."""
-    hdu = fits.CompImageHDU(flux, compression_type=kind, tile_shape=flux.shape)
-    data = written(hdu)
-    mark = {"HCOMPRESS_1": b"\xdd\x99", "PLIO_1": b"\0\0\0\7\xff\x9c"}[kind]
-    return data, data.index(mark)
-
-
-CLAIMS = {
-    "more rows": ("HCOMPRESS_1", 2, ">i", 31),
-    "more columns": ("HCOMPRESS_1", 6, ">i", 3000),
-    "sides below 0": ("HCOMPRESS_1", 2, ">ii", (-30, -30)),
-    "bit planes": ("HCOMPRESS_1", 22, ">B", 255),
-    "no magic": ("HCOMPRESS_1", 0, ">H", 0),
-    "words": ("PLIO_1", 6, ">h", 30_000),
-    "more words": ("PLIO_1", 8, ">h", 30_000),
-    "words of the old kind": ("PLIO_1", 4, ">h", 30_000),
-    "words below 0": ("PLIO_1", 8, ">h", -9),
-    "a begin before it": ("PLIO_1", 2, ">h", -30_000),
-}
-
-
-@pytest.mark.parametrize("name", CLAIMS)
-def test_compressed_tiles_that_lie(name: str) -> None:
-    """astropy's C code would write or read beyond its memory, in a process that lives on."""
-    kind, place, form, value = CLAIMS[name]
-    flux = (np.arange(900).reshape(30, 30) % 100).astype(np.int32)
-    data, tile = packed(kind, flux)
-    np.testing.assert_array_equal(opened(data), flux)
-    lying = bytearray(data)
-    values = value if isinstance(value, tuple) else (value,)
-    struct.pack_into(form, lying, tile + place, *values)
-    with pytest.raises(ValueError, match=f"{kind[:4]}.* tile"):
-        opened(bytes(lying))
-
-
-def opened(data: bytes) -> Array:
-    with library().open(io.BytesIO(data)) as file:
-        read: Array = file[1].section[:, :]
-        return read
-
-
-@pytest.fixture
-def checks_anew() -> Iterator[None]:
-    """What is known of this astropy is found out again."""
-    check_tiles.cache_clear()
-    tiles._is_checked.cache_clear()
-    yield
-    check_tiles.cache_clear()
-    tiles._is_checked.cache_clear()
-
-
-NAMES = {"HCOMPRESS_1": "decompress_hcompress_1_c", "PLIO_1": "decompress_plio_1_c"}
-
-
-@pytest.mark.usefixtures("checks_anew")
-@pytest.mark.parametrize("change", ["no such name", "a name that nobody calls", "no such module"])
-def test_an_astropy_whose_tiles_cannot_be_checked(
-    change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another version may have other private names: images with such tiles are refused, and all
-    other files are read as before."""
-    flux = (np.arange(900).reshape(30, 30) % 100).astype(np.int32)
-    sound = {kind: packed(kind, flux)[0] for kind in NAMES}
-    others = [primary(flux), COMPRESSED, SEVERAL, written(fits.CompImageHDU(flux))]
-    expected = [drawn(data) for data in others]
-    for kind, name in NAMES.items():
-        monkeypatch.setattr(_codecs, name, getattr(_compression, name))
-        if change == "no such name":
-            monkeypatch.delattr(_codecs, name)
-        elif change == "a name that nobody calls":
-            codec = getattr(_codecs, {"PLIO_1": "PLIO1", "HCOMPRESS_1": "HCompress1"}[kind])
-            moved = FunctionType(codec.decode.__code__, dict(vars(_codecs)))
-            monkeypatch.setattr(codec, "decode", moved)
-    if change == "no such module":
-        monkeypatch.setitem(sys.modules, _codecs.__name__, None)
-        monkeypatch.delattr(sys.modules[_codecs.__name__.rpartition(".")[0]], "_codecs")
-    library()
-    for kind, data in sound.items():
-        with pytest.raises(UnusableImage, match=f"{kind}.*astropy {astropy.__version__}: unpack"):
-            drawn(data)
-    for data, pixels in zip(others, expected, strict=True):
-        np.testing.assert_array_equal(drawn(data), pixels)
-
-
-def test_an_astropy_whose_tiles_cannot_be_counted() -> None:
-    known = {"shape": (9, 9), "tile_shape": (1, 9), "compression_type": "GZIP_1"}
-    hdu = type("CompImageHDU", (), known)()  # as astropy's, without its table
-    with pytest.raises(UnusableImage, match="unpack"):
-        check_size(Hdu(hdu, "SCI"), 10_000)
-
-
-@pytest.mark.usefixtures("checks_anew")
-def test_this_astropy_can_be_checked() -> None:
-    library()
-    flux = (np.arange(900).reshape(30, 30) % 100).astype(np.int32)
-    for kind in NAMES:
-        np.testing.assert_array_equal(drawn(packed(kind, flux)[0]), drawn(primary(flux)))
-
-
-def drawn(data: bytes) -> Array:
-    return rgb_of(io.BytesIO(data), len(data), FitsOptions(), lambda width, height: None)
