@@ -28,6 +28,9 @@ _MAGNITUDE = 2.5 * math.log10(math.e)  # of a natural logarithm
 _STACK_AXES, _CUBES_AXES = 3, 4  # (images, H, W) and (images, bands, H, W)
 _MOST_AXES = 999  # FITS Standard 4.0, section 4.4.1.1
 
+_PIECE = 4096 * 2880  # bytes that are read at once
+_PADDING = b"\0 "  # what may lie behind the last HDU and be no image
+
 HduName = int | str
 ALL_HDUS: tuple[HduName, ...] = ("all",)
 
@@ -117,6 +120,8 @@ def rgb_of(
         for one in chosen:
             check_size(one, size)
             check(one.shape[-1], one.shape[-2])
+            if not options.several:  # else `rows_of` has looked already
+                check_data(one)
         if len(chosen) > 1:
             flux, stretch = joined_planes(chosen, options.stretch)
         else:
@@ -128,13 +133,16 @@ def rgb_of(
 
 
 def rows_of(file: IO[bytes], options: FitsOptions) -> int:
-    """How many images a FITS file has: one, unless `options.several`.
+    """How many images a FITS file has: one, unless `options.several`. Their data are checked.
 
     Raises UnusableImage, and whatever astropy raises for a damaged file.
     """
     with library().open(file, memmap=False) as opened:
         chosen = _chosen(opened, options)
-        return sum(_rows(one, options) for one in chosen) if options.several else 1
+        rows = sum(_rows(one, options) for one in chosen) if options.several else 1
+        for one in chosen:
+            check_data(one)
+        return rows
 
 
 def _chosen(opened: Any, options: FitsOptions) -> list[Hdu]:
@@ -180,7 +188,10 @@ def _rows(one: Hdu, options: FitsOptions) -> int:
 
 
 def _check_bands(one: Hdu, shape: tuple[int, ...], options: FitsOptions) -> None:
-    """Raise UnusableImage for a cube of which nothing says what is red, green and blue."""
+    """Raise UnusableImage for a cube of which nothing says what is red, green and blue, and for
+    bands that are chosen where there is one."""
+    if len(shape) == 2 and bands_chosen(options.stretch).bands is not None:
+        raise UnusableImage("it is one band, so that --bands has no effect: leave it out")
     bands = shape[0] if len(shape) > 2 else 1
     chosen = options.stretch.by_number(band_names(one)).bands
     if bands > 1 and chosen is None and colours(one.hdu.header, shape) is None:
@@ -205,8 +216,20 @@ def sound_hdus(file: Any) -> tuple[list[Any], str]:
     except Exception as error:  # astropy raises errors of every kind
         if not found:
             raise
+        if not _bytes_behind(found):  # spaces, which astropy takes for a header
+            return found, ""
         return found, f"its HDU {len(found)} cannot be read ({described(error)})"
-    return found, ""
+    behind = _bytes_behind(found)
+    return found, f"{behind:,} bytes behind its HDUs begin no other" if behind else ""
+
+
+def _bytes_behind(hdus: Sequence[Any]) -> int:
+    """How many bytes follow the last HDU, but for the padding of tapes and archives."""
+    told = hdus[-1].fileinfo() if hdus else None
+    if not told or told.get("datLoc") is None:
+        return 0
+    told["file"].seek(told["datLoc"] + told["datSpan"])
+    return len(told["file"].read().strip(_PADDING))
 
 
 def image_hdus(hdus: Sequence[Any]) -> list[Hdu]:
@@ -341,6 +364,37 @@ def _band_names(header: Any, count: int) -> tuple[str, ...]:
         if all(key in header for key in keys):
             return tuple(str(header[key]).strip() for key in keys)
     return ()
+
+
+def check_data(one: Hdu) -> None:
+    """Raise UnusableImage where an HDU's data are not those for which its DATASUM was written.
+
+    CHECKSUM, which is of the header too, is not compared: many tools edit headers and leave it.
+    """
+    table = getattr(one.hdu, "_bintable", None)  # of the tiles that a compressed image is
+    hdu = one.hdu if table is None else table
+    told, place = str(hdu.header.get("DATASUM", "")).strip(), hdu.fileinfo()
+    if not told or not place or place.get("datLoc") is None:
+        return
+    if not told.isdecimal() or int(told) != _data_sum(place):
+        raise UnusableImage(
+            f"the data of {one.label or 'its image'} are not those for which its DATASUM was "
+            "written: the file is damaged; if it was changed on purpose, write its sums anew "
+            "(astropy's add_checksum) or take DATASUM out"
+        )
+
+
+def _data_sum(place: Mapping[str, Any]) -> int:
+    """The ones' complement sum of an HDU's data as 32-bit words, big-endian. place: `fileinfo`."""
+    total, left = 0, int(place["datSpan"])
+    place["file"].seek(place["datLoc"])
+    while left > 0 and (piece := place["file"].read(min(left, _PIECE))):
+        total += int(np.frombuffer(piece[: len(piece) // 4 * 4], ">u4").sum(dtype=np.uint64))
+        total += int.from_bytes(piece[len(piece) // 4 * 4 :].ljust(4, b"\0"), "big")
+        left -= len(piece)
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
 
 
 def check_size(one: Hdu, file_bytes: int) -> None:

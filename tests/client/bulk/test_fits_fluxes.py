@@ -14,6 +14,7 @@ from astropy.io import fits
 from PIL import Image
 
 from vim_embed_client.bulk.sender import resized
+from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.cli.common import SOME_LEFT_OUT
 from vim_embed_client.errors import InputError
@@ -95,6 +96,28 @@ def test_a_header_that_claims_many_axes_is_named(hdu: int, tmp_path: Path) -> No
         assert len(found) == 1
     assert "its HDU 1 cannot be read" in damage
     assert "999999999999 axes" in damage
+
+
+@pytest.mark.parametrize(
+    ("behind", "damage"),
+    [
+        (b"", ""),
+        (bytes(28_800), ""),
+        (b" " * 2880, ""),
+        (b"XTENSI0N" * 720, "its HDU 1 cannot be read"),
+        (b"\0 junk", "4 bytes behind its HDUs begin no other"),
+    ],
+)
+def test_bytes_behind_the_last_hdu(tmp_path: Path, behind: bytes, damage: str) -> None:
+    """A damaged header hides the HDUs from it on, of which the image may be one."""
+    content = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(galaxy(3)[0])]).writeto(content)
+    path = tmp_path / "a.fits"
+    path.write_bytes(content.getvalue() + behind)
+    entries = list(open_reader(str(path), ReadOptions()).read(0))
+    faults = [entry.reason for entry in entries if isinstance(entry, Skipped)]
+    assert len(faults) == bool(damage) == len(entries) - 1
+    assert damage in "".join(faults)
 
 
 def test_hdus_are_chosen_by_number_or_name(embed: Embed, tmp_path: Path) -> None:

@@ -137,7 +137,17 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "NaN": (primary(holed()), {}, 422, "give blank=sky, or blank=VALUE"),
     "flat": (primary(np.ones((9, 9), np.float32)), {}, 422, "too flat"),
     "no such HDU": (SEVERAL, {"hdu": "SCI"}, 422, "no HDU SCI: it has 0 PRIMARY, 1 DQ, 2 G"),
-    "a band by a name": (GREY, {"bands": "z"}, 422, "its bands have no names"),
+    "a band by a name": (CUBE, {"bands": "z"}, 422, "its bands have no names"),
+    "bands of one": (GREY, {"bands": "0"}, 422, "one band, so that bands has no effect"),
+    "bands of a survey's one": (
+        GREY, {"survey": "hsc", "bands": "0"}, 422, "one band, so that bands has no effect",
+    ),
+    "other bytes": (GREY + b"junk", {}, 400, "4 bytes behind its HDUs"),
+    "other bytes in gzip": (gzip.compress(GREY + b"junk"), {}, 400, "4 bytes behind its HDUs"),
+    "fewer columns than there are": (
+        GREY.replace(b"NAXIS1  =                   30", b"NAXIS1  =                   20"), {},
+        400, "a header is damaged",
+    ),
     "no such stretch": (GREY, {"stretch": "cube"}, 422, "no stretch 'cube': use one of linear"),
     "no such survey": (GREY, {"survey": "sdss"}, 422, "no survey 'sdss'"),
     "contradiction": (GREY, {"limits": "0:1", "percentiles": "1,99"}, 422, "exclude each other"),
@@ -259,6 +269,11 @@ HEADERS: dict[str, tuple[bytes, type[Exception], str]] = {
         header(EMPTY[0], "BITPIX  = 7", "NAXIS   = 1", "NAXIS1  = 9"), MalformedRequest,
         "BITPIX is none of 8, 16",
     ),
+    "two sides": (
+        header(*EMPTY, "NAXIS   = 2", "NAXIS1  = 9", "NAXIS2  = 9", "NAXIS1  = 3"),
+        MalformedRequest, "NAXIS1 twice, and they differ",
+    ),
+    "signs": (header(*EMPTY, "NAXIS   = --1"), MalformedRequest, "NAXIS is no whole number"),
     "no number": (header(*EMPTY, "NAXIS   = 'two'"), MalformedRequest, "NAXIS is no whole number"),
     "many HDUs": (
         header(*NO_AXES) + 256 * header(*EXTENSION), PayloadTooLarge, "over 256 HDUs",
@@ -269,6 +284,69 @@ HEADERS: dict[str, tuple[bytes, type[Exception], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("padding", [b"\0" * 28_800, b" " * 2880, b"\0"])
+def test_padding_behind_the_last_hdu_is_none(url: str, padding: bytes) -> None:
+    expected = httpx.post(f"{url}/embed", content=GREY, headers=FITS)
+    for query in ({}, {"hdu": "all"}):
+        answer = httpx.post(f"{url}/embed", params=query, content=GREY + padding, headers=FITS)
+        assert answer.content == expected.content
+
+
+def summed(*hdus: Any) -> bytes:
+    buffer = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(buffer, checksum=True)
+    return buffer.getvalue()
+
+
+def damaged(data: bytes) -> bytes:
+    """A bit of the last HDU's data is another."""
+    with fits.open(io.BytesIO(data), disable_image_compression=True) as file:
+        at = file[-1].fileinfo()["datLoc"] + 300
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+IMAGES = [fits.ImageHDU(sky(1, seed=n)[0], name=name) for n, name in enumerate("AB")]
+SUMMED: dict[str, tuple[bytes, dict[str, str]]] = {
+    "an image": (summed(IMAGES[0]), {}),
+    "in gzip": (summed(IMAGES[0]), {}),
+    "a stack": (summed(fits.ImageHDU(sky(3))), {"stack": "true"}),
+    "all HDUs": (summed(*IMAGES), {"hdu": "all"}),
+    "bands": (summed(*IMAGES), {"hdu": "A,A,B"}),
+    "tiles": (summed(fits.CompImageHDU(sky(1)[0])), {}),
+}
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_data_that_their_sum_does_not_fit(url: str, tmp_path: Path, name: str) -> None:
+    sound, query = SUMMED[name]
+    packed = gzip.compress if name == "in gzip" else bytes
+    answer = httpx.post(f"{url}/embed", params=query, content=packed(sound), headers=FITS)
+    assert answer.is_success, answer.text
+    data = packed(damaged(sound))
+    answer = httpx.post(f"{url}/embed", params=query, content=data, headers=FITS)
+    assert answer.status_code == 422
+    assert "DATASUM" in answer.json()["error"]["message"]
+    path = tmp_path / "a.fits"
+    path.write_bytes(data)
+    flags = [f"--{key}" + ("" if value == "true" else f"={value}") for key, value in query.items()]
+    output = str(tmp_path / "o.npy")
+    assert run(["embed", str(path), "--url", url, "-o", output, "--quiet", *flags]) == 1
+
+
+def test_what_a_sum_does_not_tell(url: str) -> None:
+    """Of other HDUs, of headers, which many tools edit, and of a DATASUM without a value."""
+    others = damaged(summed(*IMAGES))
+    whole = SUMMED["an image"][0]
+    at = whole.rindex(b"DATASUM")
+    for data in (
+        others,
+        whole.replace(b"EXTNAME = 'A  ", b"EXTNAME = 'SCI"),
+        whole[:at] + b"DATASUM = ''".ljust(80) + whole[at + 80 :],
+    ):
+        answer = httpx.post(f"{url}/embed", content=data, headers=FITS)
+        assert answer.is_success, answer.text
+
+
 @pytest.mark.parametrize("name", HEADERS)
 def test_headers_are_bounded(name: str) -> None:
     data, kind, words = HEADERS[name]
@@ -276,7 +354,7 @@ def test_headers_are_bounded(name: str) -> None:
         check_headers(data)
 
 
-def test_what_follows_the_last_hdu_is_not_read() -> None:
+def test_where_the_last_hdu_ends() -> None:
     whole = header(*NO_AXES) + header(*EXTENSION)
     assert check_headers(whole) == check_headers(whole + b"junk" * 999) == len(whole)
     for data in (GREY, CUBE, SEVERAL, COMPRESSED, scaled()):

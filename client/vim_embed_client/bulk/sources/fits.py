@@ -112,6 +112,8 @@ class FitsReader(FileReader):
         if self._apart:
             rows = [self._part(one, file, masks) for one in chosen]
         else:
+            for one in chosen:
+                self._check_data(one)
             rows = [_Part(1, lambda start: iter([self._of_bands(chosen, file, masks)]))]
         notes = [(one, self._note(one, chosen)) for one in listed]
         return rows + [self._passed(note, f"[{one.label}]") for one, note in notes if note] + parts
@@ -155,6 +157,7 @@ class FitsReader(FileReader):
         row_id = readable(f"{self.name}[{one.label}]" if self._all else self.name)
         try:
             row_id = self._id(row_id, one, file)
+            self._check_data(one)
             layout = self._layout(one)
         except InputError as error:
             if not self._all:
@@ -164,6 +167,10 @@ class FitsReader(FileReader):
         if layout.rows is None:
             return _Part(1, lambda start: iter([self._row(one, row_id, (), masks)]))
         return _Part(layout.rows, partial(self._rows, one, row_id, layout.rows, masks))
+
+    def _check_data(self, one: fits.Hdu) -> None:
+        with named("it cannot be shown"):
+            fits.check_data(one)
 
     def _id(self, row_id: str, one: fits.Hdu, file: Any) -> str:
         """The id of an HDU: `row_id`, or what its header or the first one of the file says."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ _MOST_HDUS, _MOST_HEADER_BYTES = 256, 2 * 1024 * 1024
 _MOST_AXES = 8
 _UNPACKED, _UNPACKED_MULTIPLE = 16 * 1024 * 1024, 4  # bytes that a gzip file may become
 _BITPIX = (8, 16, 32, 64, -32, -64)
+_WHOLE = re.compile(rb"[+-]?\d{1,18}")
 _COUNTS = {b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT"}
 
 
@@ -64,17 +66,11 @@ def preload(told: Mapping[str, Any]) -> None:
 
 def count_rows(data: bytes, told: Mapping[str, Any], place: str) -> int:
     """How many images a FITS file has, with options that ask for several. As `read_fits`."""
-    from vim_embed_pixels.fits import ALL_HDUS, rows_of
+    from vim_embed_pixels.fits import rows_of
 
-    options, data = _options(told), _unpacked(data, place)
-    end = check_headers(data, place)
-    if options.hdus == ALL_HDUS and data[end:].strip(_PADDING):
-        raise MalformedRequest(
-            f"{place} has {len(data) - end:,} bytes behind its HDUs, which begin no other: where "
-            "all images are meant, one may be damaged there"
-        )
+    data = _sound(data, place)
     with _refusing(place):
-        return rows_of(io.BytesIO(data[:end]), options)
+        return rows_of(io.BytesIO(data), _options(told))
 
 
 def read_fits(
@@ -103,8 +99,14 @@ def _options(told: Mapping[str, Any]) -> Any:
 
 
 def _sound(data: bytes, place: str) -> bytes:
-    data = _unpacked(data, place)
-    return data[: check_headers(data, place)]
+    data = unpacked(data, place)
+    end = check_headers(data, place)
+    if data[end:].strip(_PADDING):
+        raise MalformedRequest(
+            f"{place} has {len(data) - end:,} bytes behind its HDUs, which begin no other: a "
+            "header is damaged, or other data were appended; save the file anew without them"
+        )
+    return data[:end]
 
 
 @contextmanager
@@ -153,7 +155,11 @@ def _header(data: bytes, begin: int, most: int, place: str) -> tuple[int, dict[b
         if key == b"END":
             return begin + -(-(at + _CARD - begin) // _BLOCK) * _BLOCK, counts
         if (key in _COUNTS or key.startswith(b"NAXIS")) and card[8:9] == b"=":
-            counts[key] = _whole(card, place)
+            told = _whole(card, place)
+            if counts.setdefault(key, told) != told:
+                raise MalformedRequest(
+                    f"{place} is damaged: a header has {key.decode()} twice, and they differ"
+                )
     if len(data) - begin > most:
         raise PayloadTooLarge(
             f"{place} has over {_MOST_HEADER_BYTES:,} bytes of headers: send the image alone"
@@ -163,7 +169,7 @@ def _header(data: bytes, begin: int, most: int, place: str) -> tuple[int, dict[b
 
 def _whole(card: bytes, place: str) -> int:
     text = card[9:].partition(b"/")[0].strip()
-    if not text.lstrip(b"-").isdigit() or len(text) > 18:
+    if not _WHOLE.fullmatch(text):
         name = card[:8].decode("latin-1").strip()
         raise MalformedRequest(f"{place} is damaged: its {name} is no whole number")
     return int(text)
@@ -191,7 +197,8 @@ def _data_bytes(counts: Mapping[bytes, int], place: str) -> int:
     return abs(counts[b"BITPIX"]) // 8 * groups * (extra + math.prod(sides))
 
 
-def _unpacked(data: bytes, place: str) -> bytes:
+def unpacked(data: bytes, place: str) -> bytes:
+    """A FITS file out of gzip; another as it is. Raises MalformedRequest or PayloadTooLarge."""
     if not data.startswith(_GZIP):
         return data
     most = max(_UNPACKED, _UNPACKED_MULTIPLE * len(data))

@@ -55,12 +55,16 @@ class FitsQuery(BaseModel):
 
     @property
     def several(self) -> bool:
-        """Whether a file may be several rows."""
-        return bool(self.stack) or (self.hdu or "").strip() == "all"
+        """Whether a file may be several rows. Raises InvalidInput."""
+        return _several(self._alone())
 
     def told(self) -> dict[str, Any]:
         """FitsOptions as a mapping. Raises InvalidInput."""
-        return _told(FitsQuery(**{name: getattr(self, name) for name in FitsQuery.model_fields}))
+        return _told(self._alone())
+
+    def _alone(self) -> FitsQuery:
+        """Without the parameters of the route that it is read for."""
+        return FitsQuery(**{name: getattr(self, name) for name in FitsQuery.model_fields})
 
 
 @lru_cache(_KNOWN)
@@ -83,6 +87,13 @@ def _told(query: FitsQuery) -> dict[str, Any]:
     except UnusableOptions as error:
         raise InvalidInput(in_a_query(error.message)) from None
     return asdict(FitsOptions(stretch=stretch, hdus=hdus, crop=crop, flip=flip, stack=stack))
+
+
+@lru_cache(_KNOWN)
+def _several(query: FitsQuery) -> bool:
+    from vim_embed_pixels.fits import FitsOptions
+
+    return FitsOptions.of(_told(query)).several
 
 
 NO_FITS = FitsQuery()
