@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,6 +18,8 @@ from support.fits_files import CUBE, FITS, GREY, SEVERAL, holed, png, primary, s
 from support.recording import Recording
 from support.serving import from_npy, running
 from vim_embed.http.app import create_app
+from vim_embed.http.formats import image_decoder
+from vim_embed.http.formats.fits_query import FitsQuery
 from vim_embed.settings import Settings
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
@@ -39,6 +44,7 @@ ROWS: dict[str, tuple[bytes, dict[str, str], list[str], int]] = {
     "a stack": (primary(STACK), {"stack": "true"}, ["--stack"], 6),
     "a stack of one": (primary(STACK[:1]), {"stack": "true"}, ["--stack"], 1),
     "cubes": (primary(GALAXIES), {"stack": "true", "bands": "2,1,0"}, ["--bands=2,1,0"], 4),
+    "all HDUs in capitals": (SEVERAL, {"hdu": " ALL"}, ["--hdu=ALL"], 3),
     "all HDUs": (SEVERAL, {"hdu": "all"}, ["--hdu=all"], 3),
     "stacks in all HDUs": (
         written(*(fits.ImageHDU(STACK[n : n + 3], name=f"S{n}") for n in (0, 3))),
@@ -150,3 +156,40 @@ def test_refusals_that_name_the_fix(url: str, name: str) -> None:
     assert (answer.status_code, words in answer.json()["error"]["message"]) == (status, True), (
         answer.text
     )
+
+
+def test_a_packed_stack_is_unpacked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its work would grow with the square of its rows."""
+    unpackings = []
+
+    class Counted(gzip.GzipFile):
+        def __init__(self, **given: Any) -> None:
+            unpackings.append(given)
+            super().__init__(**given)
+
+    monkeypatch.setattr(gzip, "GzipFile", Counted)
+    monkeypatch.setattr(image_decoder, "_limit", lambda order: None)
+    data, side = gzip.compress(primary(STACK)), 8
+    made = []
+    with shared_memory(2 * 3 * side * side) as fd:
+        decoder = image_decoder.Decoder(fd)
+        for row in range(6):
+            order = image_decoder.Order(
+                size=len(data), side=side, interpolation="bilinear", resize_to=side,
+                keep_aspect=False, max_pixels=40_000, large=40_000, seconds=9, place="the image",
+                slot=0, shared=2 * 3 * side * side, again=row > 0, last=row == 5,
+                fits={**FitsQuery(stack=True).told(), "row": row},
+            )  # fmt: skip
+            reply = decoder.answer(order, None if row else data)
+            assert reply == {"pixels": 900}
+            made.append(os.pread(fd, 3 * side * side, 0))
+    assert len(unpackings) == 1
+    assert len(set(made)) == 6
+
+
+@contextmanager
+def shared_memory(size: int) -> Iterator[int]:
+    fd = os.memfd_create("rows")
+    os.ftruncate(fd, size)
+    yield fd
+    os.close(fd)

@@ -24,7 +24,7 @@ from typing import Any
 
 from vim_embed.errors import ServiceError
 from vim_embed.http.formats import fits
-from vim_embed.http.formats.images import Large, count_images, decode_planes
+from vim_embed.http.formats.images import Large, count_images, decode_planes, unpack
 from vim_embed_pixels.images import Fit
 
 _MIB = 1024 * 1024
@@ -69,16 +69,21 @@ class Decoder:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._shared: mmap.mmap | None = None
+        self._data = b""
 
-    def answer(self, order: Order, data: bytes) -> dict[str, object]:
+    def answer(self, order: Order, data: bytes | None) -> dict[str, object]:
+        """data: the file, or None for the one of the order before."""
+        self._data = self._data if data is None else data
         if order.fits is not None:
             fits.preload(order.fits)
         _limit(order)
         try:
+            if order.fits is not None and not order.last:
+                self._data = unpack(self._data, order.place)  # once for all of its images
             if order.count and order.fits is not None:
-                return {"rows": count_images(data, order.fits, order.place)}
+                return {"rows": count_images(self._data, order.fits, order.place)}
             decoded = decode_planes(
-                data,
+                self._data,
                 Fit(order.side, order.interpolation, order.resize_to, order.keep_aspect),
                 max_pixels=order.max_pixels,
                 place=order.place,
@@ -95,6 +100,7 @@ class Decoder:
             }
         finally:
             _unlimited()
+            self._data = b"" if order.last else self._data
         self._write(order, decoded.planes)
         return {"pixels": decoded.pixels}
 
@@ -131,12 +137,9 @@ def main() -> None:
     decoder = Decoder(int(sys.argv[1]))
     connection = socket.socket(fileno=sys.stdin.fileno())
     with connection.makefile("rb") as orders:
-        data = b""
         for line in orders:
             order = Order(**json.loads(line))
-            data = data if order.again else orders.read(order.size)
-            reply = decoder.answer(order, data)
-            data = b"" if order.last else data
+            reply = decoder.answer(order, None if order.again else orders.read(order.size))
             connection.sendall(json.dumps(reply).encode() + b"\n")
 
 

@@ -28,7 +28,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.http.formats.fits import count_rows, read_fits
+from vim_embed.http.formats.fits import count_rows, read_fits, unpacked
 from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_pixels.errors import UnusableImage
 from vim_embed_pixels.filled import filled
@@ -107,6 +107,12 @@ def count_images(data: bytes, fits: Mapping[str, Any], place: str) -> int:
     """How many images a FITS file has. Raises as `decode_image`."""
     with _refusing(place):
         return count_rows(data, fits, place)
+
+
+def unpack(data: bytes, place: str) -> bytes:
+    """A FITS file out of gzip; another as it is. Raises as `decode_image`."""
+    with _refusing(place):
+        return unpacked(data, place)
 
 
 @contextmanager
