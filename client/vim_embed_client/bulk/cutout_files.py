@@ -27,6 +27,7 @@ from vim_embed_client.bulk.reasons import LeftOut, all_reasons
 from vim_embed_client.bulk.row_columns import whole_column
 from vim_embed_client.bulk.sources.catalogue import CutRow
 from vim_embed_client.bulk.sources.faults import quiet
+from vim_embed_client.bulk.sources.mosaics import LIST_OF_CUTOUTS
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.errors import ConfigurationError, InputError, OutputError
 from vim_embed_client.exact import EXACT
@@ -37,7 +38,6 @@ from vim_embed_pixels import fits
 _UNSAFE = re.compile(r"[^\w.+-]+")
 _UNPRINTABLE = re.compile(r"[^ -~]")  # what a FITS header cannot hold
 _ROWS = 64  # that are written at once
-LIST = "cutouts.csv"
 _MARK = "vim_embed.cutouts"  # in a file's metadata: `cutout` wrote it
 
 
@@ -79,7 +79,7 @@ class FolderWriter(CutoutWriter):
 
     def close(self) -> None:
         names = dict.fromkeys(name for row in self._rows for name in row)
-        with (self.path / LIST).open("w", newline="", encoding="utf-8") as lines:
+        with (self.path / LIST_OF_CUTOUTS).open("w", newline="", encoding="utf-8") as lines:
             writer = csv.DictWriter(lines, list(names))
             writer.writeheader()
             writer.writerows(self._rows)

@@ -102,7 +102,7 @@ def _refuse_foreign_output(path: Path) -> None:
     if not (folder_of(path) / MANIFEST).exists():
         refuse_foreign(path, _ARE_OURS[path.suffix])
     if path.suffix != ".parquet":
-        refuse_foreign(sidecar(path), _is_sidecar)
+        refuse_foreign(sidecar(path), is_sidecar)
     refuse_foreign(skipped_list(path), is_skipped_list)
 
 
@@ -111,7 +111,8 @@ def _has_sidecar(path: Path) -> bool:
     return _PROVENANCE in about and about[DIGEST] == file_digest(path)
 
 
-def _has_metadata(path: Path) -> bool:
+def has_metadata(path: Path) -> bool:
+    """Whether `embed` wrote this .npz file."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{METADATA}.npy") as member:
         return _PROVENANCE in json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
 
@@ -131,7 +132,8 @@ def _has_header(path: Path) -> bool:
     return {"weights_digest", "skipped"} <= safetensors_head(path).keys()
 
 
-def _is_sidecar(path: Path) -> bool:
+def is_sidecar(path: Path) -> bool:
+    """Whether `embed` wrote this beside an .npy file."""
     return _PROVENANCE in json.loads(path.read_text())
 
 
@@ -144,7 +146,7 @@ def is_skipped_list(path: Path) -> bool:
 
 _ARE_OURS: dict[str, IsOurs] = {
     ".npy": _has_sidecar,
-    ".npz": _has_metadata,
+    ".npz": has_metadata,
     ".parquet": is_embedding_table,
     ".safetensors": _has_header,
 }

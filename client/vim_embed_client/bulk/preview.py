@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vim_embed_client.bulk.sender import encoded_bytes, sent_pixels
-from vim_embed_client.bulk.sources.faults import named
+from vim_embed_client.bulk.sources.faults import NoSource, named
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import open_reader
@@ -73,7 +73,7 @@ def preview_rows(
 
 
 def seen_pixels(item: Item, spec: PreprocessingEntry | None, options: ReadOptions) -> Array:
-    """What the model sees of a row, as (channels, H, W) uint8. Raises InputError.
+    """What the model sees of a row, as (channels, H, W) uint8. Raises InputError or NoSource.
 
     Of normalised floats, with a spec, the RGB that normalises to them; else their own range.
     """
@@ -94,6 +94,8 @@ def _made(
         pixels = seen_pixels(entry, spec, options)
     except InputError as error:
         return Skipped(id=entry.id, reason=error.message)
+    except NoSource as passed:
+        return Skipped(id=entry.id, reason=str(passed), fault=False)
     told = entry.note or remark(pixels)
     return PreviewRow(id=entry.id, pixels=pixels, clipped=clipped(pixels), remark=told)
 

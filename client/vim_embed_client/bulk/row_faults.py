@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from vim_embed_client.bulk.row_shape import Origin, flat_rows
+from vim_embed_client.bulk.sources.faults import NoSource
 from vim_embed_client.bulk.sources.reader import Entry, Item, Skipped
 from vim_embed_client.errors import (
     ConnectionLostError,
@@ -64,7 +65,7 @@ class RowSender(Protocol):
     """Embeds rows; its methods are called from several threads."""
 
     def ready(self, item: Item) -> Ready:
-        """The row as it is sent. Raises InputError."""
+        """The row as it is sent. Raises InputError or NoSource."""
         ...
 
     def send(
@@ -86,6 +87,8 @@ def made_ready(sender: RowSender, entry: Entry) -> Ready | Skipped:
         return sender.ready(entry)
     except InputError as error:
         return Skipped(id=entry.id, reason=error.message)
+    except NoSource as passed:
+        return Skipped(id=entry.id, reason=str(passed), fault=False)
 
 
 def embedded_or_why(sender: RowSender, rows: Sequence[Ready]) -> Given:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vim_embed_client.bulk.row_faults import Answer, Ready
+from vim_embed_client.bulk.sources.drawn import check_no_figure
 from vim_embed_client.bulk.sources.reader import Item
 from vim_embed_client.bulk.waiting import Waiting
 from vim_embed_client.client import Client
@@ -167,20 +168,22 @@ def fingerprint(data: bytes | memoryview, kind: str) -> int:
 def encoded_bytes(item: Item, channels: int) -> bytes:
     """Of a row that is an encoded image or the path of one, for a model of so many bands.
 
-    Raises InputError.
+    Raises InputError, and NoSource for a figure that vim-embed drew.
     """
     if channels != 3:
         raise InputError(
             f"it is an encoded image, which has no {channels} bands as the model takes: give FITS, "
             "arrays or tables"
         )
-    if isinstance(item.data, bytes):
-        return item.data
-    try:
-        with open(str(item.data), "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})") from None
+    data = item.data
+    if not isinstance(data, bytes):
+        try:
+            with open(str(data), "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})") from None
+    check_no_figure(data)
+    return data
 
 
 def resized(pixels: Array, spec: PreprocessingEntry) -> Array:

@@ -115,7 +115,7 @@ def sheet_path(ctx: click.Context, param: click.Parameter, value: Path | None) -
     An existing figure is replaced only if vim-embed drew it.
     """
     from vim_embed_client.bulk.output_checks import refuse_foreign
-    from vim_embed_client.figures.creator import drawn_here
+    from vim_embed_client.bulk.sources.drawn import drawn_here
 
     path = figure_path(ctx, param, value)
     if path is not None:

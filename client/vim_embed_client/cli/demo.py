@@ -124,8 +124,8 @@ def _check_extra() -> None:
 
 def _check_folder(output: Path) -> None:
     from vim_embed_client.bulk.output_checks import refuse_foreign
+    from vim_embed_client.bulk.sources.drawn import drawn_here
     from vim_embed_client.demo.flow import check_folder
-    from vim_embed_client.figures.creator import drawn_here
 
     # Beside what the demo wrote, a figure is the demo's, also one of before figures had a mark.
     if not check_folder(output):

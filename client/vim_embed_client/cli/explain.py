@@ -11,6 +11,7 @@ from rich.markup import escape
 from vim_embed_client.bulk.durable_files import write_durably
 from vim_embed_client.bulk.output_checks import refuse_foreign
 from vim_embed_client.bulk.sources.options import ReadOptions
+from vim_embed_client.bulk.sources.ours import holds_attention
 from vim_embed_client.bulk.sources.registry import find_sources
 from vim_embed_client.cli.common import RANDOM_WEIGHTS, json_option, print_json, say, sheet_path
 from vim_embed_client.cli.common import stdout as console_of_results
@@ -22,13 +23,8 @@ from vim_embed_client.explain.local import Explanation, explain_images
 
 def _arrays(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     if value is not None:
-        refuse_foreign(value, _holds_attention, "vim-embed explain", "--arrays")
+        refuse_foreign(value, holds_attention, "vim-embed explain", "--arrays")
     return value
-
-
-def _holds_attention(path: Path) -> bool:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {"attention", "norms", "patches"} <= set(arrays.files)
 
 
 def _block(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -48,10 +44,11 @@ def _block(ctx: click.Context, param: click.Parameter, value: str) -> int | None
 )  # fmt: skip
 @click.option(
     "-o", "--output", metavar="FILE", callback=sheet_path,
-    type=OutputPath(dir_okay=False), help="Sheet to draw: .png, .pdf or .svg.",
+    type=OutputPath(dir_okay=False, left_out_of="paths"), help="Sheet to draw: .png, .pdf or .svg.",
 )  # fmt: skip
 @click.option(
-    "--arrays", metavar="FILE.npz", callback=_arrays, type=OutputPath(dir_okay=False),
+    "--arrays", metavar="FILE.npz", callback=_arrays,
+    type=OutputPath(dir_okay=False, left_out_of="paths"),
     help="Write attention and norms (images, blocks, tokens) there.",
 )  # fmt: skip
 @click.option("--sample", is_flag=True, help="Sources of the packaged Hubble picture.")
@@ -93,9 +90,12 @@ def explain(
         raise click.UsageError("give -o FILE for a sheet, or --arrays FILE.npz, or both")
     if patch is not None and min(patch) < 0:
         raise click.UsageError(f"--patch {patch[0]},{patch[1]}: rows and columns count from 0")
-    find_sources(paths, options=read_options)  # before a model is loaded
+    outputs = [path for path in (output, arrays) if path is not None]
+    find_sources(paths, options=read_options, leave_out=outputs)  # before a model is loaded
     try:
-        found = explain_images(paths, read_options, model=model, patch=patch, rows=rows)
+        found = explain_images(
+            paths, read_options, model=model, patch=patch, rows=rows, leave_out=outputs
+        )
     except VimEmbedError:
         raise
     except (ValueError, RuntimeError) as error:  # the service package's own
@@ -108,7 +108,7 @@ def explain(
         save(attention_sheet(found, block), output)
     if arrays is not None:
         write_durably(arrays, lambda file: np.savez(file, **found.as_arrays()))
-    written = [str(path) for path in (output, arrays) if path is not None]
+    written = [str(path) for path in outputs]
     if as_json:
         print_json({"written": written, "model": found.model, "weights_digest": found.weights,
                     "random_weights": found.random_weights, "token": found.token,

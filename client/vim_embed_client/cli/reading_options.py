@@ -178,7 +178,7 @@ def checked_sources(
     Raises UsageError for a path that leads to nothing, and for options that have no effect on any.
     """
     try:
-        sources = find_sources(paths, options=options, leave_out=output, pass_over=found.add)
+        sources = find_sources(paths, options=options, leave_out=[output], pass_over=found.add)
     except InputError as error:
         raise ConfigurationError(error.message) from None
     if idle := without_effect(sources, options):

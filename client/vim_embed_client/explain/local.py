@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,13 @@ def explain_images(
     model: str,
     patch: tuple[int, int] | None = None,
     rows: int,
+    leave_out: Sequence[Path] = (),
 ) -> Explanation:
     """Of up to `rows` images (the packaged sample for no paths), evenly chosen.
 
     model: as of `vim-embed-server serve`. patch: row and column of the token that looks; None: the
-    class token. Raises ServiceNotInstalledError, InputError, or the service package's own errors.
+    class token. leave_out: outputs, which are no images. Raises ServiceNotInstalledError,
+    InputError, or the service package's own errors.
     """
     try:
         import torch
@@ -87,7 +90,10 @@ def explain_images(
     vim, info = embedder.module, embedder.info
     if not isinstance(vim, Vim):
         raise InputError(f"{model} is no Vim: only selective scans have a hidden attention")
-    images = read_images(paths, read_options, info, rows) if paths else sample_images(info, rows)
+    if paths:
+        images = read_images(paths, read_options, info, rows, leave_out=leave_out)
+    else:
+        images = sample_images(info, rows)
     layout = info.tokens
     assert layout is not None
     token, name = _token(layout.cls, layout.patches, layout.grid, patch)

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+from vim_embed_client.bulk.sources.drawn import creator
 from vim_embed_client.errors import ConfigurationError
-from vim_embed_client.figures.creator import creator
 from vim_embed_client.scoring.embedding_files import EmbeddingFile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.

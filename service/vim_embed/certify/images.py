@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from vim_embed.types.model_info import EmbedOptions, ModelInfo
 from vim_embed.types.pixels import PixelArray, PixelError, check_bytes, check_pixels
 from vim_embed_client.bulk.pipeline import Cursor, read_from
 from vim_embed_client.bulk.sender import BatchSender
+from vim_embed_client.bulk.sources.faults import NoSource
 from vim_embed_client.bulk.sources.options import ReadOptions
 from vim_embed_client.bulk.sources.reader import Item, Skipped
 from vim_embed_client.bulk.sources.registry import find_sources, open_reader
@@ -64,14 +66,22 @@ class ImageSet:
 
 
 def read_images(
-    paths: Sequence[str], read_options: ReadOptions, info: ModelInfo, most: int
+    paths: Sequence[str],
+    read_options: ReadOptions,
+    info: ModelInfo,
+    most: int,
+    *,
+    leave_out: Sequence[Path] = (),
 ) -> ImageSet:
     """Up to `most` rows of files, evenly chosen where their number is cheap to say.
 
-    Raises InputError for paths that lead to nothing, and where no row can be embedded.
+    leave_out: outputs, as of find_files. Raises InputError for paths that lead to nothing, and
+    where no row can be embedded.
     """
     passed_over: list[Skipped] = []
-    sources = find_sources(paths, options=read_options, pass_over=passed_over.append)
+    sources = find_sources(
+        paths, options=read_options, leave_out=leave_out, pass_over=passed_over.append
+    )
     counts = [open_reader(source, read_options).count() for source in sources]
     total = sum(n for n in counts if n is not None) if None not in counts else None
     wanted = None if total is None or total <= most else _evenly(total, most)
@@ -91,7 +101,7 @@ def read_images(
         try:
             found.pixels.append(_row(sender, entry, info))
             found.ids.append(entry.id)
-        except (InputError, PixelError, ServiceError) as error:
+        except (InputError, NoSource, PixelError, ServiceError) as error:
             found.left_out.append(Skipped(id=entry.id, reason=str(error)))
     if not found.pixels:
         why = f": {found.left_out[0].id}: {found.left_out[0].reason}" if found.left_out else ""

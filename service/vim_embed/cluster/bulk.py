@@ -106,7 +106,7 @@ def embed_sources(
     check_options(job.options)
     check_output(output)
     found = LeftOut()
-    sources = find_sources(paths, options=job.read_options, leave_out=output, pass_over=found.add)
+    sources = find_sources(paths, options=job.read_options, leave_out=[output], pass_over=found.add)
     if found.skipped.count and job.on_error == "fail":
         raise InputError(f"nothing was embedded{first_reason(found)}")
     if idle := without_effect(sources, job.read_options):

@@ -51,7 +51,7 @@ def test_what_a_run_writes_is_neither_source_nor_passed_over(folder: Path) -> No
         (folder / "b" / name).touch()
     told: list[Skipped] = []
     found = find_sources(
-        [str(folder / "b")], leave_out=folder / "b" / "o.npy", pass_over=told.append
+        [str(folder / "b")], leave_out=[folder / "b" / "o.npy"], pass_over=told.append
     )
     assert found == [str(folder / "b/c.FITS")]
     assert {Path(one.id).name for one in told} == {"README", "notes.TXT"}

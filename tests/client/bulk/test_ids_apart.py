@@ -13,11 +13,11 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table as AstropyTable
 
-from vim_embed_client.bulk.cutout_files import LIST
 from vim_embed_client.bulk.distinct import DistinctIds, repeats
 from vim_embed_client.bulk.part_files import PartContent
 from vim_embed_client.bulk.run import BulkRun
 from vim_embed_client.bulk.sources.catalogue import CatalogueReader
+from vim_embed_client.bulk.sources.mosaics import LIST_OF_CUTOUTS
 from vim_embed_client.bulk.sources.options import ReadOptions, SkyOptions
 from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import open_reader
@@ -166,7 +166,9 @@ def test_an_id_of_two_catalogues_in_cutouts(
     assert run([*command, str(tmp_path / "one")]) != 0
     assert "g1: its id is that of an earlier row too" in " ".join(capsys.readouterr().err.split())
     assert run([*command, str(tmp_path / "two"), "--on-error", "skip"]) == SOME_LEFT_OUT
-    assert (tmp_path / "two" / LIST).read_text().count("g1") == 2  # the file and the id of one row
+    assert (tmp_path / "two" / LIST_OF_CUTOUTS).read_text().count(
+        "g1"
+    ) == 2  # the file and the id of one row
 
 
 def test_an_id_of_two_headers(tmp_path: Path, service_url: str) -> None:

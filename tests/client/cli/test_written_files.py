@@ -16,10 +16,10 @@ from PIL import Image
 
 from support.embedding_files import write_embeddings
 from vim_embed.cli import main as server
+from vim_embed_client.bulk.sources.drawn import drawn_here
 from vim_embed_client.cli.main import COMMANDS, cli, run
 from vim_embed_client.cli.written_files import OutputPath, WritingCommand
 from vim_embed_client.demo.flow import check_folder
-from vim_embed_client.figures.creator import drawn_here
 from vim_embed_client.figures.style import save
 from vim_embed_client.formats import safetensors_chunks
 from vim_embed_client.results import Provenance
@@ -82,7 +82,6 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "a foreign .svg": ("neighbours a.npy -o m31.svg", "m31.svg", ""),
     "an image to explain": ("explain folder -o folder/g.png", "folder/g.png", ""),
     "arrays to explain": ("explain mask.npz --arrays mask.npz", "mask.npz", " explain|--arrays"),
-    "a sheet to explain": ("explain sheet.png -o sheet.png", "sheet.png", "sheet.png|-o"),
     "images": ("embed pixels.npy a.npy -o pixels.npy", "pixels.npy", " embed|-o"),
     "images by a link": ("embed pixels.npy a.npy -o hard.npy", "pixels.npy", " embed|-o"),
     "another's table": ("join a.parquet b.parquet -o cat.parquet", "cat.parquet", " join|-o"),

@@ -17,9 +17,13 @@ from typing import TypeVar
 from vim_embed_client.errors import ConfigurationError, InputError, VimEmbedError
 from vim_embed_pixels.errors import UnusableImage, UnusableOptions, described
 
-__all__ = ["described", "each_named", "named", "quiet"]
+__all__ = ["NoSource", "described", "each_named", "named", "quiet"]
 
 T = TypeVar("T")
+
+
+class NoSource(ValueError):
+    """Nothing is wrong with an image, which is passed over for what it is, as the message says."""
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def named(what: str) -> Iterator[None]:
     """Raise InputError("`what` (the error)") for any exception that is not the client's own."""
     try:
         yield
-    except VimEmbedError:
+    except (VimEmbedError, NoSource):
         raise
     except UnusableOptions as error:
         raise ConfigurationError(error.message) from None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vim_embed_client.bulk.sources.names import is_auxiliary_file
 from vim_embed_client.bulk.sources.reader import Skipped, readable
-from vim_embed_client.errors import InputError
+from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.paths import not_there
 
 _DATA_SET_FILES = ("dataset_info.json", "dataset_dict.json")
@@ -23,7 +23,7 @@ def find_files(
     paths: Iterable[str],
     why_not: WhyNot,
     *,
-    leave_out: Path | None = None,
+    leave_out: Sequence[Path] = (),
     pass_over: PassOver = lambda skipped: None,
 ) -> list[str]:
     """The files named, in the folders named (with their subfolders) and matching the patterns.
@@ -31,16 +31,15 @@ def find_files(
     Sorted, each once. Links to folders are followed. In folders only those files count that
     `why_not` has nothing against, that are not hidden, and whose names do not say that they are
     the masks or weights of others; that a pattern matches such a name counts neither.
-    leave_out: a file that is not wanted, such as the output of an earlier run, with what that run
-    wrote beside it. pass_over: called for every other file of a folder that does not count, and
+    leave_out: files that are not wanted, such as the output of an earlier run, with what that run
+    wrote beside them. pass_over: called for every other file of a folder that does not count, and
     for folders that cannot be listed, which are faults.
-    Raises ConfigurationError for a path or pattern that leads to nothing, and InputError for a
-    folder without a file that counts.
+    Raises ConfigurationError for a path or pattern that leads to nothing, and where all that was
+    found is left out, and InputError for a folder without a file that counts.
     """
     found: set[str] = set()
     walked: set[str] = set()
     ours = _Ours(leave_out)
-
     told: list[Skipped] = []
 
     def tell(skipped: Skipped) -> None:
@@ -54,7 +53,10 @@ def find_files(
         if not here and not again:
             raise InputError(_nothing_in(path, told))
         found |= here
-    return sorted(file for file in found if file not in ours)
+    wanted = sorted(file for file in found if file not in ours)
+    if found and not wanted:
+        raise ConfigurationError(f"{min(found)} is what would be written: name what is to be read")
+    return wanted
 
 
 def _nothing_in(path: str, told: list[Skipped]) -> str:
@@ -65,19 +67,22 @@ def _nothing_in(path: str, told: list[Skipped]) -> str:
 
 
 class _Ours:
-    """What a run writes: its output, the files beside that, and its unfinished parts."""
+    """What a run writes: its outputs, the files beside them, and unfinished parts."""
 
-    def __init__(self, output: Path | None) -> None:
-        self._output = str(output.resolve()) if output else ""
-        self._name = os.path.basename(self._output)
+    def __init__(self, outputs: Iterable[Path]) -> None:
+        self._outputs = [str(output.resolve()) for output in outputs]
 
     def __contains__(self, file: str) -> bool:
-        # Most names differ already, which spares a look at the disk.
-        if not self._output or self._name not in file:
-            return False
-        found = str(Path(file).resolve())
-        beside = {self._output + ending for ending in ("", ".json", ".skipped.jsonl")}
-        return found in beside or found.startswith(f"{self._output}.parts{os.sep}")
+        return any(_is_of(output, file) for output in self._outputs)
+
+
+def _is_of(output: str, file: str) -> bool:
+    # Most names differ already, which spares a look at the disk.
+    if os.path.basename(output) not in file:
+        return False
+    found = str(Path(file).resolve())
+    beside = {output + ending for ending in ("", ".json", ".skipped.jsonl")}
+    return found in beside or found.startswith(f"{output}.parts{os.sep}")
 
 
 def _expand(path: str, why_not: WhyNot, pass_over: PassOver, walked: set[str]) -> Iterator[str]:

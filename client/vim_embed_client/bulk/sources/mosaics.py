@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import IO, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from vim_embed_client.sky.tiles import Projection, Tile, is_surface_brightness
 from vim_embed_pixels import fits
 from vim_embed_pixels.stretch import select_places
 
+LIST_OF_CUTOUTS = "cutouts.csv"  # lies beside FITS files that `vim-embed cutout` wrote
 ENDINGS = (".fits", ".fit", ".fts", ".fz", ".fits.gz", ".fits.bz2", ".fits.xz", ".fits.zst")
 _OPEN = 32
 _APART = 0.1  # pixels by which an image and its mask may be apart
@@ -350,15 +352,26 @@ def _filter(hdu: Any, opened: _Opened) -> str:
 
 
 def mosaic_files(sky: SkyOptions) -> list[str]:
-    """The FITS files named, in folders and matching patterns, without the catalogues.
+    """The FITS files named, in folders and matching patterns, without the catalogues and without
+    cut-outs that `vim-embed cutout` wrote in a folder of its own below.
 
     Raises InputError.
     """
     named = filter(None, map(split_table_name, sky.catalogues))
     catalogues = {os.path.realpath(one.path) for one in named}
-    found = find_files(
-        sky.images, lambda name: None if name.lower().endswith(ENDINGS) else "it is no FITS file"
-    )
+    asked_for = {os.path.realpath(path) for path in sky.images}
+
+    @cache
+    def of_cutouts(folder: str) -> bool:
+        listed = os.path.isfile(os.path.join(folder, LIST_OF_CUTOUTS))
+        return listed and os.path.realpath(folder) not in asked_for
+
+    def why_not(path: str) -> str | None:
+        if not path.lower().endswith(ENDINGS):
+            return "it is no FITS file"
+        return "it is a cut-out" if of_cutouts(os.path.dirname(path)) else None
+
+    found = find_files(sky.images, why_not)
     images = [path for path in found if os.path.realpath(path) not in catalogues]
     if not images:
         raise InputError(f"{', '.join(found)}: it is the catalogue, where the mosaics are wanted")

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from vim_embed_client.bulk.sources.content import Content
+from vim_embed_client.bulk.sources.drawn import check_no_figure
 from vim_embed_client.bulk.sources.faults import each_named, named, quiet
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
@@ -26,7 +27,7 @@ class Item:
     """One row. size: its bytes.
 
     data: a file's path, encoded bytes, a (3, H, W) array, or what makes uint8 pixels of any size
-    when the row is sent (and may raise InputError).
+    when the row is sent (and may raise InputError or NoSource).
     columns: what is written beside its embedding, by name: texts, numbers, bools or None.
     """
 
@@ -76,12 +77,13 @@ class Decoded:
     crop: int
 
     def __call__(self) -> Array:
-        """(3, H, W) uint8. Raises InputError."""
+        """(3, H, W) uint8. Raises InputError or NoSource."""
         with named("it cannot be read"):
             data = self.data
             if isinstance(data, str):
                 with open(data, "rb") as file:
                     data = file.read()
+            check_no_figure(data)
             return cropped(decoded(data), self.crop)
 
 

@@ -22,6 +22,7 @@ from vim_embed_client.bulk.sources.huggingface import PREFIX, HfReader
 from vim_embed_client.bulk.sources.joined import JoinedReader
 from vim_embed_client.bulk.sources.names import about_missing_bands, join_groups, look_like_bands
 from vim_embed_client.bulk.sources.options import FLUX_OPTIONS, MASK_OPTIONS, ReadOptions
+from vim_embed_client.bulk.sources.ours import WithoutOurs, may_be_ours
 from vim_embed_client.bulk.sources.parquet import ParquetReader
 from vim_embed_client.bulk.sources.reader import (
     Description,
@@ -117,7 +118,7 @@ def find_sources(
     paths: Sequence[str],
     *,
     options: ReadOptions | None = None,
-    leave_out: Path | None = None,
+    leave_out: Sequence[Path] = (),
     pass_over: PassOver = lambda skipped: None,
 ) -> list[str]:
     """Files in the order of their names, then `hf:` data sets in the order given.
@@ -159,7 +160,8 @@ def _opened(source: str, options: ReadOptions) -> Reader:
     content = Content(source, path=source)
     if not os.path.isfile(source):  # ImageReader says what it is, and opens no pipe
         return NamedFaults(ImageReader(content), "cannot be read")
-    return _reader(content, options, format_of(source) or _sniffed(source))
+    reader = _reader(content, options, format_of(source) or _sniffed(source))
+    return WithoutOurs(reader, source) if may_be_ours(source) else reader
 
 
 def format_of(name: str) -> Format | None:
