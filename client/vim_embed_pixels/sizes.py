@@ -22,11 +22,14 @@ def about_size(height: int, width: int, native: int) -> str:
 
 
 def size_warning(height: int, width: int, native: int) -> str:
-    """The remark with the fixes that a program has; "" for images of the model's size."""
-    remark = about_size(height, width, native)
+    """The same of a program's images, with the fixes that it has."""
+    if (height, width) == (native, native):
+        return ""
     given = height if height == width else (height, width)
-    return remark and (
-        f"{remark}. Resize them first, or give image_size={given} if this size is meant"
+    return (
+        f"images of {height}×{width} pixels were embedded as they are: the model is made for "
+        f"{native}×{native}, and gives other embeddings for images resized to it. Resize them "
+        f"first, or give image_size={given} if this size is meant"
     )
 
 

@@ -168,7 +168,10 @@ def _announce(console: Console, entry: ModelEntry, reason: str) -> None:
         console.print(f"[bold red]RANDOM WEIGHTS[/]: {escape(reason or _AS_STARTED)}")
     else:
         if reason:
-            console.print(f"Not {RELEASED}: {escape(reason)}.")
+            console.print(
+                f"Not {RELEASED}: {escape(reason)}. The demo goes on with {PACKAGED}; with a file "
+                f"of {RELEASED}, it is `vim-embed demo --weights PATH`."
+            )
         if entry["name"] == PACKAGED:
             console.print(ABOUT_PACKAGED)
         revision = f" at {weights['revision']}" if weights["revision"] else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vim_embed_client.cli.common import json_option, print_json, service_options, stdout
 from vim_embed_client.client import Client
@@ -21,7 +21,8 @@ def models(url: str | None, api_key: str | None, as_json: bool) -> None:
         listed = client.models()
     if as_json:
         return print_json(listed)
-    table = Table("model", "state", "dim", "image", "dtype", "device", "backend", "weights")
+    names = ("model", "state", "dim", "image", "dtype", "device", "backend", "weights")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for entry in listed["models"]:
         table.add_row(*_cells(entry, default=entry["name"] == listed["default"]))
     stdout().print(table)

@@ -16,11 +16,16 @@ from vim_embed_client.cli import main as cli
 from vim_embed_client.cli.main import EXIT_CODES, Lazy, run
 
 
-def test_models(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["models", "--url", url]) == 0
     shown = capsys.readouterr().out
     assert "vim-tiny" in shown
     assert "(default)" in shown
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run(["models", "--url", url]) == 0
+    assert "…" not in capsys.readouterr().out  # narrow, and nothing is cut off
 
 
 def test_models_as_json(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,6 +221,7 @@ def test_the_real_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     printed = " ".join(capsys.readouterr().out.split())
     assert "RANDOM" not in printed
     assert "Not vim-tiny: hustvl/Vim-tiny-midclstok is not in the local Hub cache" in printed
+    assert "goes on with vim-micro; with a file of vim-tiny, it is `vim-embed demo --we" in printed
     assert "a demonstration, not a scientific instrument" in printed
     named = "weights packaged with vim-embed, a demonstration"
     assert f"vim-micro, {named}" in printed
