@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from PIL import Image, ImageFile
 
+from vim_embed_pixels.alone import check_alone
 from vim_embed_pixels.jpegs import jpeg_picture
 from vim_embed_pixels.libtiff import quiet
 from vim_embed_pixels.tiffs import check_strips, check_tiff
@@ -28,7 +29,9 @@ _PIECE = 1 << 16
 
 def filled(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """The picture, loaded. Raises OSError where its data do not fill it, are damaged, or have
-    colours that its palette lacks, and what `load` raises."""
+    colours that its palette lacks, UnusableImage where another image lies behind it, and what
+    `load` raises."""
+    check_alone(image, data)
     if image.format == "JPEG":
         return jpeg_picture(image, data)
     if image.format == "TIFF":

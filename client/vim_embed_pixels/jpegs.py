@@ -78,6 +78,15 @@ def jpeg_picture(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     return picture
 
 
+def jpeg_end(data: bytes) -> int | None:
+    """Where the picture ends; None where it has no end."""
+    end = 2
+    for segment in _segments(data):
+        end = segment.end
+    found = _MARKER.search(data, end)
+    return None if found is None else found.end()
+
+
 def check_jpeg(data: bytes, most: int) -> None:
     """Raise OSError as `jpeg_picture`, and for more than `most` pixels."""
     frame = _check_scans(data)

@@ -191,7 +191,7 @@ ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x09"
 # What libjpeg remarks on and that does no harm, and what nothing remarks on.
 ODD: dict[str, Callable[[bytes], bytes]] = {
     "trailing bytes": lambda data: data + bytes(range(256)) * 9,
-    "a second file behind it": lambda data: data + data[: len(data) // 2],
+    "the rest of a file behind it": lambda data: data + data[len(data) // 2 :],
     "zeros before its end": lambda data: data[:-2] + bytes(50) + END,
     "0xFF before its end": lambda data: data[:-2] + b"\xff" * 50 + END,
     "both before its end": lambda data: data[:-2] + b"\0\0\xff\xff\0\0\xff" + END,

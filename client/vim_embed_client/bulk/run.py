@@ -179,7 +179,7 @@ class BulkRun:
             entry["preprocessing"],
             resize=read_options.resize,
             channels=channels,
-            normalised=bool(self._options.get("mean") and self._options.get("std")),
+            normalisation=[name for name in ("mean", "std") if self._options.get(name)],
             waiting=self._waiting,
         )
         check_inputs(checkpoint, self._sources, open_reader_of)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,7 +70,8 @@ class BatchSender:
     """Makes rows ready and embeds them; the RowSender of the pipeline.
 
     spec: the model's, to which fluxes are resized, and with `resize` uint8 arrays too. channels:
-    of the model. normalised: whether uint8 pixels of other bands than RGB come with mean and std.
+    of the model. normalisation: which of mean and std are given; both are for uint8 pixels of
+    other bands than RGB.
     waiting: is told of the requests under way.
     """
 
@@ -81,12 +82,13 @@ class BatchSender:
         *,
         resize: bool,
         channels: int = 3,
-        normalised: bool = False,
+        normalisation: Collection[str] = (),
         waiting: Waiting | None = None,
     ) -> None:
         self._waiting = waiting or Waiting()
         self._service, self._spec, self._resize = service, spec, resize
-        self._channels, self._bytes_taken = channels, channels == 3 or normalised
+        self._channels, self._normalisation = channels, normalisation
+        self._bytes_taken = channels == 3 or len(normalisation) == 2
 
     def ready(self, item: Item) -> Ready:
         if item.like is None:
@@ -98,6 +100,11 @@ class BatchSender:
             raise InputError(
                 f"the model takes {self._channels} bands, whose mean and deviation are not known: "
                 "give --mean and --std, a number for each, or normalised floats"
+            )
+        if pixels.dtype != np.uint8 and self._normalisation:
+            raise InputError(
+                f"its {pixels.dtype} pixels are normalised already, so that "
+                f"{' and '.join(f'--{name}' for name in self._normalisation)} would have no effect"
             )
         kind = f"{pixels.dtype.str} {pixels.shape}"
         return Ready(
@@ -118,7 +125,7 @@ class BatchSender:
 
     def probe(self, *, give_up_on: tuple[type[VimEmbedError], ...] = ()) -> Answer:
         side = self._spec["image_size"]
-        kind, top = (np.uint8, 255) if self._channels == 3 else (np.float32, 1)
+        kind, top = (np.uint8, 255) if self._bytes_taken else (np.float32, 1)
         ramp = np.linspace(0, top, side * side).astype(kind).reshape(side, side)
         image = np.stack([ramp] * self._channels)
         return self._service.giving_up_on(give_up_on).embed(image[None])

@@ -256,7 +256,9 @@ class PartEmbedder:
             service.spec,
             resize=job.read_options.resize,
             channels=service.channels,
-            normalised=job.options.mean is not None and job.options.std is not None,
+            normalisation=[
+                name for name in ("mean", "std") if getattr(job.options, name) is not None
+            ],
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

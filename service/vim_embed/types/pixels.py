@@ -78,7 +78,14 @@ def check_options(options: EmbedOptions, info: ModelInfo | None = None) -> Embed
 
 
 def check_bytes(array: PixelArray, options: EmbedOptions, info: ModelInfo) -> None:
-    """Raise PixelError for bytes that nobody knows how to normalise: of other bands than RGB."""
+    """Raise PixelError for bytes that nobody knows how to normalise, of other bands than RGB; and
+    for a mean or std beside floats, which are normalised."""
+    given = [name for name in ("mean", "std") if getattr(options, name) is not None]
+    if given and array.dtype.kind == "f":
+        raise PixelError(
+            f"{' and '.join(given)} would have no effect on {array.dtype} pixels, which are "
+            "normalised already: leave them out, or send uint8 pixels"
+        )
     known = info.channels == 3 or (options.mean is not None and options.std is not None)
     if array.dtype == np.uint8 and not known:
         raise PixelError(

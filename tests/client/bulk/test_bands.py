@@ -91,6 +91,19 @@ def test_bytes_are_scaled_with_the_mean_and_deviation_of_each_band(
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_floats_are_normalised_already(
+    url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """So that mean and std would have no effect on them."""
+    source = tmp_path / "floats.npy"
+    np.save(source, FLOATS[5])
+    mean, std = (",".join(map(str, one)) for one in (MEAN, STD))
+    embed(url, source, "--mean", mean, "--std", std, code=1)
+    assert "--mean and --std would have no effect" in capfd.readouterr().err
+    embed(url, source, "--mean", mean, code=1)
+    embed(url, source)
+
+
 def _normalised(levels: Any) -> Any:
     mean, std = (np.array(one).reshape(5, 1, 1) for one in (MEAN, STD))
     return ((levels / 255 - mean) / std).astype("f4")

@@ -209,6 +209,11 @@ BAD = [
         )
         for number in (b"1e999", b"18446744073709551616", b"1" * 9_999, b"-1e999", b"+1", b".5")
     ),
+    Bad(
+        "base64 without its own dtype", 400, "malformed_request", "lacks dtype",
+        _json({"inputs": {"base64": "AA==", "shape": [1]}, "dtype": "uint8"}), JSON,
+    ),
+    Bad("JSON of a text", 422, "invalid_input", "object of base64", _json({"inputs": "A"}), JSON),
     Bad("base64 alone", 400, "malformed_request", "shape", _json({"inputs": {"base64": ""}}), JSON),
     Bad(
         "base64 broken", 400, "malformed_request", "base64",
@@ -287,6 +292,31 @@ BAD = [
         "form without boundary", 400, "malformed_request", "multipart", b"x",
         {"Content-Type": "multipart/form-data"},
     ),
+    *(
+        Bad(
+            f"a part in {coding}", 400, "malformed_request", "send its bytes as they are",
+            b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n'
+            b"Content-Transfer-Encoding: %s\r\n\r\n1\r\n--b--\r\n" % coding.encode(),
+            {"Content-Type": "multipart/form-data; boundary=b"},
+        )
+        for coding in ("base64", "Quoted-Printable")
+    ),
+    Bad(
+        "form of lines that end with LF", 400, "malformed_request", "end with CRLF",
+        b'--b\nContent-Disposition: form-data; name="a"; filename="a"\n\n1\n--b--\n',
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    ),
+    Bad(
+        "form of another boundary", 400, "malformed_request", "the one of Content-Type",
+        b'--c\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n--c--\r\n',
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    ),
+    Bad(
+        "a file name of terminal codes", 415, "unsupported_media_type", "image 0 (\ufffd[31m)",
+        b'--b\r\nContent-Disposition: form-data; name="a"; filename="\x1b[31m"\r\n\r\n1\r\n'
+        b"--b--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    ),
     Bad(
         "form without files", 422, "invalid_input", "no file", b"--b--\r\n",
         {"Content-Type": "multipart/form-data; boundary=b"},
@@ -311,6 +341,18 @@ BAD = [
     Bad("unknown pooling", 422, "invalid_input", "patch-mean", query="?pooling=max"),
     Bad("unknown layers", 422, "invalid_input", "blocks", query="?layers=some"),
     Bad("unknown dtype", 422, "invalid_input", "float16", query="?dtype=int8"),
+    Bad("encoding of npy", 422, "invalid_input", "Accept: application/json",
+        query="?encoding=base64"),
+    Bad("encoding of npy, as it is by default", 422, "invalid_input", "no effect",
+        query="?encoding=float"),
+    Bad(
+        "encoding of safetensors", 422, "invalid_input", "Accept: application/json",
+        headers={**NPY, "Accept": "application/vnd.safetensors"}, query="?encoding=base64",
+    ),
+    Bad("mean of floats", 422, "invalid_input", "mean would have no effect on float32",
+        npy(FLOATS), query="?mean=0,0,0"),
+    Bad("mean and std of floats", 422, "invalid_input", "mean and std would have no effect",
+        npy(FLOATS.astype(np.float64)), query="?mean=0,0,0&std=1,1,1"),
     Bad("unknown parameter", 422, "invalid_input", "poling", query="?poling=cls"),
     Bad("mean of two", 400, "malformed_request", "three numbers", query="?mean=1,2"),
     Bad("std of zero", 422, "invalid_input", "positive", query="?std=0,1,1"),

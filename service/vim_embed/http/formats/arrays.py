@@ -93,7 +93,7 @@ def read_json(body: Buffer, workspace: Workspace) -> PixelArray:
         _check_keys(content, ("inputs", "dtype"), "the body")
         inputs = content["inputs"]
         if isinstance(inputs, dict):
-            if content.get("dtype", inputs.get("dtype")) != inputs.get("dtype"):
+            if "dtype" in inputs and content.get("dtype", inputs["dtype"]) != inputs["dtype"]:
                 raise MalformedRequest("the body and its inputs name two dtypes: leave one out")
             return _read_base64(inputs, workspace)
         return json_body.array(inputs, _json_dtype(content.get("dtype", "float32")), workspace)

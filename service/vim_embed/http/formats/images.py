@@ -149,9 +149,9 @@ def _decode(
         _check_pixels(image.size, max_pixels, place, large)
         try:
             check_image(image)
+            return upright_rgb(filled(image, raw))
         except UnusableImage as error:
             raise InvalidInput(f"{place} {error.message}") from None
-        return upright_rgb(filled(image, raw))
 
 
 def _check_bytes(data: bytes, place: str) -> None:

@@ -34,6 +34,12 @@ _AT_ONCE = 1 << 18  # numbers that are checked and converted together
 # Of memory for each comma, colon or opening bracket: its value takes two words of the table, a
 # float64 when it is copied out, and each token the four bytes of its position.
 _TOKEN_BYTES = 32
+_JSON_NAMES: dict[type, str] = {
+    str: "a text",
+    type(None): "null",
+    int: "a number",
+    float: "a number",
+}
 _NESTED = "is not a regular nested list of numbers"
 
 
@@ -58,7 +64,10 @@ class JsonBody:
         Raises InvalidInput.
         """
         if not isinstance(numbers, simdjson.Array):
-            raise InvalidInput(f"inputs {_NESTED}, but {type(numbers).__name__}")
+            raise InvalidInput(
+                f"inputs {_NESTED}, but {_JSON_NAMES.get(type(numbers), type(numbers).__name__)}: "
+                "bytes go as an object of base64, shape and dtype"
+            )
         shape = _shape_of(numbers)
         try:
             flat = np.frombuffer(numbers.as_buffer(of_type="d"), np.float64)

@@ -13,7 +13,9 @@ from vim_embed.http.body.workspace import Workspace
 
 _HEADERS_BYTES = 16 * 1024  # of one part
 _EPILOGUE_BYTES = 64  # blank ones, behind the last boundary
-_DISPOSITION = b"content-disposition"
+_DISPOSITION, _TRANSFER = b"content-disposition", b"content-transfer-encoding"
+_PLAIN = (b"", b"binary", b"8bit", b"7bit")
+_SHOWN = 80  # letters of a name
 
 
 @dataclass
@@ -28,10 +30,12 @@ class _Part:
     @property
     def options(self) -> dict[bytes, bytes]:
         """Of its Content-Disposition: `name`, and `filename` if it is a file."""
-        for name, value in self.headers:
-            if bytes(name).lower() == _DISPOSITION:
-                return dict(parse_options_header(bytes(value))[1])
-        return {}
+        return dict(parse_options_header(self.header(_DISPOSITION))[1])
+
+    def header(self, wanted: bytes) -> bytes:
+        """The first of this name, in small letters; empty where there is none."""
+        found = (value for name, value in self.headers if bytes(name).lower() == wanted)
+        return bytes(next(found, b""))
 
 
 class _Reader:
@@ -78,17 +82,23 @@ class _Reader:
         options = part.options
         if b"filename" not in options:
             # Leaving it out in silence would give the images behind it the rows of others.
-            name = options.get(b"name", b"").decode(errors="replace")
+            name = _readable(options.get(b"name", b""))
             raise MalformedRequest(
-                f"part {self._parts} of the form ({name[:80]!r}) has no file name, so it is no "
-                'image: send each image with a file name (filename="a.png"), and options as '
-                "parameters of the URL (?pooling=cls)"
+                f"part {self._parts} of the form ({name!r}) has no file name, so it is no "
+                'image: send each image with a file name (filename="a.png", and not filename*), '
+                "and options as parameters of the URL (?pooling=cls)"
             )
-        name = options[b"filename"].decode(errors="replace")
+        name = _readable(options[b"filename"])
+        coding = part.header(_TRANSFER).strip().lower()
+        if coding not in _PLAIN:
+            raise MalformedRequest(
+                f"the part {name!r} has the Content-Transfer-Encoding {_readable(coding)!r}: send "
+                "its bytes as they are, without this header"
+            )
         if len(self.files) == self._most_files:
             raise PayloadTooLarge(f"more than {self._most_files} images in one request: send fewer")
         if part.told != part.end - part.begin:
-            raise MalformedRequest(f"the part {name[:80]!r} cannot be read in one piece")
+            raise MalformedRequest(f"the part {name!r} cannot be read in one piece")
         self.files.append((name, part.begin, part.end))
 
     def _all(self) -> None:
@@ -112,12 +122,25 @@ def read_files(
             parser.finalize()
             _check_end(raw, b"\r\n--" + boundary + b"--")
         except (FormParserError, ValueError) as error:
-            raise MalformedRequest(f"the multipart body cannot be read ({error})") from error
+            raise MalformedRequest(
+                f"the multipart body cannot be read ({error}): its lines end with CRLF, and its "
+                "boundary is the one of Content-Type; `curl -F images=@a.png`, or an HTTP library, "
+                "writes both"
+            ) from error
     if not reader.ended:
         raise MalformedRequest("the multipart body is cut short: its last boundary is missing")
     if not reader.files:
         raise InvalidInput("the form holds no file: attach one image per part, with a file name")
     return [(name, body[begin:end]) for name, begin, end in reader.files]
+
+
+def _readable(name: bytes) -> str:
+    """A name as messages show it: short, and without what would move a terminal's cursor."""
+    text = name.decode(errors="replace")
+    text = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _check_end(body: bytes, last_boundary: bytes) -> None:

@@ -38,7 +38,7 @@ from vim_embed.http.formats.answers import (
     with_size,
 )
 from vim_embed.http.formats.fits_query import FitsQuery
-from vim_embed.http.formats.parsing import media_type, parse_pixels
+from vim_embed.http.formats.parsing import JSON, media_type, parse_pixels
 from vim_embed.http.openapi import examples
 from vim_embed.http.openapi.schemas import (
     EmbedAnswer,
@@ -71,7 +71,7 @@ class EmbedQuery(FitsQuery):
     pooling: str = Field("mean", description="one of the model's poolings")
     layers: str | None = Field(None, description="blocks, residual, leaves or all")
     dtype: Literal["float32", "float16"] = Field("float32", description="dtype of the answer")
-    encoding: Literal["float", "base64"] = Field("float", description="of arrays in JSON")
+    encoding: Literal["float", "base64"] = Field("float", description="of arrays in JSON answers")
     exact: bool | None = Field(None, description="the same bytes whatever shares the batch")
     timeout: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="seconds until the answer is of no use"
@@ -184,6 +184,11 @@ async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Resp
     answer_kind = choose_format(
         request.headers.get("accept"), kind, layers=options.layers is not None
     )
+    if answer_kind != JSON and "encoding" in query.model_fields_set:
+        raise InvalidInput(
+            f"encoding would have no effect on an answer in {answer_kind}: it is of JSON, which "
+            f"Accept: {JSON} asks for"
+        )
     try:
         body = await read_body(request, limits)
         left = None if timeout is None else begin + timeout - time.monotonic()
