@@ -120,6 +120,7 @@ def rgb_of(
         for one in chosen:
             check_size(one, size)
             check(one.shape[-1], one.shape[-2])
+            check_scaling(one)
             if not options.several:  # else `rows_of` has looked already
                 check_data(one)
         if len(chosen) > 1:
@@ -180,7 +181,11 @@ def _rows(one: Hdu, options: FitsOptions) -> int:
     shape = one.shape
     if options.stack and _STACK_AXES <= len(shape) <= _CUBES_AXES:
         return shape[0]
-    if len(shape) > _CUBES_AXES or (len(shape) == _CUBES_AXES and shape[0] > 1):
+    if len(shape) > _CUBES_AXES:
+        raise UnusableImage(
+            f"its shape is {shape}: (images, bands, H, W) are the most axes that are read"
+        )
+    if len(shape) == _CUBES_AXES and shape[0] > 1:
         raise UnusableImage(
             f"its shape is {shape}, which are several images: --stack makes a row of each"
         )
@@ -309,7 +314,8 @@ def chosen_hdus(
     if not candidates and images:
         raise UnusableImage(f"it holds spectra and no image: it has {told(listed)}")
     if not candidates:
-        why = f": it has {told(listed)}; --hdu takes one of them" if listed else ""
+        choice = "; --hdu takes one of them" if any(one.drawable for one in listed) else ""
+        why = f": it has {told(listed)}{choice}" if listed else ""
         raise UnusableImage(f"it holds no image{why}")
     if wanted == ALL_HDUS:
         return candidates
@@ -395,6 +401,22 @@ def _data_sum(place: Mapping[str, Any]) -> int:
     while total >> 32:
         total = (total & 0xFFFFFFFF) + (total >> 32)
     return total
+
+
+def check_scaling(one: Hdu) -> None:
+    """Raise UnusableImage where the keys by which whole numbers become fluxes are none.
+
+    astropy passes over such a BLANK, so that pixels without a value would be shown.
+    """
+    header, whole = one.hdu.header, one.hdu.header.get("BITPIX", 0) > 0
+    for key, kinds, what in (
+        ("BSCALE", (int, float), "number"),
+        ("BZERO", (int, float), "number"),
+        ("BLANK", (int, type(None)) if whole else (object,), "whole number"),
+    ):
+        value = header.get(key, 0)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and whole):
+            raise UnusableImage(f"its {key} is {value!r}, and no {what}: correct its header")
 
 
 def check_size(one: Hdu, file_bytes: int) -> None:

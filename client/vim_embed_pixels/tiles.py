@@ -111,7 +111,7 @@ def check_rounding(hdu: Any, table: Any) -> None:
     if (rounded or names & _SCALES) and not names >= _SCALES:
         raise UnusableImage(
             "its compressed fluxes are rounded, and its table lacks the column "
-            f"{' or '.join(sorted(_SCALES - names))}: unpack the file first, with funpack"
+            f"{' or '.join(sorted(_SCALES - names))}: write it anew from the fluxes, with GZIP_2"
         )
 
 

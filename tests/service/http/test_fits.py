@@ -55,10 +55,16 @@ def url(engine: Recording) -> Iterator[str]:
         yield url
 
 
-def scaled() -> bytes:
+def scaled(**cards: str) -> bytes:
+    """Fluxes as whole numbers. cards: their values as they are written."""
     hdu = fits.ImageHDU(sky(1)[0])
     hdu.scale("int16", bzero=1.0, bscale=0.001)
-    return written(hdu)
+    hdu.header["BLANK"] = -32768
+    data = written(hdu)
+    for key, value in cards.items():
+        at = data.index(f"{key:8}= ".encode())
+        data = data[: at + 10] + value.ljust(70).encode() + data[at + 80 :]
+    return data
 
 
 SAME: dict[str, tuple[bytes, dict[str, str]]] = {
@@ -136,6 +142,14 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "nothing to choose": (CUBE, {}, 422, "5 bands: choose one or three with bands=R,G,B"),
     "NaN": (primary(holed()), {}, 422, "give blank=sky, or blank=VALUE"),
     "flat": (primary(np.ones((9, 9), np.float32)), {}, 422, "too flat"),
+    "five axes": (primary(sky(3)[None, None]), {"stack": "true"}, 422, "the most axes"),
+    "a spectrum": (primary(sky(1)[0, 0]), {}, 422, "no image: it has PRIMARY (30 float32)"),
+    "a scale of letters": (scaled(BSCALE="'0.001'"), {}, 422, "BSCALE is '0.001', and no number"),
+    "a zero of letters": (scaled(BZERO="'1'"), {}, 422, "BZERO is '1', and no number"),
+    "a blank of letters": (
+        scaled(BLANK="'5'"), {}, 422, "BLANK is '5', and no whole number: correct its header",
+    ),
+    "a blank of halves": (scaled(BLANK="0.5"), {}, 422, "BLANK is 0.5, and no whole number"),
     "no such HDU": (SEVERAL, {"hdu": "SCI"}, 422, "no HDU SCI: it has 0 PRIMARY, 1 DQ, 2 G"),
     "a band by a name": (CUBE, {"bands": "z"}, 422, "its bands have no names"),
     "bands of one": (GREY, {"bands": "0"}, 422, "one band, so that bands has no effect"),
@@ -352,6 +366,13 @@ def test_headers_are_bounded(name: str) -> None:
     data, kind, words = HEADERS[name]
     with pytest.raises(kind, match=words):
         check_headers(data)
+
+
+def test_an_axis_of_none_is_that_of_random_groups_if_the_header_says_so() -> None:
+    sides = ("NAXIS   = 2", "NAXIS1  = 0", "NAXIS2  = 5000")
+    assert check_headers(header(*EMPTY, *sides)) == 2880
+    groups = header(*EMPTY, *sides, "GROUPS  =                    T / random", "GCOUNT  = 1")
+    assert check_headers(groups + bytes(5760)) == 8640
 
 
 def test_where_the_last_hdu_ends() -> None:

@@ -170,6 +170,7 @@ class FitsReader(FileReader):
 
     def _check_data(self, one: fits.Hdu) -> None:
         with named("it cannot be shown"):
+            fits.check_scaling(one)
             fits.check_data(one)
 
     def _id(self, row_id: str, one: fits.Hdu, file: Any) -> str:

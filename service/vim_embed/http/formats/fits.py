@@ -33,6 +33,7 @@ _MOST_HDUS, _MOST_HEADER_BYTES = 256, 2 * 1024 * 1024
 _MOST_AXES = 8
 _UNPACKED, _UNPACKED_MULTIPLE = 16 * 1024 * 1024, 4  # bytes that a gzip file may become
 _BITPIX = (8, 16, 32, 64, -32, -64)
+_GROUPS = b"GROUPS"  # random ones, as of radio interferometers
 _WHOLE = re.compile(rb"[+-]?\d{1,18}")
 _COUNTS = {b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT"}
 
@@ -154,6 +155,8 @@ def _header(data: bytes, begin: int, most: int, place: str) -> tuple[int, dict[b
         key = card[:8].rstrip()
         if key == b"END":
             return begin + -(-(at + _CARD - begin) // _BLOCK) * _BLOCK, counts
+        if key == _GROUPS and card[8:9] == b"=":
+            counts[key] = card[9:].partition(b"/")[0].strip() == b"T"
         if (key in _COUNTS or key.startswith(b"NAXIS")) and card[8:9] == b"=":
             told = _whole(card, place)
             if counts.setdefault(key, told) != told:
@@ -189,7 +192,7 @@ def _data_bytes(counts: Mapping[bytes, int], place: str) -> int:
             f"{place} is damaged: its BITPIX is none of {', '.join(map(str, _BITPIX))}"
         )
     sides = [counts[b"NAXIS%d" % axis] for axis in range(1, axes + 1)]
-    if sides[0] == 0 and axes > 1:  # random groups, which count their parameters elsewhere
+    if sides[0] == 0 and axes > 1 and counts.get(_GROUPS):  # which count parameters elsewhere
         sides[0] = 1
     extra, groups = counts.get(b"PCOUNT", 0), counts.get(b"GCOUNT", 1)
     if min(*sides, extra, groups) < 0:
