@@ -28,7 +28,8 @@ _MAGNITUDE = 2.5 * math.log10(math.e)  # of a natural logarithm
 _STACK_AXES, _CUBES_AXES = 3, 4  # (images, H, W) and (images, bands, H, W)
 _MOST_AXES = 999  # FITS Standard 4.0, section 4.4.1.1
 
-_PIECE = 4096 * 2880  # bytes that are read at once
+_BLOCK = 2880
+_PIECE = 4096 * _BLOCK  # bytes that are read at once
 _PADDING = b"\0 "  # what may lie behind the last HDU and be no image
 
 HduName = int | str
@@ -149,14 +150,28 @@ def rows_of(file: IO[bytes], options: FitsOptions) -> int:
 def _chosen(opened: Any, options: FitsOptions) -> list[Hdu]:
     hdus, damage = sound_hdus(opened)
     listed = image_hdus(hdus)
-    if damage and (not listed or options.hdus == ALL_HDUS):
+    if damage and not listed:
         raise UnusableImage(damage)
     chosen = chosen_hdus(hdus, listed, options.hdus)
+    if damage and _depends_on_all(options.hdus, chosen):
+        raise UnusableImage(f"{damage}: name the image that is meant with --hdu")
     if options.stack and len(chosen) > 1 and options.hdus != ALL_HDUS:
         raise UnusableImage("--stack is for an HDU of several images: name one HDU, or all")
     if options.stack and all(len(one.shape) < _STACK_AXES for one in chosen):
         raise UnusableImage(f"it is no stack of images ({told(chosen)}): leave --stack out")
     return chosen
+
+
+def _depends_on_all(wanted: Sequence[HduName] | None, chosen: Sequence[Hdu]) -> bool:
+    """Whether other HDUs could be chosen if there were more of them."""
+    if wanted is None:
+        return not is_science(chosen[0].hdu.name)
+    return wanted == ALL_HDUS or from_the_end(wanted)
+
+
+def from_the_end(wanted: Sequence[HduName] | None) -> bool:
+    """Whether a number counts from the last HDU, and so needs all of them."""
+    return any(isinstance(name, int) and name < 0 for name in wanted or ())
 
 
 def _meant(chosen: Sequence[Hdu], options: FitsOptions) -> tuple[Sequence[Hdu], tuple[int, ...]]:
@@ -216,25 +231,35 @@ def sound_hdus(file: Any) -> tuple[list[Any], str]:
             begin = (hdu.fileinfo() or {}).get("datLoc")
             if begin is not None and begin <= end:
                 return found, f"its HDU {len(found)} lies before the one before it"
+            if type(hdu).__name__.startswith("_"):  # astropy's, for what is no HDU
+                return found, f"its HDU {len(found)} does not begin as one"
             end = end if begin is None else begin
             found.append(hdu)
     except Exception as error:  # astropy raises errors of every kind
         if not found:
             raise
-        if not _bytes_behind(found):  # spaces, which astropy takes for a header
+        if not _damage_behind(found):  # spaces, which astropy takes for a header
             return found, ""
         return found, f"its HDU {len(found)} cannot be read ({described(error)})"
-    behind = _bytes_behind(found)
-    return found, f"{behind:,} bytes behind its HDUs begin no other" if behind else ""
+    return found, _damage_behind(found)
 
 
-def _bytes_behind(hdus: Sequence[Any]) -> int:
-    """How many bytes follow the last HDU, but for the padding of tapes and archives."""
-    told = hdus[-1].fileinfo() if hdus else None
-    if not told or told.get("datLoc") is None:
-        return 0
-    told["file"].seek(told["datLoc"] + told["datSpan"])
-    return len(told["file"].read().strip(_PADDING))
+def _damage_behind(hdus: Sequence[Any]) -> str:
+    """What is wrong with the bytes behind the data of the last HDU, if they are more than padding;
+    or nothing."""
+    place = hdus[-1].fileinfo() if hdus else None
+    if not place or place.get("datLoc") is None:
+        return ""
+    end = place["datLoc"] + getattr(hdus[-1], "_bintable", hdus[-1]).size
+    place["file"].seek(end)
+    rest = place["file"].read()
+    if rest and (end + len(rest)) % _BLOCK:
+        return (
+            f"its {end + len(rest):,} bytes are no whole blocks of {_BLOCK:,}: some were lost or "
+            "added on its way, as by a transfer as text"
+        )
+    behind = rest[-end % _BLOCK :]
+    return f"{len(behind):,} bytes behind its HDUs begin no other" if behind.strip(_PADDING) else ""
 
 
 def image_hdus(hdus: Sequence[Any]) -> list[Hdu]:

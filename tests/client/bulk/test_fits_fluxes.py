@@ -105,7 +105,9 @@ def test_a_header_that_claims_many_axes_is_named(hdu: int, tmp_path: Path) -> No
         (bytes(28_800), ""),
         (b" " * 2880, ""),
         (b"XTENSI0N" * 720, "its HDU 1 cannot be read"),
-        (b"\0 junk", "4 bytes behind its HDUs begin no other"),
+        ((b"JUNK".ljust(80) + b"END").ljust(2880), "its HDU 1 cannot be read"),
+        (b"\0" * 2880 + b"junk" * 720, "its HDU 1 cannot be read"),
+        (b"\0", "no whole blocks of 2,880"),
     ],
 )
 def test_bytes_behind_the_last_hdu(tmp_path: Path, behind: bytes, damage: str) -> None:
@@ -118,6 +120,41 @@ def test_bytes_behind_the_last_hdu(tmp_path: Path, behind: bytes, damage: str) -
     faults = [entry.reason for entry in entries if isinstance(entry, Skipped)]
     assert len(faults) == bool(damage) == len(entries) - 1
     assert damage in "".join(faults)
+
+
+def three_hdus(path: Path, card: bytes, value: bytes) -> Path:
+    """Three images, and a card of the last that is damaged."""
+    content = io.BytesIO()
+    images = [fits.ImageHDU(galaxy(3)[0], name=name) for name in "ABC"]
+    fits.HDUList([fits.PrimaryHDU(), *images]).writeto(content)
+    at = content.getvalue().rindex(card)
+    path.write_bytes(content.getvalue()[:at] + value + content.getvalue()[at + len(value) :])
+    return path
+
+
+UNREADABLE = (b"NAXIS   =", b"NAXIS   =         999999999999")
+NO_HDU = (b"XTENSION", b"XTENSI0N")
+
+
+@pytest.mark.parametrize("damage", [UNREADABLE, NO_HDU])
+def test_a_damaged_hdu_is_a_fault_beside_the_sound_ones(
+    tmp_path: Path, damage: tuple[bytes, bytes]
+) -> None:
+    path = three_hdus(tmp_path / "a.fits", *damage)
+    *rows, fault = open_reader(str(path), ReadOptions(hdus=("all",))).read(0)
+    assert len(rows) == 2
+    assert isinstance(fault, Skipped)
+    assert "its HDU 3" in fault.reason
+
+
+@pytest.mark.parametrize("damage", [UNREADABLE, NO_HDU])
+def test_the_last_hdu_of_a_damaged_file_is_not_known(
+    tmp_path: Path, damage: tuple[bytes, bytes]
+) -> None:
+    path = three_hdus(tmp_path / "a.fits", *damage)
+    (fault,) = open_reader(str(path), ReadOptions(hdus=(-1,))).read(0)
+    assert isinstance(fault, Skipped)
+    assert "its HDU 3" in fault.reason
 
 
 def test_hdus_are_chosen_by_number_or_name(embed: Embed, tmp_path: Path) -> None:

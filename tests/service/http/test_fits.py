@@ -156,8 +156,10 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "bands of a survey's one": (
         GREY, {"survey": "hsc", "bands": "0"}, 422, "one band, so that bands has no effect",
     ),
-    "other bytes": (GREY + b"junk", {}, 400, "4 bytes behind its HDUs"),
-    "other bytes in gzip": (gzip.compress(GREY + b"junk"), {}, 400, "4 bytes behind its HDUs"),
+    "other bytes": (GREY + b"junk" * 720, {}, 400, "2,880 bytes behind its HDUs"),
+    "other bytes in gzip": (gzip.compress(GREY + b"junk" * 720), {}, 400, "behind its HDUs"),
+    "a byte more": (GREY[:5000] + b"\r" + GREY[5000:], {}, 400, "8,641 bytes, which are no whole"),
+    "a byte less": (gzip.compress(GREY[:5000] + GREY[5001:]), {}, 400, "lost or added on its way"),
     "fewer columns than there are": (
         GREY.replace(b"NAXIS1  =                   30", b"NAXIS1  =                   20"), {},
         400, "a header is damaged",
@@ -298,12 +300,48 @@ HEADERS: dict[str, tuple[bytes, type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("padding", [b"\0" * 28_800, b" " * 2880, b"\0"])
+@pytest.mark.parametrize("padding", [b"\0" * 28_800, b" " * 2880])
 def test_padding_behind_the_last_hdu_is_none(url: str, padding: bytes) -> None:
     expected = httpx.post(f"{url}/embed", content=GREY, headers=FITS)
     for query in ({}, {"hdu": "all"}):
         answer = httpx.post(f"{url}/embed", params=query, content=GREY + padding, headers=FITS)
         assert answer.content == expected.content
+
+
+def test_padding_may_be_left_out(url: str) -> None:
+    expected = httpx.post(f"{url}/embed", content=GREY, headers=FITS)
+    answer = httpx.post(f"{url}/embed", content=GREY[: 2880 + 3600], headers=FITS)
+    assert answer.content == expected.content
+
+
+def unreadable_last(*names: str) -> bytes:
+    """HDUs of these names, of which astropy cannot read the last."""
+    tiles = fits.CompImageHDU(sky(1)[0], name=names[-1])
+    data = written(*(fits.ImageHDU(sky(1)[0], name=name) for name in names[:-1]), tiles)
+    return data.replace(b"ZNAXIS2 =", b"ZNAXIS7 =")
+
+
+@pytest.mark.parametrize(
+    ("names", "query", "sound"),
+    [
+        (("A", "SCI"), {}, False),  # which is the one that is meant, perhaps
+        (("SCI", "A"), {}, True),
+        (("A", "SCI"), {"hdu": "A"}, True),
+        (("A", "SCI"), {"hdu": "1"}, True),
+        (("A", "SCI"), {"hdu": "-1"}, False),
+        (("A", "SCI"), {"hdu": "all"}, False),
+    ],
+)
+def test_an_hdu_that_cannot_be_read_is_no_reason_to_take_another(
+    url: str, names: tuple[str, ...], query: dict[str, str], sound: bool
+) -> None:
+    data = unreadable_last(*names)
+    answer = httpx.post(f"{url}/embed", params=query, content=data, headers=FITS)
+    assert answer.is_success == sound, answer.text
+    if not sound:
+        assert answer.status_code == 422
+        assert "HDU 2 cannot be read" in answer.text
+        assert "name the image that is meant with hdu" in answer.text
 
 
 def summed(*hdus: Any) -> bytes:
@@ -377,7 +415,7 @@ def test_an_axis_of_none_is_that_of_random_groups_if_the_header_says_so() -> Non
 
 def test_where_the_last_hdu_ends() -> None:
     whole = header(*NO_AXES) + header(*EXTENSION)
-    assert check_headers(whole) == check_headers(whole + b"junk" * 999) == len(whole)
+    assert check_headers(whole) == check_headers(whole + b"junk" * 720) == len(whole)
     for data in (GREY, CUBE, SEVERAL, COMPRESSED, scaled()):
         assert check_headers(data) == len(data)
 

@@ -105,7 +105,7 @@ class FitsReader(FileReader):
         parts = [self._passed(damage, fault=True)] if damage else []
         if not listed and tables:
             return [self._passed(f"it holds no image but tables ({', '.join(tables)})"), *parts]
-        if not listed and damage:
+        if damage and (not listed or fits.from_the_end(self._options.hdus)):
             return parts
         chosen = self._chosen(hdus, listed)
         masks = self._masks(hdus, listed)

@@ -144,6 +144,11 @@ def check_headers(data: bytes, place: str = "the file") -> int:
                 f"{max(0, len(data) - end):,} follow its header"
             )
         begin = end + -(-size // _BLOCK) * _BLOCK
+    if len(data) % _BLOCK and len(data) != end + size:  # some writers leave out the padding
+        raise MalformedRequest(
+            f"{place} has {len(data):,} bytes, which are no whole blocks of {_BLOCK:,}: bytes were "
+            "lost or added on its way, as by a transfer as text; send the file as it was written"
+        )
     return begin
 
 
