@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import IO, Any
@@ -44,8 +45,7 @@ class FitsOptions:
     """How one FITS file becomes one image, or one of its images.
 
     hdus: those that are meant, or ALL_HDUS, each of which is an image. crop: side of its middle
-    square. flip: upside down. stack: the first axis of an HDU counts images. row: which image of
-    several is meant.
+    square. flip: upside down. stack: the first axis of an HDU counts images.
     """
 
     stretch: Stretch = field(default_factory=Stretch)
@@ -53,7 +53,6 @@ class FitsOptions:
     crop: int | None = None
     flip: bool = False
     stack: bool = False
-    row: int = 0
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> FitsOptions:
@@ -65,7 +64,6 @@ class FitsOptions:
             crop=told["crop"],
             flip=told["flip"],
             stack=told["stack"],
-            row=told["row"],
         )
 
     @property
@@ -108,43 +106,62 @@ class Hdu:
         return any(map(is_auxiliary, told))
 
 
-def rgb_of(
-    file: IO[bytes], size: int, options: FitsOptions, check: Callable[[int, int], None]
-) -> Array:
-    """An image of a FITS file of `size` bytes as (3, H, W) uint8, its first row uppermost.
+class FitsImages:
+    """The images of an open FITS file of `size` bytes, each drawn by itself.
 
-    check: is called with its width and height before its numbers are read, and may raise.
     Raises UnusableImage or UnusableOptions, and whatever astropy raises for a damaged file.
     """
-    with library().open(file, memmap=False) as opened:
-        chosen, at = _meant(_chosen(opened, options), options)
+
+    def __init__(self, file: IO[bytes], size: int, options: FitsOptions) -> None:
+        self._size, self._options = size, options
+        self._opened = library().open(file, memmap=False)
+        self._chosen = _chosen(self._opened, options)
+        self._sound: list[Hdu] = []
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def count(self) -> int:
+        """How many there are: one, unless `options.several`."""
+        rows = (_rows(one, self._options) for one in self._chosen)
+        return sum(rows) if self._options.several else 1
+
+    def rgb(self, row: int, check: Callable[[int, int], None]) -> Array:
+        """One of them as (3, H, W) uint8, its first row uppermost.
+
+        check: is called with its width and height before its numbers are read, and may raise.
+        """
+        options = self._options
+        chosen, at = _meant(self._chosen, options, row)
         for one in chosen:
-            check_size(one, size)
-            check(one.shape[-1], one.shape[-2])
-            check_scaling(one)
-            if not options.several:  # else `rows_of` has looked already
-                check_data(one)
+            self._check(one, check)
         if len(chosen) > 1:
             flux, stretch = joined_planes(chosen, options.stretch)
         else:
             _check_bands(chosen[0], chosen[0].shape[len(at) :], options)
             flux, stretch = planes_of(chosen[0], options.stretch, at)
         turned = upwards(chosen[0].hdu) != options.flip
-    pixels = to_rgb(cropped(flux, options.crop), stretch)
-    return pixels[:, ::-1] if turned else pixels
+        pixels = to_rgb(cropped(flux, options.crop), stretch)
+        return pixels[:, ::-1] if turned else pixels
 
-
-def rows_of(file: IO[bytes], options: FitsOptions) -> int:
-    """How many images a FITS file has: one, unless `options.several`. Their data are checked.
-
-    Raises UnusableImage, and whatever astropy raises for a damaged file.
-    """
-    with library().open(file, memmap=False) as opened:
-        chosen = _chosen(opened, options)
-        rows = sum(_rows(one, options) for one in chosen) if options.several else 1
-        for one in chosen:
+    def _check(self, one: Hdu, check: Callable[[int, int], None]) -> None:
+        """Whatever is of an HDU, and not of one of its images, once."""
+        known = any(one is other for other in self._sound)
+        if not known:
+            check_size(one, self._size)
+        check(one.shape[-1], one.shape[-2])
+        if not known:
+            check_scaling(one)
             check_data(one)
-        return rows
+            self._sound.append(one)
+
+
+def rgb_of(
+    file: IO[bytes], size: int, options: FitsOptions, check: Callable[[int, int], None]
+) -> Array:
+    """The image of a FITS file that is meant, or its first, as `FitsImages` has it."""
+    with closing(FitsImages(file, size, options)) as images:
+        return images.rgb(0, check)
 
 
 def _chosen(opened: Any, options: FitsOptions) -> list[Hdu]:
@@ -174,21 +191,23 @@ def from_the_end(wanted: Sequence[HduName] | None) -> bool:
     return any(isinstance(name, int) and name < 0 for name in wanted or ())
 
 
-def _meant(chosen: Sequence[Hdu], options: FitsOptions) -> tuple[Sequence[Hdu], tuple[int, ...]]:
+def _meant(
+    chosen: Sequence[Hdu], options: FitsOptions, row: int
+) -> tuple[Sequence[Hdu], tuple[int, ...]]:
     """The HDUs of an image, and its place along their first axes."""
     if not options.several:
         if len(chosen) > 1:
             return chosen, ()
         _rows(chosen[0], options)
         return chosen, (0,) * (len(chosen[0].shape) - _STACK_AXES)
-    row = options.row
+    left = row
     for one in chosen:
         rows = _rows(one, options)
-        if row < rows:
+        if left < rows:
             stacked = options.stack and len(one.shape) >= _STACK_AXES
-            return [one], (row,) if stacked else (0,) * (len(one.shape) - _STACK_AXES)
-        row -= rows
-    raise UnusableImage(f"it has no image {options.row}")
+            return [one], (left,) if stacked else (0,) * (len(one.shape) - _STACK_AXES)
+        left -= rows
+    raise UnusableImage(f"it has no image {row}")
 
 
 def _rows(one: Hdu, options: FitsOptions) -> int:

@@ -24,6 +24,7 @@ from vim_embed.settings import Settings
 from vim_embed_client.cli.main import run
 from vim_embed_client.client import Client
 from vim_embed_client.errors import ConfigurationError
+from vim_embed_pixels.fits import FitsImages
 
 
 @pytest.fixture(scope="module")
@@ -158,16 +159,21 @@ def test_refusals_that_name_the_fix(url: str, name: str) -> None:
     )
 
 
-def test_a_packed_stack_is_unpacked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_unpacked_and_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its work would grow with the square of its rows."""
-    unpackings = []
+    unpackings, openings = [], []
 
     class Counted(gzip.GzipFile):
         def __init__(self, **given: Any) -> None:
             unpackings.append(given)
             super().__init__(**given)
 
+    def opened(*given: Any) -> FitsImages:
+        openings.append(given)
+        return FitsImages(*given)
+
     monkeypatch.setattr(gzip, "GzipFile", Counted)
+    monkeypatch.setattr("vim_embed_pixels.fits.FitsImages", opened)
     monkeypatch.setattr(image_decoder, "_limit", lambda order: None)
     data, side = gzip.compress(primary(STACK)), 8
     made = []
@@ -178,12 +184,12 @@ def test_a_packed_stack_is_unpacked_once(monkeypatch: pytest.MonkeyPatch) -> Non
                 size=len(data), side=side, interpolation="bilinear", resize_to=side,
                 keep_aspect=False, max_pixels=40_000, large=40_000, seconds=9, place="the image",
                 slot=0, shared=2 * 3 * side * side, again=row > 0, last=row == 5,
-                fits={**FitsQuery(stack=True).told(), "row": row},
+                row=row, fits=FitsQuery(stack=True).told(),
             )  # fmt: skip
             reply = decoder.answer(order, None if row else data)
             assert reply == {"pixels": 900}
             made.append(os.pread(fd, 3 * side * side, 0))
-    assert len(unpackings) == 1
+    assert len(unpackings) == len(openings) == 1
     assert len(set(made)) == 6
 
 

@@ -65,42 +65,41 @@ def preload(told: Mapping[str, Any]) -> None:
         import_module(name)
 
 
-def count_rows(data: bytes, told: Mapping[str, Any], place: str) -> int:
-    """How many images a FITS file has, with options that ask for several. As `read_fits`."""
-    from vim_embed_pixels.fits import rows_of
+class FitsFile:
+    """A FITS file that is open for all of its images. told: FitsOptions as a mapping.
 
-    data = _sound(data, place)
-    with _refusing(place):
-        return rows_of(io.BytesIO(data), _options(told))
-
-
-def read_fits(
-    data: bytes, told: Mapping[str, Any], check: Callable[[int, int], None], place: str
-) -> Image.Image:
-    """An image of a FITS file as RGB. told: FitsOptions as a mapping.
-
-    check: is called with width and height before the numbers are read, and may raise. Raises
-    InvalidInput, MalformedRequest or PayloadTooLarge; `place` names the image in their messages.
+    Raises InvalidInput, MalformedRequest or PayloadTooLarge, and whatever astropy raises; `place`
+    names the image in their messages.
     """
-    import numpy as np
-    from PIL import Image
 
-    from vim_embed_pixels.fits import rgb_of
+    def __init__(self, data: bytes, told: Mapping[str, Any], place: str) -> None:
+        from vim_embed_pixels.fits import FitsImages, FitsOptions
 
-    data = _sound(data, place)
-    with _refusing(place):
-        pixels = rgb_of(io.BytesIO(data), len(data), _options(told), check)
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        data = _sound(data, place)
+        with _refusing(place):
+            self._images = FitsImages(io.BytesIO(data), len(data), FitsOptions.of(told))
 
+    def close(self) -> None:
+        self._images.close()
 
-def _options(told: Mapping[str, Any]) -> Any:
-    from vim_embed_pixels.fits import FitsOptions
+    def count(self, place: str) -> int:
+        """How many images it has: one, unless the options ask for several."""
+        with _refusing(place):
+            return self._images.count()
 
-    return FitsOptions.of(told)
+    def read(self, row: int, check: Callable[[int, int], None], place: str) -> Image.Image:
+        """An image as RGB. check: is called with its width and height before its numbers are read,
+        and may raise."""
+        import numpy as np
+        from PIL import Image
+
+        with _refusing(place):
+            pixels = self._images.rgb(row, check)
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def _sound(data: bytes, place: str) -> bytes:
-    data = unpacked(data, place)
+    data = _unpacked(data, place)
     end = check_headers(data, place)
     if data[end:].strip(_PADDING):
         raise MalformedRequest(
@@ -205,8 +204,7 @@ def _data_bytes(counts: Mapping[bytes, int], place: str) -> int:
     return abs(counts[b"BITPIX"]) // 8 * groups * (extra + math.prod(sides))
 
 
-def unpacked(data: bytes, place: str) -> bytes:
-    """A FITS file out of gzip; another as it is. Raises MalformedRequest or PayloadTooLarge."""
+def _unpacked(data: bytes, place: str) -> bytes:
     if not data.startswith(_GZIP):
         return data
     most = max(_UNPACKED, _UNPACKED_MULTIPLE * len(data))

@@ -24,7 +24,7 @@ from typing import Any
 
 from vim_embed.errors import ServiceError
 from vim_embed.http.formats import fits
-from vim_embed.http.formats.images import Large, count_images, decode_planes, unpack
+from vim_embed.http.formats.images import Large, count_images, decode_planes, open_fits
 from vim_embed_pixels.images import Fit
 
 _MIB = 1024 * 1024
@@ -41,8 +41,9 @@ class Order:
     """What to do with the bytes that follow.
 
     large: pixels from which on leave is asked for. place: what messages call the image. slot: of
-    the shared memory, whose size is `shared`. seconds: of CPU time. fits: how FITS is
-    read, as FitsOptions tells. again: the bytes are those of the order before, and do not follow.
+    the shared memory, whose size is `shared`. row: which of a FITS file's images is meant.
+    seconds: of CPU time. fits: how FITS is read, as FitsOptions tells. again: the bytes are those
+    of the order before, and do not follow.
     count: how many images there are is asked for. last: the bytes are not asked for again.
     """
 
@@ -57,6 +58,7 @@ class Order:
     place: str
     slot: int
     shared: int
+    row: int = 0
     fits: dict[str, Any] | None = None
     again: bool = False
     count: bool = False
@@ -70,25 +72,29 @@ class Decoder:
         self._fd = fd
         self._shared: mmap.mmap | None = None
         self._data = b""
+        self._file: fits.FitsFile | None = None  # of the data, once it is open
 
     def answer(self, order: Order, data: bytes | None) -> dict[str, object]:
         """data: the file, or None for the one of the order before."""
-        self._data = self._data if data is None else data
+        if data is not None:
+            self._hold(data)
         if order.fits is not None:
             fits.preload(order.fits)
         _limit(order)
         try:
-            if order.fits is not None and not order.last:
-                self._data = unpack(self._data, order.place)  # once for all of its images
-            if order.count and order.fits is not None:
-                return {"rows": count_images(self._data, order.fits, order.place)}
+            if order.fits is not None and self._file is None:
+                self._file = open_fits(self._data, order.fits, order.place)
+                self._data = b""
+            if order.count and self._file is not None:
+                return {"rows": count_images(self._file, order.place)}
             decoded = decode_planes(
                 self._data,
                 Fit(order.side, order.interpolation, order.resize_to, order.keep_aspect),
                 max_pixels=order.max_pixels,
                 place=order.place,
                 large=order.large,
-                fits=order.fits,
+                fits=self._file,
+                row=order.row,
             )
         except Large as large:
             return {"large": large.pixels}
@@ -100,9 +106,15 @@ class Decoder:
             }
         finally:
             _unlimited()
-            self._data = b"" if order.last else self._data
+            if order.last:
+                self._hold(b"")
         self._write(order, decoded.planes)
         return {"pixels": decoded.pixels}
+
+    def _hold(self, data: bytes) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._data, self._file = data, None
 
     def _write(self, order: Order, pixels: bytes) -> None:
         if self._shared is None or len(self._shared) != order.shared:

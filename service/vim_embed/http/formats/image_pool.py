@@ -65,17 +65,17 @@ _BY_CODE = {error.code: error for error in ERRORS}
 @dataclass(frozen=True)
 class File:
     """An encoded image. name: what it is called in messages. fits: how it is read where it is FITS,
-    as FitsOptions tells. several: whether it may hold several images."""
+    as FitsOptions tells. several: whether it may hold several images, of which `row` is meant."""
 
     name: str
     data: memoryview
     fits: dict[str, Any] | None = None
     several: bool = False
+    row: int = 0
 
-    def row(self, number: int) -> File:
+    def at(self, number: int) -> File:
         """One of its images."""
-        name, fits = f"{self.name}, row {number}", {**(self.fits or {}), "row": number}
-        return replace(self, name=name, fits=fits)
+        return replace(self, name=f"{self.name}, row {number}", row=number)
 
     @property
     def weight(self) -> int:
@@ -416,6 +416,7 @@ class _Job:
             place=file.name,
             slot=number % _AHEAD,
             shared=self.process.shared(_AHEAD * 3 * side * side),
+            row=file.row,
             fits=file.fits,
             last=not self._follows(number),
         )
@@ -440,7 +441,7 @@ class _Job:
 def _of_rows(files: Sequence[File], counts: Sequence[int]) -> list[File]:
     """A file for each image."""
     return [
-        file.row(number) if file.several else file
+        file.at(number) if file.several else file
         for file, count in zip(files, counts, strict=True)
         for number in range(count)
     ]

@@ -28,7 +28,7 @@ from vim_embed.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from vim_embed.http.formats.fits import count_rows, read_fits, unpacked
+from vim_embed.http.formats.fits import FitsFile
 from vim_embed.types.preprocessing import Preprocessing
 from vim_embed_pixels.errors import UnusableImage
 from vim_embed_pixels.filled import filled
@@ -86,33 +86,34 @@ def decode_planes(
     max_pixels: int,
     place: str = "the image",
     large: int | None = None,
-    fits: Mapping[str, Any] | None = None,
+    fits: FitsFile | None = None,
+    row: int = 0,
 ) -> Decoded:
     """One image, at the model's size.
 
-    large: raise Large for an image of more pixels, before it is decoded. fits: options with which
-    it is read as FITS, and not as another format. Else as `decode_image`.
+    large: raise Large for an image of more pixels, before it is decoded. fits: the data as a
+    FITS file, of which the image `row` is meant. Else as `decode_image`.
     """
     with _refusing(place):
         if fits is None:
             rgb = _decode(data, max_pixels, place, large)
         else:
             check = partial(_check_sides, max_pixels, place, large)
-            rgb = read_fits(bytes(data), fits, check, place)
+            rgb = fits.read(row, check, place)
     planes = b"".join(band.tobytes() for band in fit(rgb, wanted).split())
     return Decoded(planes, rgb.width * rgb.height)
 
 
-def count_images(data: bytes, fits: Mapping[str, Any], place: str) -> int:
+def open_fits(data: bytes, told: Mapping[str, Any], place: str) -> FitsFile:
+    """Raises as `decode_image`."""
+    with _refusing(place):
+        return FitsFile(data, told, place)
+
+
+def count_images(fits: FitsFile, place: str) -> int:
     """How many images a FITS file has. Raises as `decode_image`."""
     with _refusing(place):
-        return count_rows(data, fits, place)
-
-
-def unpack(data: bytes, place: str) -> bytes:
-    """A FITS file out of gzip; another as it is. Raises as `decode_image`."""
-    with _refusing(place):
-        return unpacked(data, place)
+        return fits.count(place)
 
 
 @contextmanager
