@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vim_embed.kernels.cpu import compile as native
-from vim_embed.kernels.cpu.host_copy import SOURCE, ParallelCopy
+from vim_embed.kernels.cpu.host_copy import SOURCE, ParallelCopy, Sending
 from vim_embed.types.preprocessing import Rounding
 
 pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler here")
@@ -109,6 +110,76 @@ def test_only_rows_that_fit_are_rounded() -> None:
     ):
         with pytest.raises(ValueError, match="do not fill"):
             ParallelCopy().rounded(rows, out, how)
+
+
+class Device:
+    """Memory that slices are sent to, as to a device's: in their order, one behind the other."""
+
+    def __init__(self, like: NDArray[np.generic], fails_at: int = -1) -> None:
+        self.memory = np.full(like.nbytes, 255, np.uint8)
+        self.slices: list[tuple[int, int]] = []
+        address = self.memory.ctypes.data
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+        )
+
+        def send(to: int, start: int, size: int, stream: int) -> int:
+            assert stream == 7
+            if len(self.slices) == fails_at:
+                return 719
+            ctypes.memmove(to, start, size)
+            self.slices.append((to - address, size))
+            return 0
+
+        self._send = kind(send)
+        self.sending = Sending.by(ctypes.cast(self._send, ctypes.c_void_p), address, 7)
+
+    def holds_the_beginning_of(self, out: NDArray[np.generic]) -> bool:
+        sent = self.sending.sent
+        ends = np.cumsum([size for _, size in self.slices]).tolist()
+        in_order = [at for at, _ in self.slices] == [0, *ends[:-1]][: len(ends)]
+        whole = out.reshape(-1).view(np.uint8)
+        rest = (self.memory[sent:] == 255).all()
+        return in_order and np.array_equal(self.memory[:sent], whole[:sent]) and bool(rest)
+
+
+@pytest.mark.parametrize("lengths", [[64], [1, 40, 2, 21], [1]])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_what_is_there_is_sent_meanwhile(lengths: list[int], dtype: str) -> None:
+    parts = parts_of(lengths, (3, 200, 201), dtype)
+    out = np.full((sum(lengths), 3, 200, 201), 9, dtype)
+    device = Device(out)
+    ParallelCopy()(parts, out, device.sending)
+    assert np.array_equal(out, np.concatenate(parts))
+    assert device.holds_the_beginning_of(out)
+    if out.nbytes > 4 * 2**20:
+        assert 0 < out.nbytes - device.sending.sent <= 2.25 * 2**20, (
+            "the last slice is the caller's"
+        )
+        assert max(size for _, size in device.slices) <= 2.25 * 2**20
+
+
+@pytest.mark.skipif(native.cpu_capability() == "DEFAULT", reason="no instructions to round with")
+@pytest.mark.parametrize("rows", [1, 40])
+def test_rounded_rows_are_sent_meanwhile(rows: int) -> None:
+    pixels = np.random.default_rng().normal(0, 1, (rows, 3, 224, 223)).astype(np.float32)
+    out = np.zeros(pixels.shape, np.int16)
+    device = Device(out)
+    how = Rounding("float16", (0.0, 0.0, 0.0))
+    assert ParallelCopy().rounded(pixels, out, how, device.sending)
+    assert np.array_equal(out, pixels.astype(np.float16).view(np.int16))
+    assert device.holds_the_beginning_of(out)
+    assert (device.sending.sent > 0) == (rows > 20)
+
+
+def test_a_device_that_takes_no_more_is_told() -> None:
+    parts = parts_of([64], (3, 200, 200), "uint8")
+    out = np.zeros((64, 3, 200, 200), np.uint8)
+    device = Device(out, fails_at=1)
+    with pytest.raises(RuntimeError, match="CUDA driver: error 719"):
+        ParallelCopy()(parts, out, device.sending)
+    assert device.sending.sent == sum(size for _, size in device.slices)
+    assert len(device.slices) == 1
 
 
 def rounds() -> bool:

@@ -1,5 +1,5 @@
 // Copies rows into one buffer with a few threads: host_copy.py calls it through ctypes. float32 rows may
-// be rounded to half precision on the way.
+// be rounded to half precision on the way. What is there already may be sent to a device meanwhile.
 //
 // The caller copies too and never waits for a thread to wake up: whoever is free takes the next
 // piece. The buffer is one that a device reads, so stores go past the caches where they can. Nothing
@@ -117,21 +117,61 @@ struct Piece {
   }
 };
 
+// The way of the buffer to a device, in slices, each as soon as it is full. The last is the caller's.
+struct Sending {
+  int (*send)(uint64_t to, const void* from, size_t bytes, void* stream);  // 0: it is on its way
+  uint64_t to;
+  void* stream;
+  int64_t slice;   // bytes of a slice, or a piece more
+  int64_t sent;    // out: bytes, the first of the buffer
+  int64_t status;  // out: of the last call of `send`
+};
+
 // A caller's copy; it lives on that caller's stack until no helper is at it any more.
 struct Job {
-  std::vector<Piece> pieces;
+  std::vector<Piece> pieces;  // one behind the other in the buffer
+  Sending* sending = nullptr;
   std::atomic<int64_t> next{0};
   std::atomic<bool> finite{true};
   Job* after = nullptr;  // in the list of jobs, as helpers: under the mutex of these
   int64_t helpers = 0;
 
-  bool is_open() const { return next.load() < static_cast<int64_t>(pieces.size()); }
+  bool is_open() const { return next.load() < count(); }
 
-  void drain() {
-    for (int64_t i; (i = next.fetch_add(1)) < static_cast<int64_t>(pieces.size());) {
+  // Pieces until there are none left. caller: between two of its own it sends what is there.
+  void drain(bool caller) {
+    for (int64_t i; (i = next.fetch_add(1)) < count();) {
       if (!pieces[i].copy()) finite.store(false);
+      if (sending != nullptr) filled_[i].store(true, std::memory_order_release);
+      if (caller) send(false);
     }
   }
+
+  void prepare() {
+    if (sending != nullptr) filled_ = std::vector<std::atomic<bool>>(pieces.size());
+  }
+
+  // The slices that are full, in their order, but for the last. all: all of them are full.
+  void send(bool all) {
+    if (sending == nullptr || pieces.empty() || !finite.load()) return;
+    while (sending->status == 0) {
+      const char* const from = pieces[sent_].to;
+      for (; full_ < count() && pieces[full_].to - from < sending->slice; ++full_) {
+        if (!all && !filled_[full_].load(std::memory_order_acquire)) return;
+      }
+      if (full_ == count()) return;
+      const int64_t bytes = pieces[full_].to - from;
+      sending->status = sending->send(sending->to + sending->sent, from, bytes, sending->stream);
+      if (sending->status == 0) sending->sent += bytes;
+      sent_ = full_;
+    }
+  }
+
+ private:
+  int64_t count() const { return static_cast<int64_t>(pieces.size()); }
+
+  std::vector<std::atomic<bool>> filled_;
+  int64_t sent_ = 0, full_ = 0;  // pieces that were sent, and that are known to be full
 };
 
 class Helpers {
@@ -141,13 +181,14 @@ class Helpers {
   }
 
   void copy(Job& job) {
+    job.prepare();
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job.after = jobs_;
       jobs_ = &job;
     }
     tell(begun_);
-    job.drain();
+    job.drain(true);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       Job** at = &jobs_;
@@ -158,10 +199,11 @@ class Helpers {
       const uint32_t seen = left_.load();
       {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (job.helpers == 0) return;
+        if (job.helpers == 0) break;
       }
       left_.wait(seen);
     }
+    job.send(true);
   }
 
  private:
@@ -169,7 +211,7 @@ class Helpers {
     for (;;) {
       const uint32_t seen = begun_.load();
       if (Job* const job = join()) {
-        job->drain();
+        job->drain(false);
         {
           std::lock_guard<std::mutex> lock(mutex_);
           --job->helpers;
@@ -208,10 +250,11 @@ class Helpers {
 // Threads that help until the process ends, besides each caller of `vim_copy`.
 extern "C" void* vim_copy_helpers(int64_t threads) { return new Helpers(threads); }
 
-// `parts` runs of bytes, one behind the other, to `to`. From any thread.
+// `parts` runs of bytes, one behind the other, to `to`. sending: or null. From any thread.
 extern "C" void vim_copy(void* helpers, char* to, const char* const* from, const int64_t* bytes,
-                         int64_t parts) {
+                         int64_t parts, Sending* sending) {
   Job job;
+  job.sending = sending;
   for (int64_t part = 0; part < parts; ++part) {
     for (int64_t at = 0; at < bytes[part]; at += kPiece, to += job.pieces.back().size) {
       job.pieces.push_back({to, from[part] + at, std::min(kPiece, bytes[part] - at)});
@@ -224,10 +267,13 @@ extern "C" void vim_copy(void* helpers, char* to, const char* const* from, const
 extern "C" int vim_rounds() { return ROUNDS; }
 
 // `planes` runs of `count` float32 numbers, channel after channel, each number plus its channel's
-// offset rounded to half precision (bfloat: to bfloat16). Whether all of them are finite.
+// offset rounded to half precision (bfloat: to bfloat16). Whether all of them are finite; if not, what
+// was sent is of no use.
 extern "C" int vim_copy_rounded(void* helpers, char* to, const char* from, int64_t planes, int64_t count,
-                                const float* offsets, int64_t channels, int bfloat) {
+                                const float* offsets, int64_t channels, int bfloat,
+                                Sending* sending) {
   Job job;
+  job.sending = sending;
   job.pieces.reserve(planes);
   for (int64_t plane = 0; plane < planes; ++plane) {
     job.pieces.push_back({to + plane * count * 2, from + plane * count * 4, count,
