@@ -2,9 +2,10 @@
 
     PYTHONPATH=service python benchmarks/in_process.py --models vim-tiny,vim-small --rows 128,256
 
-Per line: images/s of `load_model(...).embed(array)` from host arrays (uint8 and float32), and of
-replays of the graphs with uint8 rows already on the device. Rounds alternate. Random
-weights. Needs a CUDA device.
+Per line: images/s of replays of the graphs with uint8 rows already on the device, one behind the
+other; of a graph of 128 rows, the same way; and of `load_model(...).embed(array)` from host arrays
+(uint8 and float32), with their shares of the first. Rounds alternate. Random weights. Needs a CUDA
+device.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from vim_embed import Embedder, load_model
 from vim_embed.bench.cuda_meter import describe_machine
+from vim_embed.inference.cuda_graphs import GraphCache
 from vim_embed.types.model_info import EmbedOptions
 
 ROUNDS = 7
@@ -40,8 +42,10 @@ def rates(model: Embedder, rows: int) -> dict[str, float]:
     pixels = random.integers(0, 256, (rows, 3, 224, 224), dtype=np.uint8)
     floats = pixels.astype(np.float32) / 127.5 - 1
     on_device = torch.from_numpy(pixels).cuda()
+    large = GraphCache(model.compute, [128])
     ways = {
         "graph": lambda: model._forward(on_device, EmbedOptions()),
+        "of 128": lambda: large(on_device, EmbedOptions()),
         "uint8": lambda: model.embed(pixels),
         "float32": lambda: model.embed(floats),
     }
@@ -65,8 +69,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     print("; ".join(f"{key} {value}" for key, value in describe_machine().items()), end="\n\n")
-    print("| model | dtype | rows | graph, images/s | from uint8 | from float32 |")
-    print("|---|---|---|---|---|---|")
+    print("| model | dtype | rows | graph, images/s | of 128 | from uint8 | from float32 |")
+    print("|---|---|---|---|---|---|---|")
     for name in given.models.split(","):
         for dtype in given.dtypes.split(","):
             model = load_model(name, device="cuda", dtype=dtype, random_weights=True)
@@ -76,7 +80,8 @@ def main() -> None:
                 rate = rates(model, rows)
                 share = {way: f"{rate[way]:,.0f} ({rate[way] / rate['graph']:.3f})" for way in rate}
                 print(
-                    f"| {name} | {dtype} | {rows} | {rate['graph']:,.0f} | {share['uint8']} | "
+                    f"| {name} | {dtype} | {rows} | {rate['graph']:,.0f} | {share['of 128']} | "
+                    f"{share['uint8']} | "
                     f"{share['float32']} |",
                     flush=True,
                 )

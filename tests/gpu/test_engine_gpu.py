@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,8 +18,12 @@ from vim_embed import load_model
 from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
+from vim_embed.inference.beside import Beside
 from vim_embed.inference.cuda_graphs import CudaCapture
+from vim_embed.inference.embedder import Embedder
 from vim_embed.inference.staging import StagedPixels
+from vim_embed.kernels import streams
+from vim_embed.kernels.streams import own_stream
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray, PixelError
 from vim_embed.types.preprocessing import Rounding
@@ -295,6 +301,77 @@ def test_in_process_every_row_is_its_own(dtype: str, rows: int) -> None:
     assert error.max() < 1e-5
     apart = np.linalg.norm(expected[1:] - expected[:-1], axis=1)
     assert (apart > 1e-4 * np.linalg.norm(expected[1:], axis=1)).all(), "a swapped row would show"
+
+
+def alone(model: Embedder, pixels: PixelArray) -> NDArray[np.float32]:
+    """`embed` with one chunk behind the other."""
+    beside, model._beside = model._beside, None
+    try:
+        return model.embed(pixels)
+    finally:
+        model._beside = beside
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["vim-tiny", "vim-base"])
+@pytest.mark.parametrize("wire", ["uint8", "float32"])
+def test_chunks_side_by_side_give_the_same_bytes(name: str, dtype: str, wire: str) -> None:
+    """vim-base goes as two halves besides, on two streams for each chunk."""
+    model = load_model(name, device="cuda", dtype=dtype, random_weights=True)
+    assert model._beside is not None
+    rows = images(64 * 5 + 50, 224)
+    pixels: PixelArray = rows if wire == "uint8" else (rows / 127.5 - 1).astype(np.float32)
+    expected = alone(model, pixels)
+    assert len(model._beside.graphs) == 0
+    for _ in range(4):
+        assert model.embed(pixels).tobytes() == expected.tobytes()
+    assert len(model._beside.graphs) > 0, "no chunk went beside another"
+
+
+def test_callers_at_once_get_their_own_rows() -> None:
+    model = load_model("vim-tiny", device="cuda", dtype="float16", random_weights=True)
+    batches = [images(rows, 224, rows) for rows in (1, 40, 64, 65, 128, 200)]
+    expected = [alone(model, batch) for batch in batches]
+
+    def ask(index: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream() if index % 2 else None):  # type: ignore[no-untyped-call]
+            found = model.embed(batches[index % 6])
+        return found.tobytes() == expected[index % 6].tobytes()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(ask, range(90)))
+
+
+def test_memory_that_is_too_short_for_two(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model("vim-tiny", device="cuda", dtype="float16", random_weights=True)
+    pixels = images(200, 224)
+    expected = alone(model, pixels)
+
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(cast(Beside, model._beside).graphs, "_capture", short)
+    for _ in range(2):
+        assert model.embed(pixels).tobytes() == expected.tobytes()
+    assert model._beside is None
+    assert [r.message for r in caplog.records if "too short for two" in r.message]
+
+
+def test_streams_of_one_s_own() -> None:
+    device, free = torch.device("cuda"), streams._FREE[torch.cuda.current_device(), 0]
+    mine = [own_stream(device) for _ in range(70)]
+    handles = [stream.cuda_stream for stream in mine]
+    assert len(set(handles)) == 70
+    assert torch.cuda.default_stream().cuda_stream not in handles
+    gc.collect()
+    del mine[:35]
+    assert set(handles[:35]) <= set(free)
+    left = len(free)
+    again = [own_stream(device) for _ in range(35)]
+    assert len(free) == left - 35, "they are handed on"
+    assert not {stream.cuda_stream for stream in mine} & {stream.cuda_stream for stream in again}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

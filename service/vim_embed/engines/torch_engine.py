@@ -283,6 +283,7 @@ class TorchEngine:
             random_weights=opts.random_weights,
             batch_rows=opts.batch_rows,
             exact_rows=opts.exact_rows,
+            urgent=True,
             tell=told_in_words(lambda what: self._stage(entry, what)),
         )
 

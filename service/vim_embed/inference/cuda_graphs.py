@@ -2,8 +2,9 @@
 
 Launching a few hundred kernels costs more than small batches compute; a captured graph launches
 them at once. Rows are padded to the next bucket: rows never meet in a forward, so the padding
-(whatever the buffer held before) changes nothing. Graphs share one memory pool and are dropped,
-least recently used first, above a limit.
+(whatever the buffer held before) changes nothing. The graphs of a cache share one memory pool, so
+one runs behind the other, on whatever streams they are asked for; they are dropped, least recently
+used first, above a limit. Two caches share nothing, and their graphs may run side by side.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vim_embed.kernels.streams import own_stream
 from vim_embed.types.model_info import EmbedOptions
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class GraphCache:
         self._limit = limit
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._capture = capture or CudaCapture()
+        self._last: torch.cuda.Stream | None = None  # that a graph was launched on
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -85,9 +88,17 @@ class GraphCache:
                 return self._in_parts(pixels, options)
             bucket = next(size for size in self.buckets if size >= rows)
         graph = self._graph(((bucket, *pixels.shape[1:]), pixels.dtype, options), pixels)
+        if pixels.is_cuda:
+            self._follow(torch.cuda.current_stream(pixels.device))
         graph.pixels[:rows].copy_(pixels)
         graph.replay()
         return {name: output[:rows] for name, output in graph.outputs.items()}
+
+    def _follow(self, stream: torch.cuda.Stream) -> None:
+        """`stream` waits for what was launched before, and what its caller then queued there."""
+        if self._last is not None and stream != self._last:
+            stream.wait_stream(self._last)
+        self._last = stream
 
     def _in_parts(self, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         parts = []
@@ -157,17 +168,17 @@ def _nothing_collected() -> Iterator[None]:
 
 
 class CudaCapture:
-    """Captures with torch.cuda.graph, all graphs in one memory pool."""
+    """Captures on a stream of its own, all graphs in one memory pool."""
 
-    def __init__(self) -> None:
+    def __init__(self, priority: int = 0) -> None:
+        """priority: of the graphs' kernels; the lower, the sooner they run."""
+        self._priority = priority
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, compute: Compute, pixels: Tensor, options: EmbedOptions) -> Captured:
         with torch.cuda.device(pixels.device), CAPTURE_TURNS.of(str(pixels.device)):
-            # Of a priority that nothing else asks for. torch deals 32 streams of each priority out
-            # in turns, so that another would sooner or later be the one that batches are copied on;
-            # these would be captured, and the forward that waits for them fail.
-            side = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+            side = self._stream = self._stream or own_stream(pixels.device, self._priority)
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):

@@ -18,6 +18,10 @@ class OnItsWay:
     tensors: dict[str, Tensor]
     arrived: torch.cuda.Event | None = None
 
+    def is_here(self) -> bool:
+        """Whether `wait` would not wait."""
+        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> dict[str, Tensor]:
         if self.arrived is not None:
             self.arrived.synchronize()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vim_embed.errors import WeightsError
+from vim_embed.inference.cuda_graphs import CudaCapture
 from vim_embed.inference.embedder import Embedder, FusedBackbone
 from vim_embed.kernels.fused.linear import split_products
 from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
@@ -112,13 +113,14 @@ def load_entry(
     random_weights: bool = False,
     seed: int = 0,
     batch_rows: int = 0,
+    urgent: bool = False,
     exact_rows: int = 0,
     tell: Tell | None = None,
 ) -> Embedder:
     """`load_model` for an entry that is already parsed; its own dtype goes before `dtype`.
 
-    ieee: see types/devices.py. batch_rows: of the largest CUDA graph. tell: hears of a download's
-    progress.
+    ieee: see types/devices.py. batch_rows: of the largest CUDA graph. urgent: its graphs go before
+    what other models compute, which may still load. tell: hears of a download's progress.
     """
     if entry.dtype:
         dtype, ieee = resolve_dtype(entry.dtype), is_ieee(entry.dtype)
@@ -156,7 +158,8 @@ def load_entry(
     )
     model = Embedder(info, module, device, compute.fused)
     if device.type == "cuda":
-        model.use_graphs(batch_rows or default_batch_rows(device, module.kind))
+        rows = batch_rows or default_batch_rows(device, module.kind)
+        model.use_graphs(rows, CudaCapture(priority=-1 if urgent else 0))
     model.settle_exact(exact_rows)
     return model
 
