@@ -238,7 +238,24 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
                 mixed=own.mixed if fused.shape.split else None,
             )
 
+        def segments(channels: int, count: int, i: int) -> None:
+            kernels.segment_scan(
+                channels=channels,
+                segments=count,
+                xz=own.xz,
+                bc=own.bc,
+                steps=own.steps,
+                decay=layers[i].decay,
+                taps=layers[i].taps,
+                vectors=layers[i].vectors,
+                length=length,
+                mixed=own.mixed if fused.shape.split else None,
+            )
+
         results["xproj"] = xproj
+        few = kernels.program.segment_variant(rows, length, kernels.limits)
+        if few is not None:
+            results[f"scan in {few[1]} segments"] = partial(segments, *few)
         for channels in SCANS if not own.in_place else (32,):
             results[f"scan{channels}"] = partial(scan, channels)
     times = {key: over_layers(call) for key, call in results.items()}

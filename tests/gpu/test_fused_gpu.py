@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from support.fixtures_vim import DATA, NAMES, RELATIVES, load_arrays, load_fixture
+from vim_embed.bench.cuda_meter import graph_of
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused import split_mm
 from vim_embed.kernels.fused.device_code import Limits
-from vim_embed.kernels.fused.launch import SCANS
+from vim_embed.kernels.fused.launch import SCANS, SEGMENT_SCANS, XPROJ_CLUSTERS
 from vim_embed.kernels.fused.split_mm import SPLIT_MM, MmTile, split_rows
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models import vim_fused
@@ -172,6 +173,63 @@ def test_one_mixer(length: int, channels: int, kind: str) -> None:
         assert torch.equal(mixed_by(fused, block, hidden, in_place=True), out)
 
 
+@pytest.mark.parametrize(
+    ("length", "segments"),
+    [(1, 1), (9, 1), (39, 3), (64, 8), (65, 5), (121, 4), (197, 5), (300, 8)],
+)
+@pytest.mark.parametrize("channels", SEGMENT_SCANS)
+@BY_KIND
+def test_one_mixer_in_segments(length: int, segments: int, channels: int, kind: str) -> None:
+    if "ieee" in kind:
+        pytest.skip("plain float32 has one scan kernel")
+    model = seeded(VimConfig(dim=192, depth=1, image_size=32))
+    fused, tolerance = made(model, kind)
+    fused.scan_segments = channels, segments
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    hidden = fresh(3, length, 192)
+    expected = block.mixer(hidden)
+    out = mixed_by(fused, block, hidden)
+    assert error(out, expected) < tolerance
+    assert length == 1 or error(out.flip(1), expected) > 0.1
+    fused.scan_segments, fused.scan_channels = None, 8
+    assert error(out, mixed_by(fused, block, hidden)) < tolerance / 2
+
+
+@pytest.mark.parametrize("blocks", XPROJ_CLUSTERS)
+@pytest.mark.parametrize("length", [1, 3, 17, 197])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "on" not in kind.split()])
+def test_blocks_that_share_rows(length: int, blocks: int, kind: str) -> None:
+    """Clusters of `xproj`: each block has other channels, and adds the others' sums."""
+    if "ieee" in kind:
+        pytest.skip("plain float32 has no such kernel")
+    model = seeded(VimConfig(dim=384, depth=1, image_size=32))
+    fused, tolerance = made(model, kind)
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    hidden = fresh(3, length, 384)
+    expected = block.mixer(hidden)
+    fused.kernels.xproj_blocks = blocks
+    out = mixed_by(fused, block, hidden)
+    assert error(out, expected) < tolerance
+    assert length == 1 or error(out.flip(1), expected) > 0.1
+    for _ in range(5):
+        assert torch.equal(mixed_by(fused, block, hidden), out), "the order of the sums is fixed"
+
+
+@pytest.mark.parametrize("name", ["vim-tiny", "vim-small"])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "on" not in kind.split()])
+def test_few_images_by_their_own_ways(name: str, batch: int, kind: str) -> None:
+    """As chosen by shape: whole forwards, the class token's as well, which leaves rows out."""
+    model = seeded(VIM_CONFIGS[name])
+    fused, tolerance = made(model, kind)
+    pixels = fresh(batch, 3, 224, 224)
+    expected = model(pixels)
+    assert error(fused(pixels), expected) < tolerance
+    assert error(fused.cls(pixels), expected[:, fused.cls_index(197)]) < 2 * tolerance
+
+
 def mixed_by(fused: FusedVim, block: Block, hidden: Tensor, *, in_place: bool = False) -> Tensor:
     """One mixer of (B, L, D) in poisoned memory, by the kernels of a block between its norms."""
     batch, length, dim = hidden.shape
@@ -294,6 +352,23 @@ def test_two_halves_side_by_side_are_the_whole(
     parts = torch.cat([fused(pixels[:4]), fused(pixels[4:])])
     assert torch.equal(fused(pixels), parts)
     assert torch.equal(fused.cls(pixels), torch.cat([fused.cls(pixels[:4]), fused.cls(pixels[4:])]))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_whoever_captures_needs_not_warm_up_there(warm: bool) -> None:
+    """Two halves on two streams, of which none can be made while one is captured."""
+    fused = FusedVim(seeded(VimConfig(dim=192, depth=2)), torch.float16, CUDA)
+    assert fused._wide(64, 197)
+    pixels = fresh(128, 3, 224, 224)
+    expected = fused.cls(pixels)
+    if warm:
+        graph_of(lambda: fused.cls(pixels))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        out = fused.cls(pixels)
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out, expected)
 
 
 @BY_KIND

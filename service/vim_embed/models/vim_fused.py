@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from vim_embed.kernels.fused.device_code import Limits
 from vim_embed.kernels.fused.launch import Kernels, Shape
+from vim_embed.kernels.streams import own_stream
 from vim_embed.models.vim import Block, Vim
 from vim_embed.models.vim_fused_frame import ROUNDED_OFFSET, Frame, Images
 from vim_embed.models.vim_fused_support import supports
@@ -107,6 +108,7 @@ class FusedVim:
         self.shape = Shape(config.dim, config.inner, config.rank, dtype, split)
         self.kernels = Kernels(self.shape, self.device, limits)
         self.scan_channels: int | None = None  # None: chosen by shape
+        self.scan_segments: tuple[int, int] | None = None  # channels and segments, likewise
         with torch.no_grad():
             self._frame = Frame(model, dtype, self.device)
             self._permuted = self.kernels.fuses_out
@@ -116,7 +118,8 @@ class FusedVim:
             ]
             self._order = permuted_rows(config.dim).argsort().to(self.device)
         self._layers = layers
-        self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._sides: dict[int, torch.cuda.Stream] = {}
+        self._side = own_stream(self.device)
 
     @property
     def rounding(self) -> Rounding | None:
@@ -216,12 +219,22 @@ class FusedVim:
         half, tokens = batch // 2, batch // 2 * length
         first, second = buffers.part(0, tokens), buffers.part(tokens, 2 * tokens)
         here = torch.cuda.current_stream(self.device)
-        self._side.wait_stream(here)
-        with torch.cuda.stream(self._side):
+        side = self._beside(here)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
             self._forward(images.part(half, batch), second, None, only_cls=only_cls)
         self._forward(images.part(0, half), first, None, only_cls=only_cls)
-        here.wait_stream(self._side)
+        here.wait_stream(side)
         return self._tokens(buffers, batch, length, only_cls=only_cls)
+
+    def _beside(self, stream: torch.cuda.Stream) -> torch.cuda.Stream:
+        """Where the second half goes: graphs of two streams have two, and so may run at once."""
+        known = self._sides.get(stream.cuda_stream)
+        if known is None and torch.cuda.is_current_stream_capturing():
+            return self._side  # no stream can be made now; whoever captured did not warm up there
+        if known is None:
+            known = self._sides[stream.cuda_stream] = own_stream(self.device)
+        return known
 
     def _wide(self, batch: int, length: int) -> bool:
         """Whether so many images keep the device busy, so that twice as many go side by side."""
@@ -390,21 +403,32 @@ class FusedVim:
             x_scale=layer.x_scale,
             dt_scale=layer.dt_scale,
         )
-        channels = self.scan_channels or self._choose_scan(tokens // length)
-        if buffers.in_place:  # a last, smaller pass has the buffers of the others
-            channels = 32
-        self.kernels.scan(
-            channels=channels,
-            xz=xz,
-            bc=bc,
-            steps=steps,
-            decay=layer.decay,
-            taps=layer.taps,
-            vectors=layer.vectors,
-            length=length,
-            only=only,
-            mixed=buffers.mixed[:tokens] if self.shape.split else None,
-        )
+        mixed = buffers.mixed[:tokens] if self.shape.split else None
+        operands: dict[str, Any] = {
+            "xz": xz,
+            "bc": bc,
+            "steps": steps,
+            "decay": layer.decay,
+            "taps": layer.taps,
+            "vectors": layer.vectors,
+            "length": length,
+        }
+        segments = None if buffers.in_place else self._choose_segments(tokens // length, length)
+        if segments is not None:
+            channels, count = segments
+            self.kernels.segment_scan(channels=channels, segments=count, mixed=mixed, **operands)
+            return
+        # a last, smaller pass has the buffers of the others
+        chosen = self.scan_channels or self._choose_scan(tokens // length)
+        channels = 32 if buffers.in_place else chosen
+        self.kernels.scan(channels=channels, only=only, mixed=mixed, **operands)
+
+    def _choose_segments(self, batch: int, length: int) -> tuple[int, int] | None:
+        """Channels of a block and segments, where the scan goes in segments."""
+        if self.scan_segments is not None or self.scan_channels is not None:
+            return self.scan_segments
+        kernels = self.kernels
+        return kernels.program.segment_variant(batch, length, kernels.limits)
 
     def _choose_scan(self, batch: int) -> int:
         """Channels a warp: many where there are many warps a scheduler."""

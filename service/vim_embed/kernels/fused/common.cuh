@@ -113,6 +113,21 @@ DEVICE void init_barrier(u32 barrier, u32 count) {
 DEVICE void arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// the same place of another block of the cluster
+DEVICE u32 in_block(u32 address, u32 rank) {
+    u32 d;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(d) : "r"(address), "r"(rank));
+    return d;
+}
+DEVICE float2 load_pair_in_block(u32 address, u32 rank) {
+    float2 d;
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(d.x), "=f"(d.y)
+                 : "r"(in_block(address, rank)));
+    return d;
+}
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 struct __align__(64) TensorMap {
     unsigned long long words[16];
 };

@@ -23,13 +23,20 @@ class Limits:
     capability: tuple[int, int]
     multiprocessors: int
     shared_memory: int  # bytes that one block may have
+    clusters: bool = True  # whether blocks may share memory, from compute capability 9.0 on
 
     @staticmethod
     def of(device: torch.device) -> Limits:
         """Of a CUDA device that is there."""
+        from cuda.bindings import driver
+
         found: Any = torch.cuda.get_device_properties(device)
         memory = int(found.shared_memory_per_block_optin)
-        return Limits((found.major, found.minor), found.multi_processor_count, memory)
+        asked = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH
+        with torch.cuda.device(device):
+            status, clusters = driver.cuDeviceGetAttribute(asked, torch.cuda.current_device())
+        has = int(status) == 0 and bool(clusters)
+        return Limits((found.major, found.minor), found.multi_processor_count, memory, has)
 
 
 def too_old(capability: tuple[int, int]) -> str:
@@ -68,6 +75,7 @@ class DeviceCode:
             torch.cuda.current_stream(device).synchronize()  # makes the context current
             self._module = self._checked(driver.cuModuleLoadData(code))
         self._functions: dict[str, Any] = {}
+        self._memory: dict[str, int] = {}  # bytes a block that a function may have, beyond 48 KiB
         self._maps: dict[tuple[int, ...], Any] = {}
 
     def launch(
@@ -130,14 +138,15 @@ class DeviceCode:
         return known
 
     def _function(self, name: str, memory: int) -> Any:
+        driver = self._driver
         function = self._functions.get(name)
         if function is None:
-            driver = self._driver
             function = self._checked(driver.cuModuleGetFunction(self._module, name.encode()))
-            if memory > 48 * 1024:
-                limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                self._checked(driver.cuFuncSetAttribute(function, limit, memory))
             self._functions[name] = function
+        if memory > self._memory.get(name, 48 * 1024):
+            limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._checked(driver.cuFuncSetAttribute(function, limit, memory))
+            self._memory[name] = memory
         return function
 
     def _checked(self, result: tuple[Any, ...]) -> Any:

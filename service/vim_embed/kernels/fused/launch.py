@@ -108,13 +108,13 @@ class Program:
             "WGMMA": int(self.wgmma),
         }
 
-    def xproj_memory(self, tiles: int, halves: int, splits: int) -> int:
+    def xproj_memory(self, tiles: int, halves: int, splits: int, blocks: int = 1) -> int:
         """Bytes of shared memory of one `xproj` block; mirrors `Stage` in its source."""
         shape, rows = self.shape, 16 * tiles * halves
         terms = 1 if shape.half else 2
         wide = 2 if shape.dtype == torch.float16 else 4
         chunk = 64 * shape.row * terms + 160 * wide
-        sums = splits * 2 * rows * (shape.row + 2) * 4
+        sums = (splits + (blocks > 1)) * 2 * rows * (shape.row + 2) * 4
         ranks = 2 * rows * (16 * shape.rank_tiles + 8)
         if self.bulk_xproj:
             box = _whole(_whole((rows + 6) * 128, 1024) + 4 * chunk, 1024)
@@ -128,20 +128,60 @@ class Program:
         tile, row = SCANS[channels], channels * (2 if self.shape.half else 4)
         return 2 * (3 * tile * (2 * row + 128) + 4 * tile * row)
 
-    def xproj_variant(self, rows: int, length: int, limits: Limits) -> tuple[int, int, int]:
-        """Row tiles of a warp, warps of rows, warps that share a row: the fewer the rows, the more
-        warps to a row, as long as all blocks run at once and the device has the memory."""
+    def segment_memory(self, channels: int, steps_each: int, segments: int) -> int:
+        """Bytes of shared memory of one `segment_scan` block; mirrors `Segment` in its source."""
+        row = channels * (2 if self.shape.half else 4)
+        own = steps_each * (128 + channels * 12 + row) + channels * 17 * 4 + (steps_each + 3) * row
+        return 2 * segments * _whole(own, 16)
+
+    def xproj_variant(self, rows: int, length: int, limits: Limits) -> tuple[int, int, int, int]:
+        """Row tiles of a warp, warps of rows, warps and blocks that share a row: the fewer the
+        rows, the more to a row, as long as all blocks run at once and the device has the memory."""
         few = rows <= _FEW_ROWS and self.shape.inner % 128 == 0
-        if few and self.xproj_memory(1, 1, 4) <= limits.shared_memory:
-            return 1, 1, 4
+        if few:
+            blocks = self._xproj_blocks(-(-rows // 16), limits)
+            if self.xproj_memory(1, 1, 4, blocks) <= limits.shared_memory:
+                return 1, 1, 4, blocks
         # a lane of two row tiles has four rows, which may begin one other image, not two
         if rows <= 16 * 4 * limits.multiprocessors or length < 3:
-            return 1, 1, 2
-        return (2, 1, 2) if rows <= 32 * 3 * limits.multiprocessors else (2, 2, 1)
+            return 1, 1, 2, 1
+        return (2, 1, 2, 1) if rows <= 32 * 3 * limits.multiprocessors else (2, 2, 1, 1)
+
+    def _xproj_blocks(self, tiles: int, limits: Limits) -> int:
+        """Blocks of a cluster that share the channels of 16 rows, each of the `tiles`.
+
+        As many as the device runs at once; a fifth more blocks than that still pay where each has
+        256 channels or more.
+        """
+        if self.capability < (9, 0) or not limits.clusters:
+            return 1
+        inner, most = self.shape.inner, limits.multiprocessors
+        can = [n for n in XPROJ_CLUSTERS if inner % (128 * n) == 0]
+        some = [n for n in can[:1] if 5 * tiles * n <= 6 * most and inner >= 256 * n]
+        return max([n for n in can if tiles * n <= most] or some, default=1)
+
+    def segment_variant(self, images: int, length: int, limits: Limits) -> tuple[int, int] | None:
+        """Channels of a block and segments of a walk, where the scan of so few images goes in
+        segments: where its blocks are no more than the device runs at once. None: it does not.
+        """
+        segments = min(8, -(-length // 40))
+        steps_each = _whole(-(-length // segments), 8)
+        if segments < 3 or steps_each > 64:
+            return None
+        for channels in SEGMENT_SCANS:
+            memory = self.segment_memory(channels, steps_each, -(-length // steps_each))
+            blocks = images * self.shape.inner // channels
+            if blocks <= limits.multiprocessors and memory <= limits.shared_memory:
+                return channels, segments
+        return None
 
 
+# Blocks of a cluster of `xproj`; mirrors XPROJ_CLUSTER_KERNEL.
+XPROJ_CLUSTERS = (3, 6)
 # Variants of the scan: channels of a warp, and steps that are fetched at once. Mirrors SCAN_KERNEL.
 SCANS = {32: 8, 16: 8, 8: 16}
+# Channels of a block that scans in segments; mirrors SEGMENT_SCAN_KERNEL.
+SEGMENT_SCANS = (4, 8)
 
 
 def _whole(value: int, unit: int) -> int:
@@ -162,6 +202,7 @@ class Kernels:
         older = program.capability != own.capability
         code = DeviceCode(SOURCE, program.macros, program.architecture, device, translated=older)
         self.code = code
+        self.xproj_blocks: int | None = None  # of a cluster; None: chosen by shape
 
     def patchify(
         self,
@@ -268,9 +309,11 @@ class Kernels:
         """
         rows, program = len(xz), self.program
         variant = program.xproj_variant(rows, length, self.limits)
-        tiles, halves, splits = variant
-        grid = (-(-rows // (16 * tiles * halves)), 1)
-        name = "xproj_" + "".join(map(str, variant))
+        if self.xproj_blocks is not None:
+            variant = (1, 1, 4, self.xproj_blocks)
+        tiles, halves, splits, blocks = variant
+        grid = (-(-rows // (16 * tiles * halves)) * blocks, 1)
+        name = f"xproj_{tiles}{halves}{splits}" + (f"_{blocks}" if blocks > 1 else "")
         x = self.code.map(xz, 16 * tiles * halves + 6) if program.bulk_xproj else xz
         arguments = [x, x_proj, dt_proj, bc, steps, length, rows, only]
         if not program.bulk_xproj:
@@ -304,6 +347,36 @@ class Kernels:
             arguments[-1:-1] = [mixed.stride(0)]
         memory = self.program.scan_memory(channels)
         self.code.launch(f"scan_{channels}", grid, 64, memory, arguments)
+
+    def segment_scan(
+        self,
+        *,
+        channels: int,
+        segments: int,
+        xz: Tensor,
+        bc: Tensor,
+        steps: Tensor,
+        decay: Tensor,
+        taps: Tensor,
+        vectors: Tensor,
+        length: int,
+        mixed: Tensor | None = None,
+    ) -> None:
+        """As `scan`, each walk in so many segments at once.
+
+        channels: of a block, one of SEGMENT_SCANS. segments: of 64 steps at most. mixed: not where
+        x is.
+        """
+        steps_each = _whole(-(-length // segments), 8)
+        segments = -(-length // steps_each)
+        assert steps_each <= 64  # a thread finishes two tokens at most
+        arguments: list[Any] = [xz, bc, steps, decay, taps, vectors, length, steps_each]
+        if mixed is not None:
+            arguments[3:3] = [mixed]
+            arguments.append(mixed.stride(0))
+        memory = self.program.segment_memory(channels, steps_each, segments)
+        grid = (self.shape.inner // channels, len(xz) // length)
+        self.code.launch(f"segment_scan_{channels}", grid, 64 * segments, memory, arguments)
 
     def conv_silu(
         self, *, xz: Tensor, taps: Tensor, vectors: Tensor, u: Tensor, length: int

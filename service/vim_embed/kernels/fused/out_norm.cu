@@ -10,11 +10,6 @@
 #define RANKS (DIM / 192)
 #define OUT_ROWS 128
 
-DEVICE u32 in_block(u32 address, u32 rank) {  // the same place of another block of the cluster
-    u32 d;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(d) : "r"(address), "r"(rank));
-    return d;
-}
 
 struct Out {  // bytes of shared memory
     static constexpr int stages = 4, rows = OUT_ROWS * 128, stage = rows + 192 * 128;

@@ -59,17 +59,19 @@ struct Stage {  // bytes
     static_assert(x % 32 == 0 && chunk % 32 == 0);
 };
 
-template <int MT, int HALVES, int SPLITS>
+template <int MT, int HALVES, int SPLITS, int BLOCKS = 1>
 DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weights,
                        const char* __restrict__ dt_weights, float* __restrict__ bc,
                        T* __restrict__ steps, int length, int rows, int only, float x_scale,
                        float dt_scale) {
     using S = Stage<MT, HALVES, SPLITS>;
     constexpr int threads = 64 * HALVES * SPLITS, own_rows = 16 * MT, STAGES = 2;
-    constexpr int rounds = INNER / 32 / SPLITS, chunks = rounds;
+    constexpr int rounds = INNER / 32 / SPLITS / BLOCKS, chunks = rounds;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int direction = warp & 1, half = (warp >> 1) % HALVES, split = warp / (2 * HALVES);
-    const int v0 = (gridDim.x - 1 - blockIdx.x) * S::rows;  // what in_proj wrote last is cached
+    const int rank = BLOCKS > 1 ? blockIdx.x % BLOCKS : 0;  // in the cluster
+    // what in_proj wrote last is cached
+    const int v0 = (gridDim.x / BLOCKS - 1 - blockIdx.x / BLOCKS) * S::rows;
     const u32 stages = shared_address(memory);
 
     auto fetch = [&](int round) {
@@ -78,7 +80,8 @@ DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weight
             for (int i = threadIdx.x; i < SPLITS * S::x_rows * S::parts; i += threads) {
                 const int part = i % S::parts, r = i / S::parts % S::x_rows;
                 const int own = i / (S::parts * S::x_rows), row = v0 - 3 + r;
-                const T* from = xz + (ptrdiff_t)row * (2 * INNER) + (round * SPLITS + own) * 32;
+                const T* from = xz + (ptrdiff_t)row * (2 * INNER) +
+                                ((rank * rounds + round) * SPLITS + own) * 32;
                 copy16(to + own * S::box + S::place(r, part), (const char*)from + part * 16,
                        (u32)row < (u32)rows);
             }
@@ -209,7 +212,8 @@ DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weight
         if constexpr (SPLITS == 1)
             project(x_from, x_from + S::x + direction * S::chunk);
         else
-            project(x_from, weights + (size_t)(direction * (INNER / 32) + round * SPLITS + split) *
+            project(x_from, weights + (size_t)(direction * (INNER / 32) +
+                                               (rank * rounds + round) * SPLITS + split) *
                                           S::chunk);
     }
 #if DTYPE == 0
@@ -227,7 +231,8 @@ DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weight
     T* to[MT][2];
     auto steps_at = [&](int row) -> T* {
         if (row >= rows) return nullptr;
-        return steps + ((size_t)row * 2 + direction) * INNER + split * (chunks * 32) + q * 8;
+        const int first = (rank * SPLITS + split) * chunks;
+        return steps + ((size_t)row * 2 + direction) * INNER + first * 32 + q * 8;
     };
     auto ranks_of = [&](float a, float b, int m, int k, int j) {
 #if DTYPE == 0
@@ -277,22 +282,46 @@ DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weight
                 }
         __syncthreads();
         // (direction, row, RANK_ROW) of float32, behind the sums
-        float* const shared = all + SPLITS * 2 * S::rows * SUM_ROW;
-        for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
-            const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
-            float2 sum = make_float2(0.0f, 0.0f);
+        float* const shared = all + (SPLITS + (BLOCKS > 1)) * 2 * S::rows * SUM_ROW;
+        auto sum_up = [&](auto part_of, int parts, auto take) {
+            for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
+                const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
+                float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
-            for (int s = 0; s < SPLITS; s++) {
-                const int at = ((s * 2 + d) * S::rows + r) * SUM_ROW + pair;
-                const float2 part = *(const float2*)(all + at);
-                sum.x += part.x, sum.y += part.y;
+                for (int s = 0; s < parts; s++) {
+                    const float2 part = part_of(s, (d * S::rows + r) * SUM_ROW + pair);
+                    sum.x += part.x, sum.y += part.y;
+                }
+                take(sum, d, r, pair);
             }
+        };
+        auto of_split = [&](int s, int at) {
+            return *(const float2*)(all + s * 2 * S::rows * SUM_ROW + at);
+        };
+        auto leave = [&](float2 sum, int d, int r, int pair) {
             const int row = v0 + r;
             if (pair < RP)
                 *(float2*)(shared + (d * S::rows + r) * RANK_ROW + pair) = sum;
-            else if (row < rows)
+            else if (row < rows && rank == 0)
                 *(float2*)(bc + ((size_t)row * 2 + d) * 32 + pair - RP) = sum;
+        };
+        if constexpr (BLOCKS == 1)
+            sum_up(of_split, SPLITS, leave);
+#if BULK
+        else {
+            // the cluster's blocks have other channels of the same rows: their sums are added as well
+            float* const mine = all + SPLITS * 2 * S::rows * SUM_ROW;
+            sum_up(of_split, SPLITS, [&](float2 sum, int d, int r, int pair) {
+                *(float2*)(mine + (d * S::rows + r) * SUM_ROW + pair) = sum;
+            });
+            cluster_arrive();
+            cluster_wait();
+            const u32 sums_at = shared_address(mine);
+            auto of_block = [&](int b, int at) { return load_pair_in_block(sums_at + at * 4, b); };
+            sum_up(of_block, BLOCKS, leave);
+            cluster_arrive();  // and wait before the end: others read these sums
         }
+#endif
         __syncthreads();
 #pragma unroll
         for (int m = 0; m < MT; m++)
@@ -314,7 +343,8 @@ DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weight
     }
 
     // dt_proj, and step sizes of channels 8q .. 8q + 7 of each 32
-    const char* from = dt_weights + (size_t)(direction * (INNER / 32) + split * chunks) * S::dt;
+    const char* from = dt_weights + (size_t)(direction * (INNER / 32) +
+                                             (rank * SPLITS + split) * chunks) * S::dt;
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks && needed; chunk++, from += S::dt) {
         uint4 w[TERMS][KR][2];
@@ -377,6 +407,9 @@ DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weight
             }
         }
     }
+#if BULK
+    if constexpr (BLOCKS > 1) cluster_wait();
+#endif
 }
 
 #define XPROJ_KERNEL(MT, HALVES, SPLITS, BLOCKS)                                                  \
@@ -392,4 +425,20 @@ XPROJ_KERNEL(2, 1, 2, 3)
 XPROJ_KERNEL(1, 1, 2, 4)
 #if INNER % 128 == 0
 XPROJ_KERNEL(1, 1, 4, 2)
+#endif
+#if BULK
+#define XPROJ_CLUSTER_KERNEL(BLOCKS)                                                              \
+    extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(256, 2)           \
+        xproj_114_##BLOCKS(const T* xz, const char* weights, const char* dt_weights, float* bc,   \
+                           T* steps, int length, int rows, int only, float x_scale,               \
+                           float dt_scale) {                                                      \
+        xproj_body<1, 1, 4, BLOCKS>(xz, weights, dt_weights, bc, steps, length, rows, only,       \
+                                    x_scale, dt_scale);                                           \
+    }
+#if INNER % 384 == 0
+XPROJ_CLUSTER_KERNEL(3)
+#endif
+#if INNER % 768 == 0
+XPROJ_CLUSTER_KERNEL(6)
+#endif
 #endif

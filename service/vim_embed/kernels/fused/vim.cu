@@ -26,6 +26,7 @@
 #include "portable_xproj.cu"
 #endif
 #include "scan.cu"
+#include "segment_scan.cu"
 #if SPLIT_PRODUCTS
 #include "split_mm.cu"
 #if WGMMA

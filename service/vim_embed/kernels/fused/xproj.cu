@@ -13,6 +13,7 @@
 // takes its rows in falling order, so both are causal. Where a warp's rows begin or end an image,
 // taps that reach into the neighbour image are left out.
 // Then the same warp multiplies its rows' step sizes with dt_proj for its share of channels.
+// Where there are few rows, BLOCKS blocks, a cluster, share the channels of 16 of them.
 #include "common.cuh"
 #include "taps.cuh"
 #include "tensor_cores.cuh"
@@ -33,16 +34,18 @@ struct Stage {  // bytes
     static_assert(4 * dt <= all);
 };
 
-template <int MT, int HALVES, int SPLITS>
+template <int MT, int HALVES, int SPLITS, int BLOCKS = 1>
 DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
                        const char* __restrict__ dt_weights, float* __restrict__ bc,
                        u16* __restrict__ steps, int length, int rows, int only) {
     using S = Stage<MT, HALVES, SPLITS>;
-    constexpr int chunks = INNER / 32 / SPLITS, threads = 64 * HALVES * SPLITS, own_rows = 16 * MT;
-    constexpr int rounds = INNER / 64 / S::boxes, dt_rounds = SPLITS == 1 ? rounds : 0, STAGES = 2;
+    constexpr int chunks = INNER / 32 / SPLITS / BLOCKS, threads = 64 * HALVES * SPLITS;
+    constexpr int own_rows = 16 * MT, rounds = INNER / 64 / S::boxes / BLOCKS, dt_rounds = SPLITS == 1 ? rounds : 0, STAGES = 2;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int direction = warp & 1, half = (warp >> 1) % HALVES, split = warp / (2 * HALVES);
-    const int v0 = (gridDim.x - 1 - blockIdx.x) * S::rows;  // what in_proj wrote last is cached
+    const int rank = BLOCKS > 1 ? blockIdx.x % BLOCKS : 0;  // in the cluster
+    // what in_proj wrote last is cached
+    const int v0 = (gridDim.x / BLOCKS - 1 - blockIdx.x / BLOCKS) * S::rows;
     const u32 stages = shared_address(memory), barriers = stages + STAGES * S::all;
     if (threadIdx.x < STAGES) init_barrier(barriers + threadIdx.x * 8, 1);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -63,7 +66,7 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
         expect_bytes(barrier, S::boxes * (S::x_rows * 128 + 4 * S::chunk));
 #pragma unroll
         for (int i = 0; i < S::boxes; i++) {
-            const int box = round * S::boxes + i;
+            const int box = (rank * rounds + round) * S::boxes + i;
             const u32 to = stages + slot * S::all + i * S::box;
             copy_tile(to, x_map, box * 64, v0 - 3, barrier);
 #pragma unroll
@@ -161,7 +164,8 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
     u16* to[MT][2];
     auto steps_at = [&](int row) -> u16* {
         if (row >= rows) return nullptr;
-        return steps + ((size_t)row * 2 + direction) * INNER + split * (chunks * 32) + q * 8;
+        const int first = (rank * SPLITS + split) * chunks;
+        return steps + ((size_t)row * 2 + direction) * INNER + first * 32 + q * 8;
     };
     if constexpr (SPLITS == 1) {
 #pragma unroll
@@ -203,22 +207,47 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
                         make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
                 }
         __syncthreads();
-        u16* const shared = (u16*)(all + SPLITS * 2 * S::rows * SUM_ROW);  // (direction, row, RANK_ROW)
-        for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
-            const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
-            float2 sum = make_float2(0.0f, 0.0f);
+        u16* const shared =  // (direction, row, RANK_ROW), behind the sums
+            (u16*)(all + (SPLITS + (BLOCKS > 1)) * 2 * S::rows * SUM_ROW);
+        auto sum_up = [&](auto part_of, int parts, auto take) {
+            for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
+                const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
+                float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
-            for (int s = 0; s < SPLITS; s++) {
-                const int at = ((s * 2 + d) * S::rows + r) * SUM_ROW + pair;
-                const float2 part = *(const float2*)(all + at);
-                sum.x += part.x, sum.y += part.y;
+                for (int s = 0; s < parts; s++) {
+                    const float2 part = part_of(s, (d * S::rows + r) * SUM_ROW + pair);
+                    sum.x += part.x, sum.y += part.y;
+                }
+                take(sum, d, r, pair);
             }
+        };
+        auto of_split = [&](int s, int at) {
+            return *(const float2*)(all + s * 2 * S::rows * SUM_ROW + at);
+        };
+        auto leave = [&](float2 sum, int d, int r, int pair) {
             const int row = v0 + r;
             if (pair < RP)
                 *(u32*)(shared + (d * S::rows + r) * RANK_ROW + pair) = pack(sum.x, sum.y);
-            else if (row < rows)
+            else if (row < rows && rank == 0)
                 *(float2*)(bc + ((size_t)row * 2 + d) * 32 + pair - RP) = sum;
+        };
+        if constexpr (BLOCKS == 1)
+            sum_up(of_split, SPLITS, leave);
+#if BULK
+        else {
+            // the cluster's blocks have other channels of the same rows: their sums are added as well
+            float* const mine = all + SPLITS * 2 * S::rows * SUM_ROW;
+            sum_up(of_split, SPLITS, [&](float2 sum, int d, int r, int pair) {
+                *(float2*)(mine + (d * S::rows + r) * SUM_ROW + pair) = sum;
+            });
+            cluster_arrive();
+            cluster_wait();
+            const u32 sums_at = shared_address(mine);
+            auto of_block = [&](int b, int at) { return load_pair_in_block(sums_at + at * 4, b); };
+            sum_up(of_block, BLOCKS, leave);
+            cluster_arrive();  // and wait before the end: others read these sums
         }
+#endif
         __syncthreads();
 #pragma unroll
         for (int m = 0; m < MT; m++)
@@ -290,7 +319,8 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
             }
         }
     } else {
-        const char* const own = dt_weights + (direction * (INNER / 32) + split * chunks) * S::dt;
+        const int first = (rank * SPLITS + split) * chunks;
+        const char* const own = dt_weights + (direction * (INNER / 32) + first) * S::dt;
         uint4 next[KR][2];
         float next_bias[4][4];
         load(own, next, next_bias);
@@ -308,6 +338,7 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
             spread(chunk, w, bias);
         }
     }
+    if constexpr (BLOCKS > 1) cluster_wait();
 }
 
 #define XPROJ_KERNEL(MT, HALVES, SPLITS, BLOCKS)                                                  \
@@ -323,4 +354,17 @@ XPROJ_KERNEL(2, 1, 2, 3)
 XPROJ_KERNEL(1, 1, 2, 4)
 #if INNER % 128 == 0
 XPROJ_KERNEL(1, 1, 4, 2)
+#endif
+#define XPROJ_CLUSTER_KERNEL(BLOCKS)                                                              \
+    extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(256, 2)           \
+        xproj_114_##BLOCKS(                                                                       \
+            const __grid_constant__ TensorMap x_map, const char* weights, const char* dt_weights, \
+            float* bc, u16* steps, int length, int rows, int only) {                              \
+        xproj_body<1, 1, 4, BLOCKS>(&x_map, weights, dt_weights, bc, steps, length, rows, only);  \
+    }
+#if INNER % 384 == 0
+XPROJ_CLUSTER_KERNEL(3)
+#endif
+#if INNER % 768 == 0
+XPROJ_CLUSTER_KERNEL(6)
 #endif

@@ -14,7 +14,14 @@ from vim_embed.kernels.build_cache import CACHE_VARIABLE
 from vim_embed.kernels.fused import compile as build
 from vim_embed.kernels.fused import linear
 from vim_embed.kernels.fused.device_code import Limits, architecture_of
-from vim_embed.kernels.fused.launch import SCANS, SOURCE, Program, Shape
+from vim_embed.kernels.fused.launch import (
+    SCANS,
+    SEGMENT_SCANS,
+    SOURCE,
+    XPROJ_CLUSTERS,
+    Program,
+    Shape,
+)
 from vim_embed.kernels.fused.split_mm import split_mm_tile
 from vim_embed.models.vim import VIM_CONFIGS, Vim, VimConfig
 from vim_embed.models.vim_fused import FusedVim
@@ -97,6 +104,9 @@ def test_shared_memory_fits(dim: int, dtype: torch.dtype, limits: Limits) -> Non
     for rows in (1, 197, 2048, 6304, 12608, 25216, 100_000):
         for length in (1, 197):
             sizes.append(program.xproj_memory(*program.xproj_variant(rows, length, limits)))
+        variant = program.segment_variant(-(-rows // 197), 197, limits)
+        if variant is not None:
+            sizes.append(program.segment_memory(variant[0], 40, variant[1]))
         sizes.append(split_mm_tile(rows, dim, 2 * dim // 32, limits).memory)
     if program.fuses_out:
         sizes.append(shape.out_memory)
@@ -114,6 +124,37 @@ def test_split_products_take_the_tile_that_suits() -> None:
     one_image = split_mm_tile(197, 768, 6, hopper)
     assert not one_image.wgmma
     assert one_image.count(197, 768) >= hopper.multiprocessors
+
+
+def test_few_images_take_more_of_a_device() -> None:
+    """One image of vim-tiny goes by small blocks, of vim-small by larger ones, four by neither."""
+    hopper, ampere = DEVICES[9, 0], DEVICES[8, 0]
+    tiny, small, base = (
+        Program(Shape(dim, 2 * dim, dim // 16, torch.float16), (9, 0)) for dim in (192, 384, 768)
+    )
+    assert tiny.segment_variant(1, 197, hopper) == (4, 5)
+    assert tiny.segment_variant(2, 197, hopper) == small.segment_variant(1, 197, hopper) == (8, 5)
+    assert base.segment_variant(1, 197, hopper) is None
+    assert tiny.segment_variant(4, 197, hopper) is None
+    assert tiny.segment_variant(1, 50, hopper) is None, "segments too short to pay"
+    assert tiny.segment_variant(1, 6085, hopper) is None, "more than fits shared memory"
+    assert [tiny.xproj_variant(n * 197, 197, hopper)[3] for n in (1, 2, 4, 8)] == [3, 3, 1, 1]
+    assert [base.xproj_variant(n * 197, 197, hopper)[3] for n in (1, 2, 4, 8)] == [6, 3, 3, 1]
+    without = replace(hopper, clusters=False)
+    assert base.xproj_variant(197, 197, without)[3] == 1
+    older = replace(base, capability=(8, 0))
+    assert older.xproj_variant(197, 197, ampere)[3] == 1
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_clusters_and_segments_are_compiled(capability: tuple[int, int]) -> None:
+    for dtype in (torch.float16, torch.float32):
+        shape = Shape(384, 768, 24, dtype, split=dtype == torch.float32)
+        code = machine_code(Program(shape, capability), QUICKLY)
+        names = [f"segment_scan_{channels}" for channels in SEGMENT_SCANS]
+        assert all(name.encode() in code for name in names)
+        clusters = [f"xproj_114_{blocks}".encode() in code for blocks in XPROJ_CLUSTERS]
+        assert all(clusters) if capability == (9, 0) else not any(clusters)
 
 
 @pytest.fixture

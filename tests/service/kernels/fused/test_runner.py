@@ -138,7 +138,7 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Vim], FusedVim]:
     monkeypatch.setattr(vim_fused, "Kernels", TorchKernels)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(vim_fused, "own_stream", lambda _: None)
     return lambda model: FusedVim(model, torch.float32, "cpu", ieee=True)
 
 
