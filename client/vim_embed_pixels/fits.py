@@ -357,6 +357,12 @@ def chosen_hdus(
     candidates = [one for one in images if not one.spectral]
     if not candidates and images:
         raise UnusableImage(f"it holds spectra and no image: it has {told(listed)}")
+    tables = [hdu.name or "a table" for hdu in hdus if is_table(hdu)]
+    if not listed and tables:
+        raise UnusableImage(
+            f"it holds no image but tables ({', '.join(tables)}): `vim-embed embed` takes images "
+            "from a column of one"
+        )
     if not candidates:
         choice = "; --hdu takes one of them" if any(one.drawable for one in listed) else ""
         why = f": it has {told(listed)}{choice}" if listed else ""

@@ -68,7 +68,7 @@ def test_other_formats_that_pillow_writes(form: str) -> None:
         pytest.skip("this Pillow writes no AVIF")
     picture = PICTURE.convert("1") if form in ("MSP", "XBM") else PICTURE
     data = saved(form, picture)
-    with pytest.raises(UnsupportedMediaType, match="send PNG, JPEG, WebP or TIFF"):
+    with pytest.raises(UnsupportedMediaType, match="send PNG, JPEG, WebP, TIFF or FITS"):
         decode(data)
 
 

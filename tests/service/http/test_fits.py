@@ -4,6 +4,7 @@ Files of several rows: test_fits_rows.py; compressed ones: test_fits_tiles.py.""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 from collections.abc import Iterator
@@ -172,8 +173,10 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "crop": (GREY, {"crop": "31"}, 422, "30×30 pixels, fewer than crop=31"),
     "a table": (
         written(fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])])), {}, 422,
-        "holds no image",
+        "no image but tables (a table): `vim-embed embed` takes",
     ),
+    "bzip2": (bz2.compress(GREY), {}, 400, "packed with bzip2: unpack it"),
+    "zip": (b"PK\3\4" + GREY, {}, 400, "packed with zip: unpack it"),
     "too many pixels": (
         primary(np.zeros((201, 200), np.uint8)), {}, 413, "over the limit of 40000",
     ),

@@ -27,6 +27,10 @@ MEDIA_TYPES = ("application/fits", "image/fits")
 # Of its pixels, in those of an encoded image: fluxes are stretched as several arrays of floats.
 WEIGHT = 8
 _MAGIC, _EXTENSION, _GZIP = b"SIMPLE  =", b"XTENSION=", b"\x1f\x8b"
+_PACKED = {
+    b"BZh": "bzip2", b"PK\3\4": "zip", b"\x1f\x9d": "compress", b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
 _PADDING = b"\0 "  # what may lie behind the last HDU and be no image
 _BLOCK, _CARD = 2880, 80
 _MOST_HDUS, _MOST_HEADER_BYTES = 256, 2 * 1024 * 1024
@@ -128,7 +132,11 @@ def check_headers(data: bytes, place: str = "the file") -> int:
     The bytes of all HDUs; what follows them is none. Raises MalformedRequest or PayloadTooLarge.
     """
     if not data.startswith(_MAGIC):
-        raise MalformedRequest(f"{place} is no FITS file: it does not begin with SIMPLE")
+        packed = next((name for mark, name in _PACKED.items() if data.startswith(mark)), None)
+        why = (
+            f"it is packed with {packed}: unpack it" if packed else "it does not begin with SIMPLE"
+        )
+        raise MalformedRequest(f"{place} is no FITS file: {why}")
     begin = hdus = of_headers = 0
     while begin == 0 or data.startswith(_EXTENSION, begin):
         hdus += 1

@@ -125,7 +125,7 @@ def _refusing(place: str) -> Iterator[None]:
             yield
         except UnidentifiedImageError as error:
             raise UnsupportedMediaType(
-                f"{place} is no image that can be read here: send PNG, JPEG, WebP or TIFF"
+                f"{place} is no image that can be read here: send PNG, JPEG, WebP, TIFF or FITS"
             ) from error
         except Image.DecompressionBombError as error:
             raise PayloadTooLarge(f"{place} has too many pixels: scale it down first") from error
