@@ -226,7 +226,7 @@ def plan_images(
     """
     given: dict[str, Any] = dict(embed)
     params = flux_params({name: given.pop(name) for name in FLUX_OPTIONS if name in given})
-    if params.get("hdu") == "all":
+    if str(params.get("hdu", "")).strip().lower() == "all":
         raise ConfigurationError(
             "hdu='all' makes several rows of a file, and an image is one here: name an HDU, or use "
             "`vim-embed embed --hdu all`"

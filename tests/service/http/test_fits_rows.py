@@ -122,9 +122,10 @@ def test_a_preview_is_of_one_image(url: str, query: dict[str, str]) -> None:
     assert "a preview is of one image" in answer.json()["error"]["message"]
 
 
-def test_the_client_has_a_row_for_each_image(url: str) -> None:
+@pytest.mark.parametrize("hdu", ["all", "ALL", " all"])
+def test_the_client_has_a_row_for_each_image(url: str, hdu: str) -> None:
     with Client(url) as client, pytest.raises(ConfigurationError, match="vim-embed embed --hdu"):
-        client.embed_images(SEVERAL, hdu="all")
+        client.embed_images(SEVERAL, hdu=hdu)
 
 
 REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
