@@ -247,11 +247,11 @@ def sound_hdus(file: Any) -> tuple[list[Any], str]:
     end = -1
     try:
         for hdu in file:
+            if type(hdu).__name__.startswith("_"):  # astropy's, for what is no HDU
+                return found, f"its HDU {len(found)} does not begin as one of standard FITS"
             begin = (hdu.fileinfo() or {}).get("datLoc")
             if begin is not None and begin <= end:
                 return found, f"its HDU {len(found)} lies before the one before it"
-            if type(hdu).__name__.startswith("_"):  # astropy's, for what is no HDU
-                return found, f"its HDU {len(found)} does not begin as one"
             end = end if begin is None else begin
             found.append(hdu)
     except Exception as error:  # astropy raises errors of every kind

@@ -159,6 +159,11 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     ),
     "other bytes": (GREY + b"junk" * 720, {}, 400, "2,880 bytes behind its HDUs"),
     "other bytes in gzip": (gzip.compress(GREY + b"junk" * 720), {}, 400, "behind its HDUs"),
+    "two files": (GREY + CUBE, {}, 400, "another FITS file behind it"),
+    "no standard": (
+        GREY.replace(b"SIMPLE  =                    T", b"SIMPLE  =                    F"), {}, 422,
+        "HDU 0 does not begin as one of standard FITS",
+    ),
     "a byte more": (GREY[:5000] + b"\r" + GREY[5000:], {}, 400, "8,641 bytes, which are no whole"),
     "a byte less": (gzip.compress(GREY[:5000] + GREY[5001:]), {}, 400, "lost or added on its way"),
     "fewer columns than there are": (
@@ -386,6 +391,12 @@ def test_data_that_their_sum_does_not_fit(url: str, tmp_path: Path, name: str) -
     flags = [f"--{key}" + ("" if value == "true" else f"={value}") for key, value in query.items()]
     output = str(tmp_path / "o.npy")
     assert run(["embed", str(path), "--url", url, "-o", output, "--quiet", *flags]) == 1
+
+
+def test_keys_that_only_look_like_those_of_axes() -> None:
+    """A header may have whatever other keys it likes."""
+    others = ("NAXISX  = 'abc'", "NAXIS10 = 'x'", "COMMENT NAXIS1  = 3", "HISTORY NAXIS1  = 4")
+    assert check_headers(header(*NO_AXES, *others)) == 2880
 
 
 def test_what_a_sum_does_not_tell(url: str) -> None:

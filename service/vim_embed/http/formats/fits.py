@@ -39,7 +39,9 @@ _UNPACKED, _UNPACKED_MULTIPLE = 16 * 1024 * 1024, 4  # bytes that a gzip file ma
 _BITPIX = (8, 16, 32, 64, -32, -64)
 _GROUPS = b"GROUPS"  # random ones, as of radio interferometers
 _WHOLE = re.compile(rb"[+-]?\d{1,18}")
-_COUNTS = {b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT"}
+_COUNTS = {b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT"} | {
+    b"NAXIS%d" % axis for axis in range(1, _MOST_AXES + 1)
+}
 
 
 def looks_like_fits(data: bytes | memoryview) -> bool:
@@ -105,6 +107,8 @@ class FitsFile:
 def _sound(data: bytes, place: str) -> bytes:
     data = _unpacked(data, place)
     end = check_headers(data, place)
+    if data.startswith(_MAGIC, end):
+        raise MalformedRequest(f"{place} has another FITS file behind it: send each by itself")
     if data[end:].strip(_PADDING):
         raise MalformedRequest(
             f"{place} has {len(data) - end:,} bytes behind its HDUs, which begin no other: a "
@@ -169,7 +173,7 @@ def _header(data: bytes, begin: int, most: int, place: str) -> tuple[int, dict[b
             return begin + -(-(at + _CARD - begin) // _BLOCK) * _BLOCK, counts
         if key == _GROUPS and card[8:9] == b"=":
             counts[key] = card[9:].partition(b"/")[0].strip() == b"T"
-        if (key in _COUNTS or key.startswith(b"NAXIS")) and card[8:9] == b"=":
+        if key in _COUNTS and card[8:9] == b"=":
             told = _whole(card, place)
             if counts.setdefault(key, told) != told:
                 raise MalformedRequest(
