@@ -67,6 +67,11 @@ def sound_files() -> dict[str, bytes]:
         "image.fits": plain,
         "cube.fits": _fits(scaled),
         "rice.fits": _fits(fits.CompImageHDU(flux, compression_type="RICE_1")),
+        "hcompress.fits": _fits(
+            fits.CompImageHDU(flux, compression_type="HCOMPRESS_1", tile_shape=(12, 12))
+        ),
+        "plio.fits": _fits(fits.CompImageHDU((flux > 0).astype("i2"), compression_type="PLIO_1")),
+        "dither.fits": _fits(fits.CompImageHDU(flux, quantize_method=1, dither_seed=1)),
         "gzip.fits.fz": _fits(fits.CompImageHDU(flux, compression_type="GZIP_2")),
         "packed.fits.gz": gzip.compress(plain, mtime=0),
         "struct.parquet": _parquet(table),

@@ -27,7 +27,8 @@ _WAVELENGTHS = ("wavelength", "wave", "loglam", "lambda")
 _MAGNITUDE = 2.5 * math.log10(math.e)  # of a natural logarithm
 
 _STACK_AXES, _CUBES_AXES = 3, 4  # (images, H, W) and (images, bands, H, W)
-_MOST_AXES = 999  # FITS Standard 4.0, section 4.4.1.1
+_MOST_COUNTED = 999  # FITS Standard 4.0, sections 4.4.1.1 and 7.3.1
+_COUNTED = {"NAXIS": "axes", "ZNAXIS": "axes", "TFIELDS": "columns"}
 
 _BLOCK = 2880
 _PIECE = 4096 * _BLOCK  # bytes that are read at once
@@ -549,32 +550,40 @@ def library() -> Any:
         raise UnusableOptions(
             'reading FITS needs astropy: pip install "vim-embed[astro]"'
         ) from None
-    _refuse_many_axes()
+    _refuse_many()
     check_tiles()
     return fits
 
 
 @cache
-def _refuse_many_axes() -> None:
-    """Let astropy raise RuntimeError for a header of more axes than the standard's 999.
+def _refuse_many() -> None:
+    """Let astropy raise RuntimeError for a header of more axes or columns than the standard has.
 
-    It asks for the length of each axis that NAXIS claims, and of 10^12 it never comes back.
+    It asks for keys of each that NAXIS, ZNAXIS or TFIELDS claims, and of 10^12 it never comes back.
     """
     from astropy.io import fits
 
     base: Any = next(each for each in reversed(fits.PrimaryHDU.__mro__) if _reads_headers(each))
 
     # astropy asks the children of this class from the last name to the first.
-    class _WithManyAxesHDU(base):  # type: ignore[misc]
+    class _WithManyHDU(base):  # type: ignore[misc]
         @classmethod
         def match_header(cls, header: Any) -> bool:
-            axes = header.get("NAXIS", 0)
-            return isinstance(axes, int | float) and axes > _MOST_AXES
+            return _claimed(header) is not None
 
         def __init__(self, data: Any = None, header: Any = None, **_: object) -> None:
-            raise RuntimeError(f"its header claims {header['NAXIS']} axes")
+            raise RuntimeError(f"its header claims {_claimed(header)}")
 
-    fits.register_hdu(_WithManyAxesHDU)
+    fits.register_hdu(_WithManyHDU)
+
+
+def _claimed(header: Any) -> str | None:
+    """Of what a header claims too many, and how many."""
+    for key, what in _COUNTED.items():
+        count = header.get(key, 0)
+        if isinstance(count, int | float) and count > _MOST_COUNTED:
+            return f"{count} {what}"
+    return None
 
 
 def _reads_headers(kind: type) -> bool:

@@ -206,10 +206,11 @@ def fits_request(random: Random) -> Request:
     array = np.resize(fluxes, shape).astype(random.choice(("u1", "i2", "f4", "f8")))
     hdus = [
         fits.ImageHDU(array, name="SCI"),
-        *([fits.CompImageHDU(array[..., :9, :12], name="TILES")] if random.random() < 0.4 else []),
+        *([_tiles(random, array)] if random.random() < 0.4 else []),
     ]
     file = io.BytesIO()
-    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(file)
+    summed = random.random() < 0.2
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(file, checksum=summed)
     content = _maybe(random, file.getvalue(), mutate.mutate_fits)
     if random.random() < 0.2:
         content = _maybe(random, gzip.compress(content), None)
@@ -221,6 +222,19 @@ def fits_request(random: Random) -> Request:
     ))  # fmt: skip
     headers = {"Content-Type": random.choice(("application/fits", "image/fits"))}
     return Request("fits", "POST", f"/embed?{urlencode(query)}", headers, content)
+
+
+def _tiles(random: Random, array: NDArray[Any]) -> fits.CompImageHDU:
+    """The same image compressed, of one kind or another."""
+    kinds = ["RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1", "PLIO_1"]
+    kind = random.choice(kinds[: 5 if array.dtype.kind in "iu" else 4])
+    if kind == "PLIO_1":  # for masks
+        array = (array > 128).astype(np.int16)
+    return fits.CompImageHDU(
+        array, name="TILES", compression_type=kind, dither_seed=1,
+        tile_shape=(*(1,) * (array.ndim - 2), *array.shape[-2:]),
+        quantize_method=random.choice((-1, 1, 2)),
+    )  # fmt: skip
 
 
 def form_request(random: Random) -> Request:

@@ -122,6 +122,26 @@ def test_bytes_behind_the_last_hdu(tmp_path: Path, behind: bytes, damage: str) -
     assert damage in "".join(faults)
 
 
+@pytest.mark.parametrize(
+    ("key", "what"), [("TFIELDS", "columns"), ("ZNAXIS", "axes"), ("NAXIS", "axes")]
+)
+def test_a_compressed_image_of_a_billion_columns_or_axes(
+    tmp_path: Path, key: str, what: str
+) -> None:
+    """astropy goes through them."""
+    content = io.BytesIO()
+    tiles = fits.CompImageHDU(galaxy(3)[0], name="TILES")
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(galaxy(3)[0]), tiles]).writeto(content)
+    at = content.getvalue().rindex(f"{key:8}=".encode())
+    card = f"{key:8}=           4294967296".ljust(80).encode()
+    path = tmp_path / "a.fits"
+    path.write_bytes(content.getvalue()[:at] + card + content.getvalue()[at + 80 :])
+    row, fault = open_reader(str(path), ReadOptions()).read(0)
+    assert not isinstance(row, Skipped)
+    assert isinstance(fault, Skipped)
+    assert f"4294967296 {what}" in fault.reason
+
+
 def three_hdus(path: Path, card: bytes, value: bytes) -> Path:
     """Three images, and a card of the last that is damaged."""
     content = io.BytesIO()
