@@ -229,12 +229,14 @@ class FusedVim:
 
     def _beside(self, stream: torch.cuda.Stream) -> torch.cuda.Stream:
         """Where the second half goes: graphs of two streams have two, and so may run at once."""
-        known = self._sides.get(stream.cuda_stream)
-        if known is None and torch.cuda.is_current_stream_capturing():
-            return self._side  # no stream can be made now; whoever captured did not warm up there
-        if known is None:
-            known = self._sides[stream.cuda_stream] = own_stream(self.device)
-        return known
+        key = stream.cuda_stream
+        if key not in self._sides:
+            # A stream that is captured without a warm-up on it takes the first one's: none can be
+            # made meanwhile, and cuBLAS wants to have seen a stream before.
+            if torch.cuda.is_current_stream_capturing():
+                return self._side
+            self._sides[key] = own_stream(self.device) if self._sides else self._side
+        return self._sides[key]
 
     def _wide(self, batch: int, length: int) -> bool:
         """Whether so many images keep the device busy, so that twice as many go side by side."""
