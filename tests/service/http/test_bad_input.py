@@ -307,6 +307,11 @@ BAD = [
         {"Content-Type": "multipart/form-data; boundary=b"},
     ),
     Bad(
+        "form of two boundaries", 400, "malformed_request", "boundary twice",
+        b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n--b--\r\n',
+        {"Content-Type": "multipart/form-data; boundary=c; Boundary=b"},
+    ),
+    Bad(
         "form of another boundary", 400, "malformed_request", "the one of Content-Type",
         b'--c\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n--c--\r\n',
         {"Content-Type": "multipart/form-data; boundary=b"},

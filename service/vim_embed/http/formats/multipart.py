@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from vim_embed.http.body.workspace import Workspace
 
 _HEADERS_BYTES = 16 * 1024  # of one part
 _EPILOGUE_BYTES = 64  # blank ones, behind the last boundary
+_BOUNDARY = re.compile(r";\s*boundary\s*=", re.IGNORECASE)  # no boundary holds a semicolon
 _DISPOSITION, _TRANSFER = b"content-disposition", b"content-transfer-encoding"
 _PLAIN = (b"", b"binary", b"8bit", b"7bit")
 _SHOWN = 80  # letters of a name
@@ -111,6 +113,8 @@ def read_files(
     """Name and content of each file, in order. Raises ServiceError."""
     _, options = parse_options_header(content_type.encode("latin-1", "replace"))
     boundary = options.get(b"boundary")
+    if len(_BOUNDARY.findall(content_type)) > 1:
+        raise MalformedRequest("the Content-Type names its boundary twice: which one is meant?")
     if not boundary:
         raise MalformedRequest("the multipart body cannot be read: Content-Type has no boundary")
     reader = _Reader(most_files)
