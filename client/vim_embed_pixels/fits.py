@@ -261,7 +261,8 @@ def sound_hdus(file: Any) -> tuple[list[Any], str]:
         if not _damage_behind(found):  # spaces, which astropy takes for a header
             return found, ""
         return found, f"its HDU {len(found)} cannot be read ({described(error)})"
-    return found, _damage_behind(found)
+    damage = _damage_behind(found)  # then the data of the last have shifted, perhaps
+    return found[: len(found) - bool(damage)], damage
 
 
 def _damage_behind(hdus: Sequence[Any]) -> str:

@@ -107,19 +107,34 @@ def test_a_header_that_claims_many_axes_is_named(hdu: int, tmp_path: Path) -> No
         (b"XTENSI0N" * 720, "its HDU 1 cannot be read"),
         ((b"JUNK".ljust(80) + b"END").ljust(2880), "its HDU 1 cannot be read"),
         (b"\0" * 2880 + b"junk" * 720, "its HDU 1 cannot be read"),
-        (b"\0", "no whole blocks of 2,880"),
     ],
 )
 def test_bytes_behind_the_last_hdu(tmp_path: Path, behind: bytes, damage: str) -> None:
     """A damaged header hides the HDUs from it on, of which the image may be one."""
-    content = io.BytesIO()
-    fits.HDUList([fits.PrimaryHDU(galaxy(3)[0])]).writeto(content)
     path = tmp_path / "a.fits"
-    path.write_bytes(content.getvalue() + behind)
+    path.write_bytes(one_image() + behind)
     entries = list(open_reader(str(path), ReadOptions()).read(0))
     faults = [entry.reason for entry in entries if isinstance(entry, Skipped)]
     assert len(faults) == bool(damage) == len(entries) - 1
     assert damage in "".join(faults)
+
+
+@pytest.mark.parametrize("change", ["a byte more", "a byte less", "zeros more"])
+def test_data_that_have_shifted_are_no_row(tmp_path: Path, change: str) -> None:
+    """As after a transfer as text: they lie in the padding then."""
+    data = one_image()
+    path = tmp_path / "a.fits"
+    more = {"a byte more": b"\r", "zeros more": bytes(79)}.get(change, b"")
+    path.write_bytes(data[:4000] + more + data[4000 + (change == "a byte less") :])
+    (fault,) = open_reader(str(path), ReadOptions()).read(0)
+    assert isinstance(fault, Skipped)
+    assert "no whole blocks of 2,880" in fault.reason
+
+
+def one_image() -> bytes:
+    content = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(galaxy(3)[0])]).writeto(content)
+    return content.getvalue()
 
 
 @pytest.mark.parametrize(
