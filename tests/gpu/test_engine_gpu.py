@@ -360,7 +360,7 @@ def test_memory_that_is_too_short_for_two(
 
 
 def test_streams_of_one_s_own() -> None:
-    device, free = torch.device("cuda"), streams._FREE[torch.cuda.current_device(), 0]
+    device, free = torch.device("cuda"), streams._FREE[torch.cuda.current_device(), 0, False]
     mine = [own_stream(device) for _ in range(70)]
     handles = [stream.cuda_stream for stream in mine]
     assert len(set(handles)) == 70

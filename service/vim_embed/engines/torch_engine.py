@@ -151,9 +151,9 @@ class TorchEngine:
         A launch that hangs holds whatever lock it took: what comes after it gets locks of its own.
         """
         self._launching = threading.Lock()  # of two forwards at once, one is launched at a time
-        self._staging = HostStaging(self.options.device)
         CAPTURE_TURNS.abandon(self.device)
         self._check_device()
+        self._staging = HostStaging(self.options.device)
         for name in [name for name, status in self._status.items() if status.state == "ready"]:
             self._models.pop(name, None)
             gc.collect()

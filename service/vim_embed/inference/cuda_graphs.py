@@ -87,9 +87,9 @@ class GraphCache:
             if rows > self.buckets[-1]:
                 return self._in_parts(pixels, options)
             bucket = next(size for size in self.buckets if size >= rows)
-        graph = self._graph(((bucket, *pixels.shape[1:]), pixels.dtype, options), pixels)
         if pixels.is_cuda:
             self._follow(torch.cuda.current_stream(pixels.device))
+        graph = self._graph(((bucket, *pixels.shape[1:]), pixels.dtype, options), pixels)
         graph.pixels[:rows].copy_(pixels)
         graph.replay()
         return {name: output[:rows] for name, output in graph.outputs.items()}
@@ -178,7 +178,9 @@ class CudaCapture:
 
     def __call__(self, compute: Compute, pixels: Tensor, options: EmbedOptions) -> Captured:
         with torch.cuda.device(pixels.device), CAPTURE_TURNS.of(str(pixels.device)):
-            side = self._stream = self._stream or own_stream(pixels.device, self._priority)
+            side = self._stream = self._stream or own_stream(
+                pixels.device, self._priority, captured=True
+            )
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):

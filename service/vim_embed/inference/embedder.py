@@ -142,6 +142,7 @@ class Embedder:
         self._fused = fused
         self._graphs: GraphCache | None = None
         self._beside: Beside | None = None
+        self._retired: torch.cuda.Stream | None = None  # that graphs may still follow
         self._chunk_rows = _CHUNK_ROWS
         self._independent: dict[tuple[object, ...], bool] = {}
         self._constants: dict[PerChannel, Tensor] = {}
@@ -236,9 +237,10 @@ class Embedder:
         """
         most = self.rows_at_once(self._chunk_rows, height, width)
         graph = options.layers is None and not options.exact
-        if self._beside is None or not graph or 4 * rows <= 3 * most:
+        beside = self._beside  # another thread may give it up
+        if beside is None or not graph or 4 * rows <= 3 * most:
             return nullcontext()
-        return self._beside.free()
+        return beside.free()
 
     @torch.inference_mode()
     def settle_exact(self, rows: int = 0) -> None:
@@ -302,13 +304,22 @@ class Embedder:
         except torch.OutOfMemoryError:
             if beside is None:
                 raise
-        _LOG.warning(
-            "batches go one behind the other: the memory is too short for two at once",
-            extra={"model": self.info.name},
-        )
-        self._beside = beside = None
-        torch.cuda.empty_cache()
+        del beside, graphs  # and with them their memory
+        self._give_up_beside()
         return self._graphs(pixel_values, options, bucket)
+
+    def _give_up_beside(self) -> None:
+        """From now on batches go one behind the other, in the memory of one."""
+        with self._lock:
+            if self._beside is None:
+                return
+            _LOG.warning(
+                "batches go one behind the other: the memory is too short for two at once",
+                extra={"model": self.info.name},
+            )
+            self._retired, self._beside = self._beside.stream, None
+            self._retired.synchronize()
+            torch.cuda.empty_cache()
 
     def _run_exact(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         rows = self._exact_rows(pixel_values, options)
@@ -438,16 +449,24 @@ class Embedder:
             yield last.first, last.wait()
 
     def _launched(self, chunk: PixelArray, first: int, options: EmbedOptions) -> _Chunk:
-        on_device = self.device.type == "cuda"  # which looks faster, while others compute
-        if not on_device:
+        if self.device.type != "cuda":  # which looks faster, while others compute
             check_values(chunk, first)
         rows, _, height, width = chunk.shape
-        free = self.on_free_stream(rows, height, width, options)
-        with self._on_device(), free:
-            staged = self._rounded(chunk, options) or self._staging([chunk])
-            looked_at = on_device and staged.pixels.is_floating_point()
-            finite = staged.finite() if looked_at else None
-            return _Chunk(first, self.launch(staged.ready(), options, spin=True), finite)
+        try:
+            with self._on_device(), self.on_free_stream(rows, height, width, options):
+                return self._staged_and_launched(chunk, first, options)
+        except torch.OutOfMemoryError:
+            if self._beside is None:
+                raise
+        self._give_up_beside()
+        with self._on_device():
+            return self._staged_and_launched(chunk, first, options)
+
+    def _staged_and_launched(self, chunk: PixelArray, first: int, options: EmbedOptions) -> _Chunk:
+        staged = self._rounded(chunk, options) or self._staging([chunk])
+        looked_at = self.device.type == "cuda" and staged.pixels.is_floating_point()
+        finite = staged.finite() if looked_at else None
+        return _Chunk(first, self.launch(staged.ready(), options, spin=True), finite)
 
     def _rounded(self, chunk: PixelArray, options: EmbedOptions) -> StagedPixels | None:
         """float32 pixels of a half-precision forward, where that takes the same bytes rounded."""

@@ -115,6 +115,7 @@ class HostStaging:
             filled = fill(buffer.numpy(), None)
             return buffer.to(self._device, non_blocking=True) if filled else None
         pixels = torch.empty(buffer.shape, dtype=buffer.dtype, device=self._device)
+        stream.query()  # makes the context current in this thread, for the driver's function
         sending = Sending.by(send, pixels.data_ptr(), stream.cuda_stream)
         if not fill(buffer.numpy(), sending):
             return None

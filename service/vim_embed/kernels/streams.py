@@ -8,24 +8,28 @@ from typing import Any
 
 import torch
 
-_Kind = tuple[int, int]  # device and priority
+_Kind = tuple[int, int, bool]  # device, priority, whether it is captured
 _FREE: dict[_Kind, list[int]] = defaultdict(list)  # the handles that nobody has any more
 
 
-def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+def own_stream(
+    device: torch.device, priority: int = 0, *, captured: bool = False
+) -> torch.cuda.Stream:
     """A stream of the device that no other caller has, and that waits for no other by itself.
 
     torch deals 32 streams out in turns. So one of its streams may be another's too: two forwards
     that were captured on it share cuBLAS's workspace, and rows that are copied on it while a graph
-    is captured become part of that. Without cuda-bindings it is one of those all the same.
+    is captured become part of that. Without cuda-bindings it is one of those all the same, then of
+    a priority that nothing else asks for if it is to be captured.
     priority: the lower, the sooner its kernels run. Not while the current stream is captured.
     """
     try:
         from cuda.bindings import driver
     except ImportError:
-        return torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
+        dealt = min(priority, -1) if captured else priority
+        return torch.cuda.Stream(device, dealt)  # type: ignore[no-untyped-call]
     with torch.cuda.device(device):
-        kind = torch.cuda.current_device(), priority
+        kind = torch.cuda.current_device(), priority, captured
         handle = _freed(kind) or _new_stream(driver, priority)
         stream: torch.cuda.Stream = torch.cuda.ExternalStream(handle, kind[0])  # type: ignore[no-untyped-call]
     weakref.finalize(stream, _FREE[kind].append, handle).atexit = False

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
+from support.fake_graphs import RecordedCapture
+from support.fixtures_vim import load_fixture
+from vim_embed import Embedder, load_model
 from vim_embed.inference.beside import Beside
 from vim_embed.inference.cuda_graphs import GraphCache
 from vim_embed.inference.device_copy import OnItsWay
+from vim_embed.inference.staging import HostStaging
+
+MICRO = load_fixture("vim_micro").path
 
 
 @dataclass(eq=False)
@@ -97,3 +105,92 @@ def test_graphs_of_one_cache_follow_each_other_across_streams() -> None:
         cache._follow(cast(Any, stream))
     assert second.waited_for == [first]
     assert first.waited_for == [second]
+
+
+class NoStream:
+    """The second stream on a CPU; the caller is on it or is not."""
+
+    device = "cpu"
+    synchronised = 0
+
+    def synchronize(self) -> None:
+        self.synchronised += 1
+
+
+class Short:
+    """Graphs, or staging, for which the memory is too short while there is a second stream."""
+
+    def __init__(self, model: Embedder, whole: Callable[..., Any]) -> None:
+        self._model, self._whole = model, whole
+        self.calls = 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        if self._model._beside is not None:
+            raise torch.OutOfMemoryError
+        return self._whole(*given)
+
+
+def in_memory_for_one(monkeypatch: pytest.MonkeyPatch) -> tuple[Embedder, NoStream, Any]:
+    """A model with a second stream that the caller is on, that stream, and a look at its graphs."""
+    model = load_model("micro", MICRO, device="cpu")
+    model.use_graphs(8, RecordedCapture())
+    stream = NoStream()
+    graphs = GraphCache(model.compute, [8], capture=RecordedCapture())
+    model._beside = Beside(graphs, cast(Any, stream))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    return model, stream, weakref.ref(graphs)
+
+
+def test_graphs_that_do_not_fit_beside_others_give_their_memory_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, stream, graphs = in_memory_for_one(monkeypatch)
+    pixels = np.random.default_rng().integers(0, 256, (21, 3, 64, 64), dtype=np.uint8)
+
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    graphs()._capture = short  # not by monkeypatch, which would hold them
+    before = model._graphs
+    assert before is not None
+    held: list[bool] = []
+    whole = GraphCache.__call__
+
+    def watched(self: GraphCache, *given: Any) -> dict[str, torch.Tensor]:
+        if self is before:
+            held.append(graphs() is not None)
+        return whole(self, *given)
+
+    monkeypatch.setattr(GraphCache, "__call__", watched)
+    found = model.embed(pixels)
+    assert held[0] is False, "nothing holds the memory of the second ones by then"
+    assert stream.synchronised == 1
+    assert model._beside is None
+    assert [r.message for r in caplog.records if "too short for two" in r.message]
+    assert np.array_equal(found, load_model("micro", MICRO, device="cpu").embed(pixels))
+
+
+def test_rows_that_do_not_fit_beside_others_are_staged_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _, _ = in_memory_for_one(monkeypatch)
+    pixels = np.random.default_rng().integers(0, 256, (21, 3, 64, 64), dtype=np.uint8)
+    short = Short(model, HostStaging(torch.device("cpu")))
+    monkeypatch.setattr(model, "_staging", short)
+    found = model.embed(pixels)
+    assert short.calls == 4, "three chunks, the first of them twice"
+    assert np.array_equal(found, load_model("micro", MICRO, device="cpu").embed(pixels))
+
+
+def test_memory_that_is_too_short_for_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = in_memory_for_one(monkeypatch)
+
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model, "_staging", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.embed(np.zeros((8, 3, 64, 64), np.uint8))
+    assert model._beside is None
