@@ -225,32 +225,23 @@ def _breakdown(name: str, fused: FusedVim, batch: int, size: int) -> None:
                 dt_scale=layers[i].dt_scale,
             )
 
+        def operands(i: int) -> dict[str, Any]:
+            return {
+                "xz": own.xz,
+                "bc": own.bc,
+                "steps": own.steps,
+                "decay": layers[i].decay,
+                "taps": layers[i].taps,
+                "vectors": layers[i].vectors,
+                "length": length,
+                "mixed": own.mixed if fused.shape.split else None,
+            }
+
         def scan(channels: int, i: int) -> None:
-            kernels.scan(
-                channels=channels,
-                xz=own.xz,
-                bc=own.bc,
-                steps=own.steps,
-                decay=layers[i].decay,
-                taps=layers[i].taps,
-                vectors=layers[i].vectors,
-                length=length,
-                mixed=own.mixed if fused.shape.split else None,
-            )
+            kernels.scan(channels=channels, **operands(i))
 
         def segments(channels: int, count: int, i: int) -> None:
-            kernels.segment_scan(
-                channels=channels,
-                segments=count,
-                xz=own.xz,
-                bc=own.bc,
-                steps=own.steps,
-                decay=layers[i].decay,
-                taps=layers[i].taps,
-                vectors=layers[i].vectors,
-                length=length,
-                mixed=own.mixed if fused.shape.split else None,
-            )
+            kernels.segment_scan(channels=channels, segments=count, **operands(i))
 
         results["xproj"] = xproj
         few = kernels.program.segment_variant(rows, length, kernels.limits)

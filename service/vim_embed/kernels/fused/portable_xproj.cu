@@ -6,16 +6,13 @@
 // several warps share a row, each alone needs its weights and takes them from global memory; so does
 // dt_proj. In float32 steps are float32, and `scales` undo those of the weights.
 #include "common.cuh"
+#include "shares.cuh"
 #include "tensor_cores.cuh"
 #if DTYPE == 0
 #include "split.cuh"
 #else
 #include "taps.cuh"
 #endif
-
-#define NT (ROW / 8)
-#define SUM_ROW (ROW + 2)
-#define RANK_ROW (16 * KR + 8)
 
 #if DTYPE == 0
 #define TERMS 2  // numbers that stand for one in a product
@@ -283,45 +280,8 @@ DEVICE void xproj_body(const T* __restrict__ xz, const char* __restrict__ weight
         __syncthreads();
         // (direction, row, RANK_ROW) of float32, behind the sums
         float* const shared = all + (SPLITS + (BLOCKS > 1)) * 2 * S::rows * SUM_ROW;
-        auto sum_up = [&](auto part_of, int parts, auto take) {
-            for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
-                const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
-                float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-                for (int s = 0; s < parts; s++) {
-                    const float2 part = part_of(s, (d * S::rows + r) * SUM_ROW + pair);
-                    sum.x += part.x, sum.y += part.y;
-                }
-                take(sum, d, r, pair);
-            }
-        };
-        auto of_split = [&](int s, int at) {
-            return *(const float2*)(all + s * 2 * S::rows * SUM_ROW + at);
-        };
-        auto leave = [&](float2 sum, int d, int r, int pair) {
-            const int row = v0 + r;
-            if (pair < RP)
-                *(float2*)(shared + (d * S::rows + r) * RANK_ROW + pair) = sum;
-            else if (row < rows && rank == 0)
-                *(float2*)(bc + ((size_t)row * 2 + d) * 32 + pair - RP) = sum;
-        };
-        if constexpr (BLOCKS == 1)
-            sum_up(of_split, SPLITS, leave);
-#if BULK
-        else {
-            // the cluster's blocks have other channels of the same rows: their sums are added as well
-            float* const mine = all + SPLITS * 2 * S::rows * SUM_ROW;
-            sum_up(of_split, SPLITS, [&](float2 sum, int d, int r, int pair) {
-                *(float2*)(mine + (d * S::rows + r) * SUM_ROW + pair) = sum;
-            });
-            cluster_arrive();
-            cluster_wait();
-            const u32 sums_at = shared_address(mine);
-            auto of_block = [&](int b, int at) { return load_pair_in_block(sums_at + at * 4, b); };
-            sum_up(of_block, BLOCKS, leave);
-            cluster_arrive();  // and wait before the end: others read these sums
-        }
-#endif
+        add_shares<S::rows, SPLITS, BLOCKS, threads>(
+            all, v0, rows, rank, bc, [&](float2 sum, int at) { *(float2*)(shared + at) = sum; });
         __syncthreads();
 #pragma unroll
         for (int m = 0; m < MT; m++)

@@ -40,6 +40,21 @@ DEVICE float x_of(const char* from) { return low(*(const u16*)from); }
 DEVICE float step_of(const char* from) { return low_f16(*(const u16*)from); }
 DEVICE float gate_silu(float v) { return silu_of_half(v); }
 #endif
+// y[i], of step i of every lane of a channel's SPLIT, summed over these: y[i] is then of step
+// SPLIT i + part.
+template <int SPLIT, int STEPS>
+DEVICE void sum_lanes(float* y, int part) {
+#pragma unroll
+    for (int m = 1, count = STEPS; m < SPLIT; m *= 2, count /= 2)
+#pragma unroll
+        for (int i = 0; i < count / 2; i++) {
+            const bool odd = part & m;
+            const float sent = odd ? y[2 * i] : y[2 * i + 1];
+            const float kept = odd ? y[2 * i + 1] : y[2 * i];
+            y[i] = kept + __shfl_xor_sync(0xffffffffu, sent, m);
+        }
+}
+
 // A warp's walk over an image: its channels, and the tiles' way into its shared memory and back.
 template <int CHANNELS, int TILE>
 struct Walk {
@@ -262,18 +277,7 @@ DEVICE void scan_body(const T* xz, const float* bc, T* steps, const float* __res
                     decayed = next[m];
                 }
             }
-            // sums over the lanes of a channel; each keeps the steps SPLIT i + part
-            if constexpr (SPLIT > 1) {
-#pragma unroll
-                for (int m = 1, count = BATCH; m < SPLIT; m *= 2, count /= 2)
-#pragma unroll
-                    for (int i = 0; i < count / 2; i++) {
-                        const bool odd = part & m;
-                        const float sent = odd ? y[2 * i] : y[2 * i + 1];
-                        const float kept = odd ? y[2 * i + 1] : y[2 * i];
-                        y[i] = kept + __shfl_xor_sync(0xffffffffu, sent, m);
-                    }
-            }
+            sum_lanes<SPLIT, BATCH>(y, part);
 #pragma unroll
             for (int i = 0; i < BATCH / SPLIT && gated; i++) {
                 const char* const from = gate + (row0 + SPLIT * i + part) * W::row;

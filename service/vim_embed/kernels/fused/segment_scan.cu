@@ -29,20 +29,6 @@ DEVICE void copy_piece(u32 to, const void* from, bool valid) {
     }
 }
 
-// y[m], of step m of SPLIT lanes each, summed over the lanes of a channel: y[i] of step SPLIT i + part.
-template <int SPLIT, int STEPS>
-DEVICE void sum_lanes(float* y, int part) {
-#pragma unroll
-    for (int m = 1, count = STEPS; m < SPLIT; m *= 2, count /= 2)
-#pragma unroll
-        for (int i = 0; i < count / 2; i++) {
-            const bool odd = part & m;
-            const float sent = odd ? y[2 * i] : y[2 * i + 1];
-            const float kept = odd ? y[2 * i + 1] : y[2 * i];
-            y[i] = kept + __shfl_xor_sync(0xffffffffu, sent, m);
-        }
-}
-
 // A segment's shared memory, its steps in the order of the walk; x begins three steps before.
 template <int CHANNELS>
 struct Segment {

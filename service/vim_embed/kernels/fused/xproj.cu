@@ -15,12 +15,9 @@
 // Then the same warp multiplies its rows' step sizes with dt_proj for its share of channels.
 // Where there are few rows, BLOCKS blocks, a cluster, share the channels of 16 of them.
 #include "common.cuh"
+#include "shares.cuh"
 #include "taps.cuh"
 #include "tensor_cores.cuh"
-
-#define NT (ROW / 8)
-#define SUM_ROW (ROW + 2)
-#define RANK_ROW (16 * KR + 8)
 
 template <int MT, int HALVES, int SPLITS>
 struct Stage {  // bytes
@@ -209,45 +206,8 @@ DEVICE void xproj_body(const TensorMap* x_map, const char* __restrict__ weights,
         __syncthreads();
         u16* const shared =  // (direction, row, RANK_ROW), behind the sums
             (u16*)(all + (SPLITS + (BLOCKS > 1)) * 2 * S::rows * SUM_ROW);
-        auto sum_up = [&](auto part_of, int parts, auto take) {
-            for (int i = threadIdx.x; i < S::rows * ROW; i += threads) {
-                const int pair = i % (ROW / 2) * 2, d = i / (ROW / 2) % 2, r = i / ROW;
-                float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-                for (int s = 0; s < parts; s++) {
-                    const float2 part = part_of(s, (d * S::rows + r) * SUM_ROW + pair);
-                    sum.x += part.x, sum.y += part.y;
-                }
-                take(sum, d, r, pair);
-            }
-        };
-        auto of_split = [&](int s, int at) {
-            return *(const float2*)(all + s * 2 * S::rows * SUM_ROW + at);
-        };
-        auto leave = [&](float2 sum, int d, int r, int pair) {
-            const int row = v0 + r;
-            if (pair < RP)
-                *(u32*)(shared + (d * S::rows + r) * RANK_ROW + pair) = pack(sum.x, sum.y);
-            else if (row < rows && rank == 0)
-                *(float2*)(bc + ((size_t)row * 2 + d) * 32 + pair - RP) = sum;
-        };
-        if constexpr (BLOCKS == 1)
-            sum_up(of_split, SPLITS, leave);
-#if BULK
-        else {
-            // the cluster's blocks have other channels of the same rows: their sums are added as well
-            float* const mine = all + SPLITS * 2 * S::rows * SUM_ROW;
-            sum_up(of_split, SPLITS, [&](float2 sum, int d, int r, int pair) {
-                *(float2*)(mine + (d * S::rows + r) * SUM_ROW + pair) = sum;
-            });
-            cluster_arrive();
-            cluster_wait();
-            const u32 sums_at = shared_address(mine);
-            auto of_block = [&](int b, int at) { return load_pair_in_block(sums_at + at * 4, b); };
-            sum_up(of_block, BLOCKS, leave);
-            cluster_arrive();  // and wait before the end: others read these sums
-        }
-#endif
+        add_shares<S::rows, SPLITS, BLOCKS, threads>(
+            all, v0, rows, rank, bc, [&](float2 sum, int at) { *(u32*)(shared + at) = pack(sum.x, sum.y); });
         __syncthreads();
 #pragma unroll
         for (int m = 0; m < MT; m++)
