@@ -254,7 +254,7 @@ class Worker:
 
     def _begin(self) -> None:
         state = WorkerState()
-        for number in range(self.engine.at_once + 1):
+        for number in range(self.engine.at_once + self.engine.stages_ahead):
             name = f"vim-embed-work-{number}"
             thread = threading.Thread(target=self._repeat, args=(state,), name=name, daemon=True)
             state.threads.append(thread)

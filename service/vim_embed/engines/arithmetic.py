@@ -44,6 +44,7 @@ class ArithmeticEngine:
 
     DIM = 8
     at_once = 1
+    stages_ahead = True
 
     def __init__(
         self, names: Sequence[str] = ("arithmetic",), *, image_size: int = 8, device: str = "cpu"

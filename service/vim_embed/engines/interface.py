@@ -1,7 +1,8 @@
 """What runs models: the interface, and a deterministic engine without torch.
 
 An engine knows models, devices and batches of pixels; it knows neither requests nor HTTP.
-`stage` may run in one thread while `run` runs in others, as many of them as `at_once` says.
+`stage` may run in one thread while `run` runs in others, as many of them as `at_once` says, if the
+engine `stages_ahead`.
 A failure is a request's or a batch's, unless it is EngineFailed.
 """
 
@@ -128,6 +129,14 @@ class Engine(ModelRegistry, Protocol):
     def at_once(self) -> int:
         """Calls of `run` that may be under way: 2 where the device takes the next forward while it
         computes one, and goes on to it by itself.
+        """
+        ...
+
+    @property
+    def stages_ahead(self) -> bool:
+        """Whether a batch is staged, by another thread, while one runs. Not where the threads that
+        run batches compute: each that does by turns has OpenMP threads of its own, and these sleep
+        between any two operations as soon as there are more of them than cores.
         """
         ...
 

@@ -103,6 +103,10 @@ class TorchEngine:
     def at_once(self) -> int:
         return 2 if self.options.device.type == "cuda" else 1
 
+    @property
+    def stages_ahead(self) -> bool:
+        return self.options.device.type == "cuda"
+
     def load(self) -> None:
         """Load and self-check every model, one after the other."""
         for entry in list(self._entries.values()):

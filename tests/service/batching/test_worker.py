@@ -12,12 +12,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest, Slice
 from vim_embed.batching.supervisor import RestartPolicy
 from vim_embed.engines.arithmetic import ArithmeticEngine
 from vim_embed.engines.interface import EngineFailed, Outputs, Staged
+from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.errors import InternalError, NotReady, WorkerFailed
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions
 from vim_embed.types.pixels import PixelArray
@@ -357,6 +359,47 @@ def test_rows_given_back_go_to_another_device() -> None:
             assert info.device == "two"
         failed = [isinstance(request.future.exception(20), WorkerFailed) for request in guilty]
         assert sorted(failed) == [False, True]
+
+
+# threads that compute themselves
+
+
+class ComputingEngine(BreakableEngine):
+    """As on a CPU."""
+
+    stages_ahead = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+        self.order: list[str] = []
+
+    def stage(self, model: str, parts: Sequence[PixelArray], options: EmbedOptions) -> Staged:
+        self.threads.add(threading.get_ident())
+        self.order.append("stage")
+        return super().stage(model, parts, options)
+
+    def run(self, staged: Staged) -> Outputs:
+        self.threads.add(threading.get_ident())
+        self.order.append("run")
+        return super().run(staged)
+
+
+def test_one_thread_computes_all_batches_on_a_cpu() -> None:
+    """Each thread that computes has OpenMP threads of its own, which are then too many."""
+    engine = ComputingEngine()
+    with batching(engine) as queue:
+        for request in [submit(queue, 16, seed) for seed in range(6)]:
+            assert_right(request)
+        assert engine.order == ["stage", "run"] * 6
+        assert len(engine.threads) == 1
+        engine.fault = raising(EngineFailed("gone"))
+        with pytest.raises(WorkerFailed, match="gone"):
+            submit(queue, 16).future.result(20)
+        engine.fault = None
+        until(lambda: engine.restarts == 1 and queue.up)
+        assert_right(submit(queue, 16))
+    assert not TorchEngine([], EngineOptions(torch.device("cpu"))).stages_ahead
 
 
 # a device that takes the next forward while it computes one
