@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -138,6 +138,14 @@ class FusedVim:
         if self.shape.split:
             return "float32 products as three half-precision ones"
         return "plain float32 products"
+
+    def give_up_clusters(self) -> bool:
+        """Take only kernels whose blocks share no memory; False where it does so already."""
+        limits = self.kernels.limits
+        if limits.capability < (9, 0) or not limits.clusters:
+            return False
+        self.kernels.limits = replace(limits, clusters=False)
+        return True
 
     def token_count(self, height: int, width: int) -> int:
         """Final tokens of an image of that many pixels."""

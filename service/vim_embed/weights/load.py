@@ -201,16 +201,28 @@ def _fused(
     works, reason = supports(vim.config, dtype, device)
     if not works:
         raise BackendUnavailable(f"{FUSED}: {reason}")
-    size = vim.config.image_size
     try:
         fused = FusedVim(vim, dtype, device, ieee=ieee)
-        fused(torch.zeros(1, 3, size, size))
-        if device.type == "cuda" and torch.cuda.is_available():
-            torch.cuda.synchronize(device)
+        try:
+            _try_one_image(fused, vim.config.image_size)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not fused.give_up_clusters():
+                raise
+            _try_one_image(fused, vim.config.image_size)
+            reason += f"; without clusters of blocks ({_problem(error)})"
         return fused, f"{reason}; {fused.products}"
     except Exception as error:
-        problem = str(error).strip() or type(error).__name__
-        raise BackendUnavailable(f"{FUSED}: {problem}") from error
+        raise BackendUnavailable(f"{FUSED}: {_problem(error)}") from error
+
+
+def _try_one_image(fused: FusedVim, size: int) -> None:
+    fused(torch.zeros(1, 3, size, size))
+    if fused.device.type == "cuda" and torch.cuda.is_available():
+        torch.cuda.synchronize(fused.device)
+
+
+def _problem(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
 
 
 def _split_products(encoder: Encoder, device: torch.device) -> str:
@@ -221,8 +233,7 @@ def _split_products(encoder: Encoder, device: torch.device) -> str:
     try:
         encoder.use_products(split_products(device))
     except Exception as error:
-        problem = str(error).strip() or type(error).__name__
-        return f"plain float32 products (split ones are unavailable: {problem})"
+        return f"plain float32 products (split ones are unavailable: {_problem(error)})"
     return "float32 products as three half-precision ones"
 
 

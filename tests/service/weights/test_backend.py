@@ -49,6 +49,9 @@ def test_a_failing_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         def __call__(self, pixels: torch.Tensor) -> None:
             raise RuntimeError("CUDA driver: too much shared memory")
 
+        def give_up_clusters(self) -> bool:
+            return False
+
     monkeypatch.setattr(load, "supports", lambda *_: (True, "it should"))
     monkeypatch.setattr(load, "FusedVim", Refused)
     chosen = _choose(VIM, "auto", torch.device("cuda"), torch.float16)
@@ -56,6 +59,30 @@ def test_a_failing_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fused: CUDA driver: too much shared memory" in chosen.reason
     with pytest.raises(BackendUnavailable, match="shared memory; use --backend auto"):
         _choose(VIM, "fused", torch.device("cuda"), torch.float16)
+
+
+def test_a_device_that_takes_no_clusters_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half:
+        products = "half-precision products"
+        device = torch.device("cpu")
+        clusters = True
+
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def __call__(self, pixels: torch.Tensor) -> None:
+            if self.clusters:
+                raise RuntimeError("CUDA driver: invalid cluster size")
+
+        def give_up_clusters(self) -> bool:
+            had, self.clusters = self.clusters, False
+            return had
+
+    monkeypatch.setattr(load, "supports", lambda *_: (True, "it should"))
+    monkeypatch.setattr(load, "FusedVim", Half)
+    chosen = _choose(VIM, "auto", torch.device("cuda"), torch.float16)
+    assert chosen.backend == "fused"
+    assert "without clusters of blocks (CUDA driver: invalid cluster size)" in chosen.reason
 
 
 def test_an_unsupported_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

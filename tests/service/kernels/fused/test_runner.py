@@ -142,6 +142,13 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Vim], FusedVim]:
     return lambda model: FusedVim(model, torch.float32, "cpu", ieee=True)
 
 
+def test_clusters_are_given_up_once(fuse: Callable[[Vim], FusedVim], model: Vim) -> None:
+    fused = fuse(model)
+    assert fused.give_up_clusters()
+    assert not fused.kernels.limits.clusters
+    assert not fused.give_up_clusters()
+
+
 @pytest.fixture
 def fused(model: Vim, fuse: Callable[[Vim], FusedVim]) -> FusedVim:
     return fuse(model)
