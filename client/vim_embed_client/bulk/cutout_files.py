@@ -33,7 +33,7 @@ from vim_embed_client.errors import ConfigurationError, InputError, OutputError
 from vim_embed_client.exact import EXACT
 from vim_embed_client.formats import Array
 from vim_embed_client.sky.hdf5 import h5py
-from vim_embed_pixels import fits
+from vim_embed_pixels import fits_library
 
 _UNSAFE = re.compile(r"[^\w.+-]+")
 _UNPRINTABLE = re.compile(r"[^ -~]")  # what a FITS header cannot hold
@@ -59,7 +59,7 @@ class FolderWriter(CutoutWriter):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._library = fits.library()
+        self._library = fits_library.library()
         path.mkdir(exist_ok=True)
         if any(path.iterdir()):
             raise ConfigurationError(f"{path} is not empty: give a new folder")

@@ -14,7 +14,7 @@ from vim_embed_client.errors import ConfigurationError, InputError
 from vim_embed_client.packing import unpacked_name
 from vim_embed_client.sky.table_columns import Columns, Part, frame_of, of_astropy
 from vim_embed_client.sky.table_files import TableFile
-from vim_embed_pixels.fits import library
+from vim_embed_pixels.fits_library import library
 
 _BYTES = "Byte-by-byte Description of file"
 _NUMBERED = re.compile(r"\s*#\s*([0-9]+)\s+[-\w]")

@@ -18,7 +18,7 @@ from vim_embed_client.bulk.sources.reader import Skipped
 from vim_embed_client.bulk.sources.registry import ReadOptions, open_reader
 from vim_embed_client.cli.common import SOME_LEFT_OUT
 from vim_embed_client.errors import InputError
-from vim_embed_pixels.fits import library, sound_hdus
+from vim_embed_pixels.fits_library import library, sound_hdus
 from vim_embed_pixels.stretch import Stretch, to_rgb
 from vim_embed_pixels.surveys import SURVEYS, survey_stretch
 

@@ -22,7 +22,8 @@ from vim_embed.http.app import create_app
 from vim_embed.settings import Settings
 from vim_embed_pixels import tiles
 from vim_embed_pixels.errors import UnusableImage
-from vim_embed_pixels.fits import FitsOptions, Hdu, check_size, library, rgb_of
+from vim_embed_pixels.fits import FitsOptions, Hdu, check_size, rgb_of
+from vim_embed_pixels.fits_library import library
 from vim_embed_pixels.tiles import check_tiles
 
 

@@ -41,7 +41,8 @@ from vim_embed_client.sky.positions import (
 )
 from vim_embed_client.sky.tables import ENDINGS, Table, split_table_name
 from vim_embed_client.sky.tiles import Tile
-from vim_embed_pixels.fits import ALL_HDUS, library
+from vim_embed_pixels.fits import ALL_HDUS
+from vim_embed_pixels.fits_library import library
 from vim_embed_pixels.no_data import remark_on_zeros
 from vim_embed_pixels.stretch import Stretch, select_places
 from vim_embed_pixels.surveys import bands_chosen

@@ -17,7 +17,7 @@ from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
 from vim_embed_client.packing import unpacked_name
 from vim_embed_client.paths import not_there
-from vim_embed_pixels import fits
+from vim_embed_pixels import fits, fits_library
 from vim_embed_pixels.stretch import Stretch
 from vim_embed_pixels.tiles import check_codec
 
@@ -77,7 +77,7 @@ class CutoutMasks:
             if path == given:  # for every image
                 raise not_there(path)
             raise InputError(f"its mask {path} is not there")
-        library, content = fits.library(), Content(path, path=path)
+        library, content = fits_library.library(), Content(path, path=path)
         with content.open() as file, library.open(file, memmap=False) as opened:
             drawable = [each for each in fits.image_hdus(opened) if each.drawable]
             if len(drawable) != 1:

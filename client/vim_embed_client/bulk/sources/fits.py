@@ -25,7 +25,7 @@ from vim_embed_client.bulk.sources.reader import (
 )
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
-from vim_embed_pixels import fits
+from vim_embed_pixels import fits, fits_library
 from vim_embed_pixels.stretch import Stretch
 
 _FLOATS = np.dtype(np.float32)  # what astropy may scale any image to
@@ -59,7 +59,7 @@ class FitsReader(FileReader):
 
     def describe(self) -> Description:
         with self._open() as file:
-            hdus, _ = fits.sound_hdus(file)
+            hdus, _ = fits_library.sound_hdus(file)
             listed = fits.image_hdus(hdus)
             chosen = self._chosen(hdus, listed) if listed else []
             always = frozenset({"--hdu", "--flip", "--crop", "--id-header"}) | MASK_OPTIONS
@@ -84,7 +84,7 @@ class FitsReader(FileReader):
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        library = fits.library()
+        library = fits_library.library()
         # Sections are read as they are asked for; a map would count as this process's memory.
         with self.content.open() as opened, library.open(opened, memmap=False) as file:
             yield file
@@ -99,7 +99,7 @@ class FitsReader(FileReader):
         return self._all or len(self._options.hdus or ()) < 2
 
     def _parts(self, file: Any) -> list[_Part]:
-        hdus, damage = fits.sound_hdus(file)
+        hdus, damage = fits_library.sound_hdus(file)
         listed = fits.image_hdus(hdus)
         tables = [hdu.name or "a table" for hdu in hdus if fits.is_table(hdu)]
         parts = [self._passed(damage, fault=True)] if damage else []

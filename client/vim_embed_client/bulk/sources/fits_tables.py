@@ -12,7 +12,7 @@ from vim_embed_client.bulk.sources.image_columns import ImageColumnReader
 from vim_embed_client.bulk.sources.row_values import listed
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array
-from vim_embed_pixels import fits
+from vim_embed_pixels import fits, fits_library
 from vim_embed_pixels.spelling import absent
 
 
@@ -21,9 +21,9 @@ class FitsTableReader(ImageColumnReader):
 
     @contextmanager
     def _column(self) -> Iterator[_Images]:
-        library = fits.library()
+        library = fits_library.library()
         with self.content.open() as opened, library.open(opened, memmap=False) as file:
-            hdus, _ = fits.sound_hdus(file)
+            hdus, _ = fits_library.sound_hdus(file)
             wanted = str(self._options.column).lower()
             tables = [hdu for hdu in hdus if fits.is_table(hdu)]
             for table in tables:

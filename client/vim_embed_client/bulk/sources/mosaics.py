@@ -36,7 +36,7 @@ from vim_embed_client.sky.cards import described, of_planes
 from vim_embed_client.sky.sections import Sections, Window
 from vim_embed_client.sky.tables import split_table_name
 from vim_embed_client.sky.tiles import Projection, Tile, is_surface_brightness
-from vim_embed_pixels import fits
+from vim_embed_pixels import fits, fits_library
 from vim_embed_pixels.stretch import select_places
 
 LIST_OF_CUTOUTS = "cutouts.csv"  # lies beside FITS files that `vim-embed cutout` wrote
@@ -404,9 +404,9 @@ def _about(path: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _opening(path: str) -> Iterator[_Opened]:
-    library = fits.library()
+    library = fits_library.library()
     with _plain_file(path) as stream, library.open(stream, memmap=False) as file:
-        hdus, damage = fits.sound_hdus(file)
+        hdus, damage = fits_library.sound_hdus(file)
         listed = fits.image_hdus(hdus)
         if not listed:
             raise InputError(damage or "it holds no image")
