@@ -270,9 +270,8 @@ class Embedder:
         buckets = buckets_up_to(rows)
         self._graphs = GraphCache(self.compute, buckets, capture=capture)
         self._chunk_rows = rows
-        two = self.device.type == "cuda" and self._fused is not None and rows <= _ROWS_BESIDE
         self._beside = None
-        if two:
+        if self.device.type == "cuda" and self._fused is not None and rows <= _ROWS_BESIDE:
             self._beside = Beside(GraphCache(self.compute, buckets), own_stream(self.device))
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
