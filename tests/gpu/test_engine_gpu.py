@@ -7,7 +7,6 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from vim_embed import load_model
 from vim_embed.batching.queue import BatchQueue
 from vim_embed.batching.request import EmbedRequest
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
-from vim_embed.inference.beside import Beside
+from vim_embed.inference.beside import Beside, SideBySide
 from vim_embed.inference.cuda_graphs import CudaCapture
 from vim_embed.inference.embedder import Embedder
 from vim_embed.inference.staging import StagedPixels
@@ -96,11 +95,11 @@ def test_a_proxy_runs_in_graphs(dtype: torch.dtype) -> None:
     name = "vim-tiny-proxy"
     model = engine(CATALOGUE[name], dtype, random=True)._models[name]
     assert model._graphs is not None
-    captured = len(model._graphs)
-    assert captured >= len(model._graphs.buckets)
+    captured = len(model._graphs.own)
+    assert captured >= len(model._graphs.own.buckets)
     pixels = images(5, 224)
     found = model.embed(pixels)
-    assert len(model._graphs) == captured  # warm-up had captured what this needs
+    assert len(model._graphs.own) == captured  # warm-up had captured what this needs
     model._graphs = None
     bar = {torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     assert relative_l2(found, model.embed(pixels)) < bar
@@ -303,13 +302,25 @@ def test_in_process_every_row_is_its_own(dtype: str, rows: int) -> None:
     assert (apart > 1e-4 * np.linalg.norm(expected[1:], axis=1)).all(), "a swapped row would show"
 
 
+def graphs_of(model: Embedder) -> SideBySide:
+    assert model._graphs is not None
+    return model._graphs
+
+
+def beside_of(model: Embedder) -> Beside:
+    beside = graphs_of(model).beside
+    assert beside is not None
+    return beside
+
+
 def alone(model: Embedder, pixels: PixelArray) -> NDArray[np.float32]:
     """`embed` with one chunk behind the other."""
-    beside, model._beside = model._beside, None
+    graphs, beside = graphs_of(model), beside_of(model)
+    graphs.beside = None
     try:
         return model.embed(pixels)
     finally:
-        model._beside = beside
+        graphs.beside = beside
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -318,14 +329,13 @@ def alone(model: Embedder, pixels: PixelArray) -> NDArray[np.float32]:
 def test_chunks_side_by_side_give_the_same_bytes(name: str, dtype: str, wire: str) -> None:
     """vim-base goes as two halves besides, on two streams for each chunk."""
     model = load_model(name, device="cuda", dtype=dtype, random_weights=True)
-    assert model._beside is not None
     rows = images(64 * 5 + 50, 224)
     pixels: PixelArray = rows if wire == "uint8" else (rows / 127.5 - 1).astype(np.float32)
     expected = alone(model, pixels)
-    assert len(model._beside.graphs) == 0
+    assert len(beside_of(model).graphs) == 0
     for _ in range(4):
         assert model.embed(pixels).tobytes() == expected.tobytes()
-    assert len(model._beside.graphs) > 0, "no chunk went beside another"
+    assert len(beside_of(model).graphs) > 0, "no chunk went beside another"
 
 
 def test_callers_at_once_get_their_own_rows() -> None:
@@ -352,10 +362,10 @@ def test_memory_that_is_too_short_for_two(
     def short(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(cast(Beside, model._beside).graphs, "_capture", short)
+    monkeypatch.setattr(beside_of(model).graphs, "_capture", short)
     for _ in range(2):
         assert model.embed(pixels).tobytes() == expected.tobytes()
-    assert model._beside is None
+    assert graphs_of(model).beside is None
     assert [r.message for r in caplog.records if "too short for two" in r.message]
 
 

@@ -6,12 +6,17 @@ cores while it scans; a second batch's kernels take them (docs/measurements/h200
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from vim_embed.inference.cuda_graphs import GraphCache
 from vim_embed.inference.device_copy import OnItsWay
+from vim_embed.types.model_info import EmbedOptions
+
+_LOG = logging.getLogger(__name__)
 
 
 class Beside:
@@ -41,3 +46,62 @@ class Beside:
     def _is_busy(self, beside: bool) -> bool:
         last = self._last.get(beside)
         return last is not None and not last.is_here()
+
+
+class SideBySide:
+    """A model's graphs on its caller's stream, and `beside` until the memory is too short for it.
+
+    Called as a GraphCache is, by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        own: GraphCache,
+        beside: Beside | None,
+        launching: AbstractContextManager[object],
+    ) -> None:
+        """launching: the lock that whoever launches a batch has."""
+        self.own = own
+        self.beside = beside
+        self._model = model
+        self._launching = launching
+        self._retired: torch.cuda.Stream | None = None  # that graphs may still follow
+
+    def __call__(
+        self, pixels: Tensor, options: EmbedOptions, bucket: int | None = None
+    ) -> dict[str, Tensor]:
+        """Through the graphs of the current stream."""
+        beside = self.beside
+        graphs = beside.graphs if beside is not None and beside.is_current() else self.own
+        try:
+            return graphs(pixels, options, bucket)
+        except torch.OutOfMemoryError:
+            if beside is None:
+                raise
+        del beside, graphs  # and with them their memory
+        self.give_up()
+        return self.own(pixels, options, bucket)
+
+    def launched(self, batch: OnItsWay) -> None:
+        """A batch is on its way from the current stream."""
+        if self.beside is not None:
+            self.beside.launched(batch)
+
+    def free(self) -> AbstractContextManager[object]:
+        """The stream for the next batch: the caller's, or the second one where that is free."""
+        beside = self.beside  # another thread may give it up
+        return nullcontext() if beside is None else beside.free()
+
+    def give_up(self) -> None:
+        """From now on batches go one behind the other, in the memory of one. From any thread."""
+        with self._launching:
+            if self.beside is None:
+                return
+            _LOG.warning(
+                "batches go one behind the other: the memory is too short for two at once",
+                extra={"model": self._model},
+            )
+            self._retired, self.beside = self.beside.stream, None
+            self._retired.synchronize()
+            torch.cuda.empty_cache()

@@ -6,29 +6,28 @@ that are already on the device, so that both give the same bytes. Knows nothing 
 
 from __future__ import annotations
 
-import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
-from itertools import pairwise
-from typing import Protocol, Self, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from vim_embed.inference.beside import Beside
+from vim_embed.inference.backbone import Backbone, FusedBackbone
+from vim_embed.inference.beside import Beside, SideBySide
+from vim_embed.inference.chunks import Way, in_chunks
 from vim_embed.inference.cuda_graphs import Capture, GraphCache, buckets_up_to
 from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.inference.layers import LAST, capture, layer_modules
 from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import without_tf32
-from vim_embed.inference.staging import HostStaging, StagedPixels
+from vim_embed.inference.staging import HostStaging
 from vim_embed.kernels.streams import own_stream
 from vim_embed.types.model_info import (
     EMBEDDING,
@@ -42,83 +41,15 @@ from vim_embed.types.pixels import (
     check_bytes,
     check_layout,
     check_options,
-    check_values,
-    refuse_unless,
 )
-from vim_embed.types.preprocessing import NORMALISED, PerChannel, Rounding, Scaling
+from vim_embed.types.preprocessing import NORMALISED, PerChannel, Scaling
 from vim_embed.types.token_layout import TokenLayout
 from vim_embed_pixels.sizes import ImageSize, ImageSizeWarning, against_size, size_warning
 
-_LOG = logging.getLogger(__name__)
 _CHUNK_ROWS = 32
 # Graphs of more images fill the device: two of 128 give 0 to 3 % more than one after the other.
 _ROWS_BESIDE = 64
 _MAX_SIZE = 4096
-
-
-class Backbone(Protocol):
-    """A module from normalised images (B, C, H, W) to final tokens (B, L, D)."""
-
-    def __call__(self, pixel_values: Tensor) -> Tensor: ...
-
-    def layout(self, height: int, width: int) -> TokenLayout:
-        """The final tokens of an image of that many pixels."""
-        ...
-
-    def features(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
-        """What the model's own classifier reads of the final tokens: (B, F)."""
-        ...
-
-    def in_reference(self, dtype: torch.dtype = torch.float32) -> Self:
-        """The same weights in `dtype`, computed by other code where there is any."""
-        ...
-
-    def prepare_for_graphs(self) -> None:
-        """Join the operations that a CUDA graph runs faster as one; results stay what they are."""
-        ...
-
-
-class FusedBackbone(Protocol):
-    """The same forward in another form: images as they come in, tokens in the compute dtype out."""
-
-    @property
-    def rounding(self) -> Rounding | None:
-        """What it makes of normalised float32 pixels before all else; it takes them so as well, as
-        the bits in int16. None: it does not.
-        """
-        ...
-
-    def __call__(
-        self,
-        pixel_values: Tensor,
-        *,
-        scaling: Scaling = NORMALISED,
-        on_block: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:
-        """scaling: what makes the pixels, uint8 or of a float dtype, normalised ones.
-
-        on_block(i, stream): sees the residual stream (B, T, D) float32 after each block.
-        """
-        ...
-
-    def cls(self, pixel_values: Tensor, *, scaling: Scaling = NORMALISED) -> Tensor:
-        """Only the final class tokens (B, D)."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Rows from `first` on that are computed, and looked at meanwhile where that is on a device."""
-
-    first: int
-    found: OnItsWay
-    finite: OnItsWay | None
-
-    def wait(self) -> dict[str, Tensor]:
-        """The results. Raises PixelError for rows that are not finite."""
-        if self.finite is not None:
-            refuse_unless(self.finite.wait()["finite"].numpy(), self.first)
-        return self.found.wait()
 
 
 class Embedder:
@@ -140,9 +71,7 @@ class Embedder:
         self.dtype = next(module.parameters()).dtype
         self._backbone = cast(Backbone, module)
         self._fused = fused
-        self._graphs: GraphCache | None = None
-        self._beside: Beside | None = None
-        self._retired: torch.cuda.Stream | None = None  # that graphs may still follow
+        self._graphs: SideBySide | None = None
         self._chunk_rows = _CHUNK_ROWS
         self._independent: dict[tuple[object, ...], bool] = {}
         self._constants: dict[PerChannel, Tensor] = {}
@@ -225,22 +154,9 @@ class Embedder:
             if options.exact:
                 return OnItsWay(self._run_exact(pixel_values, replace(options, exact=False)))
             launched = to_host(self._forward(pixel_values, options), spin=spin)
-            if self._beside is not None:
-                self._beside.launched(launched)
+            if self._graphs is not None:
+                self._graphs.launched(launched)
             return launched
-
-    def on_free_stream(
-        self, rows: int, height: int, width: int, options: EmbedOptions
-    ) -> AbstractContextManager[object]:
-        """Within it, a batch of so many images is staged and launched: beside the last one, on a
-        stream of its own, where that still computes and both are large.
-        """
-        most = self.rows_at_once(self._chunk_rows, height, width)
-        graph = options.layers is None and not options.exact
-        beside = self._beside  # another thread may give it up
-        if beside is None or not graph or 4 * rows <= 3 * most:
-            return nullcontext()
-        return beside.free()
 
     @torch.inference_mode()
     def settle_exact(self, rows: int = 0) -> None:
@@ -268,18 +184,18 @@ class Embedder:
         """Run through CUDA graphs of up to `rows` images from now on, captured at first use."""
         self._backbone.prepare_for_graphs()
         buckets = buckets_up_to(rows)
-        self._graphs = GraphCache(self.compute, buckets, capture=capture)
+        own = GraphCache(self.compute, buckets, capture=capture)
+        two = self.device.type == "cuda" and self._fused is not None and rows <= _ROWS_BESIDE
+        beside = Beside(GraphCache(self.compute, buckets), own_stream(self.device)) if two else None
+        self._graphs = SideBySide(self.info.name, own, beside, self._lock)
         self._chunk_rows = rows
-        self._beside = None
-        if self.device.type == "cuda" and self._fused is not None and rows <= _ROWS_BESIDE:
-            self._beside = Beside(GraphCache(self.compute, buckets), own_stream(self.device))
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Capture the graphs of the native size and the default options now.
 
         progress(done, of): called before the first graph and after each.
         """
-        buckets = [] if self._graphs is None else self._graphs.buckets[::-1]
+        buckets = [] if self._graphs is None else self._graphs.own.buckets[::-1]
         for done, bucket in enumerate(buckets):
             progress(done, len(buckets))
             self.run(self._blank(bucket), EmbedOptions())
@@ -296,29 +212,7 @@ class Embedder:
         """Through a graph (of `bucket` rows), or eagerly for hooks, which see no replay."""
         if self._graphs is None or self._needs_hooks(options):
             return self.compute(pixel_values, options)
-        beside = self._beside
-        graphs = beside.graphs if beside is not None and beside.is_current() else self._graphs
-        try:
-            return graphs(pixel_values, options, bucket)
-        except torch.OutOfMemoryError:
-            if beside is None:
-                raise
-        del beside, graphs  # and with them their memory
-        self._give_up_beside()
         return self._graphs(pixel_values, options, bucket)
-
-    def _give_up_beside(self) -> None:
-        """From now on batches go one behind the other, in the memory of one."""
-        with self._lock:
-            if self._beside is None:
-                return
-            _LOG.warning(
-                "batches go one behind the other: the memory is too short for two at once",
-                extra={"model": self.info.name},
-            )
-            self._retired, self._beside = self._beside.stream, None
-            self._retired.synchronize()
-            torch.cuda.empty_cache()
 
     def _run_exact(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         rows = self._exact_rows(pixel_values, options)
@@ -423,64 +317,21 @@ class Embedder:
     def _in_chunks(
         self, pixels: PixelArray, options: EmbedOptions
     ) -> dict[str, NDArray[np.float32]]:
-        rows = self.rows_at_once(self._chunk_rows, *pixels.shape[-2:])
-        found: dict[str, NDArray[np.float32]] = {}
-        for first, chunk in self._overlapped(pixels, rows, options):
-            for name, part in chunk.items():
-                if name not in found:
-                    found[name] = np.empty((len(pixels), *part.shape[1:]), np.float32)
-                found[name][first : first + len(part)] = part.numpy()
-        return found
-
-    def _overlapped(
-        self, pixels: PixelArray, rows: int, options: EmbedOptions
-    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """First row and results of chunks of `rows`: one is staged while the last one computes."""
-        last = None
-        # The device waits for the staging of the first chunk alone, so the remainder goes first.
-        starts = [0, *range(len(pixels) % rows or rows, len(pixels), rows)]
-        for first, end in pairwise([*starts, len(pixels)]):
-            launched = self._launched(pixels[first:end], first, options)
-            if last is not None:
-                yield last.first, last.wait()
-            last = launched
-        if last is not None:
-            yield last.first, last.wait()
-
-    def _launched(self, chunk: PixelArray, first: int, options: EmbedOptions) -> _Chunk:
-        if self.device.type != "cuda":  # which looks faster, while others compute
-            check_values(chunk, first)
-        rows, _, height, width = chunk.shape
-        try:
-            with self._on_device(), self.on_free_stream(rows, height, width, options):
-                return self._staged_and_launched(chunk, first, options)
-        except torch.OutOfMemoryError:
-            if self._beside is None:
-                raise
-        self._give_up_beside()
-        with self._on_device():
-            return self._staged_and_launched(chunk, first, options)
-
-    def _staged_and_launched(self, chunk: PixelArray, first: int, options: EmbedOptions) -> _Chunk:
-        staged = self._rounded(chunk, options) or self._staging([chunk])
-        looked_at = self.device.type == "cuda" and staged.pixels.is_floating_point()
-        finite = staged.finite() if looked_at else None
-        return _Chunk(first, self.launch(staged.ready(), options, spin=True), finite)
-
-    def _rounded(self, chunk: PixelArray, options: EmbedOptions) -> StagedPixels | None:
-        """float32 pixels of a half-precision forward, where that takes the same bytes rounded."""
-        rounding = None if self._fused is None else self._fused.rounding
-        if rounding is None or options.exact or options.layers is not None:
-            return None
-        return self._staging.rounded(chunk, rounding)
+        plain = options.layers is None and not options.exact
+        way = Way(
+            device=self.device,
+            staging=self._staging,
+            launch=partial(self.launch, options=options, spin=True),
+            rounding=self._fused.rounding if self._fused is not None and plain else None,
+            graphs=self._graphs,
+            beside=plain,
+        )
+        return in_chunks(pixels, self.rows_at_once(self._chunk_rows, *pixels.shape[-2:]), way)
 
     @cached_property
     def _staging(self) -> HostStaging:
         """Made at first use: a served model's rows come staged by its engine."""
         return HostStaging(self.device, alone=True)
-
-    def _on_device(self) -> AbstractContextManager[object]:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _blank(self, rows: int) -> Tensor:
         size = self.info.preprocessing.image_size

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vim_embed.errors import WeightsError
+from vim_embed.inference.backbone import FusedBackbone
 from vim_embed.inference.cuda_graphs import CudaCapture
-from vim_embed.inference.embedder import Embedder, FusedBackbone
+from vim_embed.inference.embedder import Embedder
 from vim_embed.kernels.fused.linear import split_products
 from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
 from vim_embed.models.vim import Vim, VimConfig, init_random

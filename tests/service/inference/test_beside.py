@@ -15,7 +15,7 @@ import torch
 from support.fake_graphs import RecordedCapture
 from support.fixtures_vim import load_fixture
 from vim_embed import Embedder, load_model
-from vim_embed.inference.beside import Beside
+from vim_embed.inference.beside import Beside, SideBySide
 from vim_embed.inference.cuda_graphs import GraphCache
 from vim_embed.inference.device_copy import OnItsWay
 from vim_embed.inference.staging import HostStaging
@@ -117,6 +117,11 @@ class NoStream:
         self.synchronised += 1
 
 
+def graphs_of(model: Embedder) -> SideBySide:
+    assert model._graphs is not None
+    return model._graphs
+
+
 class Short:
     """Graphs, or staging, for which the memory is too short while there is a second stream."""
 
@@ -126,7 +131,7 @@ class Short:
 
     def __call__(self, *given: Any) -> Any:
         self.calls += 1
-        if self._model._beside is not None:
+        if graphs_of(self._model).beside is not None:
             raise torch.OutOfMemoryError
         return self._whole(*given)
 
@@ -137,7 +142,7 @@ def in_memory_for_one(monkeypatch: pytest.MonkeyPatch) -> tuple[Embedder, NoStre
     model.use_graphs(8, RecordedCapture())
     stream = NoStream()
     graphs = GraphCache(model.compute, [8], capture=RecordedCapture())
-    model._beside = Beside(graphs, cast(Any, stream))
+    graphs_of(model).beside = Beside(graphs, cast(Any, stream))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     return model, stream, weakref.ref(graphs)
@@ -153,8 +158,7 @@ def test_graphs_that_do_not_fit_beside_others_give_their_memory_back(
         raise torch.OutOfMemoryError
 
     graphs()._capture = short  # not by monkeypatch, which would hold them
-    before = model._graphs
-    assert before is not None
+    before = graphs_of(model).own
     held: list[bool] = []
     whole = GraphCache.__call__
 
@@ -167,7 +171,7 @@ def test_graphs_that_do_not_fit_beside_others_give_their_memory_back(
     found = model.embed(pixels)
     assert held[0] is False, "nothing holds the memory of the second ones by then"
     assert stream.synchronised == 1
-    assert model._beside is None
+    assert graphs_of(model).beside is None
     assert [r.message for r in caplog.records if "too short for two" in r.message]
     assert np.array_equal(found, load_model("micro", MICRO, device="cpu").embed(pixels))
 
@@ -193,4 +197,4 @@ def test_memory_that_is_too_short_for_one_is_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(model, "_staging", short)
     with pytest.raises(torch.OutOfMemoryError):
         model.embed(np.zeros((8, 3, 64, 64), np.uint8))
-    assert model._beside is None
+    assert graphs_of(model).beside is None
