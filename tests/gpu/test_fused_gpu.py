@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from vim_embed.bench.cuda_meter import graph_of
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused import split_mm
 from vim_embed.kernels.fused.device_code import Limits
-from vim_embed.kernels.fused.launch import SCANS, SEGMENT_SCANS, XPROJ_CLUSTERS
+from vim_embed.kernels.fused.launch import OUT_IN_BLOCKS, SCANS, SEGMENT_SCANS, XPROJ_CLUSTERS
 from vim_embed.kernels.fused.split_mm import SPLIT_MM, MmTile, split_rows
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models import vim_fused
@@ -217,6 +217,35 @@ def test_blocks_that_share_rows(length: int, blocks: int, kind: str) -> None:
         assert torch.equal(mixed_by(fused, block, hidden), out), "the order of the sums is fixed"
 
 
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 197, 500])
+@pytest.mark.parametrize("dim", OUT_IN_BLOCKS)
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_out_proj_and_the_next_in_proj_in_one_kernel(kind: str, dim: int, rows: int) -> None:
+    model = seeded(VimConfig(dim=dim, depth=2, image_size=32))
+    fused, tolerance = made(model, kind)
+    first, second = (cast(Block, block) for block in model.layers)
+    mixed, residual = fresh(rows, 2 * dim).to(fused.dtype), fresh(rows, dim)
+    stream = (residual + F.linear(mixed.float(), first.mixer.out_proj.weight) / 2).double()
+    normed = F.rms_norm(stream, (dim,), second.norm.weight.double(), model.config.eps)
+    expected = F.linear(normed, second.mixer.in_proj.weight.double())
+    if fused.shape.half:
+        expected[:, 2 * dim :] /= 2  # gates
+    buffers = poison(fused, rows + 20)
+    buffers.mixed[:rows] = split_rows(mixed) if fused.shape.split else mixed
+    found = []
+    for _ in range(4):
+        buffers.residual[:rows] = residual
+        buffers.xz.fill_(float("nan"))
+        fused._add_and_project(buffers, fused._layers[0], fused._layers[1], rows)
+        assert error(buffers.residual[:rows], stream) < tolerance / 2
+        found.append(buffers.xz[:rows].clone())
+        assert buffers.xz[rows:].isnan().all()
+        assert buffers.residual[rows:].isnan().all()
+    assert error(found[0], expected) < tolerance
+    assert rows == 1 or error(found[0].flip(0), expected) > 0.1
+    assert all(torch.equal(found[0], again) for again in found[1:])
+
+
 @pytest.mark.parametrize("name", ["vim-tiny", "vim-small"])
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "on" not in kind.split()])
@@ -225,9 +254,15 @@ def test_few_images_by_their_own_ways(name: str, batch: int, kind: str) -> None:
     model = seeded(VIM_CONFIGS[name])
     fused, tolerance = made(model, kind)
     pixels = fresh(batch, 3, 224, 224)
+    streams: list[Tensor] = []
     expected = model(pixels)
     assert error(fused(pixels), expected) < tolerance
     assert error(fused.cls(pixels), expected[:, fused.cls_index(197)]) < 2 * tolerance
+    fused(pixels, on_block=lambda i, stream: streams.append(stream.clone()))
+    fused.joined = False
+    fused(pixels, on_block=lambda i, stream: streams.append(stream.clone()))
+    for ours, apart in zip(streams[:24], streams[24:], strict=True):
+        assert error(ours, apart) < tolerance
 
 
 def mixed_by(fused: FusedVim, block: Block, hidden: Tensor, *, in_place: bool = False) -> Tensor:

@@ -1,9 +1,10 @@
-"""The fastest Vim forward: five launches a block, nothing transposed, nothing flipped.
+"""The fastest Vim forward: three to five launches a block, nothing transposed, nothing flipped.
 
 A block is: in_proj (cuBLAS), conv + SiLU + x_proj + dt_proj of both directions, scan of both
-directions with skip, gate and average, out_proj with the residual add (cuBLAS), norm. float32 takes
-the same route with split products on tensor cores (kernels/fused/split.cuh) in place of cuBLAS;
-with plain float32 products it takes more launches. The residual stream and the scan state are
+directions with skip, gate and average, out_proj with the residual add (cuBLAS), norm. Of few
+images, one kernel goes from out_proj to the next block's in_proj. float32 takes the same route with
+split products on tensor cores (kernels/fused/split.cuh) in place of cuBLAS; with plain float32
+products it takes more launches. The residual stream and the scan state are
 float32 in every dtype.
 
 No host synchronisation and no state across calls but the position tables, so a forward can be
@@ -109,6 +110,7 @@ class FusedVim:
         self.kernels = Kernels(self.shape, self.device, limits)
         self.scan_channels: int | None = None  # None: chosen by shape
         self.scan_segments: tuple[int, int] | None = None  # channels and segments, likewise
+        self.joined: bool | None = None  # whether out_proj and in_proj are one kernel, likewise
         with torch.no_grad():
             self._frame = Frame(model, dtype, self.device)
             self._permuted = self.kernels.fuses_out
@@ -292,9 +294,11 @@ class FusedVim:
         tokens, last = batch * length, len(self._layers) - 1
         residual, hidden = buffers.residual[:tokens], buffers.hidden[:tokens]
         self._embed(images, buffers, length)
+        joins = self._joins(buffers, tokens)
         for index, layer in enumerate(self._layers):
             only = self.cls_index(length) if only_cls and index == last else -1
-            self._project(hidden, layer, buffers.xz[:tokens], length, only)
+            if index == 0 or not joins:
+                self._project(hidden, layer, buffers.xz[:tokens], length, only)
             if self.shape.half or self.shape.split:
                 self._mix(index, buffers, length, tokens, only)
             else:
@@ -303,7 +307,10 @@ class FusedVim:
                 self._last_token(buffers, layer, length, only)
             else:
                 following = None if index == last else self._layers[index + 1]
-                self._add(buffers.mixed[:tokens], layer, residual, following, hidden)
+                if joins and following is not None:
+                    self._add_and_project(buffers, layer, following, tokens)
+                else:
+                    self._add(buffers.mixed[:tokens], layer, residual, following, hidden)
             if on_block is not None:
                 on_block(index, residual.view(batch, length, self.config.dim))
         return self._tokens(buffers, batch, length, only_cls=only_cls)
@@ -362,6 +369,31 @@ class FusedVim:
             eps=eps,
             permuted=self._permuted,
             split=self.shape.split and following is not None,
+        )
+
+    def _joins(self, buffers: _Buffers, tokens: int) -> bool:
+        """Whether a block's out_proj and the next one's in_proj are one kernel."""
+        if self.joined is not None or not (self.shape.half or self.shape.split):
+            return bool(self.joined)
+        few = self.kernels.program.has_out_in(tokens, self.kernels.limits)
+        return few and not buffers.in_place
+
+    def _add_and_project(
+        self, buffers: _Buffers, layer: PackedLayer, following: PackedLayer, tokens: int
+    ) -> None:
+        """`_add` and the following block's `_project` in one kernel."""
+        weights = layer.w_out, following.w_in
+        w_out, w_in = weights if self.shape.split else (weight.t() for weight in weights)
+        self.kernels.out_in(
+            mixed=buffers.mixed[:tokens],
+            w_out=w_out,
+            residual=buffers.residual[:tokens],
+            weight=following.norm,
+            w_in=w_in,
+            xz=buffers.xz[:tokens],
+            eps=self.config.eps,
+            out_scale=layer.out_scale,
+            in_scale=following.in_scale,
         )
 
     def _last_token(self, buffers: _Buffers, layer: PackedLayer, length: int, only: int) -> None:

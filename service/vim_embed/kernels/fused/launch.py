@@ -160,6 +160,19 @@ class Program:
         some = [n for n in can[:1] if 5 * tiles * n <= 6 * most and inner >= 256 * n]
         return max([n for n in can if tiles * n <= most] or some, default=1)
 
+    @property
+    def out_in_blocks(self) -> int:
+        """Blocks of a cluster of `out_in`, or 0: there is none."""
+        shape = self.shape
+        fits = shape.inner == 2 * shape.dim and (shape.half or shape.split)
+        return OUT_IN_BLOCKS.get(shape.dim, 0) if fits and self.capability >= (9, 0) else 0
+
+    def has_out_in(self, rows: int, limits: Limits) -> bool:
+        """Whether `out_in` takes so few rows: those whose blocks the device runs at once."""
+        blocks = self.out_in_blocks * -(-rows // 16)
+        resident = 2 if self.shape.half and self.shape.dim == 192 else 1
+        return limits.clusters and 0 < blocks <= resident * limits.multiprocessors
+
     def segment_variant(self, images: int, length: int, limits: Limits) -> tuple[int, int] | None:
         """Channels of a block and segments of a walk, where the scan of so few images goes in
         segments: where its blocks are no more than the device runs at once. None: it does not.
@@ -178,6 +191,8 @@ class Program:
 
 # Blocks of a cluster of `xproj`; mirrors XPROJ_CLUSTER_KERNEL.
 XPROJ_CLUSTERS = (3, 6)
+# Blocks of a cluster of `out_in`, by model width; mirrors `OutIn`.
+OUT_IN_BLOCKS = {192: 6, 384: 8}
 # Variants of the scan: channels of a warp, and steps that are fetched at once. Mirrors SCAN_KERNEL.
 SCANS = {32: 8, 16: 8, 8: 16}
 # Channels of a block that scans in segments; mirrors SEGMENT_SCAN_KERNEL.
@@ -284,6 +299,31 @@ class Kernels:
         maps = [self.code.map(mixed, 128), self.code.map(w_out, 192)]
         arguments = [*maps, residual, weight, out, rows, ctypes.c_float(eps)]
         self.code.launch("out_norm", (clusters * ranks, 1), 256, self.shape.out_memory, arguments)
+
+    def out_in(
+        self,
+        *,
+        mixed: Tensor,
+        w_out: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        w_in: Tensor,
+        xz: Tensor,
+        eps: float,
+        out_scale: float = 1.0,
+        in_scale: float = 1.0,
+    ) -> None:
+        """residual (B L, D) float32 += mixed (B L, E) @ w_out^T; xz (B L, 2E) = its norm @ w_in^T.
+
+        w_out (D, E): rows in the order of `permuted_rows` where there is `out_norm`. weight (D,):
+        the RMS norm's. w_in (2E, D). In float32 mixed, w_out and w_in are split rows, and the
+        scales undo those of the products' operands.
+        """
+        rows, blocks = len(mixed), self.program.out_in_blocks
+        factors = [ctypes.c_float(value) for value in (out_scale, in_scale, eps)]
+        arguments = [mixed, w_out, residual, weight, w_in, xz, rows, mixed.stride(0), *factors]
+        grid, threads = (-(-rows // 16) * blocks, 1), 8 * self.shape.dim // blocks
+        self.code.launch("out_in", grid, threads, 0, arguments)
 
     def split_mm(self, *, a: Tensor, b: Tensor, c: Tensor, scale: float, add: bool = False) -> None:
         """c (rows, columns) float32 = scale · a @ b^T of split matrices; add: c += that."""

@@ -27,6 +27,9 @@
 #endif
 #include "scan.cu"
 #include "segment_scan.cu"
+#if BULK && (DIM == 192 || DIM == 384) && INNER == 2 * DIM
+#include "out_in.cu"
+#endif
 #if SPLIT_PRODUCTS
 #include "split_mm.cu"
 #if WGMMA

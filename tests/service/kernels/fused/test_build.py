@@ -140,8 +140,14 @@ def test_few_images_take_more_of_a_device() -> None:
     assert tiny.segment_variant(1, 6085, hopper) is None, "more than fits shared memory"
     assert [tiny.xproj_variant(n * 197, 197, hopper)[3] for n in (1, 2, 4, 8)] == [3, 3, 1, 1]
     assert [base.xproj_variant(n * 197, 197, hopper)[3] for n in (1, 2, 4, 8)] == [6, 3, 3, 1]
+    joined = [[p.has_out_in(n * 197, hopper) for n in (1, 2, 3, 4)] for p in (tiny, small, base)]
+    assert joined == [[True, True, True, False], [True, False, False, False], [False] * 4]
+    split = Program(Shape(192, 384, 12, torch.float32, split=True), (9, 0))
+    assert [split.has_out_in(n * 197, hopper) for n in (1, 2)] == [True, False]
     without = replace(hopper, clusters=False)
     assert base.xproj_variant(197, 197, without)[3] == 1
+    assert not tiny.has_out_in(197, without)
+    assert not replace(tiny, capability=(8, 0)).has_out_in(197, ampere)
     older = replace(base, capability=(8, 0))
     assert older.xproj_variant(197, 197, ampere)[3] == 1
 
@@ -154,6 +160,7 @@ def test_clusters_and_segments_are_compiled(capability: tuple[int, int]) -> None
         names = [f"segment_scan_{channels}" for channels in SEGMENT_SCANS]
         assert all(name.encode() in code for name in names)
         clusters = [f"xproj_114_{blocks}".encode() in code for blocks in XPROJ_CLUSTERS]
+        clusters.append(b"out_in" in code)
         assert all(clusters) if capability == (9, 0) else not any(clusters)
 
 
