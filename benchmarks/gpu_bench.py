@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vim_embed.bench.cuda_meter import CudaMeter, graph_of, relative, replay_times
-from vim_embed.kernels.fused.launch import SCANS
+from vim_embed.kernels.fused.program import SCANS
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.models.vim_fused import FusedVim

@@ -19,7 +19,7 @@ import tempfile
 import torch
 
 from vim_embed.kernels.fused.compile import compiled
-from vim_embed.kernels.fused.launch import SOURCE, Program, Shape
+from vim_embed.kernels.fused.program import SOURCE, Program, Shape
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DIMS = {192: 12, 384: 24, 768: 48, 32: 2}  # width -> step-size rank

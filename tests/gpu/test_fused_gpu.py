@@ -16,7 +16,7 @@ from vim_embed.bench.cuda_meter import graph_of
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused import split_mm
 from vim_embed.kernels.fused.device_code import Limits
-from vim_embed.kernels.fused.launch import OUT_IN_BLOCKS, SCANS, SEGMENT_SCANS, XPROJ_CLUSTERS
+from vim_embed.kernels.fused.program import OUT_IN_BLOCKS, SCANS, SEGMENT_SCANS, XPROJ_CLUSTERS
 from vim_embed.kernels.fused.split_mm import SPLIT_MM, MmTile, split_rows
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models import vim_fused

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vim_embed.bench.hustvl import Reference
 from vim_embed.kernels import mamba_ssm
-from vim_embed.kernels.fused.launch import Kernels, Shape
+from vim_embed.kernels.fused.launch import Kernels
+from vim_embed.kernels.fused.program import Shape
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.models.vim_fused import FusedVim

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vim_embed.kernels.fused.device_code import Limits
-from vim_embed.kernels.fused.launch import Kernels, Shape
+from vim_embed.kernels.fused.launch import Kernels
+from vim_embed.kernels.fused.program import Shape
 from vim_embed.kernels.streams import own_stream
 from vim_embed.models.vim import Block, Vim
 from vim_embed.models.vim_fused_frame import ROUNDED_OFFSET, Frame, Images

@@ -6,7 +6,7 @@ import torch
 
 from vim_embed.kernels.fused.compile import CompileError, compiler_version
 from vim_embed.kernels.fused.device_code import too_old
-from vim_embed.kernels.fused.launch import DTYPES
+from vim_embed.kernels.fused.program import DTYPES
 from vim_embed.models.vim import VimConfig
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vim_embed.kernels.fused.launch import Shape
+from vim_embed.kernels.fused.program import Shape
 from vim_embed.kernels.fused.split_mm import power_near, split_parts, split_rows, weight_scale
 from vim_embed.models.vim import BiMamba, Block
 

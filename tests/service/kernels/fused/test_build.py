@@ -14,7 +14,7 @@ from vim_embed.kernels.build_cache import CACHE_VARIABLE
 from vim_embed.kernels.fused import compile as build
 from vim_embed.kernels.fused import linear
 from vim_embed.kernels.fused.device_code import Limits, architecture_of
-from vim_embed.kernels.fused.launch import (
+from vim_embed.kernels.fused.program import (
     SCANS,
     SEGMENT_SCANS,
     SOURCE,

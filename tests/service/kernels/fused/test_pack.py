@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from support.fixtures_vim import relative_l2
 from vim_embed.kernels.fused.device_code import Limits
-from vim_embed.kernels.fused.launch import Program, Shape
+from vim_embed.kernels.fused.program import Program, Shape
 from vim_embed.kernels.fused.split_mm import split_rows
 from vim_embed.models.vim import Block, Vim, VimConfig, init_random
 from vim_embed.models.vim_packed import PackedLayer, pack_layer

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from support.fixtures_vim import relative_l2
 from vim_embed.kernels.fused.device_code import Limits
-from vim_embed.kernels.fused.launch import Shape
+from vim_embed.kernels.fused.program import Shape
 from vim_embed.models import vim_fused
 from vim_embed.models.mamba_reg import MambaReg
 from vim_embed.models.vim import Vim, VimConfig, init_random
