@@ -18,7 +18,7 @@ from torch import Tensor
 from training.scan import TrainingOps
 from vim_embed.kernels.cpu import compile as native
 from vim_embed.kernels.cpu.compile import NativeUnavailable
-from vim_embed.kernels.cpu.ops import DIRECTION_FIELDS, CpuOps, struct_fields
+from vim_embed.kernels.cpu.ops import CpuOps, struct_fields
 from vim_embed.kernels.ops import Direction, MixerOps
 
 SOURCE = Path(__file__).with_name("backward.cpp")
@@ -27,10 +27,10 @@ PARTS = 32  # in which sums over images are taken
 
 
 class _Direction(ctypes.Structure):
-    _fields_ = [
-        *DIRECTION_FIELDS,
-        *struct_fields("du ddelta dB dC dA ddelta_bias dD"),
-    ]
+    _fields_ = struct_fields(
+        "u delta delta_bias A B C D",
+        "u_batch u_token delta_batch delta_token b_batch b_token c_batch c_token",
+    ) + struct_fields("du ddelta dB dC dA ddelta_bias dD")
 
 
 class _Scan(ctypes.Structure):
@@ -91,7 +91,7 @@ class NativeTrainingOps:
 
     def scan(self, forward: Direction, backward: Direction, z: Tensor | None) -> Tensor:
         """By torch's operations where there is no gate, or another number of states than 16."""
-        if z is None or forward.A.shape[1] != STATES:
+        if z is None or forward.A_log.shape[1] != STATES:
             return self._torch.scan(forward, backward, z)
         tensors = *_tensors(forward), *_tensors(backward)
         found: Tensor = _apply(_ScanFunction, self, z.float(), *tensors)
@@ -118,12 +118,8 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def _tensors(d: Direction) -> tuple[Tensor, ...]:
-    return d.u.float(), d.delta.float(), d.delta_bias, d.A, d.B.float(), d.C.float(), d.D
-
-
-def _direction(tensors: tuple[Tensor, ...]) -> Direction:
-    u, delta, bias, a, b, c, d = tensors
-    return Direction(u=u, delta=delta, delta_bias=bias, A=a, B=b, C=c, D=d)
+    own = d.u, d.step, d.step_weight, d.delta_bias, d.A_log, d.B, d.C, d.D
+    return tuple(each.float() for each in own)
 
 
 class _ScanFunction(torch.autograd.Function):
@@ -131,14 +127,15 @@ class _ScanFunction(torch.autograd.Function):
     def forward(ctx: Any, ops: NativeTrainingOps, z: Tensor, *tensors: Tensor) -> Tensor:
         ctx.ops = ops
         ctx.save_for_backward(z, *tensors)
-        return ops.forward.scan(_direction(tensors[:7]), _direction(tensors[7:]), z)
+        return ops.forward.scan(Direction(*tensors[:8]), Direction(*tensors[8:]), z)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, *tensors = (_rows(each) for each in ctx.saved_tensors)
         dout = grads[0].contiguous()
         dz = torch.empty_like(dout)
-        both = tensors[:7], tensors[7:]
+        directions = Direction(*tensors[:8]), Direction(*tensors[8:])
+        both = [_read(each) for each in directions]
         made = [_gradients(*each) for each in both]
         arguments = _Scan(
             *(_pointers(*each, made=of) for each, of in zip(both, made, strict=True)),
@@ -146,7 +143,8 @@ class _ScanFunction(torch.autograd.Function):
             *(dz.data_ptr(), *dout.shape, PARTS, torch.get_num_threads()),
         )
         ctx.ops.call("vim_scan_backward", arguments)
-        return None, dz, *(each for of in made for each in _summed(*of))
+        pairs = zip(directions, made, strict=True)
+        return None, dz, *(each for direction, of in pairs for each in _summed(direction, *of))
 
 
 class _ConvFunction(torch.autograd.Function):
@@ -212,19 +210,34 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def _read(d: Direction) -> tuple[Tensor, ...]:
+    """What backward.cpp reads."""
+    return d.u, d.delta, d.delta_bias, d.A, d.B, d.C, d.D
+
+
 def _gradients(
     u: Tensor, delta: Tensor, bias: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
 ) -> tuple[Tensor, ...]:
-    """To be filled, in the same order; those of parameters in parts, zero."""
+    """To be filled, in the order of `_read`; those of parameters in parts, zero."""
     dbias, da, dd = (torch.zeros(PARTS, *each.shape) for each in (bias, a, d))
     du, ddelta, db, dc = (torch.empty(each.shape) for each in (u, delta, b, c))
     return du, ddelta, dbias, da, db, dc, dd
 
 
 def _summed(
-    du: Tensor, ddelta: Tensor, dbias: Tensor, da: Tensor, db: Tensor, dc: Tensor, dd: Tensor
+    read: Direction,
+    du: Tensor,
+    ddelta: Tensor,
+    dbias: Tensor,
+    da: Tensor,
+    db: Tensor,
+    dc: Tensor,
+    dd: Tensor,
 ) -> tuple[Tensor, ...]:
-    return du, ddelta, dbias.sum(0), da.sum(0), db, dc, dd.sum(0)
+    """In the order of a `Direction`'s fields."""
+    dstep = ddelta @ read.step_weight
+    dweight = ddelta.flatten(0, 1).t() @ read.step.flatten(0, 1)
+    return du, dstep, dweight, dbias.sum(0), da.sum(0) * read.A, db, dc, dd.sum(0)
 
 
 def _pointers(*tensors: Tensor, made: tuple[Tensor, ...]) -> _Direction:

@@ -14,6 +14,7 @@ Shapes: G groups, B images, L tokens, E channels, N states, T tokens of a chunk.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,12 +121,5 @@ def _chunks(length: int, chunk: int) -> list[slice]:
 
 
 def _flipped(inputs: Direction) -> Direction:
-    return Direction(
-        u=inputs.u.flip(1),
-        delta=inputs.delta.flip(1),
-        delta_bias=inputs.delta_bias,
-        A=inputs.A,
-        B=inputs.B.flip(1),
-        C=inputs.C.flip(1),
-        D=inputs.D,
-    )
+    over_time = {name: getattr(inputs, name).flip(1) for name in ("u", "step", "B", "C")}
+    return replace(inputs, **over_time)

@@ -26,10 +26,10 @@ void give(const float* values, int64_t count) { fwrite(values, sizeof(float), co
 
 ScanDirection direction() {
   ScanDirection d;
-  d.u = array(), d.delta = array(), d.delta_bias = array(), d.A = array(), d.B = array();
-  d.C = array(), d.D = array();
-  d.u_batch = integer(), d.u_token = integer(), d.delta_batch = integer();
-  d.delta_token = integer(), d.b_batch = integer(), d.b_token = integer();
+  d.u = array(), d.step = array(), d.step_weight = array(), d.delta_bias = array();
+  d.A_log = array(), d.B = array(), d.C = array(), d.D = array();
+  d.u_batch = integer(), d.u_token = integer(), d.step_batch = integer();
+  d.step_token = integer(), d.b_batch = integer(), d.b_token = integer();
   d.c_batch = integer(), d.c_token = integer();
   return d;
 }
@@ -39,7 +39,7 @@ void scan() {
   s.forward = direction(), s.backward = direction();
   s.z = array(), s.z_batch = integer(), s.z_token = integer();
   s.batch = integer(), s.length = integer(), s.channels = integer(), s.states = integer();
-  s.threads = integer();
+  s.rank = integer(), s.threads = integer();
   const int64_t count = s.batch * s.length * s.channels;
   std::vector<float> out(count);
   s.out = out.data();

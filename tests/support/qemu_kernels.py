@@ -38,7 +38,7 @@ class QemuLibrary:
         s = reference._obj
         message = _integers(0) + _direction(s.forward, s) + _direction(s.backward, s)
         message += _array(s.z, _reach(s.z_batch, s.z_token, s.channels, s))
-        message += _integers(s.z_batch, s.z_token, s.batch, s.length, s.channels, s.states)
+        message += _integers(s.z_batch, s.z_token, s.batch, s.length, s.channels, s.states, s.rank)
         count = s.batch * s.length * s.channels
         self._run(message + _integers(s.threads), (s.out, count))
 
@@ -86,13 +86,14 @@ def _direction(d: Any, s: Any) -> bytes:
     return b"".join(
         (
             _array(d.u, _reach(d.u_batch, d.u_token, s.channels, s)),
-            _array(d.delta, _reach(d.delta_batch, d.delta_token, s.channels, s)),
+            _array(d.step, _reach(d.step_batch, d.step_token, s.rank or s.channels, s)),
+            _array(d.step_weight, s.channels * s.rank),
             _array(d.delta_bias, s.channels),
-            _array(d.A, s.channels * s.states),
+            _array(d.A_log, s.channels * s.states),
             _array(d.B, _reach(d.b_batch, d.b_token, s.states, s)),
             _array(d.C, _reach(d.c_batch, d.c_token, s.states, s)),
             _array(d.D, s.channels),
-            _integers(d.u_batch, d.u_token, d.delta_batch, d.delta_token),
+            _integers(d.u_batch, d.u_token, d.step_batch, d.step_token),
             _integers(d.b_batch, d.b_token, d.c_batch, d.c_token),
         )
     )

@@ -18,9 +18,11 @@ from vim_embed.kernels.ops import Direction, MixerOps
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models.vim import Vim, VimConfig, init_random
 
+RANK = 3
+
 
 def inputs(length: int, channels: int, states: int) -> list[Tensor]:
-    """Leaves: z, then u, delta, bias, A, B, C, D of each direction; half the scales of Mamba's."""
+    """Leaves: z, then the fields of each direction; half the scales of Mamba's."""
     generator = torch.Generator().manual_seed(length)
 
     def normal(*shape: int) -> Tensor:
@@ -31,9 +33,10 @@ def inputs(length: int, channels: int, states: int) -> list[Tensor]:
     for _ in range(2):
         leaves += [
             normal(batch, length, channels),
-            normal(batch, length, channels),
+            normal(batch, length, RANK),
+            normal(channels, RANK) / RANK**0.5,
             normal(channels) - 1,
-            -normal(channels, states).exp(),
+            normal(channels, states),
             normal(batch, length, states),
             normal(batch, length, states),
             normal(channels),
@@ -41,20 +44,16 @@ def inputs(length: int, channels: int, states: int) -> list[Tensor]:
     return [leaf.requires_grad_() for leaf in leaves]
 
 
-def direction(leaves: list[Tensor]) -> Direction:
-    u, delta, bias, a, b, c, d = leaves
-    return Direction(u=u, delta=delta, delta_bias=bias, A=a, B=b, C=c, D=d)
-
-
 def plain_scan(inputs: Direction, *, reverse: bool) -> Tensor:
     """The recurrence of the reference without its writes into a tensor, for autograd."""
     steps = torch.nn.functional.softplus(inputs.delta + inputs.delta_bias)
-    state = torch.zeros(len(inputs.u), *inputs.A.shape)
+    rates = -inputs.A_log.exp()
+    state = torch.zeros(len(inputs.u), *rates.shape)
     out: dict[int, Tensor] = {}
     order = range(inputs.u.shape[1])
     for t in reversed(order) if reverse else order:
         drive = (steps[:, t] * inputs.u[:, t])[..., None] * inputs.B[:, t, None]
-        state = torch.exp(steps[:, t, :, None] * inputs.A) * state + drive
+        state = torch.exp(steps[:, t, :, None] * rates) * state + drive
         out[t] = (state * inputs.C[:, t, None]).sum(-1) + inputs.D * inputs.u[:, t]
     return torch.stack([out[t] for t in order], dim=1)
 
@@ -81,14 +80,14 @@ def test_in_cpp_for_what_the_source_does_not_know(native_ops: NativeTrainingOps)
     """Another number of states than a vector's, and no gate, go to the scan in torch."""
     leaves = inputs(7, channels=5, states=4)
     compare_scan(native_ops, leaves)
-    one, two = direction(leaves[1:8]), direction(leaves[8:])
+    one, two = Direction(*leaves[1:9]), Direction(*leaves[9:])
     found = native_ops.scan(one, two, None)
     assert relative_l2(found.detach(), ReferenceOps().scan(one, two, None).detach()) < 1e-5
 
 
 def compare_scan(ops: MixerOps, leaves: list[Tensor]) -> None:
     length = leaves[0].shape[1]
-    one, two = direction(leaves[1:8]), direction(leaves[8:])
+    one, two = Direction(*leaves[1:9]), Direction(*leaves[9:])
     gate = torch.nn.functional.silu(leaves[0])
     right = 0.5 * (plain_scan(one, reverse=False) + plain_scan(two, reverse=True)) * gate
     found = ops.scan(one, two, leaves[0])

@@ -148,8 +148,8 @@ def bench_memory(model: str, *, batch: int, backend: str, threads: int) -> Memor
 
 
 def channels_first(inputs: Direction) -> Direction:
-    """The layout of mamba's selective_scan_ref: u, delta (B, E, L) and B, C (B, N, L)."""
-    turned = {name: getattr(inputs, name) for name in ("u", "delta", "B", "C")}
+    """The layout of mamba's selective_scan_ref: u (B, E, L) and B, C (B, N, L)."""
+    turned = {name: getattr(inputs, name) for name in ("u", "B", "C")}
     return replace(inputs, **{k: v.transpose(1, 2).contiguous() for k, v in turned.items()})
 
 
@@ -160,7 +160,7 @@ def plain_scan(inputs: Direction) -> Tensor:
     measure of speed, not of correctness.
     """
     u = inputs.u
-    delta = F.softplus(inputs.delta + inputs.delta_bias[:, None])
+    delta = F.softplus((inputs.delta + inputs.delta_bias).transpose(1, 2))
     decays = torch.exp(torch.einsum("bel,en->beln", delta, inputs.A))
     driven = torch.einsum("bel,bnl,bel->beln", delta, inputs.B, u)
     state = u.new_zeros(u.shape[0], u.shape[1], inputs.A.shape[1])
@@ -258,9 +258,10 @@ def _random_direction(config: VimConfig, batch: int) -> Direction:
     projected = torch.randn(batch, tokens, rank + 2 * states)
     return Direction(
         u=torch.randn(batch, tokens, inner),
-        delta=torch.randn(batch, tokens, inner),
+        step=projected[..., :rank],
+        step_weight=torch.randn(inner, rank) / rank**0.5,
         delta_bias=torch.randn(inner) - 4,
-        A=-torch.arange(1.0, states + 1).repeat(inner, 1),
+        A_log=torch.arange(1.0, states + 1).log().repeat(inner, 1),
         B=projected[..., rank : rank + states],
         C=projected[..., rank + states :],
         D=torch.ones(inner),

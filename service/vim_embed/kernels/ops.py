@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -22,20 +23,31 @@ def wide(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Direction:
-    """Inputs of one direction of the selective scan.
+    """Inputs of one direction of the selective scan, the weights as a model holds them.
 
-    u (B, L, E): after conv and SiLU. delta (B, L, E): before bias and softplus.
-    delta_bias (E,). A (E, N) float32, negative. B, C (B, L, N). D (E,): the skip weight.
-    B and C may be strided views whose last dimension is contiguous.
+    u (B, L, E): after conv and SiLU. step (B, L, R) and step_weight (E, R): their product is the
+    step size before bias and softplus. delta_bias (E,). A_log (E, N): log(-A). B, C (B, L, N).
+    D (E,): the skip weight. step, B and C may be strided views whose last dimension is contiguous.
     """
 
     u: Tensor
-    delta: Tensor
+    step: Tensor
+    step_weight: Tensor
     delta_bias: Tensor
-    A: Tensor
+    A_log: Tensor
     B: Tensor
     C: Tensor
     D: Tensor
+
+    @property
+    def delta(self) -> Tensor:
+        """(B, L, E): before bias and softplus."""
+        return F.linear(self.step, self.step_weight)
+
+    @property
+    def A(self) -> Tensor:
+        """(E, N), at least float32, negative."""
+        return -torch.exp(wide(self.A_log))
 
 
 class MixerOps(Protocol):

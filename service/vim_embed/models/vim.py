@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vim_embed.kernels.ops import Direction, MixerOps, wide
+from vim_embed.kernels.ops import Direction, MixerOps
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.types.token_layout import TokenLayout
 
@@ -174,9 +174,10 @@ class BiMamba(nn.Module):
         step, b, c = x_proj(u).split([self.rank, self.state, self.state], dim=-1)
         return Direction(
             u=u,
-            delta=F.linear(step, dt_proj.weight),
+            step=step,
+            step_weight=dt_proj.weight,
             delta_bias=dt_proj.bias,
-            A=-torch.exp(wide(a_log)),
+            A_log=a_log,
             B=b,
             C=c,
             D=skip,

@@ -42,15 +42,17 @@ def direction(
     channels: int,
     states: int = 16,
     dtype: torch.dtype = torch.float32,
+    rank: int = 5,
 ) -> Direction:
-    """Inputs in a trained model's range; B and C are strided views of one projection."""
-    projected = randn(batch, length, 5 + 2 * states, dtype=dtype)
+    """Inputs in a trained model's range; step, B and C are strided views of one projection."""
+    projected = randn(batch, length, rank + 2 * states, dtype=dtype)
     return Direction(
         u=randn(batch, length, channels, dtype=dtype),
-        delta=randn(batch, length, channels, dtype=dtype),
+        step=projected[..., :rank],
+        step_weight=randn(channels, rank, dtype=dtype) / rank**0.5,
         delta_bias=randn(channels, dtype=dtype) - 3,
-        A=-torch.exp(randn(channels, states)),
-        B=projected[..., 5 : 5 + states],
-        C=projected[..., 5 + states :],
+        A_log=randn(channels, states),
+        B=projected[..., rank : rank + states],
+        C=projected[..., rank + states :],
         D=randn(channels, dtype=dtype),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from dataclasses import replace
 
@@ -59,6 +60,13 @@ def test_scan_with_any_number_of_states(ops: MixerOps, states: int) -> None:
     assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
 
 
+@pytest.mark.parametrize("rank", [1, 12, 48])
+def test_scan_with_any_rank_of_the_steps(ops: MixerOps, rank: int) -> None:
+    forward, backward = (direction(1, 41, 70, rank=rank) for _ in range(2))
+    z = randn(1, 41, 70)
+    assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scan_converts_other_dtypes(ops: MixerOps, dtype: torch.dtype) -> None:
     forward, backward = (direction(2, 63, 48, dtype=dtype) for _ in range(2))
@@ -70,7 +78,7 @@ def test_scan_converts_other_dtypes(ops: MixerOps, dtype: torch.dtype) -> None:
 def test_scan_with_extreme_decays(ops: MixerOps, scale: float) -> None:
     """Decays very close to 1 lose nothing over a long sequence; vanishing ones reach 0."""
     forward, backward = (direction(1, 785, 32) for _ in range(2))
-    forward, backward = (replace(d, A=d.A * scale) for d in (forward, backward))
+    forward, backward = (replace(d, A_log=d.A_log + math.log(scale)) for d in (forward, backward))
     z = randn(1, 785, 32)
     assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
 
@@ -78,20 +86,31 @@ def test_scan_with_extreme_decays(ops: MixerOps, scale: float) -> None:
 def test_scan_with_decays_that_vanish_in_one_channel_or_at_one_token(ops: MixerOps) -> None:
     forward, backward = (direction(2, 70, 48) for _ in range(2))
     for d in (forward, backward):
-        d.A[20] *= 1e3
-        d.delta[1, 33, 40] = 400.0
+        d.A_log[20] += math.log(1e3)
+        d.step_weight[:, 0] = 0.0
+        d.step_weight[40, 0] = 1.0
+        d.step[1, 33, 0] = 400.0
     z = randn(2, 70, 48)
+    assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
+
+
+@pytest.mark.parametrize("a_log", [-300.0, -30.0, 30.0, 300.0])
+def test_scan_with_states_that_keep_all_or_nothing(ops: MixerOps, a_log: float) -> None:
+    forward, backward = (direction(1, 40, 48) for _ in range(2))
+    for d in (forward, backward):
+        d.A_log[7:20] = a_log
+    z = randn(1, 40, 48)
     assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
 
 
 def test_scan_of_large_values_stays_finite(ops: MixerOps) -> None:
     forward, backward = (direction(1, 63, 32) for _ in range(2))
-    forward, backward = (replace(d, delta=d.delta * 60) for d in (forward, backward))
+    forward, backward = (replace(d, step=d.step * 60) for d in (forward, backward))
     z = randn(1, 63, 32) * 200
     assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
 
 
-@pytest.mark.parametrize("source", ["u", "delta", "B"])
+@pytest.mark.parametrize("source", ["u", "step", "B"])
 def test_scan_passes_nan_on_to_its_image_alone(ops: MixerOps, source: str) -> None:
     forward, backward = (direction(2, 20, 32) for _ in range(2))
     z = randn(2, 20, 32)

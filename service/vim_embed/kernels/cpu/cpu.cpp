@@ -10,6 +10,7 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -24,6 +25,7 @@ using Vec = at::vec::Vectorized<float>;
 constexpr int64_t kLanes = Vec::size();
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr int kGroup = 4;  // vectors whose exponentials are computed together
+constexpr int64_t kWidth = kGroup * kLanes;
 
 // ---- Threads ----
 
@@ -151,7 +153,7 @@ inline void multiply_powers(Vec (&r)[kCount], Vec (&k)[kCount]) {
 #endif
 }
 
-// 2^t, t <= 0, for several vectors; underflows to (about) zero. What the callers compute from NaN is
+// 2^t, t < 127, for several vectors; underflows to (about) zero. What the callers compute from NaN is
 // NaN.
 template <int kCount>
 inline void exp2_group(Vec (&t)[kCount]) {
@@ -228,8 +230,8 @@ inline void silu_group(Vec (&x)[kCount]) {
 // ---- Selective scan ----
 
 extern "C" struct ScanDirection {
-  const float *u, *delta, *delta_bias, *A, *B, *C, *D;
-  int64_t u_batch, u_token, delta_batch, delta_token, b_batch, b_token, c_batch, c_token;
+  const float *u, *step, *step_weight, *delta_bias, *A_log, *B, *C, *D;  // rank 0: step (B, L, E)
+  int64_t u_batch, u_token, step_batch, step_token, b_batch, b_token, c_batch, c_token;
 };
 
 extern "C" struct ScanArguments {
@@ -237,7 +239,7 @@ extern "C" struct ScanArguments {
   const float* z;
   int64_t z_batch, z_token;
   float* out;  // (B, L, E) contiguous
-  int64_t batch, length, channels, states, threads;
+  int64_t batch, length, channels, states, rank, threads;
 };
 
 namespace {
@@ -248,6 +250,43 @@ struct Block {
   int64_t image, channel, channels;
   int64_t lanes(int vector) const {
     return std::clamp(channels - vector * kLanes, int64_t{0}, kLanes);
+  }
+};
+
+// The weights of a block in one direction, a lane for each channel; lanes without one are zero.
+struct BlockWeights {
+  std::vector<float> decay;       // (kGroup, N, kLanes): A · log2(e)
+  std::vector<float> step;        // (R, kGroup, kLanes)
+  std::vector<float> bias, skip;  // (kGroup, kLanes)
+  float fastest;                  // of the decays
+
+  void fill(const ScanArguments& s, const ScanDirection& d, int64_t first) {
+    const int64_t count = std::min(kWidth, s.channels - first);
+    decay.assign(kWidth * s.states, 0.0f);
+    step.assign(kWidth * s.rank, 0.0f);
+    bias.assign(kWidth, 0.0f);
+    skip.assign(kWidth, 0.0f);
+    std::copy_n(d.delta_bias + first, count, bias.begin());
+    std::copy_n(d.D + first, count, skip.begin());
+    for (int64_t e = 0; e < count; ++e) {
+      const float* weight = d.step_weight + (first + e) * s.rank;
+      for (int64_t r = 0; r < s.rank; ++r) step[r * kWidth + e] = weight[r];
+      const float* a_log = d.A_log + (first + e) * s.states;
+      float* lane = decay.data() + e / kLanes * kLanes * s.states + e % kLanes;
+      for (int64_t n = 0; n < s.states; ++n) lane[n * kLanes] = a_log[n];
+    }
+    for (auto a = decay.begin(); a != decay.end(); a += kLanes) scale(&*a);
+    fastest = *std::min_element(decay.begin(), decay.end());
+  }
+
+  // a = -exp(a) · log2(e); beyond 2^±40 it makes no difference.
+  static void scale(float* a) {
+    constexpr float kFar = 40.0f / kLog2E;
+    float factor[kLanes];
+    Vec(kLog2E).store(factor);
+    Vec power[1];
+    exp2_products<true>(at::vec::clamp(Vec::loadu(a), Vec(-kFar), Vec(kFar)), factor, power);
+    (power[0] * Vec(-kLog2E)).store(a);
   }
 };
 
@@ -271,28 +310,44 @@ struct Tile {
   }
 };
 
-// delta = softplus(..), input = delta · u, y = D · u. Apart from the recurrence, whose registers and
-// latency these long chains would cost.
-template <bool full>
-void fill(Tile& tile, const ScanDirection& d, const Block& block) {
-  const float* bias = d.delta_bias + block.channel;
-  const float* skip = d.D + block.channel;
-  for (int64_t i = 0; i < tile.count; ++i) {
-    const int64_t t = tile.first + i;
-    const float* u_row = d.u + block.image * d.u_batch + t * d.u_token + block.channel;
-    const float* delta_row =
-        d.delta + block.image * d.delta_batch + t * d.delta_token + block.channel;
-    Vec delta[kGroup];
+// Step sizes of some tokens, `stride` apart, before bias and softplus: step · weight.
+template <int kTokens>
+inline void project(const float* step, int64_t stride, const float* weight, int64_t rank,
+                    Vec (&delta)[kTokens][kGroup]) {
+  for (auto& token : delta) {
+    for (Vec& sum : token) sum = Vec(0.0f);
+  }
+  for (int64_t r = 0; r < rank; ++r, weight += kWidth) {
     for (int v = 0; v < kGroup; ++v) {
-      delta[v] = load<full>(delta_row + v * kLanes, block.lanes(v)) +
-                 load<full>(bias + v * kLanes, block.lanes(v));
+      const Vec column = Vec::loadu(weight + v * kLanes);
+      for (int i = 0; i < kTokens; ++i) {
+        delta[i][v] = madd(Vec(step[i * stride + r]), column, delta[i][v]);
+      }
     }
-    softplus_group(delta);
+  }
+}
+
+// Of tokens from the tile's i on: delta = softplus(..), input = delta · u, y = D · u. Apart from the
+// recurrence, whose registers and latency these long chains would cost.
+template <bool full, int kTokens>
+void fill(Tile& tile, int64_t i, const ScanDirection& d, const Block& block,
+          const BlockWeights& weights, int64_t rank) {
+  const int64_t t = tile.first + i;
+  const float* u_row = d.u + block.image * d.u_batch + t * d.u_token + block.channel;
+  const float* step = d.step + block.image * d.step_batch + t * d.step_token;
+  Vec delta[kTokens][kGroup];
+  project(step, d.step_token, weights.step.data(), rank, delta);
+  for (int j = 0; j < kTokens; ++j, ++i, u_row += d.u_token, step += d.step_token) {
+    for (int v = 0; v < kGroup; ++v) {
+      if (rank == 0) delta[j][v] = load<full>(step + block.channel + v * kLanes, block.lanes(v));
+      delta[j][v] = delta[j][v] + Vec::loadu(weights.bias.data() + v * kLanes);
+    }
+    softplus_group(delta[j]);
     for (int v = 0; v < kGroup; ++v) {
       const Vec u = load<full>(u_row + v * kLanes, block.lanes(v));
-      delta[v].store(tile.delta[v] + i * kLanes);
-      (delta[v] * u).store(tile.input[v] + i * kLanes);
-      (load<full>(skip + v * kLanes, block.lanes(v)) * u).store(tile.y[v] + i * kLanes);
+      delta[j][v].store(tile.delta[v] + i * kLanes);
+      (delta[j][v] * u).store(tile.input[v] + i * kLanes);
+      (Vec::loadu(weights.skip.data() + v * kLanes) * u).store(tile.y[v] + i * kLanes);
     }
   }
 }
@@ -319,7 +374,7 @@ struct Ahead {
 // at compile time and written out by pack expansion. a[n] is A[:, n] · log2(e).
 template <bool shallow, int... n, int... group>
 void recur(Tile& tile, int vector, const ScanDirection& d, int64_t image, bool reverse,
-           const float* a, float* states, const Ahead (&ahead)[4], std::integer_sequence<int, n...>,
+           const float* a, float* states, const Ahead (&ahead)[3], std::integer_sequence<int, n...>,
            std::integer_sequence<int, group...>) {
   Vec h[sizeof...(n)] = {Vec::loadu(states + n * kLanes)...};
   for (int64_t step = 0; step < tile.count; ++step) {
@@ -357,43 +412,31 @@ void recur_any(Tile& tile, int vector, const ScanDirection& d, int64_t image, bo
   }
 }
 
-// A (E, N) of the block as (vector, N, kLanes), scaled for exp2; unused lanes stay zero.
-void transpose_decay(const float* decay, const Block& block, int64_t states, float* a) {
-  decay += block.channel * states;
-  for (int v = 0; v < kGroup; ++v, decay += kLanes * states) {
-    const int64_t lanes = std::max(block.lanes(v), int64_t{0});
-    for (int64_t n = 0; n < states; ++n, a += kLanes) {
-      for (int64_t lane = 0; lane < lanes; ++lane) a[lane] = decay[lane * states + n] * kLog2E;
-      std::fill(a + lanes, a + kLanes, 0.0f);
-    }
-  }
-}
-
 // One direction of a block; `emit` takes each finished tile, for which it reads or writes rows of
 // `out` and `z` (token 0 of the image, at the block's channels).
 template <bool full, class Emit>
-void scan_direction(const ScanArguments& s, const ScanDirection& d, bool reverse,
-                    const Block& block, const float* out, const float* z, const Emit& emit) {
+void scan_direction(const ScanArguments& s, const ScanDirection& d, const BlockWeights& weights,
+                    bool reverse, const Block& block, const float* out, const float* z,
+                    const Emit& emit) {
   static thread_local std::vector<float> scratch;
   const int64_t floats = s.states * kLanes;  // of one vector
-  scratch.assign(2 * kGroup * floats, 0.0f);
+  scratch.assign(kGroup * floats, 0.0f);
   float* states = scratch.data();
-  float* a = states + kGroup * floats;
-  transpose_decay(d.A, block, s.states, a);
-  const float fastest = kAnyDepth ? 0.0f : *std::min_element(a, a + kGroup * floats);
+  const float* a = weights.decay.data();
   Tile tile;
   const int64_t tiles = (s.length + Tile::kTokens - 1) / Tile::kTokens;
   for (int64_t step = 0; step < tiles; ++step) {
     tile.first = (reverse ? tiles - 1 - step : step) * Tile::kTokens;
     tile.count = std::min(Tile::kTokens, s.length - tile.first);
-    fill<full>(tile, d, block);
+    int64_t i = 0;
+    for (; i + 2 <= tile.count; i += 2) fill<full, 2>(tile, i, d, block, weights, s.rank);
+    if (i < tile.count) fill<full, 1>(tile, i, d, block, weights, s.rank);
     const int64_t next = tile.first + (reverse ? -Tile::kTokens : Tile::kTokens);
     for (int v = 0; v < kGroup && block.lanes(v) > 0; ++v) {
       if (s.states == 16) {
         const int64_t channel = block.channel + v * kLanes;
-        const Ahead ahead[4] = {
+        const Ahead ahead[3] = {
             {d.u + block.image * d.u_batch + next * d.u_token + channel, d.u_token},
-            {d.delta + block.image * d.delta_batch + next * d.delta_token + channel, d.delta_token},
             {out + tile.first * s.channels + v * kLanes, s.channels},
             {z + tile.first * s.z_token + v * kLanes, s.z_token},
         };
@@ -402,7 +445,7 @@ void scan_direction(const ScanArguments& s, const ScanDirection& d, bool reverse
                                states + v * floats, ahead, std::make_integer_sequence<int, 16>{},
                                std::make_integer_sequence<int, 16 / kChains>{});
         };
-        kAnyDepth || tile.is_shallow(v, fastest) ? run(std::true_type{}) : run(std::false_type{});
+        kAnyDepth || tile.is_shallow(v, weights.fastest) ? run(std::true_type{}) : run(std::false_type{});
       } else {
         recur_any(tile, v, d, block.image, reverse, a + v * floats, states + v * floats, s.states);
       }
@@ -412,10 +455,11 @@ void scan_direction(const ScanArguments& s, const ScanDirection& d, bool reverse
 }
 
 template <bool full>
-void scan_task(const ScanArguments& s, const Block& block) {
+void scan_task(const ScanArguments& s, const Block& block,
+               const std::array<BlockWeights, 2>& weights) {
   float* const out = s.out + block.image * s.length * s.channels + block.channel;
   const float* const z = s.z + block.image * s.z_batch + block.channel;
-  scan_direction<full>(s, s.forward, false, block, out, z, [&](const Tile& tile) {
+  scan_direction<full>(s, s.forward, weights[0], false, block, out, z, [&](const Tile& tile) {
     for (int64_t i = 0; i < tile.count; ++i) {
       float* row = out + (tile.first + i) * s.channels;
       for (int v = 0; v < kGroup; ++v) {
@@ -423,7 +467,7 @@ void scan_task(const ScanArguments& s, const Block& block) {
       }
     }
   });
-  scan_direction<full>(s, s.backward, true, block, out, z, [&](const Tile& tile) {
+  scan_direction<full>(s, s.backward, weights[1], true, block, out, z, [&](const Tile& tile) {
     for (int64_t i = 0; i < tile.count; ++i) {
       float* row = out + (tile.first + i) * s.channels;
       Vec gate[kGroup];
@@ -444,15 +488,18 @@ void scan_task(const ScanArguments& s, const Block& block) {
 
 extern "C" void vim_scan(const ScanArguments* arguments) {
   const ScanArguments s = *arguments;
-  constexpr int64_t kWidth = kGroup * kLanes;
   const int64_t blocks = (s.channels + kWidth - 1) / kWidth;
+  std::vector<std::array<BlockWeights, 2>> weights(blocks);
+  parallel(2 * blocks, s.threads, [&](int64_t i) {
+    weights[i / 2][i % 2].fill(s, i % 2 ? s.backward : s.forward, i / 2 * kWidth);
+  });
   parallel(s.batch * blocks, s.threads, [&](int64_t i) {
     const int64_t channel = i % blocks * kWidth;
     const Block block{i / blocks, channel, std::min(kWidth, s.channels - channel)};
     if (block.channels == kWidth) {
-      scan_task<true>(s, block);
+      scan_task<true>(s, block, weights[i % blocks]);
     } else {
-      scan_task<false>(s, block);
+      scan_task<false>(s, block, weights[i % blocks]);
     }
   });
 }

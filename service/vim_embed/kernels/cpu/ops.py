@@ -35,8 +35,8 @@ def struct_fields(pointers: str, integers: str = "") -> list[tuple[str, type[Any
 
 
 DIRECTION_FIELDS = struct_fields(
-    "u delta delta_bias A B C D",
-    "u_batch u_token delta_batch delta_token b_batch b_token c_batch c_token",
+    "u step step_weight delta_bias A_log B C D",
+    "u_batch u_token step_batch step_token b_batch b_token c_batch c_token",
 )
 
 
@@ -49,7 +49,7 @@ class _Scan(ctypes.Structure):
         ("forward", _Direction),
         ("backward", _Direction),
         *struct_fields("z", "z_batch z_token"),
-        *struct_fields("out", "batch length channels states threads"),
+        *struct_fields("out", "batch length channels states rank threads"),
     ]
 
 
@@ -117,7 +117,8 @@ class CpuOps:
         arguments = _Scan(
             *(_pointers(direction) for direction in ready),
             *(gate.data_ptr(), *gate.stride()[:2]),
-            *(out.data_ptr(), *shape, forward.A.shape[1], torch.get_num_threads()),
+            *(out.data_ptr(), *shape, forward.A_log.shape[1], ready[0].step_weight.shape[1]),
+            torch.get_num_threads(),
         )
         self._library.vim_scan(ctypes.byref(arguments))
         return out.to(forward.u.dtype)
@@ -159,11 +160,16 @@ def _open_gate(shape: torch.Size) -> Tensor:
 
 
 def _ready(d: Direction) -> Direction:
+    """As the kernel takes it. Of other dtypes than float32 the product of the steps is rounded, as
+    everywhere, so it is made here; the weights have no column then.
+    """
+    rounded = d.step.dtype != torch.float32
     return Direction(
         u=_rows(d.u),
-        delta=_rows(d.delta),
+        step=_rows(d.delta if rounded else d.step),
+        step_weight=(d.step_weight[:, :0] if rounded else d.step_weight).float().contiguous(),
         delta_bias=d.delta_bias.float().contiguous(),
-        A=d.A.float().contiguous(),
+        A_log=d.A_log.float().contiguous(),
         B=_rows(d.B),
         C=_rows(d.C),
         D=d.D.float().contiguous(),
@@ -171,8 +177,8 @@ def _ready(d: Direction) -> Direction:
 
 
 def _pointers(d: Direction) -> _Direction:
-    tensors = (d.u, d.delta, d.delta_bias, d.A, d.B, d.C, d.D)
-    strides = (stride for tensor in (d.u, d.delta, d.B, d.C) for stride in tensor.stride()[:2])
+    tensors = (d.u, d.step, d.step_weight, d.delta_bias, d.A_log, d.B, d.C, d.D)
+    strides = (stride for tensor in (d.u, d.step, d.B, d.C) for stride in tensor.stride()[:2])
     return _Direction(*(tensor.data_ptr() for tensor in tensors), *strides)
 
 
@@ -188,9 +194,10 @@ def self_test(ops: CpuOps) -> None:
     forward, backward = (
         Direction(
             u=random(2, 5, 19),
-            delta=random(2, 5, 19),
+            step=random(2, 5, 3),
+            step_weight=random(19, 3),
             delta_bias=random(19),
-            A=-random(19, 16).exp() * torch.logspace(0, 3, 19)[:, None],  # some underflow
+            A_log=random(19, 16) + torch.linspace(0, 7, 19)[:, None],  # some underflow
             B=random(2, 5, 16),
             C=random(2, 5, 16),
             D=random(19),
