@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
 from typing import Any
 
@@ -10,6 +9,20 @@ import torch
 
 _Kind = tuple[int, int, bool]  # device, priority, whether it is captured
 _FREE: dict[_Kind, list[int]] = defaultdict(list)  # the handles that nobody has any more
+
+
+class _Lease:
+    """Hands a stream's handle on when the stream, which has this as an attribute, is freed.
+
+    A weak reference to the stream would not do: torch 2.10 to 2.12 frees its CUDA streams without
+    a word to these, which then point into memory that is somebody else's (pytorch pull 183403).
+    """
+
+    def __init__(self, free: list[int], handle: int) -> None:
+        self._free, self._handle = free, handle
+
+    def __del__(self) -> None:
+        self._free.append(self._handle)
 
 
 def own_stream(
@@ -32,7 +45,7 @@ def own_stream(
         kind = torch.cuda.current_device(), priority, captured
         handle = _freed(kind) or _new_stream(driver, priority)
         stream: torch.cuda.Stream = torch.cuda.ExternalStream(handle, kind[0])  # type: ignore[no-untyped-call]
-    weakref.finalize(stream, _FREE[kind].append, handle).atexit = False
+    stream.lease = _Lease(_FREE[kind], handle)  # type: ignore[attr-defined]
     return stream
 
 
