@@ -14,12 +14,13 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vim_embed.kernels.constants import handed_out
 from vim_embed.kernels.streams import own_stream
 from vim_embed.types.model_info import EmbedOptions
 
@@ -32,11 +33,17 @@ Key = tuple[tuple[int, ...], torch.dtype, EmbedOptions]
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph with its input buffer and the outputs that a replay fills."""
+    """A graph, its input buffer, the outputs that a replay fills, the constants that it reads."""
 
     replay: Callable[[], None]
     pixels: Tensor
     outputs: dict[str, Tensor]
+    constants: Sequence[Tensor] = ()
+
+    def read_on(self, stream: torch.cuda.Stream) -> None:
+        """It is replayed there: whoever drops it need not wait for that stream."""
+        for tensor in (self.pixels, *self.constants):
+            tensor.record_stream(stream)
 
 
 Capture = Callable[[Compute, Tensor, EmbedOptions], Captured]
@@ -71,6 +78,7 @@ class GraphCache:
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._capture = capture or CudaCapture()
         self._last: torch.cuda.Stream | None = None  # that a graph was launched on
+        self._streams: set[torch.cuda.Stream] = set()  # all of them
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -99,6 +107,10 @@ class GraphCache:
         if self._last is not None and stream != self._last:
             stream.wait_stream(self._last)
         self._last = stream
+        if stream not in self._streams:
+            self._streams.add(stream)
+            for graph in self._graphs.values():
+                graph.read_on(stream)
 
     def _in_parts(self, pixels: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         parts = []
@@ -112,6 +124,8 @@ class GraphCache:
             shape, dtype, options = key
             static = torch.zeros(shape, dtype=dtype, device=like.device)
             graph = self._capture(self._compute, static, options)
+            for stream in self._streams:
+                graph.read_on(stream)
             _LOG.debug("captured a graph", extra={"shape": shape, "dtype": str(dtype)})
         self._graphs[key] = graph
         while len(self._graphs) > self._limit:
@@ -120,7 +134,8 @@ class GraphCache:
 
 
 class CaptureTurns:
-    """One capture at a time in this process: the devices share torch's allocator.
+    """One capture at a time in this process: the devices share torch's allocator. No cyclic garbage
+    is freed meanwhile: an old model's graphs may be in it, which breaks a capture.
 
     A lock would not do: a capture that hangs would keep it for ever, on every device.
     """
@@ -128,6 +143,7 @@ class CaptureTurns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._holder: tuple[str, object] | None = None
+        self._collects = True  # whether garbage was collected before this turn
 
     @contextmanager
     def of(self, device: str) -> Iterator[None]:
@@ -136,35 +152,29 @@ class CaptureTurns:
         with self._changed:
             self._changed.wait_for(lambda: self._holder is None)
             self._holder = mine
+            self._collects = gc.isenabled()
+            gc.disable()
         try:
             yield
         finally:
             with self._changed:
                 if self._holder is mine:
-                    self._holder = None
-                    self._changed.notify()
+                    self._end()
 
     def abandon(self, device: str) -> None:
         """A capture of this device that is under way will never end: others need not wait."""
         with self._changed:
             if self._holder is not None and self._holder[0] == device:
-                self._holder = None
-                self._changed.notify()
+                self._end()
+
+    def _end(self) -> None:
+        self._holder = None
+        if self._collects:
+            gc.enable()
+        self._changed.notify()
 
 
 CAPTURE_TURNS = CaptureTurns()
-
-
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """No cyclic garbage is freed: an old model's graphs may be in it, which breaks a capture."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 class CudaCapture:
@@ -190,10 +200,13 @@ class CudaCapture:
             # Not with torch.cuda.graph: that waits until the device is idle and gives all cached
             # memory back before each capture, which other models' batches would feel. Other threads
             # stage and launch batches meanwhile, which a global capture would forbid.
-            with torch.cuda.stream(side), _nothing_collected():
+            with torch.cuda.stream(side), handed_out() as constants:
                 graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
                     outputs = compute(pixels, options)
-                finally:
-                    graph.capture_end()
-        return Captured(graph.replay, pixels, outputs)
+                except BaseException:
+                    with suppress(RuntimeError):  # half a graph, which would hide what went wrong
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        return Captured(graph.replay, pixels, outputs, constants)

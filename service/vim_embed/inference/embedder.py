@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
@@ -21,13 +22,14 @@ from torch import Tensor, nn
 from vim_embed.inference.backbone import Backbone, FusedBackbone
 from vim_embed.inference.beside import Beside, SideBySide
 from vim_embed.inference.chunks import Way, in_chunks
-from vim_embed.inference.cuda_graphs import Capture, GraphCache, buckets_up_to
+from vim_embed.inference.cuda_graphs import Capture, Compute, GraphCache, buckets_up_to
 from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.inference.layers import LAST, capture, layer_modules
 from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import without_tf32
 from vim_embed.inference.staging import HostStaging
+from vim_embed.kernels.constants import Constants
 from vim_embed.kernels.streams import own_stream
 from vim_embed.types.model_info import (
     EMBEDDING,
@@ -74,7 +76,7 @@ class Embedder:
         self._graphs: SideBySide | None = None
         self._chunk_rows = _CHUNK_ROWS
         self._independent: dict[tuple[object, ...], bool] = {}
-        self._constants: dict[PerChannel, Tensor] = {}
+        self._constants: Constants[tuple[PerChannel, PerChannel]] = Constants()
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
 
     def embed(
@@ -133,7 +135,8 @@ class Embedder:
 
     def normalised(self, pixel_values: Tensor) -> Tensor:
         """uint8 (B, C, H, W) as the model's own normalisation has them, float32."""
-        return self._normalised(pixel_values, EmbedOptions())
+        with self._lock:
+            return self._normalised(pixel_values, EmbedOptions())
 
     def run(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         """`compute` as it serves: through graphs where there are any; tensors on the host.
@@ -184,9 +187,10 @@ class Embedder:
         """Run through CUDA graphs of up to `rows` images from now on, captured at first use."""
         self._backbone.prepare_for_graphs()
         buckets = buckets_up_to(rows)
-        own = GraphCache(self.compute, buckets, capture=capture)
+        compute = _weakly(self)
+        own = GraphCache(compute, buckets, capture=capture)
         two = self.device.type == "cuda" and self._fused is not None and rows <= _ROWS_BESIDE
-        beside = Beside(GraphCache(self.compute, buckets), own_stream(self.device)) if two else None
+        beside = Beside(GraphCache(compute, buckets), own_stream(self.device)) if two else None
         self._graphs = SideBySide(self.info.name, own, beside, self._lock)
         self._chunk_rows = rows
 
@@ -348,13 +352,13 @@ class Embedder:
         if pixel_values.dtype != torch.uint8:
             return pixel_values
         spec = self.info.preprocessing.normalised_with(options.mean, options.std)
-        mean, std = self._per_channel(spec.mean), self._per_channel(spec.std)
+        both = spec.mean, spec.std
+        mean, std = self._constants.get(both, lambda: self._per_channel(*both))
         return (pixel_values.float() * (1 / 255) - mean) / std
 
-    def _per_channel(self, values: PerChannel) -> Tensor:
-        if values not in self._constants:
-            self._constants[values] = torch.tensor(values, device=self.device).view(1, -1, 1, 1)
-        return self._constants[values]
+    def _per_channel(self, *numbers: PerChannel) -> tuple[Tensor, ...]:
+        made = torch.tensor(numbers, device=self.device, dtype=torch.float32)
+        return made[0].view(1, -1, 1, 1), made[1].view(1, -1, 1, 1)
 
     def _layout(self, pixel_values: Tensor) -> TokenLayout:
         height, width = pixel_values.shape[-2:]
@@ -364,3 +368,15 @@ class Embedder:
         if pooling == "features":
             return self._backbone.features(tokens, layout).float()
         return pool(tokens, pooling, layout)
+
+
+def _weakly(model: Embedder) -> Compute:
+    """`model.compute` for its graphs, which would keep it, and its memory, in a cycle."""
+    known = weakref.ref(model)
+
+    def compute(pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
+        found = known()
+        assert found is not None
+        return found.compute(pixel_values, options)
+
+    return compute

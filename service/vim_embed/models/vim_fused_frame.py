@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vim_embed.kernels.constants import Constants
 from vim_embed.kernels.fused.launch import Kernels
 from vim_embed.models.vim import Vim
 from vim_embed.types.preprocessing import VIM_PREPROCESSING, Scaling
@@ -55,7 +56,7 @@ class Frame:
         self._patch_weight = patch.flatten(1).t().to(dtype).contiguous()
         of_channels = self._patch_weight.float().view(3, -1, model.config.dim).sum(1)
         self._black_patch = patch.new_tensor(_BLACK) @ of_channels  # (D,) float32
-        self._starts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._starts: Constants[tuple[int, int]] = Constants()
 
     def token_count(self, height: int, width: int) -> int:
         """Final tokens of an image of that many pixels."""
@@ -94,9 +95,10 @@ class Frame:
         (L,) int32: the patch that a token is, or -1.
         """
         rows, columns = self._model.config.grid(height, width)
-        known = self._starts.get((rows, columns))
-        if known is not None:
-            return known
+        start, sources = self._starts.get((rows, columns), lambda: self._start(rows, columns))
+        return start, sources
+
+    def _start(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         model, patches = self._model, rows * columns
         bias = model.patch_embed.proj.bias
         assert bias is not None
@@ -107,10 +109,7 @@ class Frame:
         is_patch = torch.ones(len(start), dtype=torch.int32)
         is_patch[places] = 0
         sources = (is_patch.cumsum(0) - 1).masked_fill(is_patch == 0, -1)
-        made = start, sources.to(torch.int32).to(start.device)
-        if not torch.cuda.is_current_stream_capturing():
-            self._starts[rows, columns] = made
-        return made
+        return start, sources.to(torch.int32).to(start.device)
 
 
 def _without_blocks(model: Vim, device: torch.device) -> Vim:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from support.fake_graphs import RecordedCapture
 from support.fixtures_vim import load_fixture, relative_l2
 from vim_embed import Embedder, load_model
+from vim_embed.kernels.constants import Constants
+from vim_embed.types.model_info import EmbedOptions
 
 
 @pytest.fixture
@@ -92,3 +96,26 @@ def test_convolutions_keep_the_callers_setting(eager: Embedder) -> None:
     before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     eager.embed(images(1))
     assert torch.backends.cudnn.conv.fp32_precision == before  # type: ignore[attr-defined]
+
+
+def test_a_model_s_memory_is_freed_with_it() -> None:
+    """At once, not when cyclic garbage is collected: the next model may need it."""
+    model = load_model("micro", load_fixture("vim_micro").path, device="cpu")
+    model.use_graphs(8, RecordedCapture())
+    model.embed(images(9))
+    known = [weakref.ref(kept) for kept in (model, model.module, model._graphs)]
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert [ref() for ref in known] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_normalisations_that_callers_name_are_not_kept_for_ever(eager: Embedder) -> None:
+    pixels = torch.from_numpy(images(1))
+    eager._constants = Constants(most_bytes=1_000_000)
+    for step in range(200):
+        eager._normalised(pixels[:, :, :1, :1], EmbedOptions(mean=(0.5, 0.5, step / 200)))
+    assert len(eager._constants) < 200
