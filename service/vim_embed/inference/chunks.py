@@ -88,13 +88,14 @@ def _overlapped(pixels: PixelArray, rows: int, way: Way) -> Iterator[tuple[int, 
 def _launched(chunk: PixelArray, first: int, rows: int, way: Way) -> _Chunk:
     if way.device.type != "cuda":  # which looks faster, while others compute
         check_values(chunk, first)
+    two = way.graphs is not None and way.graphs.beside is not None
     try:
         with _on(way.device), _stream_of(chunk, rows, way):
             return _staged_and_launched(chunk, first, way)
     except torch.OutOfMemoryError:
-        if way.graphs is None or way.graphs.beside is None:
+        if way.graphs is None or not two:
             raise
-    way.graphs.give_up()
+    way.graphs.give_up()  # as another thread may have done meanwhile
     with _on(way.device):
         return _staged_and_launched(chunk, first, way)
 

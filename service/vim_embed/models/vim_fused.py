@@ -232,10 +232,12 @@ class FusedVim:
         here = torch.cuda.current_stream(self.device)
         side = self._beside(here)
         side.wait_stream(here)
-        with torch.cuda.stream(side):
-            self._forward(images.part(half, batch), second, None, only_cls=only_cls)
-        self._forward(images.part(0, half), first, None, only_cls=only_cls)
-        here.wait_stream(side)
+        try:
+            with torch.cuda.stream(side):
+                self._forward(images.part(half, batch), second, None, only_cls=only_cls)
+            self._forward(images.part(0, half), first, None, only_cls=only_cls)
+        finally:  # if one fails, too: the buffers are free then, and a capture ends with one stream
+            here.wait_stream(side)
         return self._tokens(buffers, batch, length, only_cls=only_cls)
 
     def _beside(self, stream: torch.cuda.Stream) -> torch.cuda.Stream:

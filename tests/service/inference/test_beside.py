@@ -188,6 +188,26 @@ def test_rows_that_do_not_fit_beside_others_are_staged_once_more(
     assert np.array_equal(found, load_model("micro", MICRO, device="cpu").embed(pixels))
 
 
+def test_whoever_comes_second_to_give_up_has_the_memory_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two threads run out of memory at once; one of them has given up by the other's error."""
+    model, stream, _ = in_memory_for_one(monkeypatch)
+    graphs, staging = graphs_of(model), HostStaging(torch.device("cpu"))
+
+    def short(parts: Any) -> Any:
+        if graphs.beside is None:
+            return staging(parts)
+        graphs.give_up()  # the other thread
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model, "_staging", short)
+    pixels = np.random.default_rng().integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
+    found = model.embed(pixels)
+    assert stream.synchronised == 1
+    assert np.array_equal(found, load_model("micro", MICRO, device="cpu").embed(pixels))
+
+
 def test_memory_that_is_too_short_for_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = in_memory_for_one(monkeypatch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,9 @@ class DeviceCode:
         self._driver: Any = driver
         with torch.cuda.device(device):
             torch.cuda.current_stream(device).synchronize()  # makes the context current
+            self._context = self._checked(driver.cuCtxGetCurrent())
             self._module = self._checked(driver.cuModuleLoadData(code))
+        self._thread = threading.local()
         self._functions: dict[str, Any] = {}
         self._memory: dict[str, int] = {}  # bytes a block that a function may have, beyond 48 KiB
         self._maps: dict[tuple[int, ...], Any] = {}
@@ -84,8 +87,9 @@ class DeviceCode:
         """Launch a function of that many threads and bytes of shared memory a block.
 
         arguments: tensors (None: a null pointer), integers, matrices as `map` has them, and numbers
-        of ctypes.
+        of ctypes. From any thread whose current device is this one.
         """
+        self._enter()
         values: list[Any] = []
         types: list[Any] = []
         for argument in arguments:
@@ -106,6 +110,16 @@ class DeviceCode:
         sizes = (*grid, 1, threads, 1, 1, memory)
         parameters = (tuple(values), tuple(types))
         self._checked(self._driver.cuLaunchKernel(function, *sizes, stream, parameters, 0))
+
+    def _enter(self) -> None:
+        """Make the context current where none is: a thread that only ever got memory from torch's
+        cache, and streams, has not called CUDA yet.
+        """
+        if getattr(self._thread, "entered", False):
+            return
+        if not int(self._checked(self._driver.cuCtxGetCurrent())):
+            self._checked(self._driver.cuCtxSetCurrent(self._context))
+        self._thread.entered = True
 
     def map(self, matrix: Tensor, rows: int) -> Any:
         """A half-precision matrix for copies of `rows` rows and 64 columns, swizzled."""

@@ -18,7 +18,7 @@ from vim_embed.kernels.fused.program import Shape
 from vim_embed.models import vim_fused
 from vim_embed.models.mamba_reg import MambaReg
 from vim_embed.models.vim import Vim, VimConfig, init_random
-from vim_embed.models.vim_fused import FusedVim
+from vim_embed.models.vim_fused import FusedVim, _Buffers
 from vim_embed.types.preprocessing import Scaling
 
 CONFIG = VimConfig(dim=64, depth=3, image_size=64)
@@ -231,3 +231,38 @@ def test_large_batches_of_wide_models_go_in_parts(fused: FusedVim) -> None:
     fused.config = VimConfig(dim=768, depth=24)
     assert fused._rows_at_once(256, 197) == 128
     assert fused._rows_at_once(96, 197) == 96
+
+
+class Line:
+    """A stream, and which work of others it waits for."""
+
+    def __init__(self, cuda_stream: int) -> None:
+        self.cuda_stream = cuda_stream
+        self.waits_for: list[Line] = []
+
+    def wait_stream(self, other: Line) -> None:
+        self.waits_for.append(other)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_half_that_fails_is_waited_for(
+    fused: FusedVim, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """The other half's kernels still write into buffers that are free from then on."""
+    here, side, calls = Line(1), Line(2), [0]
+
+    def forward(*_: object, **__: object) -> None:
+        calls[0] += 1
+        if calls[0] == fails_at:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: here)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(fused, "_wide", lambda *_: True)
+    monkeypatch.setattr(fused, "_beside", lambda _: side)
+    monkeypatch.setattr(fused, "_forward", forward)
+    monkeypatch.setattr(_Buffers, "part", lambda self, *_: self)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused(torch.zeros(2, 3, 64, 64))
+    assert side.waits_for == [here]
+    assert here.waits_for == [side]
