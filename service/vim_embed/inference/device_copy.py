@@ -44,5 +44,5 @@ def to_host(found: Mapping[str, Tensor], *, spin: bool = False) -> OnItsWay:
 
 
 def _queued(tensor: Tensor) -> Tensor:
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     return copy.copy_(tensor, non_blocking=True)

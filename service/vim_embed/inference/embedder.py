@@ -27,7 +27,7 @@ from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.inference.layers import LAST, capture, layer_modules
 from vim_embed.inference.pooling import pool, pool_layer
-from vim_embed.inference.precision import without_tf32
+from vim_embed.inference.precision import own_precision
 from vim_embed.inference.staging import HostStaging
 from vim_embed.kernels.constants import Constants
 from vim_embed.kernels.streams import own_stream
@@ -120,7 +120,7 @@ class Embedder:
 
         The names: `embedding`, or one per layer.
         """
-        with self._lock, without_tf32():
+        with self._lock, own_precision(self.device):
             if options.layers is None:
                 return {EMBEDDING: self._embedding(pixel_values, options)}
             if self._fused is not None and options.layers == "blocks":

@@ -37,8 +37,9 @@ def rows_are_independent(forward: Forward, like: Tensor, rows: int) -> bool:
 
     Tried with seeded images of `like`'s size, dtype and device; three forwards.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (rows, *like.shape[1:]), generator=generator, dtype=torch.uint8)
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape = (rows, *like.shape[1:])
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8, device="cpu")
     pixels = images.to(like.device)
     if like.is_floating_point():
         pixels = (pixels.float() / 64 - 2).to(like.dtype)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vim_embed.inference.precision import own_precision
 from vim_embed.kernels.ops import Direction, MixerOps
 from vim_embed.models.vim import BiMamba, RMSNorm, Vim
 
@@ -42,7 +43,7 @@ def explain(vim: Vim, images: Tensor, token: int) -> Explained:
     """Of normalised images (B, C, H, W) in the model's dtype, for the token of that index."""
     rows: list[Tensor] = []
     streams: list[Tensor] = []
-    with _watching(vim, token, rows), _streams(vim, streams):
+    with own_precision(images.device), _watching(vim, token, rows), _streams(vim, streams):
         vim(images)
     norms = torch.stack([stream.norm(dim=-1) for stream in streams[1:]], dim=1)
     return Explained(attention=torch.stack(rows, dim=1), norms=norms)

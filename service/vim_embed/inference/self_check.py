@@ -90,9 +90,9 @@ def check_images(info: ModelInfo, seed: int = 0) -> Tensor:
 def noise_image(info: ModelInfo, seed: int = 0) -> Tensor:
     """(1, C, S, S) uint8 seeded noise, on the host: the golden sample."""
     size = info.preprocessing.image_size
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, info.channels, size, size)
-    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8, device="cpu")
 
 
 def outlier_image(model: Embedder, pictures: Tensor) -> Tensor:

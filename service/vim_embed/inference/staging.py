@@ -97,7 +97,8 @@ class HostStaging:
         return self._filled(buffer, lambda out, sending: copy.rounded(rows, out, how, sending))
 
     def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
+        pinned = self._copies is not None
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=pinned)
 
     def _filled(self, buffer: Tensor, fill: Fill) -> StagedPixels | None:
         """The buffer on the device, or on its way; None where `fill` says no."""

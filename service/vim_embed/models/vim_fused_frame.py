@@ -106,7 +106,7 @@ class Frame:
         places = list(model.places(patches))
         start = position + bias.float() + self._black_patch
         start[places] = position[places] + model.special_tokens()[0].float()
-        is_patch = torch.ones(len(start), dtype=torch.int32)
+        is_patch = torch.ones(len(start), dtype=torch.int32, device="cpu")
         is_patch[places] = 0
         sources = (is_patch.cumsum(0) - 1).masked_fill(is_patch == 0, -1)
         return start, sources.to(torch.int32).to(start.device)

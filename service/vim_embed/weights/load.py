@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +106,14 @@ def load_model(
     )
 
 
+@contextmanager
+def _made_on_the_host() -> Iterator[None]:
+    """Tensors without a device, whatever `torch.set_default_device` says: files are read there."""
+    with torch.device("cpu"):
+        yield
+
+
+@_made_on_the_host()
 def load_entry(
     entry: CatalogueEntry,
     *,

@@ -101,7 +101,7 @@ class CpuOps:
 
     def conv_silu(self, x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool) -> Tensor:
         source, taps, offset = _rows(x), weight.float().contiguous(), bias.float().contiguous()
-        out = torch.empty(x.shape, dtype=torch.float32)
+        out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
         arguments = _Conv(
             *(source.data_ptr(), taps.data_ptr(), offset.data_ptr(), *source.stride()[:2]),
             *(out.data_ptr(), *x.shape, taps.shape[1], int(reverse), torch.get_num_threads()),
@@ -113,7 +113,7 @@ class CpuOps:
         shape = forward.u.shape
         gate = _open_gate(shape) if z is None else _rows(z)
         ready = [_ready(forward), _ready(backward)]
-        out = torch.empty(shape, dtype=torch.float32)
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
         arguments = _Scan(
             *(_pointers(direction) for direction in ready),
             *(gate.data_ptr(), *gate.stride()[:2]),
@@ -156,7 +156,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _open_gate(shape: torch.Size) -> Tensor:
     """(B, L, E) of the one number whose SiLU is 1: the kernel always gates. A view of one row."""
-    return torch.full(shape[2:], _OPEN_GATE).expand(shape)
+    return torch.full(shape[2:], _OPEN_GATE, device="cpu").expand(shape)
 
 
 def _ready(d: Direction) -> Direction:
