@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from vim_embed_client.errors import InputError
 from vim_embed_client.formats import Array, row_blocks
+from vim_embed_pixels.masks import about_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,7 +94,12 @@ def about_values(pixels: Array) -> str:
 
 
 def as_array(values: Any) -> Array:
-    """`values`, a tensor or anything array-like, as numpy; shares memory where it can."""
+    """`values`, a tensor or anything array-like, as numpy; shares memory where it can.
+
+    Raises InputError for what is no array, and for a masked one.
+    """
+    if masked := about_mask(values):
+        raise InputError(masked)
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         if str(values.dtype) == "torch.bfloat16":

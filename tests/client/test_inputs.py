@@ -38,6 +38,10 @@ F32 = np.dtype("float32")
         (np.zeros((2, 3, 8, 8), "O"), "object are not taken"),
         ("galaxy.png", "are not taken"),
         ([[1, 2], [3]], "must be an array"),
+        (
+            np.ma.masked_equal(np.zeros((2, 3, 8, 8), "f4"), 0),
+            "384 numbers of the array are masked",
+        ),
     ],
 )
 def test_unusable_pixels_are_named(client: Any, values: Any, message: str) -> None:

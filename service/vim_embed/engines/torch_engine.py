@@ -28,7 +28,7 @@ from vim_embed.inference.self_check import SELF_CHECK_TOLERANCE, noise_image, se
 from vim_embed.inference.staging import HostStaging, StagedPixels
 from vim_embed.kernels.select import BackendUnavailable
 from vim_embed.types.certificate import Certificate, CertificateError
-from vim_embed.types.devices import is_ieee, resolve_dtype
+from vim_embed.types.devices import indexed, is_ieee, resolve_dtype
 from vim_embed.types.model_info import EMBEDDING, EmbedOptions, LoadCheck, ModelInfo
 from vim_embed.types.pixels import PixelArray
 from vim_embed.weights.catalogue import CatalogueEntry, parse_model
@@ -155,7 +155,7 @@ class TorchEngine:
         A launch that hangs holds whatever lock it took: what comes after it gets locks of its own.
         """
         self._launching = threading.Lock()  # of two forwards at once, one is launched at a time
-        CAPTURE_TURNS.abandon(self.device)
+        CAPTURE_TURNS.abandon(str(indexed(self.options.device)))
         self._check_device()
         self._staging = HostStaging(self.options.device)
         for name in [name for name, status in self._status.items() if status.state == "ready"]:

@@ -12,13 +12,14 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import cast
+from typing import NoReturn, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from vim_embed.inference.arrays import as_array
 from vim_embed.inference.backbone import Backbone, FusedBackbone
 from vim_embed.inference.beside import Beside, SideBySide
 from vim_embed.inference.chunks import Way, in_chunks
@@ -26,6 +27,7 @@ from vim_embed.inference.cuda_graphs import Capture, Compute, GraphCache, bucket
 from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.inference.layers import LAST, capture, layer_modules
+from vim_embed.inference.one_process import OneProcess, refuse_copy
 from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import own_precision
 from vim_embed.inference.staging import HostStaging
@@ -77,7 +79,11 @@ class Embedder:
         self._chunk_rows = _CHUNK_ROWS
         self._independent: dict[tuple[object, ...], bool] = {}
         self._constants: Constants[tuple[PerChannel, PerChannel]] = Constants()
+        self._process = OneProcess(device)
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(f"the model {self.info.name}")
 
     def embed(
         self,
@@ -92,7 +98,8 @@ class Embedder:
         exact: the same bytes for an image whatever shares its batch, here as over HTTP.
         image_size: side of the images in pixels, or (H, W), where another size than the model's
             is meant. Without it, such images are embedded with an ImageSizeWarning.
-        Raises PixelError (a ValueError) for input that cannot be embedded.
+        Raises PixelError (a ValueError) for input that cannot be embedded, and RuntimeError in a
+        process that was forked after the model was loaded.
         """
         options = EmbedOptions(pooling=pooling, exact=exact)
         pixels = self._checked(pixel_values, options, image_size)
@@ -305,10 +312,9 @@ class Embedder:
 
         Warns the caller's caller of another size than the model's, unless `image_size` says it.
         """
+        self._process.check()
         check_options(options, self.info)
-        if isinstance(pixel_values, Tensor):
-            pixel_values = pixel_values.detach().cpu().numpy()
-        pixels = check_layout(np.asarray(pixel_values), self.info, max_size=_MAX_SIZE)
+        pixels = check_layout(as_array(pixel_values), self.info, max_size=_MAX_SIZE)
         check_bytes(pixels, options, self.info)
         height, width = pixels.shape[-2:]
         if image_size is None:

@@ -38,6 +38,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def indexed(device: torch.device) -> torch.device:
+    """The device by its number: `cuda` alone is the one that is current here and now, and another
+    thread has another.
+    """
+    if device == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def resolve_devices(names: str) -> list[torch.device]:
     """Devices with commas between (a number is a CUDA device), or "all" of them, or ValueError."""
     if names.strip() == "all":

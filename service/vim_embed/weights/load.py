@@ -21,7 +21,7 @@ from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
 from vim_embed.models.vim import Vim, VimConfig, init_random
 from vim_embed.models.vim_fused import FusedVim
 from vim_embed.models.vim_fused_support import supports
-from vim_embed.types.devices import is_ieee, resolve_device, resolve_dtype
+from vim_embed.types.devices import indexed, is_ieee, resolve_device, resolve_dtype
 from vim_embed.types.model_info import POOLINGS, ModelInfo, Weights
 from vim_embed.types.preprocessing import (
     VIM_PREPROCESSING,
@@ -80,30 +80,40 @@ def load_model(
     dtype: str = "float32",
     backend: str = "auto",
     random_weights: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     exact_rows: int = 0,
 ) -> Embedder:
     """Load a model for use in this process.
 
     name: a catalogue name or its Hub id, or any name if `weights` is given: a path, or
     `org/repo[@revision][:file]`, after `FAMILY:` where the file does not tell it (docs/models.md).
-    device: "auto", "cpu", "cuda", "cuda:1". dtype: "float32", "float32-ieee", "float16",
-    "bfloat16". backend: see kernels/select.py. random_weights: seeded random weights, for demos
-    and tests only. exact_rows: of every batch in exact mode, as the service's setting; 0: 1 on a
-    CPU, 32 on CUDA.
+    device: "auto", "cpu", "cuda" (the one that is current now), "cuda:1". dtype: "float32",
+    "float32-ieee", "float16", "bfloat16". backend: see kernels/select.py; of a Vim alone.
+    random_weights: seeded random weights, for demos and tests only; seed: theirs, or 0.
+    exact_rows: of every batch in exact mode, as the service's setting; 0: 1 on a CPU, 32 on CUDA.
 
     Raises ModelArgumentError, WeightsError, BackendUnavailable or ValueError, each naming the fix.
     """
-    return load_entry(
+    if seed is not None and not random_weights:
+        raise ValueError(f"seed={seed} has an effect with random_weights=True alone: leave it out")
+    if exact_rows < 0:
+        raise ValueError(f"exact_rows is a number of rows, or 0, not {exact_rows}")
+    model = load_entry(
         parse_model(f"{name}={weights}" if weights is not None else name),
         device=resolve_device(device),
         dtype=resolve_dtype(dtype),
         ieee=is_ieee(dtype),
         backend=backend,
         random_weights=random_weights,
-        seed=seed,
+        seed=seed or 0,
         exact_rows=exact_rows,
     )
+    if backend != "auto" and model.info.kind != "vim":
+        raise BackendUnavailable(
+            f"{model.info.name} is an encoder of transformers, and has no backends to choose from: "
+            f"leave backend={backend!r} out"
+        )
+    return model
 
 
 @contextmanager
@@ -133,6 +143,7 @@ def load_entry(
     ieee: see types/devices.py. batch_rows: of the largest CUDA graph. urgent: its graphs go before
     what other models compute, which may still load. tell: hears of a download's progress.
     """
+    named, device = str(device), indexed(device)
     if entry.dtype:
         dtype, ieee = resolve_dtype(entry.dtype), is_ieee(entry.dtype)
     built = _random(entry, seed) if random_weights else _read(entry, locate(entry, tell))
@@ -159,7 +170,7 @@ def load_entry(
         patch_size=module.patch[0],
         patch_stride=module.patch[1],
         dtype=str(dtype).removeprefix("torch.") + "-ieee" * ieee,
-        device=str(device),
+        device=named,
         backend=compute.backend,
         backend_reason=compute.reason,
         weights=built.weights,
@@ -320,6 +331,10 @@ def _check_architecture(entry: CatalogueEntry, config: VimConfig, path: Path) ->
 
 
 def _random(entry: CatalogueEntry, seed: int) -> _Built:
+    if entry.path is not None:
+        raise WeightsError(
+            f"random weights would take the place of {entry.path}: leave out one of the two"
+        )
     if entry.architecture is None:
         raise WeightsError(f"{entry.name!r} has no known architecture to fill with random weights")
     if entry.kind == "vit":

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from support.fixtures_vim import DATA
+from vim_embed.engines import torch_engine
 from vim_embed.engines.interface import Outputs
 from vim_embed.engines.torch_engine import EngineOptions, TorchEngine
 from vim_embed.inference.cuda_graphs import CaptureTurns
@@ -108,3 +109,23 @@ def test_a_capture_that_hangs_gives_up_its_turn() -> None:
         assert order == ["cuda:0", "cuda:1"]
     again.join(20)
     assert order == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+@pytest.mark.parametrize("named", ["cuda", "cuda:0"])
+def test_a_restart_ends_the_wait_for_a_capture_that_hangs(
+    named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the engine's device is written: tensors say its number."""
+    turns = CaptureTurns()
+    monkeypatch.setattr(torch_engine, "CAPTURE_TURNS", turns)
+    monkeypatch.setattr(torch_engine, "HostStaging", lambda _: None)
+    monkeypatch.setattr(TorchEngine, "_check_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    engine = TorchEngine([], EngineOptions(torch.device(named)))
+    hangs = turns.of("cuda:0")
+    hangs.__enter__()
+    engine.restart()
+    thread, found = in_thread(lambda: turns.of("cuda:0").__enter__())
+    thread.join(20)
+    assert found == [None]
+    turns.abandon("cuda:0")

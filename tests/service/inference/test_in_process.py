@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,3 +43,61 @@ def test_torch_s_default_device_is_the_caller_s(backend: str) -> None:
             assert each.embed(pixels, image_size=(40, 48)).tobytes() == plain.tobytes()
         found = model.embed_layers(pixels, "all")
     assert all(found[name].tobytes() == layers[name].tobytes() for name in layers)
+
+
+FLOATS = np.random.default_rng(1).normal(size=(3, 3, 64, 64)).astype(np.float32)
+TAKEN: dict[str, Callable[[], Any]] = {
+    "big-endian": lambda: FLOATS.astype(">f4"),
+    "float64": lambda: FLOATS.astype(">f8"),
+    "in columns": lambda: np.asfortranarray(FLOATS),
+    "backwards": lambda: FLOATS[:, :, ::-1].copy()[:, :, ::-1],
+    "read-only": lambda: np.frombuffer(FLOATS.tobytes(), np.float32).reshape(FLOATS.shape),
+    "with nothing masked": lambda: np.ma.masked_array(FLOATS, mask=False),
+    "a tensor that is trained": lambda: torch.from_numpy(FLOATS.copy()).requires_grad_(),
+    "a tensor in columns": lambda: torch.from_numpy(FLOATS).mT.contiguous().mT,
+    "rows that are tensors": lambda: list(torch.from_numpy(FLOATS)),
+    "rows of both": lambda: [torch.from_numpy(FLOATS[0]), FLOATS[1], FLOATS[2]],
+}
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "masked": (lambda: np.ma.masked_array(FLOATS, FLOATS > 3), "masked, and a model takes none"),
+    "rows, one masked": (
+        lambda: [FLOATS[0], np.ma.masked_array(FLOATS[1], FLOATS[1] > 0)],
+        r"array\.filled",
+    ),
+    "ragged": (lambda: [[1, 2], [3]], "must be an array or a tensor"),
+    "tensors of two sizes": (lambda: [torch.ones(3, 64, 64), torch.ones(3, 32, 32)], "equal size"),
+    "a sparse tensor": (lambda: torch.from_numpy(FLOATS).to_sparse(), "must be an array"),
+    "a tensor without data": (lambda: torch.empty(FLOATS.shape, device="meta"), "must be an array"),
+    "eighths": (lambda: torch.from_numpy(FLOATS).to(torch.float8_e4m3fn), "must be an array"),
+    "no rows": (lambda: torch.empty(0, 3, 64, 64), "the batch is empty"),
+    "nothing": (lambda: None, "got 0 dimensions"),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_arrays_of_every_kind(kind: str) -> None:
+    model = load_model("micro", DATA / "vim_micro.pth", device="cpu")
+    expected = model.embed(FLOATS)
+    assert model.embed(TAKEN[kind]()).tobytes() == expected.tobytes()
+
+
+def test_an_array_in_a_file(tmp_path: Path) -> None:
+    model = load_model("micro", DATA / "vim_micro.pth", device="cpu")
+    np.save(tmp_path / "images.npy", FLOATS)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert model.embed(mapped).tobytes() == model.embed(FLOATS).tobytes()
+
+
+def test_bfloat16_is_taken_as_float32() -> None:
+    model = load_model("micro", DATA / "vim_micro.pth", device="cpu")
+    tensor = torch.from_numpy(FLOATS).bfloat16()
+    assert model.embed(tensor).tobytes() == model.embed(tensor.float()).tobytes()
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_array_of_images_is_refused(kind: str) -> None:
+    model = load_model("micro", DATA / "vim_micro.pth", device="cpu")
+    make, why = REFUSED[kind]
+    for call in (model.embed, model.embed_layers):
+        with pytest.raises(PixelError, match=why):
+            call(make())

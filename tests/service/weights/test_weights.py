@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from support.fixtures_vim import DATA, NAMES, load_fixture, raw_checkpoint, relative_l2
 from vim_embed import load_model
 from vim_embed.errors import WeightsError
+from vim_embed.types.devices import indexed
+from vim_embed.weights import load
 from vim_embed.weights.checkpoint import build_vim, read_checkpoint
 from vim_embed.weights.families import FAMILIES, Word
 
@@ -119,6 +122,35 @@ def test_a_list_is_no_checkpoint(tmp_path: Path) -> None:
 def test_weights_of_another_size_are_refused_under_a_catalogue_name() -> None:
     with pytest.raises(WeightsError, match="its dim is 64, not 192"):
         load_model("vim-tiny", DATA / "vim_micro.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"weights": DATA / "vim_micro.pth", "seed": 0}, "seed=0 has an effect with random"),
+        ({"weights": DATA / "vim_micro.pth", "random_weights": True}, "place of .*vim_micro.pth"),
+        ({"weights": DATA / "vim_micro.pth", "exact_rows": -1}, "rows, or 0, not -1"),
+    ],
+)
+def test_options_without_effect_are_errors(options: dict[str, Any], says: str) -> None:
+    with pytest.raises((ValueError, WeightsError), match=says):
+        load_model("micro", device="cpu", **options)
+
+
+def test_an_encoder_has_no_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder: Any = SimpleNamespace(info=SimpleNamespace(name="vim-tiny-proxy", kind="vit"))
+    monkeypatch.setattr(load, "load_entry", lambda *_, **__: encoder)
+    assert load_model("vim-tiny-proxy", device="cpu") is encoder
+    with pytest.raises(ValueError, match="leave backend='torch' out"):
+        load_model("vim-tiny-proxy", device="cpu", backend="torch")
+
+
+def test_cuda_is_the_device_that_is_current_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that is current whenever the model computes, in whichever thread."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert indexed(torch.device("cuda")) == torch.device("cuda:1")
+    assert indexed(torch.device("cuda:0")) == torch.device("cuda:0")
+    assert indexed(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_random_weights_are_seeded_and_flagged() -> None:
