@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -199,76 +199,82 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(fetched, indent=2))
 
 
-@main.command(cls=WritingCommand, short_help="Time the models in this process.")
+@main.command(cls=WritingCommand, short_help="Time the models on this machine.")
 @settings_options
-@click.option("--bare", is_flag=True, help="Only the loop over `embed`, in process.")
-@click.option("--rows", default=8, show_default=True, help="Rows of a batch.")
-@click.option("--seconds", default=5.0, show_default=True, help="Seconds of the bare loop.")
+@click.option("--bare", is_flag=True, help="Only a loop over `embed`, in process, as JSON.")
 @click.option(
-    "--wire", default="uint8", show_default=True,
-    type=click.Choice(["uint8", "float16", "float32"]),
+    "--rows", type=click.IntRange(1), help="Rows of a call or request.  [default: 8; on CUDA 128]"
+)
+@click.option(
+    "--seconds",
+    default=5.0,
+    show_default=True,
+    help="Seconds of each way to deliver images, and of a forward at most one.",
+)
+@click.option(
+    "--wire", type=click.Choice(["uint8", "float16", "float32"]),
+    help="Of the loop: dtype of its images.  [default: uint8]",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--batches", default="1,32,128,256", show_default=True, help="On CUDA: batch sizes.")
-@click.option("--sizes", default="224", show_default=True, help="On CUDA: pixels of a side.")
-@click.option("--dtypes", help="On CUDA: several, with commas between. [default: that of --dtype]")
-@click.option("--output", type=_FILE, help="On CUDA: write the table there (Markdown).")
+@click.option("--json", "as_json", is_flag=True, help="As --bare.")
+@click.option(
+    "--dtypes", help="Several, with commas between, in place of --dtype: float32,float16."
+)
+@click.option("--http/--no-http", default=True, help="Measure a service over HTTP too.")
+@click.option("--batches", help="On CUDA: batch sizes of forwards.  [default: 1,32,128,256]")
+@click.option("--sizes", help="On CUDA: pixels of a side.  [default: 224]")
+@click.option("--output", type=_FILE, help="On CUDA: write the tables there (Markdown).")
 def bench(
     bare: bool,
-    rows: int,
+    rows: int | None,
     seconds: float,
-    wire: str,
+    wire: str | None,
     as_json: bool,
-    batches: str,
-    sizes: str,
     dtypes: str | None,
+    http: bool,
+    batches: str | None,
+    sizes: str | None,
     output: Path | None,
     **flags: Any,
 ) -> None:
-    """Time the models in this process: the kernels side by side, and images/s of `embed`.
+    """Time the models on this machine: kernels, `embed` in this process, and HTTP.
 
-    On a CUDA device: images/s, latency and memory beside the public kernels and DeiT, after a
-    comparison with the reference; exit 1 if that fails. On the CPU: the kernels at a catalogue
-    model's shapes. Both with random weights. --bare and --json: only the loop over `embed`.
+    First images/s that reach the caller, by `embed` and over HTTP, as shares of the forward alone,
+    and the fastest of the --dtypes that keeps --keep-neighbours, by the certificates. Then kernels
+    with random weights: on CUDA forwards of Vims beside the public kernels and DeiT, and of ViT
+    proxies beside transformers and timm, each after a comparison with the reference (exit 1 if
+    that fails); on a CPU a Vim's kernels.
     """
-    from vim_embed.bench.bare import bare_loop
-    from vim_embed.engines.in_process import load_in_process, used_certificates
-    from vim_embed.errors import WeightsError
-    from vim_embed.types.devices import resolve_devices
-    from vim_embed.weights.catalogue import ModelArgumentError, parse_model
+    from vim_embed.bench.command import Plan, run, run_bare
+    from vim_embed.weights.catalogue import ModelArgumentError
 
     settings = read_settings(flags)
     _set_threads(settings.threads)
     try:
-        device = resolve_devices(settings.device)[0]
-        entries = [parse_model(argument) for argument in settings.models]
-        certificates = used_certificates(settings, entries)
+        plan = Plan.of(settings, dtypes, rows, seconds)
     except ModelArgumentError as error:
         raise click.ClickException(str(error)) from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if device.type == "cpu":
+    loop = {"--dtypes": dtypes, "--batches": batches, "--sizes": sizes, "--output": output}
+    kernels = {name: loop[name] for name in ("--batches", "--sizes", "--output")}
+    if bare or as_json:
+        _no_effect(loop | {"--no-http": not http}, "with --bare or --json")
+    else:
+        _no_effect({"--wire": wire}, "without --bare or --json")
+    if plan.device.type == "cpu":
+        _no_effect(kernels, "on a CPU")
         keep_freed_memory()  # as the server does
-    if device.type == "cuda" and not (bare or as_json):
-        _bench_gpu(settings, dtypes or settings.dtype, batches, sizes, output)
-    elif not (bare or as_json):
-        _print_kernels(settings, rows)
-    for entry in entries:
-        try:
-            model = load_in_process(entry, settings, certificates)
-        except (ValueError, WeightsError) as error:
-            raise click.ClickException(str(error)) from error
-        result = bare_loop(model, rows=rows, seconds=seconds, wire=wire)
-        if as_json or bare:
-            click.echo(json.dumps({"model": entry.name, **asdict(result)}))
-        else:
-            click.echo(
-                f"{entry.name}: {result.rows_per_s:.1f} images/s in batches of {rows} "
-                f"({result.backend} on {result.device} in {result.dtype}, "
-                f"{result.threads} threads)"
-            )
-            if model.info.dtype_reason:
-                click.echo(f"  {model.info.dtype_reason}")
+    if bare or as_json:
+        run_bare(plan, wire or "uint8")
+    else:
+        run(plan, batches=batches or "1,32,128,256", sizes=sizes or "224", http=http, output=output)
+
+
+def _no_effect(given: Mapping[str, object], where: str) -> None:
+    """Raises click.UsageError for options that have no effect there."""
+    names = [name for name, value in given.items() if value]
+    if names:
+        raise click.UsageError(f"{', '.join(names)}: no effect {where}")
 
 
 @main.command(
@@ -340,48 +346,11 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "vim-embed-server", "_VIM_EMBED_SERVER_COMPLETE").source())
 
 
-def _bench_gpu(
-    settings: Settings, dtypes: str, batches: str, sizes: str, output: Path | None
-) -> None:
-    """Print the table of the configured Vims; ends the process if one fails its comparison."""
-    from vim_embed.bench import gpu as gpu_bench
-    from vim_embed.models.vim import VIM_CONFIGS
-
-    names = [argument.partition("=")[0] for argument in settings.models]
-    if dtypes == "auto":
-        click.echo("In float32: auto goes by certificates, and these weights are random.")
-        dtypes = "float32"
-    try:
-        cases = gpu_bench.cases_of(
-            [name for name in names if name in VIM_CONFIGS],
-            dtypes.split(","),
-            gpu_bench.numbers(batches),
-            gpu_bench.numbers(sizes),
-        )
-        right = not cases or gpu_bench.bench(cases, output=output, echo=click.echo)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    if not right:
-        sys.exit(1)
-
-
 def _set_threads(threads: int) -> None:
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _print_kernels(settings: Settings, rows: int) -> None:
-    import torch
-
-    from vim_embed.bench.cpu import report
-    from vim_embed.models.vim import VIM_CONFIGS
-
-    for name in settings.models:
-        if name in VIM_CONFIGS:
-            threads = torch.get_num_threads()
-            click.echo(report(name, batch=rows, threads=threads) + "\n")
 
 
 def _summary(status: Any) -> str:

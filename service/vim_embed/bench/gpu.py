@@ -1,10 +1,12 @@
-"""How fast Vim is on a GPU, beside the public kernels and DeiT: `python -m vim_embed.bench.gpu`.
+"""How fast forwards are on a GPU beside their rivals: `python -m vim_embed.bench.gpu`.
+
+Vim beside the public kernels and DeiT, a ViT proxy beside transformers and timm.
 
 A line is one model, dtype, batch and image size. It is timed only after the captured graph's own
 output was compared with the float32 reference. Every forward is measured with nothing else on the
 device: built, compared, its memory taken, timed, and freed before the next. Random weights and
 images. `vim-embed-server bench` prints the same on a CUDA device; this module needs torch and
-numpy alone.
+numpy alone, and transformers for proxies.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,26 +23,29 @@ import torch
 from torch import Tensor
 
 from vim_embed.bench.cuda_meter import CudaMeter, describe_machine, percentile, relative
-from vim_embed.bench.rivals import RIVALS, Forward, fused, reference
-from vim_embed.models.vim import VIM_CONFIGS
+from vim_embed.bench.kinds import Forward, Kind
+from vim_embed.bench.rivals import VIMS
+from vim_embed.bench.vit_rivals import PROXIES
 from vim_embed.types.devices import DTYPES, is_ieee
 
-_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# Relative L2 of the class tokens against the float32 reference. Half as much again as the tests
-# allow for all final tokens: one token varies more than 197. The public kernels may have more.
+KINDS = (VIMS, PROXIES)
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# Relative L2 of the result against the float32 reference. Half as much again as the tests allow
+# for all final tokens: one token varies more than 197. The public kernels may have more.
 BARS = {"float32": 1e-5, "float32-ieee": 1e-5, "float16": 3e-3, "bfloat16": 3e-2}
 _LENIENCE = 1.5
 _PROBES = 2  # images that are compared
 
 NOTES = """\
 images/s: batch / p50. p50, p99: milliseconds of a graph replay by CUDA events, over 20 to 300 \
-replays with changing images; float32 images on the device to the normed class token. Peak: what \
+replays with changing images; float32 images on the device to the normed class token, of a proxy \
+to the mean token. Peak: what \
 torch's allocator holds at most during one forward, in MiB: weights in the dtype of the \
 computation, float32 images, working buffers, cuBLAS workspaces; nothing else is on the device. \
-Error: relative L2 of the class tokens against the float32 reference, taken from the graph that \
+Error: its relative L2 against the float32 reference, taken from the graph that \
 is timed. A ratio is ours over theirs, images/s; each of them ran in a graph of its own, in this \
-run. mamba_ssm: this project's backend on the public kernels; hustvl: the original layout and \
-calls on them. DeiT: timm, SDPA."""
+run, but transformers, which ran eagerly. mamba_ssm: this project's backend on the public \
+kernels; hustvl: the original layout and calls on them. DeiT, timm: timm's, SDPA."""
 
 
 class ParityError(RuntimeError):
@@ -89,6 +94,7 @@ def measure(
     expected: Tensor | None,
     bar: float,
     seconds: float,
+    graph: bool = True,
 ) -> Figures:
     """Build, compare, take the memory, time. Raises ParityError before anything is timed.
 
@@ -101,7 +107,7 @@ def measure(
     pixels[:rows] = probes(meter, case.size)[:rows]
     call = partial(forward, pixels)
     peak = meter.peak_mib(call, held)
-    replay, out = meter.captured(call)
+    replay, out = meter.captured(call) if graph else (call, call())
     replay()
     error = None
     if expected is not None:
@@ -122,29 +128,41 @@ def measure_line(
     case: Case, meter: CudaMeter, expected: Tensor, rivals: Iterable[str], seconds: float
 ) -> Line:
     """Ours, then the rivals; a fault of one is its cell's text."""
+    kind = kind_of(case.model)
 
-    def cell(name: str, bar: float, own: Tensor | None) -> Figures | str:
-        maker = RIVALS.get(name) or partial(fused, ieee=is_ieee(case.dtype))
+    def cell(name: str | None, bar: float, own: Tensor | None) -> Figures | str:
+        maker = kind.rivals[name] if name else partial(kind.ours, ieee=is_ieee(case.dtype))
         make = partial(maker, case.model, DTYPES[case.dtype], meter.device, case.size)
+        graph = name not in kind.eager
         try:
-            return measure(make, case, meter, expected=own, bar=bar, seconds=seconds)
+            return measure(make, case, meter, expected=own, bar=bar, seconds=seconds, graph=graph)
         except torch.OutOfMemoryError:
             return "out of memory"
         except (RuntimeError, ValueError) as error:  # a rival may fail in ways of its own
             return str(error).split("\n")[0]
 
     bar = BARS[case.dtype]
-    ours = cell("fused", bar, expected)
+    ours = cell(None, bar, expected)
     if isinstance(ours, str):
         return Line(case, ours)
-    other = {n: cell(n, _LENIENCE * bar, None if n == "DeiT" else expected) for n in rivals}
-    return Line(case, ours, other)
+    compared = {n: None if n in kind.apart else expected for n in rivals}
+    return Line(case, ours, {n: cell(n, _LENIENCE * bar, own) for n, own in compared.items()})
+
+
+def kind_of(model: str) -> Kind:
+    """That has a model of this name."""
+    return next(kind for kind in KINDS if model in kind.models)
+
+
+def _chosen(kind: Kind, rivals: Sequence[str] | None) -> list[str]:
+    """Those of a kind's rivals that are asked for; None: all."""
+    return [name for name in kind.rivals if rivals is None or name in rivals]
 
 
 def run(
     cases: Sequence[Case],
     *,
-    rivals: Sequence[str],
+    rivals: Sequence[str] | None = None,
     seconds: float = 1.0,
     meter: CudaMeter | None = None,
     progress: Callable[[Line], object] = lambda line: None,
@@ -155,11 +173,14 @@ def run(
     expected: dict[tuple[str, int], Tensor] = {}
     lines = []
     for case in cases:
-        key = case.model, case.size
+        key, kind = (case.model, case.size), kind_of(case.model)
         if key not in expected:
             meter.clear()
-            expected[key] = reference(case.model, meter.device)(probes(meter, case.size)).cpu()
-        lines.append(measure_line(case, meter, expected[key], rivals, seconds))
+            made = kind.reference(case.model, meter.device)
+            expected[key] = made(probes(meter, case.size)).cpu()
+            del made
+        own = _chosen(kind, rivals)
+        lines.append(measure_line(case, meter, expected[key], own, seconds))
         progress(lines[-1])
     return lines
 
@@ -172,18 +193,20 @@ def _without_tf32() -> None:
 def cases_of(
     models: Iterable[str], dtypes: Iterable[str], batches: Iterable[int], sizes: Iterable[int]
 ) -> list[Case]:
-    """Every combination. Raises ValueError for an unknown name, naming the known."""
-    models = [name if name in VIM_CONFIGS else f"vim-{name}" for name in models]
-    dtypes = [_SHORT.get(name, name) for name in dtypes]
+    """Every combination, by kind. Raises ValueError for an unknown name, naming the known."""
+    known = [name for kind in KINDS for name in kind.models]
+    models = [name if name in known else f"vim-{name}" for name in models]
+    dtypes = [SHORT.get(name, name) for name in dtypes]
     batches, sizes = list(batches), list(sizes)
-    unknown = [name.removeprefix("vim-") for name in models if name not in VIM_CONFIGS]
+    unknown = [name.removeprefix("vim-") for name in models if name not in known]
     if unknown:
-        raise ValueError(f"unknown model {unknown[0]!r}: use one of {', '.join(VIM_CONFIGS)}")
+        raise ValueError(f"unknown model {unknown[0]!r}: use one of {', '.join(known)}")
     unknown = [name for name in dtypes if name not in DTYPES]
     if unknown:
         raise ValueError(f"unknown dtype {unknown[0]!r}: use one of {', '.join(DTYPES)}")
     if any(batch < 1 for batch in batches) or any(size < 16 for size in sizes):
         raise ValueError("batches start at 1, image sizes at 16 pixels")
+    models.sort(key=lambda name: KINDS.index(kind_of(name)))
     return [Case(m, d, b, s) for s in sizes for m in models for d in dtypes for b in batches]
 
 
@@ -214,10 +237,22 @@ def heading(rivals: Sequence[str]) -> str:
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
-def as_markdown(lines: Sequence[Line], machine: dict[str, str], rivals: Sequence[str]) -> str:
-    """The whole report: machine, table, what was not measured and why, and how to read it."""
+def as_markdown(
+    lines: Sequence[Line], machine: Mapping[str, str], rivals: Sequence[str] | None = None
+) -> str:
+    """The whole report: machine, a table a kind, what was not measured and why, how to read it."""
     shown = "; ".join(f"{key} {value}" for key, value in machine.items())
-    table = [heading(rivals), *(as_text(line, rivals) for line in lines)]
+    parts = [f"Measured: {shown}."]
+    for kind in KINDS:
+        own = [line for line in lines if line.case.model in kind.models]
+        chosen = _chosen(kind, rivals)
+        if own:
+            parts.append("\n".join([heading(chosen), *(as_text(x, chosen) for x in own)]))
+    return "\n\n".join([*parts, notes(lines)]) + "\n"
+
+
+def notes(lines: Sequence[Line]) -> str:
+    """What was not measured and why, and how to read a table."""
     missing = sorted(
         {
             f"- {name}, {line.case.model}, {line.case.dtype}: {their}"
@@ -226,41 +261,35 @@ def as_markdown(lines: Sequence[Line], machine: dict[str, str], rivals: Sequence
             if isinstance(their, str)
         }
     )
-    parts = [f"Measured: {shown}.", "\n".join(table), "\n".join(missing), NOTES]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(filter(None, ["\n".join(missing), NOTES]))
 
 
 def _print(text: str) -> None:
     print(text, flush=True)
 
 
-def bench(
+def measured(
     cases: Sequence[Case],
     *,
     rivals: Sequence[str] | None = None,
     seconds: float = 1.0,
-    output: Path | None = None,
-    json_output: Path | None = None,
     echo: Callable[[str], object] = _print,
-) -> bool:
-    """Measure, print and write; whether every line of ours was right. Raises ValueError."""
-    rivals = tuple(RIVALS) if rivals is None else rivals
+) -> list[Line]:
+    """`run`, each line printed as it is done. Raises ValueError without a CUDA device."""
     if not torch.cuda.is_available():
         raise ValueError("no CUDA device is available: check the driver and that torch has CUDA")
-    for path in (output, json_output):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path.parent} is not a folder: make it first")
-    machine = describe_machine()
-    echo(heading(rivals))
-    lines = run(cases, rivals=rivals, seconds=seconds, progress=lambda x: echo(as_text(x, rivals)))
-    text = as_markdown(lines, machine, rivals)
-    echo("\n" + text)
-    if output is not None:
-        output.write_text(text, encoding="utf-8")
-    if json_output is not None:
-        content = {"machine": machine, "lines": [asdict(line) for line in lines], "notes": NOTES}
-        json_output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return all(line.ok for line in lines)
+    before: Kind | None = None
+
+    def show(line: Line) -> None:
+        nonlocal before
+        kind = kind_of(line.case.model)
+        chosen = _chosen(kind, rivals)
+        if kind is not before:
+            echo(("\n" if before else "") + heading(chosen))
+        before = kind
+        echo(as_text(line, chosen))
+
+    return run(cases, rivals=rivals, seconds=seconds, progress=show)
 
 
 def numbers(text: str) -> list[int]:
@@ -273,6 +302,7 @@ def numbers(text: str) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; exit code 1 if a configuration failed its comparison, 2 for bad input."""
+    known = [name for kind in KINDS for name in kind.rivals]
     parser = argparse.ArgumentParser(
         prog="python -m vim_embed.bench.gpu", description=main.__doc__, epilog=NOTES
     )
@@ -280,29 +310,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", default="float16", help=", ".join(DTYPES))
     parser.add_argument("--batches", type=numbers, default=[1, 32, 128, 256])
     parser.add_argument("--sizes", type=numbers, default=[224], help="pixels of a side")
-    parser.add_argument("--rivals", default=",".join(RIVALS), help="empty for none")
+    parser.add_argument("--rivals", default=",".join(known), help="empty for none")
     parser.add_argument("--seconds", type=float, default=1.0, help="of timing, a forward")
     parser.add_argument("--output", type=Path, help="write the table there (Markdown)")
     parser.add_argument("--json", type=Path, dest="json_output", help="write the figures there")
     given = parser.parse_args(argv)
     rivals = [name for name in given.rivals.split(",") if name]
     try:
-        if set(rivals) - set(RIVALS):
-            raise ValueError(f"unknown rival in {given.rivals!r}: use {', '.join(RIVALS)}")
+        if set(rivals) - set(known):
+            raise ValueError(f"unknown rival in {given.rivals!r}: use {', '.join(known)}")
+        for path in (given.output, given.json_output):
+            if path is not None and not path.parent.is_dir():
+                raise ValueError(f"{path.parent} is not a folder: make it first")
         cases = cases_of(
             given.models.split(","), given.dtypes.split(","), given.batches, given.sizes
         )
-        right = bench(
-            cases,
-            rivals=rivals,
-            seconds=given.seconds,
-            output=given.output,
-            json_output=given.json_output,
-        )
+        lines = measured(cases, rivals=rivals, seconds=given.seconds)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0 if right else 1
+    machine = describe_machine()
+    text = as_markdown(lines, machine, rivals)
+    _print("\n" + text)
+    if given.output is not None:
+        given.output.write_text(text, encoding="utf-8")
+    if given.json_output is not None:
+        content = {"machine": machine, "lines": [asdict(line) for line in lines], "notes": NOTES}
+        given.json_output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(line.ok for line in lines) else 1
 
 
 if __name__ == "__main__":

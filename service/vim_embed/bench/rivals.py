@@ -1,4 +1,4 @@
-"""The forwards that `gpu_bench` compares: ours, the public kernels, and timm's DeiT.
+"""The forwards that `gpu` compares for a Vim: ours, the public kernels, and timm's DeiT.
 
 Each takes float32 images (B, 3, H, W) on the device and gives the class tokens (B, D), in the
 dtype of its computation. All Vims have the same seeded weights.
@@ -6,7 +6,6 @@ dtype of its computation. All Vims have the same seeded weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,19 +13,13 @@ import torch
 from torch import Tensor
 
 from vim_embed.bench.hustvl import Reference
+from vim_embed.bench.kinds import Forward, Kind, RivalMissing
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused.launch import Kernels
 from vim_embed.kernels.fused.program import Shape
 from vim_embed.kernels.reference import ReferenceOps
 from vim_embed.models.vim import VIM_CONFIGS, Vim, init_random
 from vim_embed.models.vim_fused import FusedVim
-
-Forward = Callable[[Tensor], Tensor]
-Maker = Callable[[str, torch.dtype, torch.device, int], Forward]
-
-
-class RivalMissing(RuntimeError):
-    """A comparison that cannot run here; the message says why."""
 
 
 @lru_cache(maxsize=1)
@@ -98,9 +91,6 @@ def deit(name: str, dtype: torch.dtype, device: torch.device, size: int) -> Forw
     return forward
 
 
-RIVALS: dict[str, Maker] = {"mamba_ssm": public_backend, "hustvl": original, "DeiT": deit}
-
-
 def _copy(name: str, dtype: torch.dtype, device: torch.device) -> Vim:
     model = Vim(VIM_CONFIGS[name], ReferenceOps())
     model.load_state_dict(seeded(name).state_dict())
@@ -117,3 +107,14 @@ def _class_token(model: Vim) -> Forward:
         return out
 
     return forward
+
+
+VIMS = Kind(
+    title="Vim",
+    models=tuple(VIM_CONFIGS),
+    gives="the class token",
+    reference=reference,
+    ours=fused,
+    rivals={"mamba_ssm": public_backend, "hustvl": original, "DeiT": deit},
+    apart=frozenset({"DeiT"}),
+)

@@ -31,11 +31,11 @@ def read_certificates(paths: Sequence[str]) -> tuple[Certificate, ...]:
 
 
 def check_used(
-    certificates: Sequence[Certificate], entries: Sequence[CatalogueEntry], dtype: str
+    certificates: Sequence[Certificate], entries: Sequence[CatalogueEntry], *given: str
 ) -> None:
     """Raises CertificateError for one that has no effect on any of the models.
 
-    dtype: of the settings, "auto" included.
+    given: dtypes that are asked for, "auto" included.
     """
     for one in certificates:
         models = [entry for entry in entries if one.is_for(entry.name)]
@@ -44,7 +44,7 @@ def check_used(
             raise CertificateError(
                 f"{one.source} is for the model {one.model}, and served are {names}: leave it out"
             )
-        dtypes = [entry.dtype or dtype for entry in models]
+        dtypes = [d for entry in models for d in ([entry.dtype] if entry.dtype else given)]
         if not {one.dtype, "auto"} & set(dtypes):
             raise CertificateError(
                 f"{one.source} is for {one.model} in {one.dtype}, and it computes in {dtypes[0]}: "

@@ -12,12 +12,17 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from support.fixtures_vim import DATA
+from vim_embed.bench import command as bench_command
 from vim_embed.bench import gpu as gpu_bench
 from vim_embed.bench import rivals as gpu_rivals
 from vim_embed.bench.cuda_meter import Call, CudaMeter, percentile
 from vim_embed.bench.gpu import Case, Figures, Line, cases_of, run
-from vim_embed.bench.rivals import Forward, RivalMissing
+from vim_embed.bench.kinds import Forward, Kind, RivalMissing
+from vim_embed.bench.rivals import VIMS
+from vim_embed.bench.vit_rivals import PROXIES
 from vim_embed.cli import main
+from vim_embed.weights.load import load_model
 
 CPU = torch.device("cpu")
 
@@ -63,13 +68,19 @@ def full(*_: object) -> Forward:
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> FakeMeter:
-    monkeypatch.setattr(gpu_bench, "reference", lambda *_: embed)
-    monkeypatch.setattr(gpu_bench, "fused", maker(1 + 2**-20))
-    monkeypatch.setattr(
-        gpu_bench, "RIVALS", {"good": maker(1), "wrong": maker(1.1), "DeiT": missing, "big": full}
-    )
+    compares(monkeypatch, 1 + 2**-20)
     monkeypatch.setattr(gpu_bench, "_without_tf32", lambda: None)
     return FakeMeter()
+
+
+def compares(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Our forwards give `factor` times the reference's numbers."""
+    rivals = {"good": maker(1), "wrong": maker(1.1), "DeiT": missing, "big": full}
+    vims = Kind("Vim", VIMS.models, "sums", lambda *_: embed, maker(factor), rivals)
+    own = {"eager": maker(1), "timm": maker(5)}
+    sets = {"eager": frozenset({"eager"}), "apart": frozenset({"timm"})}
+    proxies = Kind("ViT", PROXIES.models, "sums", lambda *_: embed, maker(factor), own, **sets)
+    monkeypatch.setattr(gpu_bench, "KINDS", (vims, proxies))
 
 
 CASE = Case("vim-tiny", "float16", 4, 32)
@@ -93,7 +104,7 @@ def test_a_line(meter: FakeMeter) -> None:
 def test_wrong_numbers_are_not_timed(
     meter: FakeMeter, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    monkeypatch.setattr(gpu_bench, "fused", maker(factor))
+    compares(monkeypatch, factor)
     (line,) = run([CASE], rivals=RIVALS, meter=meter)
     assert not line.ok
     assert "not timed" in str(line.ours)
@@ -103,7 +114,7 @@ def test_wrong_numbers_are_not_timed(
 def test_a_float32_error_that_half_precision_may_have(
     meter: FakeMeter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_bench, "fused", maker(1 + 1e-4))
+    compares(monkeypatch, 1 + 1e-4)
     lines = run([CASE, Case("vim-tiny", "float32", 1, 32)], rivals=(), meter=meter)
     assert [line.ok for line in lines] == [True, False]
 
@@ -163,7 +174,7 @@ def test_files(
     stored = json.loads((tmp_path / "t.json").read_text())
     assert stored["lines"][0]["ours"]["rate"] == 2000
     assert stored["lines"][0]["rivals"]["DeiT"].startswith("timm")
-    monkeypatch.setattr(gpu_bench, "fused", maker(2))
+    compares(monkeypatch, 2)
     assert gpu_bench.main(arguments) == 1
     assert gpu_bench.main([*arguments, "--output", str(tmp_path / "no" / "t.md")]) == 2
     assert "is not a folder" in capsys.readouterr().err
@@ -179,20 +190,51 @@ def test_the_servers_command(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(gpu_bench, "describe_machine", lambda: {"device": "H"})
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(bench_command, "describe_machine", lambda: {"device": "H"})
     monkeypatch.setattr(gpu_bench, "CudaMeter", lambda: meter)
-    monkeypatch.setattr(gpu_bench, "fused", maker(2))
-    command = ["bench", "--dtype", "float16", "--batches", "2", "--sizes", "32"]
+    compares(monkeypatch, 2)
+    micro = load_model("m", f"vim:{DATA / 'vim_micro.pth'}", device="cpu")
+    monkeypatch.setattr(bench_command, "load_in_process", lambda *_, **__: micro)
+    command = ["bench", "--dtype", "float16", "--batches", "2", "--sizes", "32", "--no-http"]
+    command += ["--seconds", "0.01", "--rows", "2"]
     found = CliRunner().invoke(main, [*command, "--output", str(tmp_path / "t.md")])
     assert found.exit_code == 1, found.output
+    assert isinstance(found.exception, SystemExit), found.exception
     assert "| vim-tiny | float16 | 2 | 32² | error" in (tmp_path / "t.md").read_text()
     several = ["--dtypes", "float32,float32-ieee", "--output", str(tmp_path / "t.md")]
     found = CliRunner().invoke(main, [*command, *several])
     assert [
         name for name in ("float16", "float32", "float32-ieee") if f"| {name} |" in found.output
     ] == ["float32", "float32-ieee"]
-    found = CliRunner().invoke(main, [*command[:-1], "x"])
+    found = CliRunner().invoke(main, [*command, "--sizes", "x"])
     assert found.exit_code == 2
+    proxy = [*command, "--model", "vim-tiny-proxy", "--output", str(tmp_path / "t.md")]
+    found = CliRunner().invoke(main, proxy)
+    assert found.exit_code == 1
+    assert "| vim-tiny-proxy | float16 | 2 | 32² | error" in found.output
+    assert "| vim-tiny-proxy | float32 | 2 | " in (tmp_path / "t.md").read_text()
+
+
+def test_proxies_have_rivals_of_their_own(
+    meter: FakeMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One runs without a graph; timm's weights are others, so that its numbers are not compared."""
+    graphs, captured = [], meter.captured
+
+    def counted(_: FakeMeter, call: Call) -> tuple[Callable[[], object], Tensor]:
+        graphs.append(call)
+        return captured(call)
+
+    monkeypatch.setattr(FakeMeter, "captured", counted)
+    cases = [Case("vim-tiny-proxy", "float32", 4, 32), CASE]
+    lines = run(cases, meter=meter)
+    assert list(lines[0].rivals) == ["eager", "timm"]
+    assert all(isinstance(found, Figures) for found in lines[0].rivals.values())
+    assert len(graphs) == 2 + 3, "ours and timm, ours and two that were made"
+    text = gpu_bench.as_markdown(lines, {"device": "H"})
+    assert text.index("× eager") > text.index("× good")
+    assert cases_of(["vim-tiny-proxy", "tiny"], ["fp16"], [1], [224])[0].model == "vim-tiny"
 
 
 def test_the_reference_is_the_class_token_of_the_seeded_model() -> None:
@@ -205,7 +247,7 @@ def test_the_reference_is_the_class_token_of_the_seeded_model() -> None:
 @pytest.mark.parametrize("name", ["mamba_ssm", "hustvl"])
 def test_public_kernels_need_a_device(name: str) -> None:
     with pytest.raises(RivalMissing, match="CUDA device"):
-        gpu_rivals.RIVALS[name]("vim-tiny", torch.float16, CPU, 224)
+        VIMS.rivals[name]("vim-tiny", torch.float16, CPU, 224)
 
 
 def test_a_rival_that_is_not_there() -> None:

@@ -1,0 +1,35 @@
+"""What a table of the benchmark compares: models of one kind, and their rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Forward = Callable[[Tensor], Tensor]
+Maker = Callable[[str, torch.dtype, torch.device, int], Forward]
+
+
+class RivalMissing(RuntimeError):
+    """A comparison that cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Forwards take float32 images (B, 3, H, W) on the device and give (B, D).
+
+    gives: what that is, in words. reference: in float32, by plain operations. ours: also takes
+    `ieee`. rivals: by name; of those in `eager` no graph is made, and those in `apart` have other
+    weights, so that their numbers are not compared.
+    """
+
+    title: str
+    models: tuple[str, ...]
+    gives: str
+    reference: Callable[[str, torch.device], Forward]
+    ours: Callable[..., Forward]
+    rivals: Mapping[str, Maker]
+    eager: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
