@@ -54,6 +54,7 @@ _CHUNK_ROWS = 32
 # Graphs of more images fill the device: two of 128 give 0 to 3 % more than one after the other.
 _ROWS_BESIDE = 64
 _MAX_SIZE = 4096
+_TRIALS = 4096  # of exact mode that are remembered, by what callers choose
 
 
 class Embedder:
@@ -237,6 +238,8 @@ class Embedder:
             return 1
         key = (rows, tuple(like.shape[1:]), like.dtype, options.pooling, options.layers)
         if key not in self._independent:
+            if len(self._independent) >= _TRIALS:
+                self._independent.clear()
             forward = partial(self._forward, options=options, bucket=rows)
             self._independent[key] = rows_are_independent(forward, like, rows)
         return rows if self._independent[key] else 1

@@ -16,6 +16,7 @@ from vim_embed.errors import WeightsError
 from vim_embed.inference.backbone import FusedBackbone
 from vim_embed.inference.cuda_graphs import CudaCapture
 from vim_embed.inference.embedder import Embedder
+from vim_embed.inference.precision import own_precision
 from vim_embed.kernels.fused.linear import split_products
 from vim_embed.kernels.select import FUSED, BackendUnavailable, select_backend
 from vim_embed.models.vim import Vim, VimConfig, init_random
@@ -117,13 +118,15 @@ def load_model(
 
 
 @contextmanager
-def _made_on_the_host() -> Iterator[None]:
-    """Tensors without a device, whatever `torch.set_default_device` says: files are read there."""
-    with torch.device("cpu"):
+def _apart_from_the_caller() -> Iterator[None]:
+    """Tensors are made on the host, in their own precision, whatever torch's default device, the
+    caller's autocast and its inference mode are."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    with cpu, own_precision(cpu), own_precision(cuda), torch.inference_mode(mode=False):
         yield
 
 
-@_made_on_the_host()
+@_apart_from_the_caller()
 def load_entry(
     entry: CatalogueEntry,
     *,

@@ -10,6 +10,7 @@ from torch import Tensor
 from support.fake_graphs import RecordedCapture
 from support.fixtures_vim import load_fixture, relative_l2
 from vim_embed import Embedder, load_model
+from vim_embed.inference import embedder
 from vim_embed.inference.exact import in_fixed_batches, rows_are_independent
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (22, 3, 64, 64), dtype=np.uint8)
@@ -117,3 +118,13 @@ def test_batches_are_filled_up_and_cut() -> None:
     found = in_fixed_batches(forward, pixels, 4)
     assert seen == [4, 4, 4]
     assert torch.equal(found["embedding"], faithful(pixels)["embedding"])
+
+
+def test_trials_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder, "_TRIALS", 3)
+    model = micro(exact_rows=4)
+    for side in range(16, 56, 8):
+        pixels = np.zeros((2, 3, side, side), np.uint8)
+        found = model.embed(pixels, exact=True, image_size=side)
+        assert found.tobytes() == model.embed(pixels, exact=True, image_size=side).tobytes()
+        assert len(model._independent) <= 3

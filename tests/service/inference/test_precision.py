@@ -112,6 +112,15 @@ def test_autocast_changes_nothing(model: Embedder) -> None:
     assert all(within[name].tobytes() == layers[name].tobytes() for name in layers)
 
 
+@pytest.mark.parametrize("within", [torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_a_model_that_is_loaded_within_is_any_other(within: Callable[[], Any]) -> None:
+    with within():
+        again = load_model("micro", DATA / "vim_micro.pth", device="cpu", backend="torch")
+    assert not any(weight.is_inference() for weight in again.module.parameters())
+    plain = load_model("micro", DATA / "vim_micro.pth", device="cpu", backend="torch")
+    assert again.embed(PIXELS).tobytes() == plain.embed(PIXELS).tobytes()
+
+
 def test_attention_under_autocast(model: Embedder) -> None:
     assert isinstance(model.module, Vim)
     images = model.normalised(torch.from_numpy(PIXELS))
