@@ -52,6 +52,53 @@ def architecture_of(capability: tuple[int, int], *, wgmma: bool) -> str:
     return f"sm_{major}{minor}" + "a" * wgmma
 
 
+class _Program:
+    """A program's functions on one device. It stays for good: graphs hold its kernels, and the next
+    model of the same shape takes it again.
+    """
+
+    def __init__(self, driver: Any, code: bytes) -> None:
+        """Within the device's context."""
+        self._driver = driver
+        self._module = _checked(driver.cuModuleLoadData(code))
+        self._functions: dict[str, Any] = {}
+        self._memory: dict[str, int] = {}  # bytes a block that a function may have, beyond 48 KiB
+        self._changing = threading.Lock()
+
+    def function(self, name: str, memory: int) -> Any:
+        """For launches with so many bytes of shared memory a block; from any thread."""
+        driver = self._driver
+        with self._changing:
+            function = self._functions.get(name)
+            if function is None:
+                function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+                self._functions[name] = function
+            if memory > self._memory.get(name, 48 * 1024):
+                limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                _checked(driver.cuFuncSetAttribute(function, limit, memory))
+                self._memory[name] = memory
+        return function
+
+
+_PROGRAMS: dict[tuple[int, bytes], _Program] = {}  # by context and code
+_LOADING = threading.Lock()
+
+
+def _program(driver: Any, context: Any, code: bytes) -> _Program:
+    key = int(context), code
+    with _LOADING:
+        if key not in _PROGRAMS:
+            _PROGRAMS[key] = _Program(driver, code)
+        return _PROGRAMS[key]
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    status, *values = result
+    if int(status):
+        raise RuntimeError(f"CUDA driver: {status}")
+    return values[0] if values else None
+
+
 class DeviceCode:
     """The functions of one CUDA program on one device; they allocate nothing and never wait."""
 
@@ -74,11 +121,9 @@ class DeviceCode:
         self._driver: Any = driver
         with torch.cuda.device(device):
             torch.cuda.current_stream(device).synchronize()  # makes the context current
-            self._context = self._checked(driver.cuCtxGetCurrent())
-            self._module = self._checked(driver.cuModuleLoadData(code))
+            self._context = _checked(driver.cuCtxGetCurrent())
+            self._program = _program(driver, self._context, code)
         self._thread = threading.local()
-        self._functions: dict[str, Any] = {}
-        self._memory: dict[str, int] = {}  # bytes a block that a function may have, beyond 48 KiB
         self._maps: dict[tuple[int, ...], Any] = {}
 
     def launch(
@@ -106,10 +151,10 @@ class DeviceCode:
                 values.append(argument.value or 0)
                 types.append(type(argument))
         stream = torch.cuda.current_stream(self.device).cuda_stream
-        function = self._function(name, memory)
+        function = self._program.function(name, memory)
         sizes = (*grid, 1, threads, 1, 1, memory)
         parameters = (tuple(values), tuple(types))
-        self._checked(self._driver.cuLaunchKernel(function, *sizes, stream, parameters, 0))
+        _checked(self._driver.cuLaunchKernel(function, *sizes, stream, parameters, 0))
 
     def _enter(self) -> None:
         """Make the context current where none is: a thread that only ever got memory from torch's
@@ -117,8 +162,8 @@ class DeviceCode:
         """
         if getattr(self._thread, "entered", False):
             return
-        if not int(self._checked(self._driver.cuCtxGetCurrent())):
-            self._checked(self._driver.cuCtxSetCurrent(self._context))
+        if not int(_checked(self._driver.cuCtxGetCurrent())):
+            _checked(self._driver.cuCtxSetCurrent(self._context))
         self._thread.entered = True
 
     def map(self, matrix: Tensor, rows: int) -> Any:
@@ -129,7 +174,7 @@ class DeviceCode:
             d = self._driver
             kinds = d.CUtensorMapDataType
             bf16 = matrix.dtype == torch.bfloat16
-            known = self._checked(
+            known = _checked(
                 d.cuTensorMapEncodeTiled(
                     kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                     if bf16
@@ -150,21 +195,3 @@ class DeviceCode:
                 self._maps.clear()
             self._maps[key] = known
         return known
-
-    def _function(self, name: str, memory: int) -> Any:
-        driver = self._driver
-        function = self._functions.get(name)
-        if function is None:
-            function = self._checked(driver.cuModuleGetFunction(self._module, name.encode()))
-            self._functions[name] = function
-        if memory > self._memory.get(name, 48 * 1024):
-            limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._checked(driver.cuFuncSetAttribute(function, limit, memory))
-            self._memory[name] = memory
-        return function
-
-    def _checked(self, result: tuple[Any, ...]) -> Any:
-        status, *values = result
-        if int(status):
-            raise RuntimeError(f"CUDA driver: {status}")
-        return values[0] if values else None

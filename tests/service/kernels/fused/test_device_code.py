@@ -26,6 +26,10 @@ class Driver(SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__(current=threading.local(), made_current=0, launched_in=[])
+        self.loaded: list[bytes] = []
+        self.limits: list[int] = []
+
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
 
     def cuCtxGetCurrent(self) -> tuple[int, int]:
         return 0, getattr(self.current, "context", 0)
@@ -36,10 +40,15 @@ class Driver(SimpleNamespace):
         return (0,)
 
     def cuModuleLoadData(self, code: bytes) -> tuple[int, str]:
+        self.loaded.append(code)
         return 0, "a module"
 
     def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[int, str]:
         return 0, "a function"
+
+    def cuFuncSetAttribute(self, function: str, attribute: int, value: int) -> tuple[int]:
+        self.limits.append(value)
+        return (0,)
 
     def cuLaunchKernel(self, *_: Any) -> tuple[int]:
         context = self.cuCtxGetCurrent()[1]
@@ -53,7 +62,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     bindings.driver = made  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    monkeypatch.setattr(device_code, "compiled", lambda *_: b"")
+    monkeypatch.setattr(device_code, "compiled", lambda *given: repr(given).encode())
+    monkeypatch.setattr(device_code, "_PROGRAMS", {})
 
     def synchronize() -> None:
         made.current.context = CONTEXT
@@ -90,3 +100,16 @@ def test_a_context_of_another_s_is_left(driver: Driver) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(launch).result()
     assert driver.launched_in == [78]
+
+
+def test_models_that_come_and_go_load_their_code_once(driver: Driver) -> None:
+    """Nobody unloads it, and what one of them may have of a multiprocessor, the others keep."""
+    for memory in (200_000, 100_000, 1000, 210_000):
+        code = DeviceCode(Path("vim.cu"), {}, "sm_90", torch.device("cuda:0"))
+        code.launch("norm", (1, 1), 32, memory, [])
+        del code
+    assert len(driver.loaded) == 1
+    assert driver.limits == [200_000, 210_000]
+    DeviceCode(Path("vim.cu"), {}, "sm_80", torch.device("cuda:0"))
+    DeviceCode(Path("vim.cu"), {"DIM": 192}, "sm_90", torch.device("cuda:0"))
+    assert len(driver.loaded) == 3
