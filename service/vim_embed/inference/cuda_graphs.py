@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vim_embed.inference.short_memory import one_short_memory
 from vim_embed.kernels.constants import handed_out
 from vim_embed.kernels.streams import own_stream
 from vim_embed.types.model_info import EmbedOptions
@@ -187,7 +188,8 @@ class CudaCapture:
         self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, compute: Compute, pixels: Tensor, options: EmbedOptions) -> Captured:
-        with torch.cuda.device(pixels.device), CAPTURE_TURNS.of(str(pixels.device)):
+        turn = CAPTURE_TURNS.of(str(pixels.device))
+        with torch.cuda.device(pixels.device), turn, one_short_memory():
             side = self._stream = self._stream or own_stream(
                 pixels.device, self._priority, captured=True
             )

@@ -30,6 +30,7 @@ from vim_embed.inference.layers import LAST, capture, layer_modules
 from vim_embed.inference.one_process import OneProcess, refuse_copy
 from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import own_precision
+from vim_embed.inference.short_memory import one_short_memory
 from vim_embed.inference.staging import HostStaging
 from vim_embed.kernels.constants import Constants
 from vim_embed.kernels.streams import own_stream
@@ -159,9 +160,9 @@ class Embedder:
     ) -> OnItsWay:
         """`run` that does not wait for the device: the next may be launched meanwhile.
 
-        spin: see `to_host`.
+        spin: see `to_host`. Raises torch.OutOfMemoryError.
         """
-        with self._lock:
+        with self._lock, one_short_memory():
             if options.exact:
                 return OnItsWay(self._run_exact(pixel_values, replace(options, exact=False)))
             launched = to_host(self._forward(pixel_values, options), spin=spin)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vim_embed.inference.device_copy import OnItsWay, to_host
+from vim_embed.inference.short_memory import one_short_memory
 from vim_embed.kernels.cpu.compile import NativeUnavailable
 from vim_embed.kernels.cpu.host_copy import ParallelCopy, Sending
 from vim_embed.kernels.streams import own_stream
@@ -66,8 +67,12 @@ class HostStaging:
         self._copies = own_stream(device) if cuda else None
         self._copy = _parallel_copy(alone=alone) if cuda else None
 
+    @one_short_memory()
     def __call__(self, parts: Sequence[PixelArray]) -> StagedPixels:
-        """Rows (n_i, 3, H, W) of one dtype, put together in their order."""
+        """Rows (n_i, 3, H, W) of one dtype, put together in their order.
+
+        Raises torch.OutOfMemoryError.
+        """
         rows = sum(len(part) for part in parts)
         dtype = getattr(torch, parts[0].dtype.name)
         buffer = self._buffer((rows, *parts[0].shape[1:]), dtype)
@@ -86,6 +91,7 @@ class HostStaging:
         assert staged is not None
         return staged
 
+    @one_short_memory()
     def rounded(self, rows: PixelArray, how: Rounding) -> StagedPixels | None:
         """float32 rows (B, C, H, W) as a forward rounds them anyway, the bits as int16: half as
         many bytes to send. None where that is not worth it or not possible, or they are not finite.
