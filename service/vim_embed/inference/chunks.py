@@ -19,7 +19,7 @@ from torch import Tensor
 from vim_embed.inference.beside import SideBySide
 from vim_embed.inference.device_copy import OnItsWay
 from vim_embed.inference.staging import HostStaging, StagedPixels
-from vim_embed.types.pixels import PixelArray, check_values, refuse_unless
+from vim_embed.types.pixels import PixelArray, as_wire, check_values, refuse_unless
 from vim_embed.types.preprocessing import Rounding
 
 Found = dict[str, NDArray[np.float32]]
@@ -60,6 +60,9 @@ class _Chunk:
 def in_chunks(pixels: PixelArray, rows: int, way: Way) -> Found:
     """What comes out for pixels (B, C, H, W), in chunks of `rows`: named (B, D).
 
+    pixels: in any order of memory or bytes; a chunk at a time is converted, so that a large file
+    may be mapped.
+
     Raises PixelError for rows that are not finite.
     """
     found: Found = {}
@@ -77,7 +80,7 @@ def _overlapped(pixels: PixelArray, rows: int, way: Way) -> Iterator[tuple[int, 
     # The device waits for the staging of the first chunk alone, so the remainder goes first.
     starts = [0, *range(len(pixels) % rows or rows, len(pixels), rows)]
     for first, end in pairwise([*starts, len(pixels)]):
-        launched = _launched(pixels[first:end], first, rows, way)
+        launched = _launched(as_wire(pixels[first:end]), first, rows, way)
         if last is not None:
             yield last.first, last.wait()
         last = launched

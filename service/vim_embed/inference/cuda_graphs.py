@@ -105,7 +105,9 @@ class GraphCache:
 
     def _follow(self, stream: torch.cuda.Stream) -> None:
         """`stream` waits for what was launched before, and what its caller then queued there."""
-        if self._last is not None and stream != self._last:
+        if stream == self._last:
+            return
+        if self._last is not None:
             stream.wait_stream(self._last)
         self._last = stream
         if stream not in self._streams:

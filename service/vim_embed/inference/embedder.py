@@ -44,8 +44,8 @@ from vim_embed.types.pixels import (
     PixelArray,
     PixelError,
     check_bytes,
-    check_layout,
     check_options,
+    check_shape,
 )
 from vim_embed.types.preprocessing import NORMALISED, PerChannel, Scaling
 from vim_embed.types.token_layout import TokenLayout
@@ -312,13 +312,13 @@ class Embedder:
         options: EmbedOptions,
         image_size: ImageSize | None,
     ) -> PixelArray:
-        """(B, C, H, W) that the model takes with these options. Raises PixelError.
+        """(B, C, H, W) that the model takes with these options, unconverted. Raises PixelError.
 
         Warns the caller's caller of another size than the model's, unless `image_size` says it.
         """
         self._process.check()
         check_options(options, self.info)
-        pixels = check_layout(as_array(pixel_values), self.info, max_size=_MAX_SIZE)
+        pixels = check_shape(as_array(pixel_values), self.info, max_size=_MAX_SIZE)
         check_bytes(pixels, options, self.info)
         height, width = pixels.shape[-2:]
         if image_size is None:

@@ -30,6 +30,11 @@ def check_pixels(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelA
 
 def check_layout(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelArray:
     """`check_pixels` without a look at the values."""
+    return as_wire(check_shape(array, info, max_size=max_size))
+
+
+def check_shape(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelArray:
+    """`check_layout` without a copy: (B, 3, H, W) in whatever order, for `as_wire` to convert."""
     array = _as_batch(array)
     rows, channels, height, width = array.shape
     wanted = info.channels
@@ -41,7 +46,12 @@ def check_layout(array: PixelArray, info: ModelInfo, *, max_size: int) -> PixelA
     if rows == 0:
         raise PixelError("the batch is empty: send at least one row")
     _check_size(height, width, info, max_size)
-    return _as_wire_dtype(array)
+    if array.dtype.name not in (*WIRE_DTYPES, "float64"):
+        raise PixelError(
+            f"dtype {array.dtype} is not taken: send uint8 for resized RGB, "
+            f"or float32 or float16 for normalised pixels"
+        )
+    return array
 
 
 def check_options(options: EmbedOptions, info: ModelInfo | None = None) -> EmbedOptions:
@@ -115,15 +125,11 @@ def _check_size(height: int, width: int, info: ModelInfo, max_size: int) -> None
         )
 
 
-def _as_wire_dtype(array: PixelArray) -> PixelArray:
+def as_wire(array: PixelArray) -> PixelArray:
+    """Native, C-ordered, and of a dtype of WIRE_DTYPES: float64 becomes float32."""
     if array.dtype.kind == "f" and array.dtype.itemsize == 8:  # of either byte order
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
             array = array.astype(np.float32)
-    if array.dtype.name not in WIRE_DTYPES:
-        raise PixelError(
-            f"dtype {array.dtype} is not taken: send uint8 for resized RGB, "
-            f"or float32 or float16 for normalised pixels"
-        )
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,24 @@ def test_an_array_in_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", FLOATS)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     assert model.embed(mapped).tobytes() == model.embed(FLOATS).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "f8"])
+def test_a_file_that_is_converted_is_not_read_whole(dtype: str, tmp_path: Path) -> None:
+    """As FITS files are mapped: big-endian."""
+    model = load_model("micro", DATA / "vim_micro.pth", device="cpu")
+    rows = np.random.default_rng(2).normal(size=(400, 3, 32, 32)).astype(np.float32)
+    np.save(tmp_path / "images.npy", rows.astype(dtype))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    expected = model.embed(rows, image_size=32)
+    tracemalloc.start()
+    try:
+        found = model.embed(mapped, image_size=32)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < rows.nbytes / 3
+    assert found.tobytes() == expected.tobytes()
 
 
 def test_bfloat16_is_taken_as_float32() -> None:
