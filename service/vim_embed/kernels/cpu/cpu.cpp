@@ -253,30 +253,47 @@ struct Block {
   }
 };
 
+// Zeros that begin at a cache line.
+class Floats {
+ public:
+  float* assign(int64_t count) {
+    lines_.assign((count + kLine - 1) / kLine, Line{});
+    return data();
+  }
+  float* data() { return lines_.data()->of; }
+  const float* data() const { return lines_.data()->of; }
+
+ private:
+  static constexpr int64_t kLine = 16;
+  struct alignas(64) Line {
+    float of[kLine];
+  };
+  std::vector<Line> lines_;
+};
+
 // The weights of a block in one direction, a lane for each channel; lanes without one are zero.
 struct BlockWeights {
-  std::vector<float> decay;       // (kGroup, N, kLanes): A · log2(e)
-  std::vector<float> step;        // (R, kGroup, kLanes)
-  std::vector<float> bias, skip;  // (kGroup, kLanes)
-  float fastest;                  // of the decays
+  Floats decay;       // (kGroup, N, kLanes): A · log2(e)
+  Floats step;        // (R, kGroup, kLanes)
+  Floats bias, skip;  // (kGroup, kLanes)
+  float fastest;      // of the decays
 
   void fill(const ScanArguments& s, const ScanDirection& d, int64_t first) {
     const int64_t count = std::min(kWidth, s.channels - first);
-    decay.assign(kWidth * s.states, 0.0f);
-    step.assign(kWidth * s.rank, 0.0f);
-    bias.assign(kWidth, 0.0f);
-    skip.assign(kWidth, 0.0f);
-    std::copy_n(d.delta_bias + first, count, bias.begin());
-    std::copy_n(d.D + first, count, skip.begin());
+    float* const a = decay.assign(kWidth * s.states);
+    float* const weight = step.assign(kWidth * s.rank);
+    std::copy_n(d.delta_bias + first, count, bias.assign(kWidth));
+    std::copy_n(d.D + first, count, skip.assign(kWidth));
     for (int64_t e = 0; e < count; ++e) {
-      const float* weight = d.step_weight + (first + e) * s.rank;
-      for (int64_t r = 0; r < s.rank; ++r) step[r * kWidth + e] = weight[r];
+      const float* row = d.step_weight + (first + e) * s.rank;
+      for (int64_t r = 0; r < s.rank; ++r) weight[r * kWidth + e] = row[r];
       const float* a_log = d.A_log + (first + e) * s.states;
-      float* lane = decay.data() + e / kLanes * kLanes * s.states + e % kLanes;
+      float* lane = a + e / kLanes * kLanes * s.states + e % kLanes;
       for (int64_t n = 0; n < s.states; ++n) lane[n * kLanes] = a_log[n];
     }
-    for (auto a = decay.begin(); a != decay.end(); a += kLanes) scale(&*a);
-    fastest = *std::min_element(decay.begin(), decay.end());
+    float* const end = a + kWidth * s.states;
+    for (float* each = a; each != end; each += kLanes) scale(each);
+    fastest = *std::min_element(a, end);
   }
 
   // a = -exp(a) · log2(e); beyond 2^±40 it makes no difference.
@@ -310,43 +327,55 @@ struct Tile {
   }
 };
 
-// Step sizes of some tokens, `stride` apart, before bias and softplus: step · weight.
+// delta = step · weight, of kTokens tokens from the tile's i on.
 template <int kTokens>
-inline void project(const float* step, int64_t stride, const float* weight, int64_t rank,
-                    Vec (&delta)[kTokens][kGroup]) {
-  for (auto& token : delta) {
-    for (Vec& sum : token) sum = Vec(0.0f);
+inline void project(Tile& tile, int64_t i, const float* step, int64_t stride, const float* weight,
+                    int64_t rank) {
+  Vec sum[kTokens][kGroup];
+  for (auto& token : sum) {
+    for (Vec& each : token) each = Vec(0.0f);
   }
   for (int64_t r = 0; r < rank; ++r, weight += kWidth) {
-    for (int v = 0; v < kGroup; ++v) {
-      const Vec column = Vec::loadu(weight + v * kLanes);
-      for (int i = 0; i < kTokens; ++i) {
-        delta[i][v] = madd(Vec(step[i * stride + r]), column, delta[i][v]);
+    for (int j = 0; j < kTokens; ++j) {
+      const Vec of(step[(i + j) * stride + r]);
+      for (int v = 0; v < kGroup; ++v) {
+        sum[j][v] = madd(of, Vec::loadu(weight + v * kLanes), sum[j][v]);
       }
     }
   }
+  for (int j = 0; j < kTokens; ++j) {
+    for (int v = 0; v < kGroup; ++v) sum[j][v].store(tile.delta[v] + (i + j) * kLanes);
+  }
 }
 
-// Of tokens from the tile's i on: delta = softplus(..), input = delta · u, y = D · u. Apart from the
-// recurrence, whose registers and latency these long chains would cost.
-template <bool full, int kTokens>
-void fill(Tile& tile, int64_t i, const ScanDirection& d, const Block& block,
-          const BlockWeights& weights, int64_t rank) {
-  const int64_t t = tile.first + i;
-  const float* u_row = d.u + block.image * d.u_batch + t * d.u_token + block.channel;
-  const float* step = d.step + block.image * d.step_batch + t * d.step_token;
-  Vec delta[kTokens][kGroup];
-  project(step, d.step_token, weights.step.data(), rank, delta);
-  for (int j = 0; j < kTokens; ++j, ++i, u_row += d.u_token, step += d.step_token) {
-    for (int v = 0; v < kGroup; ++v) {
-      if (rank == 0) delta[j][v] = load<full>(step + block.channel + v * kLanes, block.lanes(v));
-      delta[j][v] = delta[j][v] + Vec::loadu(weights.bias.data() + v * kLanes);
+// delta = softplus(..), input = delta · u, y = D · u. Apart from the projection and the recurrence,
+// whose registers and latency these long chains would cost.
+template <bool full>
+void fill(Tile& tile, const ScanDirection& d, const Block& block, const BlockWeights& weights,
+          int64_t rank) {
+  const float* u_row = d.u + block.image * d.u_batch + tile.first * d.u_token + block.channel;
+  const float* step = d.step + block.image * d.step_batch + tile.first * d.step_token;
+  const float* weight = weights.step.data();
+  for (int64_t i = 0; rank > 0 && i < tile.count;) {
+    if (i + 2 <= tile.count) {
+      project<2>(tile, i, step, d.step_token, weight, rank);
+      i += 2;
+    } else {
+      project<1>(tile, i++, step, d.step_token, weight, rank);
     }
-    softplus_group(delta[j]);
+  }
+  for (int64_t i = 0; i < tile.count; ++i, u_row += d.u_token, step += d.step_token) {
+    Vec delta[kGroup];
+    for (int v = 0; v < kGroup; ++v) {
+      delta[v] = rank > 0 ? Vec::loadu(tile.delta[v] + i * kLanes)
+                          : load<full>(step + block.channel + v * kLanes, block.lanes(v));
+      delta[v] = delta[v] + Vec::loadu(weights.bias.data() + v * kLanes);
+    }
+    softplus_group(delta);
     for (int v = 0; v < kGroup; ++v) {
       const Vec u = load<full>(u_row + v * kLanes, block.lanes(v));
-      delta[j][v].store(tile.delta[v] + i * kLanes);
-      (delta[j][v] * u).store(tile.input[v] + i * kLanes);
+      delta[v].store(tile.delta[v] + i * kLanes);
+      (delta[v] * u).store(tile.input[v] + i * kLanes);
       (Vec::loadu(weights.skip.data() + v * kLanes) * u).store(tile.y[v] + i * kLanes);
     }
   }
@@ -418,19 +447,16 @@ template <bool full, class Emit>
 void scan_direction(const ScanArguments& s, const ScanDirection& d, const BlockWeights& weights,
                     bool reverse, const Block& block, const float* out, const float* z,
                     const Emit& emit) {
-  static thread_local std::vector<float> scratch;
+  static thread_local Floats scratch;
   const int64_t floats = s.states * kLanes;  // of one vector
-  scratch.assign(kGroup * floats, 0.0f);
-  float* states = scratch.data();
+  float* states = scratch.assign(kGroup * floats);
   const float* a = weights.decay.data();
   Tile tile;
   const int64_t tiles = (s.length + Tile::kTokens - 1) / Tile::kTokens;
   for (int64_t step = 0; step < tiles; ++step) {
     tile.first = (reverse ? tiles - 1 - step : step) * Tile::kTokens;
     tile.count = std::min(Tile::kTokens, s.length - tile.first);
-    int64_t i = 0;
-    for (; i + 2 <= tile.count; i += 2) fill<full, 2>(tile, i, d, block, weights, s.rank);
-    if (i < tile.count) fill<full, 1>(tile, i, d, block, weights, s.rank);
+    fill<full>(tile, d, block, weights, s.rank);
     const int64_t next = tile.first + (reverse ? -Tile::kTokens : Tile::kTokens);
     for (int v = 0; v < kGroup && block.lanes(v) > 0; ++v) {
       if (s.states == 16) {
