@@ -135,6 +135,7 @@ def poisoned() -> Iterator[None]:
     settings.fill_uninitialized_memory = before
 
 
+@pytest.mark.filterwarnings("ignore:.*deterministic")
 @pytest.mark.parametrize("name", ["vim-tiny", "vim-base"])
 @pytest.mark.parametrize("dtype", ["float32", "float32-ieee", "float16", "bfloat16"])
 def test_memory_that_nobody_wrote_is_not_read(
