@@ -27,12 +27,12 @@ from vim_embed.inference.cuda_graphs import Capture, Compute, GraphCache, bucket
 from vim_embed.inference.device_copy import OnItsWay, to_host
 from vim_embed.inference.exact import EXACT_ROWS, in_fixed_batches, rows_are_independent
 from vim_embed.inference.layers import LAST, capture, layer_modules
+from vim_embed.inference.normalisation import Normalisation
 from vim_embed.inference.one_process import OneProcess, refuse_copy
 from vim_embed.inference.pooling import pool, pool_layer
 from vim_embed.inference.precision import own_precision
 from vim_embed.inference.short_memory import one_short_memory
 from vim_embed.inference.staging import HostStaging
-from vim_embed.kernels.constants import Constants
 from vim_embed.kernels.streams import own_stream
 from vim_embed.types.model_info import (
     EMBEDDING,
@@ -47,7 +47,6 @@ from vim_embed.types.pixels import (
     check_options,
     check_shape,
 )
-from vim_embed.types.preprocessing import NORMALISED, PerChannel, Scaling
 from vim_embed.types.token_layout import TokenLayout
 from vim_embed_pixels.sizes import ImageSize, ImageSizeWarning, against_size, size_warning
 
@@ -59,7 +58,9 @@ _TRIALS = 4096  # of exact mode that are remembered, by what callers choose
 
 
 class Embedder:
-    """One model on one device. `info` says which weights and backend answer."""
+    """One model on one device, for any thread of the process that loaded it. `info` says which
+    weights and backend answer.
+    """
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Embedder:
         self._graphs: SideBySide | None = None
         self._chunk_rows = _CHUNK_ROWS
         self._independent: dict[tuple[object, ...], bool] = {}
-        self._constants: Constants[tuple[PerChannel, PerChannel]] = Constants()
+        self._normalise = Normalisation(info.preprocessing, device)
         self._process = OneProcess(device)
         self._lock = threading.RLock()  # hooks see every forward; graphs share their buffers
 
@@ -134,7 +135,7 @@ class Embedder:
                 return {EMBEDDING: self._embedding(pixel_values, options)}
             if self._fused is not None and options.layers == "blocks":
                 return self._fused_blocks(self._fused, pixel_values, options)
-            images = self._normalised(pixel_values, options)
+            images = self._normalise(pixel_values, options)
             return self._module_layers(images, options.layers, options.pooling)
 
     def pooled(self, tokens: Tensor, pooling: str, height: int, width: int) -> Tensor:
@@ -145,7 +146,7 @@ class Embedder:
     def normalised(self, pixel_values: Tensor) -> Tensor:
         """uint8 (B, C, H, W) as the model's own normalisation has them, float32."""
         with self._lock:
-            return self._normalised(pixel_values, EmbedOptions())
+            return self._normalise(pixel_values, EmbedOptions())
 
     def run(self, pixel_values: Tensor, options: EmbedOptions) -> dict[str, Tensor]:
         """`compute` as it serves: through graphs where there are any; tensors on the host.
@@ -256,9 +257,9 @@ class Embedder:
     def _embedding(self, pixel_values: Tensor, options: EmbedOptions) -> Tensor:
         layout = self._layout(pixel_values)
         if self._fused is None:
-            images = self._normalised(pixel_values, options)
+            images = self._normalise(pixel_values, options)
             return self._pool(self._backbone(images.to(self.dtype)), options.pooling, layout)
-        scaling = self._scaling(pixel_values, options)
+        scaling = self._normalise.scaling(pixel_values, options)
         if options.pooling == "cls":
             return self._fused.cls(pixel_values, scaling=scaling).float()
         return self._pool(self._fused(pixel_values, scaling=scaling), options.pooling, layout)
@@ -268,13 +269,13 @@ class Embedder:
     ) -> dict[str, Tensor]:
         """What hooks on the module's blocks would give, under the same names, by `on_block`."""
         layout, patch_embed = self._layout(pixel_values), self.module.get_submodule("patch_embed")
-        images = self._normalised(pixel_values, options).to(self.dtype)
+        images = self._normalise(pixel_values, options).to(self.dtype)
         layers = {"patch_embed": pool_layer(patch_embed(images), options.pooling, layout)}
 
         def keep(index: int, stream: Tensor) -> None:
             layers[f"layers.{index}"] = pool(stream, options.pooling, layout)
 
-        scaling = self._scaling(pixel_values, options)
+        scaling = self._normalise.scaling(pixel_values, options)
         final = pool(fused(pixel_values, scaling=scaling, on_block=keep), options.pooling, layout)
         return {**layers, "norm_f": final, LAST: final}
 
@@ -351,24 +352,6 @@ class Embedder:
         size = self.info.preprocessing.image_size
         shape = (rows, self.info.channels, size, size)
         return torch.zeros(shape, dtype=torch.uint8, device=self.device)
-
-    def _scaling(self, pixel_values: Tensor, options: EmbedOptions) -> Scaling:
-        if pixel_values.dtype != torch.uint8:
-            return NORMALISED
-        spec = self.info.preprocessing.normalised_with(options.mean, options.std)
-        return Scaling.of_bytes(spec.mean, spec.std)
-
-    def _normalised(self, pixel_values: Tensor, options: EmbedOptions) -> Tensor:
-        if pixel_values.dtype != torch.uint8:
-            return pixel_values
-        spec = self.info.preprocessing.normalised_with(options.mean, options.std)
-        both = spec.mean, spec.std
-        mean, std = self._constants.get(both, lambda: self._per_channel(*both))
-        return (pixel_values.float() * (1 / 255) - mean) / std
-
-    def _per_channel(self, *numbers: PerChannel) -> tuple[Tensor, ...]:
-        made = torch.tensor(numbers, device=self.device, dtype=torch.float32)
-        return made[0].view(1, -1, 1, 1), made[1].view(1, -1, 1, 1)
 
     def _layout(self, pixel_values: Tensor) -> TokenLayout:
         height, width = pixel_values.shape[-2:]

@@ -1,6 +1,6 @@
 """What a model expects of its pixels: the spec that every model publishes.
 
-Knows nothing of tensors; `inference/embedder.py` applies it on the device, and
+Knows nothing of tensors; `inference/normalisation.py` applies it on the device, and
 `http/formats/images.py` to files.
 """
 

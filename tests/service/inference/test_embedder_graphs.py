@@ -115,7 +115,7 @@ def test_a_model_s_memory_is_freed_with_it() -> None:
 
 def test_normalisations_that_callers_name_are_not_kept_for_ever(eager: Embedder) -> None:
     pixels = torch.from_numpy(images(1))
-    eager._constants = Constants(most_bytes=1_000_000)
+    eager._normalise._numbers = Constants(most_bytes=1_000_000)
     for step in range(200):
-        eager._normalised(pixels[:, :, :1, :1], EmbedOptions(mean=(0.5, 0.5, step / 200)))
-    assert len(eager._constants) < 200
+        eager._normalise(pixels[:, :, :1, :1], EmbedOptions(mean=(0.5, 0.5, step / 200)))
+    assert len(eager._normalise._numbers) < 200
