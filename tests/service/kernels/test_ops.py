@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from service.kernels.cases import (
     LENGTHS,
@@ -51,6 +52,27 @@ def test_scan(ops: MixerOps, length: int, channels: int) -> None:
     forward, backward = (direction(batch, length, channels) for _ in range(2))
     _, z = halves(batch, length, channels, torch.float32)
     assert_close(ops.scan(forward, backward, z), REFERENCE.scan(forward, backward, z))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 70])
+def test_any_number_of_threads_computes_the_same(ops: MixerOps, threads: int) -> None:
+    forward, backward = (direction(40, 12, 70) for _ in range(2))
+    x, z = halves(40, 12, 70, torch.float32)
+    weight, bias = randn(70, 4), randn(70)
+
+    def outputs() -> tuple[Tensor, ...]:
+        u = ops.conv_silu(x, weight, bias, reverse=False)
+        return u, ops.scan(forward, backward, z), *ops.add_norm(u, None, bias, 1e-5)
+
+    before = torch.get_num_threads()
+    alone = outputs()
+    try:
+        torch.set_num_threads(threads)
+        together = outputs()
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, together, strict=True):
+        assert_close(other, one)
 
 
 @pytest.mark.parametrize("states", [1, 7, 16, 24])

@@ -33,24 +33,53 @@ using Worker = void (*)(void*);
 using ForkJoin = void (*)(Worker, void*, unsigned threads, unsigned flags);
 ForkJoin fork_join = nullptr;  // GOMP_parallel, where torch has one
 
+// This thread among all that ever computed here, in the order of their coming.
+int64_t thread_number() {
+  static std::atomic<int64_t> threads{0};
+  static thread_local const int64_t number = threads.fetch_add(1);
+  return number;
+}
+
+// Tasks in a run for each thread. A thread begins with the same run in every call, where it finds
+// rows in its cache that it wrote there; then it helps the others.
 template <class Task>
-struct Queue {
-  std::atomic<int64_t> next{0};
-  int64_t tasks;
-  const Task& task;
+class Queue {
+ public:
+  Queue(int64_t tasks, int64_t threads, const Task& task)
+      : count_(std::clamp<int64_t>(threads, 1, kRuns)), task_(task) {
+    for (int64_t i = 0; i < count_; ++i) {
+      runs_[i].next = i * tasks / count_;
+      runs_[i].end = (i + 1) * tasks / count_;
+    }
+  }
 
   static void drain(void* self) {
     auto& queue = *static_cast<Queue*>(self);
-    for (int64_t i; (i = queue.next.fetch_add(1, std::memory_order_relaxed)) < queue.tasks;) {
-      queue.task(i);
+    const int64_t first = thread_number();
+    for (int64_t i = 0; i < queue.count_; ++i) {
+      Run& run = queue.runs_[(first + i) % queue.count_];
+      for (int64_t t; (t = run.next.fetch_add(1, std::memory_order_relaxed)) < run.end;) {
+        queue.task_(t);
+      }
     }
   }
+
+ private:
+  static constexpr int64_t kRuns = 64;  // more threads share them
+  struct alignas(64) Run {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  Run runs_[kRuns];
+  int64_t count_;
+  const Task& task_;
 };
 
 template <class Task>
 void parallel(int64_t tasks, int64_t threads, const Task& task) {
-  Queue<Task> queue{{0}, tasks, task};
   threads = std::min(threads, tasks);
+  Queue<Task> queue(tasks, threads, task);
+  thread_number();  // of the caller, before its helpers get theirs
   if (threads <= 1) {
     queue.drain(&queue);
   } else if (fork_join != nullptr) {
