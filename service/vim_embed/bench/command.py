@@ -29,6 +29,7 @@ from vim_embed.types.certificate import Certificate
 from vim_embed.types.devices import DTYPES, resolve_devices
 from vim_embed.weights.catalogue import CatalogueEntry, ModelArgumentError, parse_model
 
+_ENOUGH = 0.95  # share of the forward alone that HTTP needs no advice from on
 _ROWS = {"cpu": 8, "cuda": 128}  # of a call, by the device's type
 
 
@@ -171,4 +172,11 @@ def _advice(plan: Plan, found: Sequence[Delivery]) -> str:
     for entry in plan.entries:
         rates = {line.dtype: line.alone for line in found if line.model == entry.name}
         sentences.append(advice(entry.name, rates, plan.certificates, keep))
+    if plan.device.type == "cuda" and plan.settings.http_processes == 1:
+        rates_of_http = [(line.ways.get(WAYS[2]), line.alone) for line in found]
+        if any(isinstance(rate, float) and rate < _ENOUGH * alone for rate, alone in rates_of_http):
+            sentences.append(
+                "One process reads bodies and runs the model here: where the machine has cores for "
+                "it, --http-processes 4 brings HTTP nearer to the forward alone."
+            )
     return "\n".join(filter(None, sentences))

@@ -188,3 +188,20 @@ def test_missing_weights_are_told_before_anything_is_timed(
     found = CliRunner().invoke(main, asked)
     assert found.exit_code == 1
     assert "/nowhere.pth" in found.output
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "rate", "told"),
+    [
+        ("cuda", 1, 80.0, True),
+        ("cuda", 1, 99.0, False),
+        ("cuda", 4, 80.0, False),
+        ("cpu", 1, 80.0, False),
+    ],
+)
+def test_http_that_needs_processes(device: str, processes: int, rate: float, *, told: bool) -> None:
+    settings = Settings(models=(MODEL,), device="cpu", http_processes=processes)
+    plan = replace(command.Plan.of(settings, None, 1, 1.0), device=torch.device(device))
+    found = [Delivery("m", "float32", 8, 100.0, {WAYS[2]: rate})]
+    assert ("--http-processes 4" in command._advice(plan, found)) == told
+    assert command._advice(plan, [Delivery("m", "float32", 8, 100.0, {WAYS[2]: "none"})]) == ""
