@@ -160,7 +160,7 @@ def plain_scan(inputs: Direction) -> Tensor:
     measure of speed, not of correctness.
     """
     u = inputs.u
-    delta = F.softplus((inputs.delta + inputs.delta_bias).transpose(1, 2))
+    delta = F.softplus(inputs.step_weight @ inputs.step.mT + inputs.delta_bias[:, None])
     decays = torch.exp(torch.einsum("bel,en->beln", delta, inputs.A))
     driven = torch.einsum("bel,bnl,bel->beln", delta, inputs.B, u)
     state = u.new_zeros(u.shape[0], u.shape[1], inputs.A.shape[1])

@@ -34,7 +34,7 @@ class Normalisation:
         spec = self._spec.normalised_with(options.mean, options.std)
         both = spec.mean, spec.std
         mean, std = self._numbers.get(both, lambda: self._per_channel(*both))
-        return (pixels.float() * (1 / 255) - mean) / std
+        return pixels.float().mul_(1 / 255).sub_(mean).div_(std)
 
     def _per_channel(self, *numbers: PerChannel) -> tuple[Tensor, ...]:
         made = torch.tensor(numbers, device=self._device, dtype=torch.float32)
