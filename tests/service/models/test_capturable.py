@@ -67,7 +67,8 @@ def test_relatives(name: str) -> None:
 @pytest.mark.parametrize("kind", ["vim", "vit"])
 def test_forward(kind: str, pooling: str, dtype: str, proxy: Path) -> None:
     path = proxy if kind == "vit" else load_fixture("vim_micro").path
-    model = load_model("mine", path, device="cpu", dtype=dtype, backend="torch")
+    backend = "torch" if kind == "vim" else "auto"
+    model = load_model("mine", path, device="cpu", dtype=dtype, backend=backend)
     pixels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     options = EmbedOptions(pooling=pooling)
     model.compute(pixels, options)  # what a capture's warm-up leaves behind
