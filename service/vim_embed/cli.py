@@ -207,6 +207,7 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option(
     "--seconds",
+    type=click.FloatRange(min=0),
     default=5.0,
     show_default=True,
     help="Seconds of each way to deliver images, and of a forward at most one.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -62,10 +62,13 @@ class Plan:
 
 
 def _names(dtypes: str) -> tuple[str, ...]:
-    names = tuple(gpu.SHORT.get(name, name) for name in dtypes.split(","))
+    given = [name.strip() for name in dtypes.split(",")]
+    names = tuple(dict.fromkeys(gpu.SHORT.get(name, name) for name in given if name))
     unknown = [name for name in names if name not in DTYPES]
     if unknown:
         raise ValueError(f"unknown dtype {unknown[0]!r}: use one of {', '.join(DTYPES)}")
+    if not names:
+        raise ValueError(f"--dtypes names no dtype: use some of {', '.join(DTYPES)}")
     return names
 
 
@@ -110,22 +113,25 @@ def _cases(plan: Plan, batches: str, sizes: str) -> list[gpu.Case]:
     """Forwards that are measured beside their rivals, with random weights; none on a CPU."""
     if plan.device.type == "cpu":
         return []
-    names = [argument.partition("=")[0] for argument in plan.models]
-    known = [name for kind in gpu.KINDS for name in kind.models]
+    names = _known(plan, [name for kind in gpu.KINDS for name in kind.models])
     # auto goes by certificates, and these weights are random
     dtypes = ["float32" if name == "auto" else name for name in plan.dtypes]
     counts = gpu.numbers(batches), gpu.numbers(sizes)
-    return gpu.cases_of([name for name in names if name in known], dtypes, *counts)
+    return gpu.cases_of(names, dtypes, *counts)
+
+
+def _known(plan: Plan, names: Collection[str]) -> list[str]:
+    """Those of the models' names that are in `names`, whatever their weights."""
+    return [entry.name for entry in plan.entries if entry.name in names]
 
 
 def _kernels(plan: Plan, cases: Sequence[gpu.Case]) -> list[gpu.Line]:
     if cases:
         return gpu.measured(cases, seconds=min(1.0, plan.seconds), echo=click.echo)
     if plan.device.type == "cpu":
-        for name in plan.models:
-            if name in VIM_CONFIGS:
-                threads = torch.get_num_threads()
-                click.echo(report(name, batch=plan.rows, threads=threads) + "\n")
+        threads = torch.get_num_threads()
+        for name in _known(plan, VIM_CONFIGS):
+            click.echo(report(name, batch=plan.rows, threads=threads) + "\n")
     return []
 
 

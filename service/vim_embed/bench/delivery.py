@@ -19,10 +19,11 @@ from vim_embed.types.model_info import EmbedOptions
 _ROUNDS = 5
 WAYS = ("embed, uint8", "embed, float32", "HTTP, uint8")
 NOTE = """\
-images/s from the host to embeddings there, and the share of the forward alone, whose images lie \
-on the device already and are launched one batch behind the other, in the graphs that serve. \
-embed: `load_model(...).embed(array)`, rounds by turns with the forward alone. HTTP: a service of \
-its own with these settings on loopback, and client processes that send requests of as many rows."""
+images/s, and in parentheses the share of the forward alone.
+Forward alone: images that are tensors on the device already, one call behind the other.
+embed: `load_model(...).embed(array)` in this process, rounds by turns with the forward alone.
+HTTP: a service of its own with these settings, and client processes on this machine.
+All weights are those that the service would load; rows are those of a call or request."""
 
 
 @dataclass(frozen=True)

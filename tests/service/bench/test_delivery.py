@@ -138,7 +138,8 @@ def test_the_command_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(command, "http_rate", http)
     asked = ["bench", "--device", "cpu", "--model", MODEL, "--seconds", "0.01", "--rows", "2"]
-    found = CliRunner().invoke(main, [*asked, "--dtypes", "fp32,bf16", "--http-processes", "3"])
+    dtypes = ["--dtypes", "fp32, bf16,float32,"]
+    found = CliRunner().invoke(main, [*asked, *dtypes, "--http-processes", "3"])
     assert found.exit_code == 0, found.output
     assert seen == [(3, MODEL, dtype, 2, CPU) for dtype in ("float32", "bfloat16")]
     assert [line.split(" | ")[1] for line in found.output.splitlines() if "| m |" in line] == [
@@ -162,7 +163,9 @@ def test_the_command_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--bare", "--dtypes", "float32"], "--dtypes: no effect with --bare or --json"),
         (["--json", "--no-http"], "--no-http: no effect with --bare or --json"),
         (["--dtypes", "int8"], "unknown dtype 'int8'"),
+        (["--dtypes", ","], "--dtypes names no dtype"),
         (["--rows", "0"], "0 is not in the range"),
+        (["--seconds", "-1"], "-1.0 is not in the range"),
     ],
 )
 def test_options_without_effect_are_errors(options: list[str], message: str) -> None:
@@ -205,3 +208,13 @@ def test_http_that_needs_processes(device: str, processes: int, rate: float, *, 
     found = [Delivery("m", "float32", 8, 100.0, {WAYS[2]: rate})]
     assert ("--http-processes 4" in command._advice(plan, found)) == told
     assert command._advice(plan, [Delivery("m", "float32", 8, 100.0, {WAYS[2]: "none"})]) == ""
+
+
+def test_kernels_of_a_vim_with_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "report", lambda name, **_: f"kernels of {name}")
+    monkeypatch.setattr(command, "load_in_process", lambda *_, **__: micro())
+    asked = ["bench", "--device", "cpu", "--no-http", "--seconds", "0", "--rows", "1"]
+    for model in (f"vim-tiny={DATA / 'vim_micro.pth'}", "hustvl/Vim-tiny-midclstok"):
+        found = CliRunner().invoke(main, [*asked, "--model", model])
+        assert "kernels of vim-tiny" in found.output, found.output
+    assert "kernels" not in CliRunner().invoke(main, [*asked, "--model", MODEL]).output

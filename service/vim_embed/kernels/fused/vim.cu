@@ -4,7 +4,7 @@
 //   SPLIT_PRODUCTS 1: float32 with split products on tensor cores (split.cuh); 0: with plain ones
 //   BULK 1: with bulk copies (compute capability 9.0 and above)
 //   WGMMA 1: with what takes Hopper's wgmma (sm_90a): `out_norm` in half precision, for a width of 192
-//   to 1536 in steps of 192, and split products
+//   or 384, and split products
 // All activations are channels-last.
 //
 // Names: B images, L tokens, E channels, N = 16 states. A projected row ("dbc") is
