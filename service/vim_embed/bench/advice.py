@@ -26,11 +26,11 @@ def advice(
             f"{model}: {best} is the fastest of these dtypes that keeps {keep:g} of the "
             f"neighbours: {top:,.1f} images/s{vouched}."
         )
-    for name in rates.keys() - good.keys():
+    for name in sorted(rates.keys() - good.keys()):
         if rates[name] > top:
             times = f" is {rates[name] / top:.2f} times as fast, but" if top else ":"
             lines.append(f"{model}: {name}{times} {_against(name, mine.get(name), keep)}.")
-    return "\n".join([*lines[:1], *sorted(lines[1:])])
+    return "\n".join(lines)
 
 
 def _against(dtype: str, certificate: Certificate | None, keep: float) -> str:

@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import click
@@ -23,11 +22,12 @@ from vim_embed.bench.over_http import http_rate
 from vim_embed.engines.certified import check_used, read_certificates
 from vim_embed.engines.in_process import load_in_process, used_certificates
 from vim_embed.errors import WeightsError
+from vim_embed.inference.embedder import Embedder
 from vim_embed.models.vim import VIM_CONFIGS
 from vim_embed.settings import Settings
 from vim_embed.types.certificate import Certificate
 from vim_embed.types.devices import DTYPES, resolve_devices
-from vim_embed.weights.catalogue import CatalogueEntry, ModelArgumentError, parse_model
+from vim_embed.weights.catalogue import CatalogueEntry, parse_model
 
 _ENOUGH = 0.95  # share of the forward alone that HTTP needs no advice from on
 _ROWS = {"cpu": 8, "cuda": 128}  # of a call, by the device's type
@@ -63,23 +63,23 @@ class Plan:
 
 def _names(dtypes: str) -> tuple[str, ...]:
     given = [name.strip() for name in dtypes.split(",")]
-    names = tuple(dict.fromkeys(gpu.SHORT.get(name, name) for name in given if name))
-    unknown = [name for name in names if name not in DTYPES]
-    if unknown:
-        raise ValueError(f"unknown dtype {unknown[0]!r}: use one of {', '.join(DTYPES)}")
+    names = gpu.dtypes_of(name for name in given if name)
     if not names:
         raise ValueError(f"--dtypes names no dtype: use some of {', '.join(DTYPES)}")
-    return names
+    return tuple(names)
+
+
+def _loaded(plan: Plan, entry: CatalogueEntry, dtype: str | None = None) -> Embedder:
+    try:
+        return load_in_process(entry, plan.settings, plan.certificates, dtype=dtype)
+    except (ValueError, WeightsError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def run_bare(plan: Plan, wire: str) -> None:
     """The loop over `embed` of each model, a JSON object a line."""
     for entry in plan.entries:
-        try:
-            model = load_in_process(entry, plan.settings, plan.certificates)
-        except (ValueError, WeightsError) as error:
-            raise click.ClickException(str(error)) from error
-        result = bare_loop(model, rows=plan.rows, seconds=plan.seconds, wire=wire)
+        result = bare_loop(_loaded(plan, entry), rows=plan.rows, seconds=plan.seconds, wire=wire)
         click.echo(json.dumps({"model": entry.name, **asdict(result)}))
 
 
@@ -94,12 +94,8 @@ def run(plan: Plan, *, batches: str, sizes: str, http: bool, output: Path | None
         first = "\n\n".join(filter(None, [as_text(found), _advice(plan, found)])) + "\n"
         click.echo(first)
         lines = _kernels(plan, cases)
-    except ModelArgumentError as error:
-        raise click.ClickException(str(error)) from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    except WeightsError as error:
-        raise click.ClickException(str(error)) from error
     if lines:
         click.echo("\n" + gpu.notes(lines))
     if output is not None:
@@ -146,7 +142,7 @@ def _deliveries(plan: Plan, *, http: bool) -> list[Delivery]:
 def _delivery(
     plan: Plan, argument: str, entry: CatalogueEntry, dtype: str, *, http: bool
 ) -> Delivery:
-    model = load_in_process(entry, plan.settings, plan.certificates, dtype=dtype)
+    model = _loaded(plan, entry, dtype)
     if plan.settings.batch_rows and plan.device.type == "cuda":
         model.use_graphs(plan.settings.batch_rows)
     info = model.info
@@ -167,8 +163,14 @@ def _delivery(
     elif info.channels != 3:
         ways = {**dict.fromkeys(WAYS, f"its images have {info.channels} bands"), **rates}
     else:
-        measure = partial(http_rate, plan.settings, argument, info.dtype)
-        ways[WAYS[2]] = measure(device=plan.device, rows=plan.rows, seconds=plan.seconds)
+        ways[WAYS[2]] = http_rate(
+            plan.settings,
+            argument,
+            info.dtype,
+            device=plan.device,
+            rows=plan.rows,
+            seconds=plan.seconds,
+        )
     return Delivery(entry.name, info.dtype, plan.rows, alone, ways)
 
 

@@ -29,7 +29,7 @@ from vim_embed.bench.vit_rivals import PROXIES
 from vim_embed.types.devices import DTYPES, is_ieee
 
 KINDS = (VIMS, PROXIES)
-SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Relative L2 of the result against the float32 reference. Half as much again as the tests allow
 # for all final tokens: one token varies more than 197. The public kernels may have more.
 BARS = {"float32": 1e-5, "float32-ieee": 1e-5, "float16": 3e-3, "bfloat16": 3e-2}
@@ -196,18 +196,24 @@ def cases_of(
     """Every combination, by kind. Raises ValueError for an unknown name, naming the known."""
     known = [name for kind in KINDS for name in kind.models]
     models = [name if name in known else f"vim-{name}" for name in models]
-    dtypes = [SHORT.get(name, name) for name in dtypes]
+    dtypes = dtypes_of(dtypes)
     batches, sizes = list(batches), list(sizes)
     unknown = [name.removeprefix("vim-") for name in models if name not in known]
     if unknown:
         raise ValueError(f"unknown model {unknown[0]!r}: use one of {', '.join(known)}")
-    unknown = [name for name in dtypes if name not in DTYPES]
-    if unknown:
-        raise ValueError(f"unknown dtype {unknown[0]!r}: use one of {', '.join(DTYPES)}")
     if any(batch < 1 for batch in batches) or any(size < 16 for size in sizes):
         raise ValueError("batches start at 1, image sizes at 16 pixels")
     models.sort(key=lambda name: KINDS.index(kind_of(name)))
     return [Case(m, d, b, s) for s in sizes for m in models for d in dtypes for b in batches]
+
+
+def dtypes_of(names: Iterable[str]) -> list[str]:
+    """The dtypes by their full names, each once. Raises ValueError for one that is unknown."""
+    found = list(dict.fromkeys(_SHORT.get(name, name) for name in names))
+    unknown = [name for name in found if name not in DTYPES]
+    if unknown:
+        raise ValueError(f"unknown dtype {unknown[0]!r}: use one of {', '.join(DTYPES)}")
+    return found
 
 
 def as_text(line: Line, rivals: Sequence[str]) -> str:

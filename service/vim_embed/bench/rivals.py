@@ -7,13 +7,12 @@ dtype of its computation. All Vims have the same seeded weights.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vim_embed.bench.hustvl import Reference
-from vim_embed.bench.kinds import Forward, Kind, RivalMissing
+from vim_embed.bench.kinds import Forward, Kind, RivalMissing, timm_model
 from vim_embed.kernels import mamba_ssm
 from vim_embed.kernels.fused.launch import Kernels
 from vim_embed.kernels.fused.program import Shape
@@ -74,14 +73,10 @@ def deit(name: str, dtype: torch.dtype, device: torch.device, size: int) -> Forw
     kind = name.removeprefix("vim-")
     if kind not in ("tiny", "small", "base"):
         raise RivalMissing(f"there is no DeiT like {name}")
-    try:
-        import timm
-    except ImportError as error:
-        raise RivalMissing("timm is not installed: pip install timm") from error
-    model: Any = timm.create_model(f"deit_{kind}_patch16_224", img_size=size, num_classes=0)
+    model = timm_model(f"deit_{kind}_patch16_224", size)
     if not model.blocks[0].attn.fused_attn:
         raise RivalMissing("timm's attention is not fused here: unset TIMM_FUSED_ATTN")
-    model = model.to(device, dtype).eval()
+    model.to(device, dtype)
 
     @torch.inference_mode()
     def forward(pixels: Tensor) -> Tensor:
@@ -110,9 +105,7 @@ def _class_token(model: Vim) -> Forward:
 
 
 VIMS = Kind(
-    title="Vim",
     models=tuple(VIM_CONFIGS),
-    gives="the class token",
     reference=reference,
     ours=fused,
     rivals={"mamba_ssm": public_backend, "hustvl": original, "DeiT": deit},

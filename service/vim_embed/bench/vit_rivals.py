@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vim_embed.bench.kinds import Forward, Kind, RivalMissing
+from vim_embed.bench.kinds import Forward, Kind, timm_model
 
 _TIMM = {
     "vim-tiny-proxy": "vit_base_patch16_224",
@@ -57,12 +57,7 @@ def transformers_eager(name: str, dtype: torch.dtype, device: torch.device, size
 
 def timm_vit(name: str, dtype: torch.dtype, device: torch.device, size: int) -> Forward:
     """timm's ViT of the same shape, random weights of its own."""
-    try:
-        import timm
-    except ImportError as error:
-        raise RivalMissing("timm is not installed: pip install timm") from error
-    model: Any = timm.create_model(_TIMM[name], img_size=size, num_classes=0)
-    return _mean(model.eval().requires_grad_(False).to(device, dtype).forward_features, dtype)
+    return _mean(timm_model(_TIMM[name], size).to(device, dtype).forward_features, dtype)
 
 
 def _mean(model: Any, dtype: torch.dtype) -> Forward:
@@ -75,9 +70,7 @@ def _mean(model: Any, dtype: torch.dtype) -> Forward:
 
 
 PROXIES = Kind(
-    title="ViT proxies",
     models=tuple(_TIMM),
-    gives="the mean of the final tokens",
     reference=reference,
     ours=served,
     rivals={"transformers": transformers_eager, "timm": timm_vit},

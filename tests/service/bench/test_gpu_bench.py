@@ -76,10 +76,10 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> FakeMeter:
 def compares(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Our forwards give `factor` times the reference's numbers."""
     rivals = {"good": maker(1), "wrong": maker(1.1), "DeiT": missing, "big": full}
-    vims = Kind("Vim", VIMS.models, "sums", lambda *_: embed, maker(factor), rivals)
+    vims = Kind(VIMS.models, lambda *_: embed, maker(factor), rivals)
     own = {"eager": maker(1), "timm": maker(5)}
     sets = {"eager": frozenset({"eager"}), "apart": frozenset({"timm"})}
-    proxies = Kind("ViT", PROXIES.models, "sums", lambda *_: embed, maker(factor), own, **sets)
+    proxies = Kind(PROXIES.models, lambda *_: embed, maker(factor), own, **sets)
     monkeypatch.setattr(gpu_bench, "KINDS", (vims, proxies))
 
 
